@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# A real Kafka broker without a container engine: one node in KRaft mode, bound to 127.0.0.1, from the jars of Maven Central.
+#
+#   kafka-local.sh prepare           fetch the jars and compile the test client (once; kept in .cache)
+#   kafka-local.sh start DIR PORT    start and wait until it answers; the same DIR again resumes the same data
+#   kafka-local.sh stop DIR          orderly end
+#   kafka-local.sh kill DIR          SIGKILL
+#   kafka-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
+#   kafka-local.sh ready PORT        exit status 0 if a broker answers there
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+java_ok() {
+    local version
+    have java && have javac || return 1
+    version=$(javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p')
+    [ "${version:-0}" -ge 17 ]
+}
+
+download() {
+    local partial="$KAFKA_CACHE/libs.partial" attempt
+    for attempt in 1 2 3; do
+        rm -rf "$partial"
+        # A run of its own for each try, so that a broken file of the last one is fetched again (-U).
+        if mvn -q -B -U -f "$SCRIPTS_DIR/kafka/pom.xml" dependency:copy-dependencies \
+            -DincludeScope=runtime -DoutputDirectory="$partial" </dev/null >&2; then
+            rm -rf "$KAFKA_CACHE/libs"
+            mv "$partial" "$KAFKA_CACHE/libs"
+            return 0
+        fi
+        log "download $attempt of Kafka's jars failed"
+    done
+    return 1
+}
+
+# stamp_is FILE TEXT
+stamp_is() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+prepare() {
+    mkdir -p "$KAFKA_CACHE"
+    # The cache ignores itself: no rule for it is needed in the repository's own .gitignore.
+    echo '*' >"$REPO_DIR/.cache/.gitignore"
+    # Two runs side by side (two terminals, two jobs) must not fetch into one folder at once.
+    exec 9>"$KAFKA_CACHE/lock"
+    flock 9
+    java_ok || install_packages "A JDK of version 17 or later" openjdk-17-jdk-headless
+    local want
+    want=$(cksum <"$SCRIPTS_DIR/kafka/pom.xml")
+    # The stamp is written last: a folder without it is a download that was cut short.
+    if ! stamp_is "$KAFKA_CACHE/libs.stamp" "$want"; then
+        have mvn || install_packages "Maven" maven
+        log "fetching Kafka $KAFKA_VERSION from Maven Central (43 MB, once) ..."
+        rm -f "$KAFKA_CACHE/libs.stamp"
+        download || die "could not fetch Kafka from Maven Central"
+        echo "$want" >"$KAFKA_CACHE/libs.stamp"
+    fi
+    local client="$REPO_DIR/tests/kafka-client/Client.java"
+    want=$(cksum <"$client")
+    # Compiled once: `java Client.java` would spend a second on the compiler at every call.
+    if ! stamp_is "$KAFKA_CACHE/client.stamp" "$want"; then
+        rm -rf "$KAFKA_CACHE/client"
+        javac -Xlint:all,-processing,-classfile -cp "$KAFKA_CACHE/libs/*" -d "$KAFKA_CACHE/client" "$client" >&2
+        echo "$want" >"$KAFKA_CACHE/client.stamp"
+    fi
+    exec 9>&-
+}
+
+# ready PORT: sends a Metadata request (api 3, version 1, no topics) by hand, since a JVM would take a second for each try, and
+# looks for at least one broker in the answer: bytes 9 to 12, after the length and the correlation id. A broker that still starts
+# accepts connections but lists none.
+ready() {
+    local answer
+    # shellcheck disable=SC2016
+    answer=$(timeout 3 bash -c '
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf "\x00\x00\x00\x0e\x00\x03\x00\x01\x00\x00\x00\x07\xff\xff\x00\x00\x00\x00" >&3
+        head -c 12 <&3 | od -An -v -tx1 | tr -d " \n"' _ "$1" 2>/dev/null) || return 1
+    [ "${#answer}" -eq 24 ] && [ "${answer:8:8}" = 00000007 ] && [ "${answer:16:8}" != 00000000 ]
+}
+
+configure() {
+    local dir=$1 port=$2 controller
+    controller=$(free_port)
+    cat >"$dir/server.properties" <<END
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$dir/data
+# The server under test must create its topics itself.
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+group.initial.rebalance.delay.ms=0
+# Many small topics come and go: free their files soon.
+log.segment.delete.delay.ms=1000
+# A broker that was killed may register again only when its old session has timed out: with the default of 9 s each restart
+# takes 12 s. Tests that restart one often ask for less; a short one could fence a broker that is merely slow.
+broker.session.timeout.ms=${KAFKA_SESSION_TIMEOUT_MS:-9000}
+broker.heartbeat.interval.ms=500
+num.recovery.threads.per.data.dir=2
+END
+}
+
+JVM=(java -XX:+UseSerialGC -XX:-UsePerfData -cp "$KAFKA_CACHE/libs/*" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn
+    -Dorg.slf4j.simpleLogger.showDateTime=true "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS" -Dlog4j2.level=WARN)
+
+start() {
+    local dir=$1 port=$2
+    mkdir -p "$dir"
+    dir=$(cd "$dir" && pwd)
+    if read_pid "$dir/kafka.pid" >/dev/null; then die "a broker runs in $dir already"; fi
+    prepare
+    if [ ! -f "$dir/formatted" ]; then
+        configure "$dir" "$port"
+        # Any 16 bytes in URL-safe base64 make a cluster id; a leading '-' would look like a flag.
+        "${JVM[@]}" -Xmx128m kafka.tools.StorageTool format --config "$dir/server.properties" \
+            --cluster-id "LC$(head -c 15 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '=' | head -c 20)" >"$dir/format.log" 2>&1 ||
+            { cat "$dir/format.log" >&2; die "could not format $dir"; }
+        : >"$dir/formatted"
+    fi
+    spawn "$dir" kafka "${JVM[@]}" -Xms128m -Xmx512m kafka.Kafka "$dir/server.properties"
+    local pid
+    read -r pid _ <"$dir/kafka.pid"
+    if ! wait_for 90 "Kafka on port $port" "$pid" ready "$port"; then
+        tail -n 40 "$dir/kafka.log" >&2
+        service_verb kafka kill "$dir"
+        exit 1
+    fi
+}
+
+usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 64; }
+
+case "${1:-}:$#" in
+    prepare:1) prepare ;;
+    start:3) start "$2" "$3" ;;
+    stop:2 | kill:2 | pause:2 | resume:2) service_verb kafka "$1" "$2" ;;
+    ready:2) ready "$2" ;;
+    *) usage ;;
+esac

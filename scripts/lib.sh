@@ -1,0 +1,217 @@
+# shellcheck shell=bash
+# Shared by the scripts in this folder; sourced, never run. Works on Linux with bash 4.4 or later.
+
+SCRIPTS_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+REPO_DIR="$(dirname "$SCRIPTS_DIR")"
+KAFKA_VERSION=4.1.0
+KAFKA_CACHE="$REPO_DIR/.cache/kafka-$KAFKA_VERSION"
+export SCRIPTS_DIR REPO_DIR KAFKA_VERSION KAFKA_CACHE
+
+# Everything said goes to stderr: stdout belongs to cargo's results and to the env lines of services.sh.
+log() { printf '%s\n' "$*" >&2; }
+die() { log "error: $*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# install_packages WHY PACKAGE...: from Debian (or Ubuntu), as root or by a sudo that asks for no password.
+install_packages() {
+    local why=$1; shift
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        if have sudo && sudo -n true 2>/dev/null; then
+            as_root=(sudo -n)
+        else
+            die "$why is missing. Please install it (on Debian or Ubuntu: sudo apt-get install $*) and run this again."
+        fi
+    fi
+    have apt-get || die "$why is missing and there is no apt-get here. Please install it (Debian calls it: $*) and run this again."
+    log "$why is missing: installing $* ..."
+    # RUNLEVEL=1 keeps Debian's packages from starting their service: the tests run their own on a free port.
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -o DPkg::Lock::Timeout=300 -qq -y)
+    if ! "${apt[@]}" install --no-install-recommends "$@" </dev/null >/dev/null 2>&1; then
+        # Most often the package lists are old or were never fetched.
+        "${apt[@]}" update </dev/null >&2 || true
+        "${apt[@]}" install --no-install-recommends "$@" </dev/null >&2 || die "could not install $*"
+    fi
+}
+
+# free_port: a TCP port of 127.0.0.1 nobody listens on. From below the range the kernel uses for outgoing connections: a client
+# that keeps dialling a stopped broker inside that range can be given the very same port, and then connects to itself.
+free_port() {
+    local port
+    for _ in $(seq 200); do
+        port=$((15000 + (RANDOM * 32768 + RANDOM) % 15000))
+        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            echo "$port"
+            return 0
+        fi
+    done
+    die "found no free port on 127.0.0.1"
+}
+
+# wait_for SECONDS WHAT PID COMMAND...: runs COMMAND until it succeeds. PID (or 0) is the process that must stay alive meanwhile.
+wait_for() {
+    local deadline=$((SECONDS + $1)) what=$2 pid=$3; shift 3
+    until "$@"; do
+        if [ "$pid" -ne 0 ] && ! alive "$pid"; then log "$what ended before it answered"; return 1; fi
+        if [ "$SECONDS" -ge "$deadline" ]; then log "$what did not answer in time"; return 1; fi
+        sleep 0.2
+    done
+}
+
+# alive PID: runs, and is not a zombie that its parent has not collected yet.
+alive() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    stat=${stat##*) }
+    [ "${stat%% *}" != Z ]
+}
+
+# stop_group PID [SECONDS]: ends a whole process group: TERM, then KILL for what hangs. A stopped (SIGSTOP) process can only
+# react to TERM after CONT.
+stop_group() {
+    local pid=$1 seconds=${2:-10}
+    kill -TERM -- "-$pid" 2>/dev/null || return 0
+    kill -CONT -- "-$pid" 2>/dev/null || true
+    local deadline=$((SECONDS + seconds))
+    while group_alive "$pid"; do
+        if [ "$SECONDS" -ge "$deadline" ]; then
+            kill -KILL -- "-$pid" 2>/dev/null || true
+            deadline=$((SECONDS + 5))
+            while group_alive "$pid" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
+            return 0
+        fi
+        sleep 0.1
+    done
+}
+
+# group_alive PGID: some process of the group still runs (zombies don't count: nobody may be left to collect them).
+group_alive() {
+    local pid
+    for pid in $(pgrep -g "$1" 2>/dev/null); do
+        if alive "$pid"; then return 0; fi
+    done
+    return 1
+}
+
+# read_pid FILE: the process recorded there, if it is alive and still the same one (pids are reused: the file also holds its
+# start time).
+read_pid() {
+    local pid started
+    [ -f "$1" ] && read -r pid started <"$1" || return 1
+    alive "$pid" && [ "$(start_time "$pid")" = "$started" ] && echo "$pid"
+}
+
+start_time() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    # Field 22; the name in field 2 may hold spaces, so count from the bracket that ends it.
+    # shellcheck disable=SC2086
+    set -- ${stat##*) }
+    echo "${20}"
+}
+
+# spawn DIR NAME COMMAND...: starts COMMAND in a session of its own (so that its group can be ended as one), output to
+# DIR/NAME.log, pid to DIR/NAME.pid. The child notes its own pid before it turns into COMMAND: whoever interrupts us meanwhile
+# still finds it. Its standard files are all redirected, or a caller that reads our output would wait for it.
+spawn() {
+    local dir=$1 name=$2; shift 2
+    rm -f "$dir/$name.pid"
+    # shellcheck disable=SC2016
+    setsid bash -c '. "$1"; echo "$$ $(start_time "$$")" >"$2.new"; mv "$2.new" "$2"; shift 2; exec "$@"' _ \
+        "$SCRIPTS_DIR/lib.sh" "$dir/$name.pid" "$@" </dev/null >>"$dir/$name.log" 2>&1 &
+    wait_for 10 "$name" 0 test -f "$dir/$name.pid"
+}
+
+# service_verb NAME VERB DIR: stop, kill, pause and resume are the same for every service started by spawn.
+service_verb() {
+    local name=$1 verb=$2 dir=$3 pid
+    if ! pid=$(read_pid "$dir/$name.pid"); then
+        case $verb in
+            stop | kill) rm -f "$dir/$name.pid"; return 0 ;;
+            *) die "no $name runs in $dir" ;;
+        esac
+    fi
+    case $verb in
+        stop) stop_group "$pid" 15; rm -f "$dir/$name.pid" ;;
+        kill) kill -KILL -- "-$pid"; while group_alive "$pid"; do sleep 0.05; done; rm -f "$dir/$name.pid" ;;
+        pause) kill -STOP -- "-$pid" ;;
+        resume) kill -CONT -- "-$pid" ;;
+    esac
+}
+
+# stop_all_under DIR: ends every service started anywhere below a scratch folder, also those that a killed test left behind:
+# by pid file, and by the folder's name in the command line for one that was interrupted before it wrote its file.
+stop_all_under() {
+    local file pid pids=()
+    while IFS= read -r file; do
+        if pid=$(read_pid "$file"); then pids+=("$pid"); fi
+    done < <(find "$1" -name '*.pid' -type f 2>/dev/null)
+    while IFS= read -r pid; do pids+=("$pid"); done < <(pgrep -f -- "$1/" 2>/dev/null)
+    # Scratch data is thrown away: there is nothing a slow, orderly end would save.
+    for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do while alive "$pid"; do sleep 0.05; done; done
+}
+
+# run_child COMMAND...: runs it in the background in a group of its own and waits. A trap then runs at once (bash delays it while
+# a foreground command runs), and end_child can end the whole group. Unlike a plain '&', this leaves SIGINT as it is.
+CHILD=
+run_child() {
+    local status=0
+    set -m
+    "$@" </dev/null &
+    CHILD=$!
+    set +m
+    wait "$CHILD" || status=$?
+    CHILD=
+    return "$status"
+}
+
+end_child() {
+    if [ -n "$CHILD" ]; then stop_group "$CHILD" "${1:-10}"; fi
+    CHILD=
+}
+
+# start_services SCRATCH: one Kafka and one Redis on free ports; sets KAFKA_PORT and REDIS_PORT. In containers where there is an
+# engine, else as processes of this machine. LIVECHAT_TEST_SERVICES=docker or =local decides it by hand.
+COMPOSE=()
+start_services() {
+    local scratch=$1 want=${LIVECHAT_TEST_SERVICES:-auto}
+    KAFKA_PORT=$(free_port)
+    REDIS_PORT=$(free_port)
+    if [ "$want" != local ] && [ -f "$REPO_DIR/docker-compose.yml" ] && docker info >/dev/null 2>&1; then
+        if start_in_docker "$scratch"; then return 0; fi
+        if [ "$want" = docker ]; then die "the containers did not start"; fi
+        log "the containers did not start: running Kafka and Redis as local processes instead"
+        stop_docker
+    elif [ "$want" = docker ]; then
+        die "no container engine answers (docker info)"
+    fi
+    run_child "$SCRIPTS_DIR/redis-local.sh" start "$scratch/redis" "$REDIS_PORT"
+    run_child "$SCRIPTS_DIR/kafka-local.sh" start "$scratch/kafka" "$KAFKA_PORT"
+}
+
+start_in_docker() {
+    COMPOSE=(docker compose --project-name "livechat-test-$$" --project-directory "$REPO_DIR"
+        -f "$REPO_DIR/docker-compose.yml" -f "$SCRIPTS_DIR/docker-compose.test.yml")
+    export TEST_KAFKA_PORT=$KAFKA_PORT TEST_REDIS_PORT=$REDIS_PORT
+    if run_child "${COMPOSE[@]}" up --detach --quiet-pull kafka redis >"$1/docker.log" 2>&1 &&
+        run_child wait_for 90 "Kafka's container" 0 "$SCRIPTS_DIR/kafka-local.sh" ready "$KAFKA_PORT" &&
+        run_child wait_for 30 "Redis' container" 0 "$SCRIPTS_DIR/redis-local.sh" ready "$REDIS_PORT"; then
+        return 0
+    fi
+    tail -n 20 "$1/docker.log" >&2
+    return 1
+}
+
+stop_docker() {
+    if [ "${#COMPOSE[@]}" -gt 0 ]; then
+        "${COMPOSE[@]}" down --volumes --timeout 1 </dev/null >/dev/null 2>&1 || true
+        COMPOSE=()
+    fi
+}
+
+stop_services() {
+    stop_docker
+    stop_all_under "$1"
+    rm -rf "$1"
+}

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# A real Redis without a container engine: Debian's redis-server, bound to 127.0.0.1, nothing kept on disk.
+#
+#   redis-local.sh prepare           install redis-server if it is missing
+#   redis-local.sh start DIR PORT    start and wait until it answers; REDIS_ARGS adds arguments, e.g. "--requirepass x"
+#   redis-local.sh stop DIR          orderly end
+#   redis-local.sh kill DIR          SIGKILL
+#   redis-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
+#   redis-local.sh ready PORT        exit status 0 if a Redis answers there
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+prepare() {
+    # Valkey speaks the same protocol and takes the same arguments.
+    if ! server >/dev/null; then install_packages "Redis" redis-server; fi
+}
+
+server() { command -v redis-server || command -v valkey-server; }
+
+# ready PORT: PONG, or NOAUTH where a password is set: it answers, which is all that is asked. LOADING is not ready.
+ready() {
+    local answer
+    # shellcheck disable=SC2016
+    answer=$(timeout 2 bash -c '
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf "PING\r\n" >&3
+        IFS= read -r line <&3
+        printf "%s" "$line"' _ "$1" 2>/dev/null) || return 1
+    case $answer in
+        +PONG* | -NOAUTH*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+start() {
+    local dir=$1 port=$2 extra=()
+    mkdir -p "$dir"
+    dir=$(cd "$dir" && pwd)
+    if read_pid "$dir/redis.pid" >/dev/null; then die "a Redis runs in $dir already"; fi
+    prepare
+    if [ -n "${REDIS_ARGS:-}" ]; then read -ra extra <<<"$REDIS_ARGS"; fi
+    # Without snapshots a start on the same DIR is a Redis that lost everything: the harder case for its clients.
+    spawn "$dir" redis "$(server)" --bind 127.0.0.1 --port "$port" --dir "$dir" --save '' --appendonly no --daemonize no "${extra[@]}"
+    local pid
+    read -r pid _ <"$dir/redis.pid"
+    if ! wait_for 30 "Redis on port $port" "$pid" ready "$port"; then
+        tail -n 40 "$dir/redis.log" >&2
+        service_verb redis kill "$dir"
+        exit 1
+    fi
+}
+
+usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 64; }
+
+case "${1:-}:$#" in
+    prepare:1) prepare ;;
+    start:3) start "$2" "$3" ;;
+    stop:2 | kill:2 | pause:2 | resume:2) service_verb redis "$1" "$2" ;;
+    ready:2) ready "$2" ;;
+    *) usage ;;
+esac

@@ -1,0 +1,217 @@
+//! From a batch of records to the sockets: the same for every bus, on the bus's own thread.
+//!
+//! A record of a session that is not here costs a look-up and nothing else. The frames of one session and batch
+//! become one contiguous write, cut into chunks of at most [`CHUNK_BYTES`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use foldhash::fast::RandomState;
+
+use crate::metrics::Metrics;
+use crate::protocol::frame;
+use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
+use crate::protocol::server::{self, TypingIndicator};
+use crate::session::fanout::{self, Delivered, Patience, SLICE};
+use crate::session::typists::{Home, Typists};
+use crate::session::{Member, Registry, Session};
+
+/// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
+/// size, so this bounds what a healthy reader may be behind by.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Of poison records at most one log line in this time; the metric counts them all.
+const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+pub struct Delivery {
+    registry: Arc<Registry>,
+    typists: Arc<Typists>,
+    metrics: Arc<Metrics>,
+    /// This node's mark on what it publishes.
+    node: String,
+    /// `MAX_RECORD_BYTES`.
+    max_record_bytes: usize,
+    converter: Converter,
+    batch: Vec<Pending>,
+    /// Where a session stands in the batch, by its address: the batch holds it alive.
+    index: HashMap<usize, usize, RandomState>,
+    poison_logged: Option<Instant>,
+}
+
+/// What a batch has for one session.
+struct Pending {
+    session: Arc<Session>,
+    records: u64,
+    open: BytesMut,
+    chunks: Vec<Bytes>,
+}
+
+impl Delivery {
+    pub fn new(
+        registry: Arc<Registry>,
+        typists: Arc<Typists>,
+        metrics: Arc<Metrics>,
+        node: String,
+        max_record_bytes: usize,
+    ) -> Self {
+        Self {
+            registry,
+            typists,
+            metrics,
+            node,
+            max_record_bytes,
+            converter: Converter::default(),
+            batch: Vec::new(),
+            index: HashMap::default(),
+            poison_logged: None,
+        }
+    }
+
+    /// Takes a record into the batch. A poison record is counted and skipped.
+    pub fn push(&mut self, incoming: &Incoming<'_>) {
+        if let Err(poison) = self.try_push(incoming) {
+            self.skip(incoming, poison);
+        }
+    }
+
+    fn try_push(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+        let value = incoming.value.ok_or(Poison::Tombstone)?;
+        if value.len() > self.max_record_bytes {
+            return Err(Poison::TooBig);
+        }
+        match (incoming.form, incoming.topic) {
+            (Form::Native, _) => {
+                let session_id = record::native_session(incoming.key)?;
+                if let Some(session) = self.registry.get(session_id) {
+                    if simdutf8::basic::from_utf8(value).is_err() {
+                        return Err(Poison::NotUtf8);
+                    }
+                    self.add(session, value);
+                }
+                Ok(())
+            }
+            (Form::Old, Topic::Messages) => {
+                let Self { converter, registry, .. } = self;
+                let mut session = None;
+                let converted = converter.message(value, |session_id| {
+                    session = registry.get(session_id);
+                    session.is_some()
+                })?;
+                if let (Some(session), Some((_, payload))) = (session, converted) {
+                    self.add(session, &payload);
+                }
+                Ok(())
+            }
+            (Form::Old, _) if incoming.node == Some(self.node.as_bytes()) => Ok(()),
+            (Form::Old, Topic::Typing) => {
+                let typing = self.converter.typing(value)?;
+                self.typing(&typing);
+                Ok(())
+            }
+            // Presence of other nodes comes with the shared presence store.
+            (Form::Old, Topic::Status) => Ok(()),
+            (Form::Unknown, _) => Err(Poison::UnknownForm),
+        }
+    }
+
+    fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
+        let address = Arc::as_ptr(&session) as usize;
+        let at = *self.index.entry(address).or_insert_with(|| {
+            self.batch.push(Pending { session, records: 0, open: BytesMut::new(), chunks: Vec::new() });
+            self.batch.len() - 1
+        });
+        let pending = &mut self.batch[at];
+        pending.records += 1;
+        if !pending.open.is_empty() && pending.open.len() + frame::text_frame_len(payload.len()) > CHUNK_BYTES {
+            pending.chunks.push(std::mem::take(&mut pending.open).freeze());
+        }
+        frame::put_text(&mut pending.open, payload);
+    }
+
+    /// Delivers the batch. Small sessions go first; large ones take turns by slices of their members.
+    pub fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let mut total = Delivered::default();
+        let mut large = Vec::new();
+        let mut records = 0;
+        for mut pending in self.batch.drain(..) {
+            records += pending.records;
+            pending.chunks.push(pending.open.freeze());
+            let members = pending.session.members();
+            if members.len() > SLICE {
+                large.push((pending.session, members, pending.chunks));
+            } else {
+                let delivered = deliver_chunks(&members, &pending.chunks);
+                log_broadcast(&pending.session, delivered, members.len() * pending.chunks.len());
+                total += delivered;
+            }
+        }
+        let mut start = 0;
+        while !large.is_empty() {
+            large.retain(|(_, members, _)| start < members.len());
+            for (session, members, chunks) in &large {
+                let slice = &members[start..members.len().min(start + SLICE)];
+                let delivered = deliver_chunks(slice, chunks);
+                log_broadcast(session, delivered, slice.len() * chunks.len());
+                total += delivered;
+            }
+            start += SLICE;
+        }
+        self.index.clear();
+        self.metrics.batch(records, &total);
+    }
+
+    /// A typist on another node, or of another service.
+    fn typing(&self, typing: &TypingRecord) {
+        let at = (&typing.session_id, &typing.user_id);
+        if typing.is_typing {
+            self.typists.start(at, &typing.user_type, Home::Elsewhere, Instant::now());
+        } else {
+            self.typists.stop(at.0, at.1);
+        }
+        let Some(session) = self.registry.get(typing.session_id.as_str()) else { return };
+        let frame = server::typing_indicator(&TypingIndicator {
+            session_id: typing.session_id.as_str(),
+            user_id: typing.user_id.as_str(),
+            sender_type: &typing.user_type,
+            is_typing: typing.is_typing,
+            timestamp: &typing.timestamp,
+        });
+        fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::None);
+    }
+
+    fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {
+        self.metrics.poison(poison);
+        let now = Instant::now();
+        if self.poison_logged.is_none_or(|at| now - at >= POISON_LOG_INTERVAL) {
+            self.poison_logged = Some(now);
+            tracing::warn!(
+                topic = incoming.topic.name(),
+                partition = incoming.partition,
+                offset = incoming.offset,
+                reason = poison.name(),
+                "poison record skipped"
+            );
+        }
+    }
+}
+
+fn deliver_chunks(members: &[Member], chunks: &[Bytes]) -> Delivered {
+    let mut delivered = Delivered::default();
+    for chunk in chunks {
+        delivered += fanout::deliver(members, chunk, None, Patience::Wait);
+    }
+    delivered
+}
+
+fn log_broadcast(session: &Session, delivered: Delivered, expected: usize) {
+    tracing::debug!(
+        "Broadcasted message to session {}: {}/{expected} clients received",
+        session.id,
+        delivered.received()
+    );
+}

@@ -1,0 +1,88 @@
+//! The bus in the process: a bounded queue drained by one thread that runs the same delivery as Kafka's consumer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+
+use super::{Ack, Delivery, PublishError};
+use crate::protocol::record::{Incoming, Outgoing};
+
+/// The most records that wait for delivery.
+const MAX_RECORDS: usize = 65_536;
+/// The most bytes that wait for delivery.
+const MAX_BYTES: usize = 64 << 20;
+/// The most records of one batch, so that a flood does not hold back its own first record.
+const MAX_BATCH: usize = 1_024;
+
+pub struct Embedded {
+    sender: Mutex<Option<SyncSender<Outgoing>>>,
+    queued_bytes: Arc<AtomicUsize>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Embedded {
+    pub fn start(delivery: Delivery) -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel(MAX_RECORDS);
+        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let drained = Arc::clone(&queued_bytes);
+        let run = move || drain(&receiver, delivery, &drained);
+        let thread = thread::Builder::new().name("bus".into()).spawn(run)?;
+        Ok(Self { sender: Mutex::new(Some(sender)), queued_bytes, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub fn publish(&self, record: Outgoing, ack: Ack) {
+        ack(self.append(record));
+    }
+
+    fn append(&self, record: Outgoing) -> Result<(), PublishError> {
+        let bytes = record.value.len();
+        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_BYTES {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(PublishError::Full);
+        }
+        let sent = match &*self.sender.lock() {
+            Some(sender) => sender.try_send(record).map_err(|error| match error {
+                TrySendError::Full(_) => PublishError::Full,
+                TrySendError::Disconnected(_) => PublishError::Unavailable,
+            }),
+            None => Err(PublishError::Unavailable),
+        };
+        if sent.is_err() {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Delivers what is queued and ends the thread.
+    pub fn stop(&self) {
+        drop(self.sender.lock().take());
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &AtomicUsize) {
+    let mut offset = 0;
+    while let Ok(first) = receiver.recv() {
+        let mut bytes = 0;
+        for record in std::iter::once(first).chain(receiver.try_iter().take(MAX_BATCH - 1)) {
+            bytes += record.value.len();
+            delivery.push(&Incoming {
+                topic: record.topic,
+                partition: 0,
+                offset,
+                form: record.form,
+                key: Some(record.key.as_str().as_bytes()),
+                value: Some(&record.value),
+                node: None,
+            });
+            offset += 1;
+        }
+        delivery.flush();
+        queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

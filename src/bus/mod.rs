@@ -1,0 +1,79 @@
+//! The bus: an append-only log of records that every node reads whole, in the process or in Kafka.
+//!
+//! Both variants append, acknowledge and hand what they read to the same [`delivery`], on a thread of their own.
+
+pub mod delivery;
+pub mod embedded;
+
+pub use delivery::Delivery;
+
+use crate::protocol::record::Outgoing;
+
+/// Called once with the outcome of a publish, from a thread of the bus: it must not block.
+pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send>;
+
+/// Why a record did not reach the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    #[error("the message log is full, try again")]
+    Full,
+    #[error("the message log is not available, try again")]
+    Unavailable,
+    #[error("the message is larger than the log accepts")]
+    TooLarge,
+}
+
+/// How a dependency is, as health shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Connecting,
+    Ok,
+    Degraded,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
+/// Two closed variants and one predictable branch: no trait object.
+pub enum Bus {
+    Embedded(embedded::Embedded),
+}
+
+impl Bus {
+    /// Appends a record; `ack` hears when the log has it.
+    pub fn publish(&self, record: Outgoing, ack: Ack) {
+        match self {
+            Self::Embedded(bus) => bus.publish(record, ack),
+        }
+    }
+
+    /// Tells other nodes something that is worth nothing later: no acknowledgement, no retry.
+    pub fn announce(&self, record: Outgoing) {
+        match self {
+            // There are no other nodes.
+            Self::Embedded(_) => drop(record),
+        }
+    }
+
+    /// The mode's name and how it is.
+    pub fn health(&self) -> (&'static str, Status) {
+        match self {
+            Self::Embedded(_) => ("embedded", Status::Ok),
+        }
+    }
+
+    /// Waits until everything published has its outcome, or for `patience`, and ends the bus's threads.
+    /// Blocks: call it outside the runtime's workers.
+    pub fn stop(&self, _patience: std::time::Duration) {
+        match self {
+            Self::Embedded(bus) => bus.stop(),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What each client frame does: the use cases. It sees sessions, the bus and presence, and no sockets.
+
+mod pending;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::bus::{Bus, PublishError};
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::protocol::client::{self, Request, RequestId, SendMessage};
+use crate::protocol::code::{ErrorCode, WireError};
+use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::protocol::json::{Passed, Reader};
+use crate::protocol::record::{self, Form, Outgoing, Topic};
+use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
+use crate::protocol::timestamp;
+use crate::session::fanout::{self, Patience};
+use crate::session::typists::{Home, Typists};
+use crate::session::{Joined, Member, Registry, Session};
+pub use pending::PendingAnswers;
+use pending::PendingAnswer;
+
+/// How often expired typists and unanswered messages are looked for.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// The use cases, and what they share.
+pub struct Chat {
+    pub registry: Arc<Registry>,
+    pub typists: Arc<Typists>,
+    pub bus: Bus,
+    pub presence: Presence,
+    pub metrics: Arc<Metrics>,
+    /// `MAX_RECORD_BYTES`: checked before the log does.
+    pub max_record_bytes: usize,
+    pub pending: PendingAnswers,
+}
+
+/// A connection that has joined: who speaks, and where.
+pub struct Speaker {
+    pub session: Arc<Session>,
+    pub member: Member,
+    pub user_type: UserType,
+}
+
+impl Speaker {
+    fn identity(&self) -> Identity<'_> {
+        Identity { session_id: &self.session.id, user_id: &self.member.user_id, user_type: self.user_type }
+    }
+}
+
+thread_local! {
+    /// One parser a worker, not one a connection.
+    static READER: RefCell<Reader> = RefCell::default();
+}
+
+impl Chat {
+    /// Greets a connection and makes it known to its session.
+    pub fn join(
+        &self,
+        session_id: &SessionId,
+        member: Member,
+        user_type: UserType,
+    ) -> Speaker {
+        let (session, Joined { user_type, is_first }) =
+            self.registry.join(session_id, &member, user_type, |user_type| {
+                let who = Identity { session_id, user_id: &member.user_id, user_type };
+                server::connection_established(who, &timestamp())
+            });
+        if is_first {
+            self.presence.changed(session_id);
+        } else {
+            self.presence.joined_again(session_id, &member.outbox);
+        }
+        tracing::info!("WebSocket client connected: {} ({user_type}) to session {session_id}", member.user_id);
+        Speaker { session, member, user_type }
+    }
+
+    /// Takes a connection out of its session.
+    pub fn leave(&self, speaker: &Speaker) {
+        let Some(is_last) = self.registry.leave(&speaker.session, &speaker.member) else { return };
+        let (session_id, user_id) = (&speaker.session.id, &speaker.member.user_id);
+        if is_last {
+            if self.typists.stop(session_id, user_id) {
+                self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
+            }
+            self.presence.changed(session_id);
+        }
+        tracing::info!("WebSocket client disconnected: {user_id} ({}) from session {session_id}", speaker.user_type);
+    }
+
+    /// Handles one text frame, parsed in its own buffer.
+    pub fn handle(&self, speaker: &Speaker, text: &mut [u8]) {
+        self.metrics.frames_received.inc();
+        READER.with_borrow_mut(|reader| match reader.parse(text) {
+            Ok(tape) => {
+                let (request_id, request) = client::parse(&tape);
+                match request {
+                    Ok(request) => self.serve(speaker, &request, request_id),
+                    Err(error) => self.refuse(speaker, &error, request_id),
+                }
+            }
+            Err(_) => {
+                self.refuse(speaker, &WireError::new(ErrorCode::InvalidJson, "The frame is not valid JSON"), None);
+            }
+        });
+    }
+
+    /// Refuses a frame that came too fast; of it only the request id is read, for the answer.
+    pub fn refuse_for_rate(&self, speaker: &Speaker, text: &mut [u8]) {
+        let error = WireError::new(ErrorCode::RateLimited, "Too many messages, slow down");
+        READER.with_borrow_mut(|reader| {
+            let tape = reader.parse(text).ok();
+            let request_id = tape.as_ref().and_then(|tape| client::parse(tape).0);
+            self.refuse(speaker, &error, request_id);
+        });
+    }
+
+    fn refuse(&self, speaker: &Speaker, error: &WireError, request_id: Option<RequestId<'_>>) {
+        self.metrics.frame_error(error.code);
+        speaker.member.outbox.answer(&server::error(error, None, request_id));
+    }
+
+    fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, request_id: Option<RequestId<'_>>) {
+        match request {
+            Request::JoinSession => {
+                let frame = server::session_joined(speaker.identity(), &timestamp(), request_id);
+                speaker.member.outbox.answer(&frame);
+            }
+            Request::Ping => speaker.member.outbox.answer(&server::pong(&timestamp(), request_id)),
+            Request::Typing { is_typing } => self.typing(speaker, *is_typing),
+            Request::SendMessage(message) => self.send_message(speaker, message, request_id),
+        }
+    }
+
+    fn typing(&self, speaker: &Speaker, is_typing: bool) {
+        let at = (&speaker.session.id, &speaker.member.user_id);
+        let user_type = speaker.user_type.as_str();
+        let is_news = if is_typing {
+            self.typists.start(at, user_type, Home::Here, Instant::now())
+        } else {
+            // A stop always passes: the start may have been announced by a node that is gone.
+            self.typists.stop(at.0, at.1);
+            true
+        };
+        if is_news {
+            self.show_typing(&speaker.session, at.1, user_type, is_typing);
+        }
+    }
+
+    /// To everyone else in the session, here and on other nodes.
+    fn show_typing(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool) {
+        let at = timestamp();
+        self.show_typing_here(session, user_id, user_type, is_typing, &at);
+        self.bus.announce(Outgoing {
+            topic: Topic::Typing,
+            key: session.id.clone(),
+            value: record::typing_value(&session.id, user_id, user_type, is_typing, &at),
+            form: Form::Old,
+            message_id: None,
+        });
+    }
+
+    fn show_typing_here(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) {
+        let frame = server::typing_indicator(&TypingIndicator {
+            session_id: session.id.as_str(),
+            user_id: user_id.as_str(),
+            sender_type: user_type,
+            is_typing,
+            timestamp: at,
+        });
+        fanout::deliver(&session.members(), &frame, Some(user_id), Patience::None);
+    }
+
+    fn send_message(&self, speaker: &Speaker, message: &SendMessage<'_, '_>, request_id: Option<RequestId<'_>>) {
+        let (message_id, at) = (Uuid::now_v7().to_string(), timestamp());
+        let identity = speaker.identity();
+        let frame = NewMessage {
+            message_id: &message_id,
+            session_id: identity.session_id,
+            sender_id: identity.user_id,
+            sender_type: identity.user_type,
+            message: message.message,
+            message_type: message.message_type,
+            attachments: Attachments(message.attachments),
+            timestamp: &at,
+            client_message_id: message.client_message_id,
+        };
+        let value = server::new_message(&frame);
+        let pending = PendingAnswer::new(
+            Arc::clone(&speaker.member.outbox),
+            message_id.clone(),
+            message.client_message_id,
+            at.clone(),
+            request_id,
+            Arc::clone(&self.metrics),
+        );
+        if value.len() > self.max_record_bytes {
+            pending.answer(Err(PublishError::TooLarge));
+            return;
+        }
+        let outgoing = Outgoing {
+            topic: Topic::Messages,
+            key: speaker.session.id.clone(),
+            value,
+            form: Form::Native,
+            message_id: Some(message_id),
+        };
+        let answered = Arc::clone(&pending);
+        self.bus.publish(outgoing, Box::new(move |outcome| answered.answer(outcome)));
+        self.pending.watch(pending);
+    }
+
+    /// Ends presence and the bus: what was published gets its outcome, as far as `patience` allows.
+    pub async fn stop(self: &Arc<Self>, patience: Duration) {
+        let chat = Arc::clone(self);
+        // It joins threads and waits for the log: not for a worker of the runtime.
+        let _ = tokio::task::spawn_blocking(move || chat.bus.stop(patience)).await;
+    }
+
+    /// What happens by itself: typing ends, and messages without an answer get one.
+    pub fn tick(&self) {
+        let now = Instant::now();
+        self.pending.expire(now);
+        for stopped in self.typists.expired(now) {
+            let Some(session) = self.registry.get(stopped.session_id.as_str()) else { continue };
+            match stopped.home {
+                Home::Here => self.show_typing(&session, &stopped.user_id, &stopped.user_type, false),
+                Home::Elsewhere => {
+                    self.show_typing_here(&session, &stopped.user_id, &stopped.user_type, false, &timestamp());
+                }
+            }
+        }
+    }
+}
+
+/// `attachments`: passed on by value, `[]` where none are given.
+struct Attachments<'t, 'i>(Option<Passed<'t, 'i>>);
+
+impl Serialize for Attachments<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(given) => given.serialize(serializer),
+            None => serializer.collect_seq([(); 0]),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Messages whose outcome the sender waits for: each is answered exactly once, by the log or by the deadline.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::bus::PublishError;
+use crate::metrics::Metrics;
+use crate::protocol::client::{OwnedRequestId, RequestId};
+use crate::protocol::code::{ErrorCode, WireError};
+use crate::protocol::server;
+use crate::ws::Outbox;
+
+/// How long a sender waits for the log before it is told that the outcome is unknown.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The answer that one `send_message` is owed.
+pub struct PendingAnswer {
+    is_answered: AtomicBool,
+    outbox: Arc<Outbox>,
+    message_id: String,
+    client_message_id: Option<Box<str>>,
+    timestamp: String,
+    request_id: Option<OwnedRequestId>,
+    metrics: Arc<Metrics>,
+}
+
+impl PendingAnswer {
+    pub fn new(
+        outbox: Arc<Outbox>,
+        message_id: String,
+        client_message_id: Option<&str>,
+        timestamp: String,
+        request_id: Option<RequestId<'_>>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            is_answered: AtomicBool::new(false),
+            outbox,
+            message_id,
+            client_message_id: client_message_id.map(Into::into),
+            timestamp,
+            request_id: request_id.map(RequestId::to_owned),
+            metrics,
+        })
+    }
+
+    /// Answers the sender, the first time.
+    pub fn answer(&self, outcome: Result<(), PublishError>) {
+        if self.is_answered.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let client_message_id = self.client_message_id.as_deref();
+        let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
+        let frame = match outcome {
+            Ok(()) => {
+                self.metrics.records_published.inc();
+                server::message_sent(&self.message_id, client_message_id, &self.timestamp, request_id)
+            }
+            Err(error) => {
+                let code = match error {
+                    PublishError::TooLarge => ErrorCode::RecordTooLarge,
+                    PublishError::Full | PublishError::Unavailable => ErrorCode::BusUnavailable,
+                };
+                self.metrics.publish_failures.inc();
+                self.metrics.frame_error(code);
+                server::error(&WireError::new(code, error.to_string()), client_message_id, request_id)
+            }
+        };
+        self.outbox.answer(&frame);
+    }
+
+    fn expire(&self) {
+        if self.is_answered.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.metrics.outcomes_unknown.inc();
+        self.metrics.frame_error(ErrorCode::OutcomeUnknown);
+        let text = "No answer from the message log in time: the message may still appear";
+        let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
+        let error = WireError::new(ErrorCode::OutcomeUnknown, text);
+        self.outbox.answer(&server::error(&error, self.client_message_id.as_deref(), request_id));
+    }
+
+    fn is_answered(&self) -> bool {
+        self.is_answered.load(Ordering::Acquire)
+    }
+}
+
+/// All answers that are owed, in the order of their deadlines: the bus bounds how many there are.
+#[derive(Default)]
+pub struct PendingAnswers {
+    queue: Mutex<VecDeque<(Instant, Arc<PendingAnswer>)>>,
+}
+
+impl PendingAnswers {
+    /// Watches over an answer until it is given.
+    pub fn watch(&self, pending: Arc<PendingAnswer>) {
+        if pending.is_answered() {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        while queue.front().is_some_and(|(_, first)| first.is_answered()) {
+            queue.pop_front();
+        }
+        queue.push_back((Instant::now() + PATIENCE, pending));
+    }
+
+    /// Answers those that have waited too long.
+    pub fn expire(&self, now: Instant) {
+        loop {
+            let expired = {
+                let mut queue = self.queue.lock();
+                match queue.front() {
+                    Some((deadline, first)) if *deadline <= now || first.is_answered() => queue.pop_front(),
+                    _ => return,
+                }
+            };
+            if let Some((_, pending)) = expired {
+                pending.expire();
+            }
+        }
+    }
+}

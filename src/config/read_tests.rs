@@ -1,0 +1,406 @@
+//! Tests of the configuration as a whole, on a machine that always has the same name and limits.
+
+use std::collections::HashMap;
+
+use super::super::VARIABLES;
+use super::*;
+
+fn machine() -> Machine {
+    Machine {
+        descriptors: 10_000,
+        hostname: "chat host".to_owned(),
+    }
+}
+
+fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let map: HashMap<String, String> = pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
+    for name in map.keys() {
+        assert!(Variable::named(name).is_some(), "{name} is not in the table");
+    }
+    config(&|name| map.get(name).cloned(), &machine())
+}
+
+/// Reads what must be wrong, and returns the names of the wrong variables and the whole message.
+fn wrong(pairs: &[(&str, &str)]) -> (Vec<String>, String) {
+    let error = read(pairs).unwrap_err();
+    (
+        error.names().into_iter().map(str::to_owned).collect(),
+        error.to_string(),
+    )
+}
+
+#[test]
+fn nothing_set_is_the_contract() {
+    let config = read(&[]).unwrap();
+    assert_eq!((config.port, config.ws_port), (8082, Some(8081)));
+    assert_eq!(config.host.to_string(), "0.0.0.0");
+    assert_eq!(config.admin_addr.unwrap().to_string(), "127.0.0.1:9464");
+    assert_eq!(config.environment, Environment::Development);
+    assert_eq!(
+        (config.allowed_origins, config.allow_credentials),
+        (Origins::Any, false)
+    );
+    assert_eq!((config.redis, config.kafka), (None, None));
+    assert_eq!(config.node_id, "chat-host");
+    assert_eq!(config.presence_ttl, Duration::from_secs(60));
+    assert_eq!(config.presence_flush, Duration::from_millis(10));
+    assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.max_record_bytes, 131_072);
+    assert_eq!(
+        (config.log_level.as_str(), config.log_format),
+        ("info", LogFormat::Text)
+    );
+    assert_eq!(
+        config.limits,
+        Limits {
+            max_message_bytes: 65_536,
+            send_queue_bytes: 262_144,
+            send_timeout: Duration::from_secs(10),
+            rate_limit_messages: 20,
+            rate_limit_burst: 40,
+            max_connections: 9_500,
+            max_connections_per_ip: 0,
+            max_connections_per_user: 0,
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(10),
+        }
+    );
+}
+
+#[test]
+fn every_variable_empty_is_nothing_set_except_the_two_listeners() {
+    let all: Vec<(&str, &str)> = VARIABLES.iter().map(|variable| (variable.name, "")).collect();
+    let empty = read(&all).unwrap();
+    assert_eq!((empty.ws_port, empty.admin_addr), (None, None));
+    let unset = read(&[]).unwrap();
+    assert_eq!(
+        Config {
+            ws_port: unset.ws_port,
+            admin_addr: unset.admin_addr,
+            ..empty
+        },
+        unset
+    );
+}
+
+#[test]
+fn every_default_in_the_table_is_accepted_when_written_out() {
+    let all: Vec<(&str, &str)> = VARIABLES
+        .iter()
+        .filter(|variable| variable.name != "KAFKA_SASL_MECHANISM")
+        .map(|variable| (variable.name, variable.default))
+        .collect();
+    assert_eq!(read(&all), read(&[]));
+}
+
+#[test]
+fn every_variable_is_read() {
+    // Nonsense for each: whoever accepts anything else than these few doesn't look.
+    let free_text = ["REDIS_PASSWORD", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"];
+    for variable in VARIABLES {
+        let (names, message) = wrong(&[(variable.name, "\u{1}?")]);
+        assert!(
+            names.iter().any(|name| name == variable.name),
+            "{}: {message}",
+            variable.name
+        );
+        if !free_text.contains(&variable.name) {
+            assert_eq!(message.contains("\\u{1}?"), !variable.secret, "{message}");
+        }
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_tables_order() {
+    let (names, message) = wrong(&[
+        ("LOG_FORMAT", "xml"),
+        ("PORT", "99999"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("PING_INTERVAL", "10"),
+        ("HOST", "localhost:1"),
+    ]);
+    assert_eq!(
+        names,
+        ["PORT", "HOST", "TRUSTED_PROXIES", "LOG_FORMAT", "PING_INTERVAL"]
+    );
+    assert!(
+        message.contains("PORT=\"99999\": a whole number from 0 to 65535 is accepted"),
+        "{message}"
+    );
+    assert_eq!(message.lines().count(), 6);
+}
+
+#[test]
+fn the_second_port() {
+    assert_eq!(read(&[("WS_PORT", "8082")]).unwrap().ws_port, None);
+    assert_eq!(read(&[("WS_PORT", " ")]).unwrap().ws_port, None);
+    assert_eq!(read(&[("PORT", "0"), ("WS_PORT", "0")]).unwrap().ws_port, None);
+    assert_eq!(read(&[("PORT", "1"), ("WS_PORT", "0")]).unwrap().ws_port, Some(0));
+    assert_eq!(wrong(&[("ADMIN_ADDR", "127.0.0.1:8082")]).0, ["ADMIN_ADDR"]);
+    assert_eq!(
+        wrong(&[("ADMIN_ADDR", "0.0.0.0:8081"), ("HOST", "127.0.0.1")]).0,
+        ["ADMIN_ADDR"]
+    );
+    assert!(read(&[("ADMIN_ADDR", "127.0.0.2:8082"), ("HOST", "127.0.0.1")]).is_ok());
+}
+
+#[test]
+fn any_origin_with_credentials_is_for_development_only() {
+    let credentials = ("ALLOW_CREDENTIALS", "true");
+    assert!(read(&[credentials]).is_ok());
+    assert_eq!(
+        wrong(&[credentials, ("ENVIRONMENT", "production")]).0,
+        ["ALLOW_CREDENTIALS"]
+    );
+    let listed = [
+        credentials,
+        ("ENVIRONMENT", "Production"),
+        ("ALLOWED_ORIGINS", "https://a.example"),
+    ];
+    assert_eq!(read(&listed).unwrap().environment, Environment::Production);
+}
+
+#[test]
+fn redis_url_wins_over_its_parts() {
+    let url = |pairs: &[(&str, &str)]| read(pairs).unwrap().redis.map(|redis| redis.url);
+    assert_eq!(url(&[("REDIS_PORT", "6380")]), None);
+    assert_eq!(url(&[("REDIS_HOST", "cache")]).unwrap(), "redis://cache:6379");
+    assert_eq!(
+        url(&[("REDIS_HOST", "::1"), ("REDIS_PORT", "1")]).unwrap(),
+        "redis://[::1]:1"
+    );
+    assert_eq!(
+        url(&[("REDIS_HOST", "cache"), ("REDIS_PASSWORD", " p@:/ß")]).unwrap(),
+        "redis://:%20p%40%3A%2F%C3%9F@cache:6379"
+    );
+    assert_eq!(
+        url(&[("REDIS_HOST", "cache"), ("REDIS_URL", "redis://other/2")]).unwrap(),
+        "redis://other/2"
+    );
+    assert_eq!(wrong(&[("REDIS_PASSWORD", "x")]).0, ["REDIS_PASSWORD"]);
+    for host in ["cache:6379", "a b", "redis://cache", "a/b"] {
+        assert_eq!(wrong(&[("REDIS_HOST", host)]).0, ["REDIS_HOST"], "{host:?}");
+    }
+    for url in [
+        "http://cache",
+        "cache:6379",
+        "redis://",
+        "redis://cache:port",
+        "redis://cache/db",
+    ] {
+        assert_eq!(wrong(&[("REDIS_URL", url)]).0, ["REDIS_URL"], "{url:?}");
+    }
+}
+
+#[test]
+fn a_password_survives_its_url() {
+    let config = read(&[("REDIS_HOST", "cache"), ("REDIS_PASSWORD", "p@:/% ß")]).unwrap();
+    let info = config.redis.unwrap().url.as_str().into_connection_info().unwrap();
+    assert_eq!(info.redis_settings().password(), Some("p@:/% ß"));
+}
+
+#[test]
+fn tls_for_redis_is_refused_clearly() {
+    let (names, message) = wrong(&[("REDIS_URL", "rediss://:hunter2@cache")]);
+    assert_eq!(names, ["REDIS_URL"]);
+    assert!(
+        message.contains("no TLS for Redis") && !message.contains("hunter2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let redis = RedisConfig {
+        url: "redis://bob:hunter2@cache:1/3?x=hunter2".to_owned(),
+    };
+    assert_eq!(redis.redacted(), "redis://bob:***@cache:1/3");
+    let sasl = Sasl {
+        mechanism: SaslMechanism::Plain,
+        username: "bob".into(),
+        password: "hunter2".into(),
+    };
+    let shown = format!(
+        "{redis:?} {sasl:?} {:?}",
+        RedisConfig {
+            url: "hunter2".into()
+        }
+    );
+    assert!(shown.contains("bob") && !shown.contains("hunter2"), "{shown}");
+    for name in ["REDIS_URL", "REDIS_PASSWORD", "KAFKA_SASL_PASSWORD"] {
+        let message = wrong(&[(name, "hunter2")]).1;
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
+fn kafka_brokers_wins_over_the_older_name() {
+    let brokers = |pairs: &[(&str, &str)]| read(pairs).unwrap().kafka.map(|kafka| kafka.brokers);
+    assert_eq!(brokers(&[("KAFKA_BROKER", "old:1")]).unwrap(), "old:1");
+    assert_eq!(
+        brokers(&[("KAFKA_BROKER", "old:1"), ("KAFKA_BROKERS", "")]).unwrap(),
+        "old:1"
+    );
+    assert_eq!(
+        brokers(&[("KAFKA_BROKER", "old:1"), ("KAFKA_BROKERS", "new:1,b")]).unwrap(),
+        "new:1,b:9092"
+    );
+    let kafka = read(&[("KAFKA_BROKERS", "k")]).unwrap().kafka.unwrap();
+    assert_eq!(
+        (kafka.topic_messages.as_str(), kafka.topic_typing.as_str()),
+        ("chat-messages", "typing-indicators")
+    );
+    assert_eq!(
+        (kafka.topic_status.as_str(), kafka.partitions, kafka.replication),
+        ("connection-status", 8, 1)
+    );
+    assert_eq!(
+        (kafka.security, kafka.sasl, kafka.ssl_ca),
+        (SecurityProtocol::Plaintext, None, None)
+    );
+}
+
+#[test]
+fn topics_are_three() {
+    assert_eq!(
+        wrong(&[("KAFKA_TOPIC_TYPING", "chat-messages")]).0,
+        ["KAFKA_TOPIC_TYPING"]
+    );
+    let alike = [("KAFKA_TOPIC_MESSAGES", "a.b"), ("KAFKA_TOPIC_STATUS", "a_b")];
+    assert_eq!(wrong(&alike).0, ["KAFKA_TOPIC_STATUS"]);
+}
+
+#[test]
+fn kafka_security_needs_its_feature_and_all_its_parts() {
+    for protocol in ["ssl", "SASL_SSL", "sasl_plaintext"] {
+        let result = read(&[("KAFKA_SECURITY_PROTOCOL", protocol)]);
+        if !KAFKA_TLS {
+            assert!(result.unwrap_err().to_string().contains("kafka-tls"));
+        } else if protocol != "ssl" {
+            assert_eq!(
+                result.unwrap_err().names(),
+                ["KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"]
+            );
+        }
+    }
+    if KAFKA_TLS {
+        let kafka = read(&[
+            ("KAFKA_BROKERS", "k"),
+            ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl"),
+            ("KAFKA_SASL_MECHANISM", "scram-sha-512"),
+            ("KAFKA_SASL_USERNAME", "bob"),
+            ("KAFKA_SASL_PASSWORD", "hunter2"),
+        ]);
+        let sasl = kafka.unwrap().kafka.unwrap().sasl.unwrap();
+        assert_eq!(
+            (sasl.mechanism.as_str(), sasl.password.as_str()),
+            ("SCRAM-SHA-512", "hunter2")
+        );
+    }
+    assert_eq!(
+        wrong(&[("KAFKA_SASL_USERNAME", "bob")]).0,
+        ["KAFKA_SASL_USERNAME"]
+    );
+    assert_eq!(wrong(&[("KAFKA_SSL_CA", "/nonexistent")]).0, ["KAFKA_SSL_CA"]);
+    assert_eq!(
+        wrong(&[("KAFKA_SECURITY_PROTOCOL", "tls")]).0,
+        ["KAFKA_SECURITY_PROTOCOL"]
+    );
+}
+
+#[test]
+fn a_certificate_file_is_pem() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    assert!(wrong(&[("KAFKA_SSL_CA", path)]).1.contains("PEM"));
+    std::fs::write(path, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    // It is a certificate now, but nothing would use it.
+    assert!(
+        wrong(&[("KAFKA_SSL_CA", path)])
+            .1
+            .contains("KAFKA_SECURITY_PROTOCOL")
+    );
+}
+
+#[test]
+fn a_record_must_fit_into_a_queue() {
+    let (names, message) = wrong(&[("SEND_QUEUE_BYTES", "65536")]);
+    assert_eq!(names, ["MAX_RECORD_BYTES"]);
+    assert!(
+        message.contains("131072") && message.contains("SEND_QUEUE_BYTES (65536)"),
+        "{message}"
+    );
+    assert!(read(&[("SEND_QUEUE_BYTES", "65536"), ("MAX_RECORD_BYTES", "65536")]).is_ok());
+    assert_eq!(wrong(&[("MAX_RECORD_BYTES", "262145")]).0, ["MAX_RECORD_BYTES"]);
+}
+
+#[test]
+fn a_pong_comes_before_the_next_ping() {
+    let limits = read(&[("PING_INTERVAL", "2s")]).unwrap().limits;
+    assert_eq!(
+        (limits.ping_interval, limits.pong_timeout),
+        (2 * SECOND, 2 * SECOND)
+    );
+    assert_eq!(wrong(&[("PONG_TIMEOUT", "26s")]).0, ["PONG_TIMEOUT"]);
+    assert_eq!(wrong(&[("PONG_TIMEOUT", "0s")]).0, ["PONG_TIMEOUT"]);
+    assert_eq!(
+        wrong(&[("PRESENCE_TTL", "1s"), ("PRESENCE_FLUSH", "300ms")]).0,
+        ["PRESENCE_FLUSH"]
+    );
+}
+
+#[test]
+fn either_zero_turns_the_rate_limit_off() {
+    for name in ["RATE_LIMIT_MESSAGES", "RATE_LIMIT_BURST"] {
+        let limits = read(&[(name, "0")]).unwrap().limits;
+        assert_eq!((limits.rate_limit_messages, limits.rate_limit_burst), (0, 0));
+    }
+}
+
+#[test]
+fn connections_fit_the_descriptors() {
+    assert_eq!(
+        read(&[("MAX_CONNECTIONS", "7")]).unwrap().limits.max_connections,
+        7
+    );
+    assert_eq!(
+        read(&[("MAX_CONNECTIONS", "0")]).unwrap().limits.max_connections,
+        9_500
+    );
+    let (names, message) = wrong(&[("MAX_CONNECTIONS", "9501")]);
+    assert_eq!(names, ["MAX_CONNECTIONS"]);
+    assert!(
+        message.contains("from 0 to 9500") && message.contains("10000"),
+        "{message}"
+    );
+    let small = |descriptors| {
+        config(
+            &|_| None,
+            &Machine {
+                descriptors,
+                hostname: String::new(),
+            },
+        )
+    };
+    assert_eq!(small(1024).unwrap().limits.max_connections, 960);
+    assert_eq!(small(65).unwrap().limits.max_connections, 1);
+    assert_eq!(small(64).unwrap_err().names(), ["MAX_CONNECTIONS"]);
+    assert_eq!(
+        small(64)
+            .unwrap_err()
+            .to_string()
+            .matches("MAX_CONNECTIONS")
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn this_machine_has_limits_and_a_name() {
+    let machine = Machine::this();
+    assert!(machine.descriptors > 0 && machine.descriptors <= MOST_DESCRIPTORS);
+    assert!(Config::from_lookup(&|_| None).is_ok());
+}

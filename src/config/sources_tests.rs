@@ -1,0 +1,220 @@
+//! Tests of the sources and their order, of `--help`, and of `.env.example`.
+
+use std::io::Write;
+
+use super::*;
+
+const NO_ENV: fn(&str) -> Option<String> = |_| None;
+
+fn args(args: &[&str]) -> Vec<OsString> {
+    std::iter::once("livechat-ws")
+        .chain(args.iter().copied())
+        .map(OsString::from)
+        .collect()
+}
+
+fn served(command: Result<Command, ConfigError>) -> Config {
+    match command {
+        Ok(Command::Serve(config)) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn dotenv(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn flag_over_environment_over_file() {
+    let file =
+        dotenv("PORT=1\nWS_PORT=1\nENVIRONMENT=production # a comment\nLOG_FORMAT='json'\nPRESENCE_TTL=5s\n");
+    let env = |name: &str| match name {
+        "PORT" | "WS_PORT" => Some("2".to_owned()),
+        // Empty: unset, and the file's value is hidden.
+        "PRESENCE_TTL" => Some(String::new()),
+        _ => None,
+    };
+    let config = served(load(args(&["--port", "3"]), env, Some(file.path())));
+    assert_eq!((config.port, config.ws_port), (3, Some(2)));
+    assert_eq!(config.environment.as_str(), "production");
+    assert_eq!(config.log_format, super::super::LogFormat::Json);
+    assert_eq!(config.presence_ttl.as_secs(), 60);
+}
+
+#[test]
+fn both_spellings_of_a_flag() {
+    for spelling in ["--max-message-bytes=100", "--MAX_MESSAGE_BYTES=100"] {
+        assert_eq!(
+            served(load(args(&[spelling]), NO_ENV, None))
+                .limits
+                .max_message_bytes,
+            100
+        );
+    }
+    assert!(
+        served(load(
+            args(&["--allow-credentials", "--port", "1", "--port", "2"]),
+            NO_ENV,
+            None
+        ))
+        .allow_credentials
+    );
+    assert_eq!(served(load(args(&["--ws-port="]), NO_ENV, None)).ws_port, None);
+}
+
+#[test]
+fn a_wrong_command_line_is_told_without_its_values() {
+    for wrong in [
+        &["--redis-pasword=hunter2"][..],
+        &["--port"],
+        &["surplus"],
+        &["--check-config=x"],
+    ] {
+        match load(args(wrong), NO_ENV, None) {
+            Err(ConfigError::Usage(message)) => assert!(!message.contains("hunter2"), "{message}"),
+            other => panic!("{wrong:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_other_commands() {
+    assert!(matches!(
+        load(args(&["--check-config"]), NO_ENV, None),
+        Ok(Command::CheckConfig(_))
+    ));
+    assert!(matches!(
+        load(args(&["--healthcheck"]), NO_ENV, None),
+        Ok(Command::Healthcheck(_))
+    ));
+    assert_eq!(
+        load(args(&["--version"]), NO_ENV, None),
+        Ok(Command::Version(VERSION.to_owned()))
+    );
+    let wrong = load(args(&["--check-config", "--port=x"]), NO_ENV, None);
+    assert_eq!(wrong.unwrap_err().names(), ["PORT"]);
+}
+
+#[test]
+fn help_names_every_variable_with_its_default() {
+    let Ok(Command::Help(help)) = load(args(&["--help"]), NO_ENV, None) else {
+        panic!()
+    };
+    for variable in VARIABLES {
+        assert!(
+            help.contains(&format!("--{} ", variable.flag())),
+            "{}",
+            variable.name
+        );
+        assert!(
+            help.contains(&format!("[{}={}]", variable.name, variable.default)),
+            "{}",
+            variable.name
+        );
+    }
+    assert!(!help.contains('\u{1b}'));
+}
+
+#[test]
+fn a_missing_file_is_no_file_and_an_unreadable_one_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    served(load(args(&[]), NO_ENV, Some(&folder.path().join(".env"))));
+    assert!(load(args(&[]), NO_ENV, Some(folder.path())).is_err());
+}
+
+#[test]
+fn broken_lines_are_told_by_number_without_their_text() {
+    let broken = |text: &str| {
+        let file = dotenv(text);
+        let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let place = format!("{}, line ", file.path().display());
+        let lines: Vec<String> = error
+            .names()
+            .iter()
+            .map(|name| name.replace(&place, ""))
+            .collect();
+        lines.join(" ")
+    };
+    assert_eq!(
+        broken("PORT=1\n\n# a comment\nhunter2 is not a line\nWS_PORT=2\n"),
+        "4"
+    );
+    assert_eq!(broken("\u{feff}PORT=1\nA B=hunter2\nPORT=x\nhunter2"), "2 4 PORT");
+    assert_eq!(broken("PORT=1\r\nREDIS_PASSWORD=a hunter2\r\n"), "2");
+    // A quote that is never closed: the line on which it was opened, not the end of the file.
+    assert_eq!(
+        broken("PORT=1\n\nREDIS_PASSWORD='hunter2\nWS_PORT=3\nHOST=::1\n"),
+        "3"
+    );
+}
+
+#[test]
+fn values_over_several_lines_do_not_confuse_the_count() {
+    let file = dotenv("NODE_ID=a\nREDIS_HOST=h\nREDIS_PASSWORD='one\ntwo'\nbroken line\n");
+    let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
+    assert!(error.to_string().contains(", line 5"), "{error}");
+}
+
+#[test]
+fn every_variable_has_one_name_a_help_and_a_section() {
+    for (index, variable) in VARIABLES.iter().enumerate() {
+        assert!(VARIABLES[..index].iter().all(|other| other.name != variable.name));
+        assert!(
+            variable.name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'),
+            "{}",
+            variable.name
+        );
+        assert!(!variable.help.is_empty() && Section::ALL.contains(&variable.section));
+    }
+    command().debug_assert();
+}
+
+/// `.env.example` as the table has it. To renew the file after a change: `UPDATE_ENV_EXAMPLE=1 cargo test env_example`.
+fn env_example() -> String {
+    let mut text = String::from(
+        "# Copy this file to .env. What is commented out is optional; every value shown is the default.\n\
+         # A flag (--max-message-bytes) wins over the environment, and that over this file.\n\
+         # Durations: 500ms, 25s, 2m. Sizes: bytes. A value with blanks or any of $ # \\ \" goes in single quotes.\n",
+    );
+    for section in Section::ALL {
+        text += &format!("\n# --- {} ---\n", section.title());
+        for variable in VARIABLES.iter().filter(|variable| variable.section == *section) {
+            let mark = if section.is_optional() || variable.default.is_empty() {
+                "# "
+            } else {
+                ""
+            };
+            text += &format!(
+                "\n# {}\n{mark}{}={}\n",
+                variable.help, variable.name, variable.default
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn env_example_is_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".env.example");
+    if std::env::var_os("UPDATE_ENV_EXAMPLE").is_some() {
+        std::fs::write(&path, env_example()).unwrap();
+    }
+    let file = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        file,
+        env_example(),
+        "see env_example() in src/config/sources_tests.rs"
+    );
+}
+
+#[test]
+fn env_example_changes_nothing() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".env.example");
+    assert_eq!(
+        served(load(args(&[]), NO_ENV, Some(&path))),
+        served(load(args(&[]), NO_ENV, None))
+    );
+}

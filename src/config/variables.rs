@@ -1,0 +1,166 @@
+//! The table of variables: the one place where a name, its default and its meaning are written down.
+//!
+//! `--help`, the parsing of flags and of the environment, `.env.example` and the check of the documentation all read
+//! it, so that none of them can forget a variable or disagree about a default.
+
+/// A group of variables that are shown together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// Ports and addresses.
+    Listeners,
+    /// Who may call from a browser.
+    Origins,
+    /// The presence store.
+    Redis,
+    /// The bus.
+    Kafka,
+    /// This node and its cluster.
+    Node,
+    /// Log lines.
+    Logging,
+    /// What one client, and all of them, may take.
+    Limits,
+}
+
+impl Section {
+    /// Every section, in the order in which they are shown.
+    pub const ALL: &'static [Section] = &[
+        Section::Listeners,
+        Section::Origins,
+        Section::Redis,
+        Section::Kafka,
+        Section::Node,
+        Section::Logging,
+        Section::Limits,
+    ];
+
+    /// The heading in `--help` and in `.env.example`.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Section::Listeners => "Listeners",
+            Section::Origins => "Environment and origins",
+            Section::Redis => "Redis (empty: presence is kept in this process)",
+            Section::Kafka => "Kafka (empty: messages stay in this process)",
+            Section::Node => "Node and cluster",
+            Section::Logging => "Logging",
+            Section::Limits => "Limits",
+        }
+    }
+
+    /// Whether `.env.example` keeps the section's lines commented, because setting one changes the mode of operation.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Section::Redis | Section::Kafka)
+    }
+}
+
+/// One variable of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// The name in the environment and in `.env`.
+    pub name: &'static str,
+    /// What stands for the value in `--help`.
+    pub value: &'static str,
+    /// The default as one would write it; empty where there is none or where it is worked out at start.
+    pub default: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// Where it is shown.
+    pub section: Section,
+    /// A value that must never be printed.
+    pub secret: bool,
+}
+
+impl Variable {
+    /// The name as a flag, without the two dashes: `MAX_MESSAGE_BYTES` is `max-message-bytes`.
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// The variable of that name.
+    pub fn named(name: &str) -> Option<&'static Variable> {
+        VARIABLES.iter().find(|variable| variable.name == name)
+    }
+}
+
+const fn var(
+    section: Section,
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Variable {
+    Variable {
+        name,
+        value,
+        default,
+        help,
+        section,
+        secret: false,
+    }
+}
+
+const fn secret(section: Section, name: &'static str, value: &'static str, help: &'static str) -> Variable {
+    Variable {
+        name,
+        value,
+        default: "",
+        help,
+        section,
+        secret: true,
+    }
+}
+
+use Section::{Kafka, Limits, Listeners, Logging, Node, Origins, Redis};
+
+/// Every variable, in the order in which it is shown and checked.
+#[rustfmt::skip]
+pub const VARIABLES: &[Variable] = &[
+    var(Listeners, "PORT", "PORT", "8082", "HTTP and WebSocket; 0: the system picks a free port"),
+    var(Listeners, "WS_PORT", "PORT", "8081", "A second listener with the same routes; empty or equal to PORT: none"),
+    var(Listeners, "HOST", "IP", "0.0.0.0", "The address that both bind"),
+    var(Listeners, "ADMIN_ADDR", "IP:PORT", "127.0.0.1:9464", "/metrics, /live and /ready; empty: off"),
+
+    var(Origins, "ENVIRONMENT", "NAME", "development", "development, or production: browsers' origins are checked"),
+    var(Origins, "ALLOWED_ORIGINS", "LIST", "*", "Origins (https://chat.example.com), comma-separated, or * for any"),
+    var(Origins, "ALLOW_CREDENTIALS", "BOOL", "false", "Let listed origins send cookies (production only, not with *)"),
+
+    secret(Redis, "REDIS_URL", "URL", "redis://[user:password@]host[:port][/db]; wins over the three below"),
+    var(Redis, "REDIS_HOST", "HOST", "", "A host name or an address"),
+    var(Redis, "REDIS_PORT", "PORT", "6379", "Its port"),
+    secret(Redis, "REDIS_PASSWORD", "TEXT", "Its password"),
+
+    var(Kafka, "KAFKA_BROKERS", "LIST", "", "Brokers to start from, host:port, comma-separated"),
+    var(Kafka, "KAFKA_BROKER", "HOST:PORT", "", "The older name of KAFKA_BROKERS, which wins"),
+    var(Kafka, "KAFKA_TOPIC_MESSAGES", "TOPIC", "chat-messages", "Messages"),
+    var(Kafka, "KAFKA_TOPIC_TYPING", "TOPIC", "typing-indicators", "Typing indicators"),
+    var(Kafka, "KAFKA_TOPIC_STATUS", "TOPIC", "connection-status", "Who is connected"),
+    var(Kafka, "KAFKA_TOPIC_PARTITIONS", "COUNT", "8", "Partitions of a topic that has to be created"),
+    var(Kafka, "KAFKA_TOPIC_REPLICATION", "COUNT", "1", "Replicas of a topic that has to be created"),
+    var(Kafka, "KAFKA_SECURITY_PROTOCOL", "NAME", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl (all but the first: feature kafka-tls)"),
+    var(Kafka, "KAFKA_SASL_MECHANISM", "NAME", "PLAIN", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    var(Kafka, "KAFKA_SASL_USERNAME", "TEXT", "", "The SASL user"),
+    secret(Kafka, "KAFKA_SASL_PASSWORD", "TEXT", "The SASL password"),
+    var(Kafka, "KAFKA_SSL_CA", "FILE", "", "Certificates to trust, PEM; empty: the system's"),
+
+    var(Node, "NODE_ID", "NAME", "", "This node's name among the others; empty: the host's name"),
+    var(Node, "PRESENCE_TTL", "DURATION", "60s", "How long a node that died is still believed to hold its users"),
+    var(Node, "PRESENCE_FLUSH", "DURATION", "10ms", "How long joins and leaves are collected for one write"),
+    var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long connections are sent away in batches at shutdown; 0s: at once"),
+    var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) whose X-Forwarded-For is believed"),
+    var(Node, "SESSION_ID_FORMAT", "NAME", "any", "any, or uuid"),
+    var(Node, "MAX_RECORD_BYTES", "BYTES", "131072", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES"),
+
+    var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level, comma-separated"),
+    var(Logging, "LOG_FORMAT", "NAME", "text", "text or json"),
+
+    var(Limits, "MAX_MESSAGE_BYTES", "BYTES", "65536", "A longer message of a client closes its connection (1009)"),
+    var(Limits, "SEND_QUEUE_BYTES", "BYTES", "262144", "What may wait for one client before it is a slow consumer (4008)"),
+    var(Limits, "SEND_TIMEOUT", "DURATION", "10s", "How long it may wait without any progress (4008)"),
+    var(Limits, "RATE_LIMIT_MESSAGES", "COUNT", "20", "Messages a second of one connection; 0: no limit"),
+    var(Limits, "RATE_LIMIT_BURST", "COUNT", "40", "How many may come at once before the rate counts; 0: no limit"),
+    var(Limits, "MAX_CONNECTIONS", "COUNT", "", "Of this process; empty or 0: the descriptor limit less a reserve"),
+    var(Limits, "MAX_CONNECTIONS_PER_IP", "COUNT", "0", "Of one address; 0: no limit"),
+    var(Limits, "MAX_CONNECTIONS_PER_USER", "COUNT", "0", "Of one user in one session; 0: no limit"),
+    var(Limits, "PING_INTERVAL", "DURATION", "25s", "How often a quiet connection is pinged"),
+    var(Limits, "PONG_TIMEOUT", "DURATION", "10s", "How long its answer may take (4001); at most PING_INTERVAL"),
+];

@@ -1,0 +1,13 @@
+//! Why the server does not start.
+
+use std::io;
+use std::net::SocketAddr;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener can't bind: fatal, and named by its variable.
+    #[error("{variable}: cannot listen on {address}: {source}")]
+    Bind { variable: &'static str, address: SocketAddr, source: io::Error },
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}

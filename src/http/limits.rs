@@ -1,0 +1,169 @@
+//! How many connections there may be: per process, per address and per user.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+use hyper::HeaderMap;
+
+use crate::config::{self, Network};
+use crate::protocol::ids::UserId;
+
+/// Which limit a connection would go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exceeded {
+    Process,
+    Address,
+    User,
+}
+
+/// Counts of what is admitted. A count of zero leaves no entry.
+pub struct Limits {
+    max_connections: usize,
+    max_per_ip: usize,
+    max_per_user: usize,
+    connections: AtomicUsize,
+    per_ip: DashMap<IpAddr, usize>,
+    per_user: DashMap<UserId, usize>,
+    trusted_proxies: Vec<Network>,
+}
+
+/// A place for one connection, given back on drop.
+pub struct Ticket {
+    limits: Arc<Limits>,
+    ip: Option<IpAddr>,
+    user_id: Option<UserId>,
+}
+
+impl Limits {
+    pub fn new(limits: &config::Limits, trusted_proxies: Vec<Network>) -> Self {
+        Self {
+            max_connections: limits.max_connections,
+            max_per_ip: limits.max_connections_per_ip,
+            max_per_user: limits.max_connections_per_user,
+            connections: AtomicUsize::new(0),
+            per_ip: DashMap::new(),
+            per_user: DashMap::new(),
+            trusted_proxies,
+        }
+    }
+
+    /// The open WebSocket connections, those on their way included.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub fn admit(self: &Arc<Self>, ip: IpAddr, user_id: &UserId) -> Result<Ticket, Exceeded> {
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.max_connections {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Exceeded::Process);
+        }
+        // From here on the ticket gives back what is taken.
+        let mut ticket = Ticket { limits: Arc::clone(self), ip: None, user_id: None };
+        if self.max_per_ip > 0 {
+            if !take(&self.per_ip, ip, self.max_per_ip) {
+                return Err(Exceeded::Address);
+            }
+            ticket.ip = Some(ip);
+        }
+        if self.max_per_user > 0 {
+            if !take(&self.per_user, user_id.clone(), self.max_per_user) {
+                return Err(Exceeded::User);
+            }
+            ticket.user_id = Some(user_id.clone());
+        }
+        Ok(ticket)
+    }
+
+    /// Whose connection it is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that
+    /// isn't one of theirs. What a client writes there itself stands before that and counts for nothing.
+    pub fn client_ip(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let is_trusted = |ip: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(ip));
+        let mut client = peer.to_canonical();
+        let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+        let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
+        for hop in hops.iter().rev() {
+            if !is_trusted(client) {
+                break;
+            }
+            match hop.parse::<IpAddr>() {
+                Ok(ip) => client = ip.to_canonical(),
+                Err(_) => break,
+            }
+        }
+        client
+    }
+}
+
+fn take<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: K, max: usize) -> bool {
+    let mut count = counts.entry(key).or_insert(0);
+    let has_room = *count < max;
+    *count += usize::from(has_room);
+    has_room
+}
+
+fn give_back<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: &K) {
+    counts.remove_if_mut(key, |_, count| {
+        *count -= 1;
+        *count == 0
+    });
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.limits.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(ip) = &self.ip {
+            give_back(&self.limits.per_ip, ip);
+        }
+        if let Some(user_id) = &self.user_id {
+            give_back(&self.limits.per_user, user_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(max: usize, per_ip: usize, per_user: usize, proxies: &[&str]) -> Arc<Limits> {
+        Arc::new(Limits {
+            max_connections: max,
+            max_per_ip: per_ip,
+            max_per_user: per_user,
+            connections: AtomicUsize::new(0),
+            per_ip: DashMap::new(),
+            per_user: DashMap::new(),
+            trusted_proxies: proxies.iter().map(|text| text.parse().unwrap()).collect(),
+        })
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let limits = limits(3, 2, 1, &[]);
+        let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let user = |id: &str| UserId::parse(id).unwrap();
+        let first = limits.admit(a, &user("u1")).ok().unwrap();
+        assert_eq!(limits.admit(b, &user("u1")).err(), Some(Exceeded::User));
+        let second = limits.admit(a, &user("u2")).ok().unwrap();
+        assert_eq!(limits.admit(a, &user("u3")).err(), Some(Exceeded::Address));
+        let third = limits.admit(b, &user("u3")).ok().unwrap();
+        assert_eq!(limits.admit(b, &user("u4")).err(), Some(Exceeded::Process));
+        drop((first, second, third));
+        assert_eq!(limits.connections(), 0);
+        assert!(limits.per_ip.is_empty() && limits.per_user.is_empty());
+    }
+
+    #[test]
+    fn forwarded_addresses_count_from_the_right() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "6.6.6.6, 1.2.3.4, 10.0.0.9".parse().unwrap());
+        let peer = "10.0.0.1".parse().unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(limits(1, 0, 0, &[]).client_ip(peer, &headers), peer);
+        assert_eq!(limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers), ip("1.2.3.4"));
+        assert_eq!(limits(1, 0, 0, &["10.0.0.1"]).client_ip(peer, &headers), ip("10.0.0.9"));
+        headers.insert("x-forwarded-for", "nonsense".parse().unwrap());
+        assert_eq!(limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers), peer);
+    }
+}

@@ -1,0 +1,156 @@
+//! Listeners: bind, accept, and HTTP/1.1 with its limits on each socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::Http;
+use super::framing::Watched;
+use super::response::{Answer, error};
+use super::router::{Door, route};
+
+/// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
+const BACKLOG: i32 = 16_384;
+/// A request head: 16 KiB, 64 headers, 10 s.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request under way may take when the listeners close.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long accepting rests when descriptors or memory have run out.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Sockets beyond `MAX_CONNECTIONS` that may be open for plain HTTP, health above all.
+const SPARE_SOCKETS: usize = 48;
+
+/// Binds without SO_REUSEPORT: two processes on one port would silently split the clients.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts until `stop`, then ends the connections that are still plain HTTP.
+pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: CancellationToken) {
+    let sockets = Arc::new(AtomicUsize::new(0));
+    let mut logged: Option<Instant> = None;
+    let connections = tokio_util::task::TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_peers_fault(&error) => continue,
+            Err(error) => {
+                http.metrics.accept_errors.inc();
+                if logged.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+                    logged = Some(Instant::now());
+                    tracing::error!(%error, "cannot accept connections");
+                }
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let open = OpenSocket::new(&sockets);
+        // WebSockets have left this count; what is open beyond the spare ones has not even sent a head.
+        if open.number > http.config.limits.max_connections.saturating_sub(http.limits.connections()) + SPARE_SOCKETS {
+            http.metrics.accept_errors.inc();
+            continue;
+        }
+        let (http, stop) = (Arc::clone(&http), stop.clone());
+        connections.spawn(async move {
+            serve_socket(socket, peer, door, http, stop).await;
+            drop(open);
+        });
+    }
+    drop(listener);
+    connections.close();
+    let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+}
+
+/// Counts a socket that speaks HTTP.
+struct OpenSocket {
+    count: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl OpenSocket {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        Self { count: Arc::clone(count), number: count.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Errors of the one connection that was about to be accepted: the next may be fine.
+fn is_peers_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+async fn serve_socket(socket: TcpStream, peer: SocketAddr, door: Door, http: Arc<Http>, stop: CancellationToken) {
+    // Frames are small and wait for nothing: Nagle's algorithm would hold them for an acknowledgement.
+    let _ = socket.set_nodelay(true);
+    // A peer that vanished without a word is the ping's business, but a half-dead HTTP client is not pinged.
+    let _ = SockRef::from(&socket).set_keepalive(true);
+    let (socket, framing) = Watched::new(socket);
+    let served = AtomicU32::new(0);
+    let service = service_fn(|request| {
+        let is_clear = framing.allows(served.fetch_add(1, Ordering::Relaxed) + 1);
+        let http = Arc::clone(&http);
+        async move {
+            let started = Instant::now();
+            let line = tracing::enabled!(tracing::Level::DEBUG)
+                .then(|| format!("{} {}", request.method(), request.uri().path()));
+            let answer = if is_clear { route(&http, door, peer.ip(), request).await } else { ambiguous() };
+            if let Some(line) = line {
+                let took = started.elapsed().as_secs_f64() * 1000.0;
+                tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
+            }
+            Ok::<_, std::convert::Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = done {
+        tracing::debug!(%error, %peer, "HTTP connection ended");
+    }
+}
+
+fn ambiguous() -> Answer {
+    let detail = "the length of the body is given twice";
+    let mut answer = error(hyper::StatusCode::BAD_REQUEST, "Bad request", detail);
+    answer.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+    answer
+}

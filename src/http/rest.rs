@@ -1,0 +1,111 @@
+//! Health, readiness, and who is connected.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use serde::Serialize;
+
+use super::Http;
+use super::response::{Answer, Success, error, error_with, json};
+use crate::bus::Status;
+use crate::config::Origins;
+use crate::protocol::ids::SessionId;
+
+/// How long an answer waits for the presence store.
+const STATUS_PATIENCE: Duration = Duration::from_millis(900);
+
+#[derive(Serialize)]
+struct Dependency {
+    mode: &'static str,
+    status: &'static str,
+}
+
+impl Dependency {
+    fn new((mode, status): (&'static str, Status)) -> Self {
+        Self { mode, status: status.as_str() }
+    }
+}
+
+#[derive(Serialize)]
+struct Health<'a> {
+    status: &'static str,
+    message: &'static str,
+    port: String,
+    environment: &'static str,
+    cors_origins: Vec<&'a str>,
+    version: &'static str,
+    node_id: &'a str,
+    uptime_seconds: u64,
+    connections: usize,
+    sessions: usize,
+    kafka: Dependency,
+    redis: Dependency,
+}
+
+/// `GET /health`: 200 while the process serves.
+pub fn health(http: &Http) -> Answer {
+    let (bus, presence) = (http.chat.bus.health(), http.chat.presence.health());
+    let is_ok = bus.1 == Status::Ok && presence.1 == Status::Ok;
+    json(
+        StatusCode::OK,
+        &Health {
+            status: if is_ok { "ok" } else { "degraded" },
+            message: "LiveChat WebSocket server is running",
+            port: http.port.to_string(),
+            environment: http.config.environment.as_str(),
+            cors_origins: match &http.config.allowed_origins {
+                Origins::Any => vec!["*"],
+                Origins::List(origins) => origins.iter().map(String::as_str).collect(),
+            },
+            version: env!("CARGO_PKG_VERSION"),
+            node_id: &http.config.node_id,
+            uptime_seconds: http.life.uptime().as_secs(),
+            connections: http.limits.connections(),
+            sessions: http.chat.registry.len(),
+            kafka: Dependency::new(bus),
+            redis: Dependency::new(presence),
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct State {
+    status: &'static str,
+}
+
+/// `GET /live`: 200 while the process can answer at all.
+pub fn live() -> Answer {
+    json(StatusCode::OK, &State { status: "live" })
+}
+
+/// `GET /ready`: 200, but 503 while starting or draining. A dependency that fails later leaves it at 200: one
+/// broken broker must not empty every load balancer.
+pub fn ready(http: &Http) -> Answer {
+    let not_ready = |why| {
+        error_with(StatusCode::SERVICE_UNAVAILABLE, "Not ready", why, hyper::header::RETRY_AFTER, "1")
+    };
+    let statuses = [http.chat.bus.health().1, http.chat.presence.health().1];
+    if http.life.is_draining() {
+        return not_ready("draining");
+    }
+    if !http.life.has_started(|| statuses.contains(&Status::Connecting)) {
+        return not_ready("starting");
+    }
+    let is_ok = statuses.iter().all(|status| *status == Status::Ok);
+    json(StatusCode::OK, &State { status: if is_ok { "ready" } else { "degraded" } })
+}
+
+/// `GET /api/session/{id}/connection-status`, for the whole cluster.
+pub async fn connection_status(http: &Http, session_id: &SessionId) -> Answer {
+    match tokio::time::timeout(STATUS_PATIENCE, http.chat.presence.status(session_id)).await {
+        Ok(Ok(data)) => {
+            let message = "Connection status retrieved successfully";
+            json(StatusCode::OK, &Success { success: true, message, data })
+        }
+        Ok(Err(_)) | Err(_) => error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Failed to get connection status",
+            "the presence store is not available",
+        ),
+    }
+}

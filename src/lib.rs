@@ -1,0 +1,39 @@
+//! livechat-ws delivers live-chat messages: customers and agents talk in sessions over WebSocket, a chat backend
+//! writes messages to Kafka, and every node fans each record out to the session's sockets without re-serialising
+//! it.
+//!
+//! # Layout
+//!
+//! In the order of a connection, and back in the order of a message:
+//!
+//! - [`config`]: flags, environment and `.env`, checked before a port opens
+//! - [`http`]: listeners, router, the upgrade's checks, CORS, health, REST
+//! - [`ws`]: one connection: the strict reader and the outbox, the only writer of its socket
+//! - [`chat`]: what each client frame does
+//! - [`bus`]: the log of records, in the process or in Kafka, and delivery from it
+//! - [`session`]: who is in a session here, and the fan-out to their sockets
+//! - [`presence`]: who is connected, told beside the message path, which never waits for it
+//! - [`protocol`]: everything on the wire, and nothing of ours
+//! - [`shutdown`]: signals and the graceful end
+//! - [`metrics`], [`logging`], [`clock`]
+//!
+//! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
+//! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
+
+pub mod bus;
+pub mod chat;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod presence;
+pub mod protocol;
+pub mod server;
+pub mod session;
+pub mod shutdown;
+pub mod ws;
+
+pub use error::StartError;
+pub use server::Server;

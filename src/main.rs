@@ -1,0 +1,92 @@
+//! The `livechat-ws` program: configuration in, exit status out.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use livechat_ws::config::{self, Command, Config};
+use livechat_ws::{Server, logging, shutdown};
+
+/// Frames and small tasks come and go on several threads: mimalloc is made for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A configuration error (sysexits.h, EX_USAGE).
+const EXIT_USAGE: u8 = 64;
+/// A server that can't start or isn't healthy.
+const EXIT_FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    // Each connection is a descriptor: the default of MAX_CONNECTIONS is made of this limit.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let env = |name: &str| std::env::var(name).ok();
+    match config::load(std::env::args_os(), env, Some(Path::new(".env"))) {
+        Ok(Command::Serve(config)) => serve(*config),
+        Ok(Command::CheckConfig(_)) => {
+            println!("The configuration is valid.");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Healthcheck(config)) => healthcheck(&config),
+        Ok(Command::Help(text) | Command::Version(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    logging::install(&config);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    let served: anyhow::Result<()> = runtime.block_on(async {
+        let stop = shutdown::signals()?;
+        Server::bind(config)?.run(stop).await;
+        Ok(())
+    });
+    // What is left is plain HTTP and answers nobody waits for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    tracing::error!("{error:#}");
+    ExitCode::from(EXIT_FAILURE)
+}
+
+/// Asks the running server for its health: what a container's health check calls.
+fn healthcheck(config: &Config) -> ExitCode {
+    match ask_health(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("unhealthy: {error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+fn ask_health(config: &Config) -> anyhow::Result<()> {
+    let host = match config.host {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let patience = Duration::from_secs(3);
+    let mut socket = TcpStream::connect_timeout(&SocketAddr::new(host, config.port), patience)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    anyhow::ensure!(answer.starts_with("HTTP/1.1 200 "), "{}", answer.lines().next().unwrap_or("no answer"));
+    Ok(())
+}

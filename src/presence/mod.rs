@@ -1,0 +1,91 @@
+//! Who is connected, told to everyone in the session: beside the message path, which never waits for it.
+//!
+//! Joins and leaves mark their session; one task takes the marks of a window, folds them into net changes and
+//! sends one status frame per session. The store behind this door is the node's own rosters ("embedded").
+
+mod pipeline;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::bus::Status;
+use crate::metrics::Metrics;
+use crate::protocol::ids::SessionId;
+use crate::protocol::status::ConnectionStatus;
+use crate::session::Registry;
+use crate::ws::Outbox;
+
+/// The presence store can't be asked now.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the presence store is not available")]
+pub struct Unavailable;
+
+pub struct Presence {
+    registry: Arc<Registry>,
+    inbox: Arc<Inbox>,
+}
+
+/// Sessions with something to tell. It holds at most one entry per session that has or had a connection within
+/// the window, so it is bounded by the connections themselves.
+#[derive(Default)]
+struct Inbox {
+    changed: Mutex<HashMap<SessionId, Change, RandomState>>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Change {
+    /// Connections whose join changed nothing: each gets a snapshot of its own.
+    snapshot_for: Vec<Arc<Outbox>>,
+}
+
+impl Presence {
+    /// Starts the pipeline task on the current runtime.
+    pub fn start(registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) -> Self {
+        let inbox = Arc::new(Inbox::default());
+        tokio::spawn(pipeline::run(Arc::clone(&inbox), Arc::clone(&registry), window, metrics));
+        Self { registry, inbox }
+    }
+
+    /// A user has come, or the last connection of one has gone.
+    pub fn changed(&self, session_id: &SessionId) {
+        self.inbox.mark(session_id, None);
+    }
+
+    /// A connection has come that changes nothing: its user was here already.
+    pub fn joined_again(&self, session_id: &SessionId, outbox: &Arc<Outbox>) {
+        self.inbox.mark(session_id, Some(outbox));
+    }
+
+    /// Everyone connected to a session; an unknown one is empty.
+    pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
+        let session = self.registry.get(session_id.as_str());
+        Ok(session.map(|session| session.with_roster(|roster| roster.status())).unwrap_or_default())
+    }
+
+    /// The mode's name and how it is.
+    pub fn health(&self) -> (&'static str, Status) {
+        ("embedded", Status::Ok)
+    }
+}
+
+impl Inbox {
+    fn mark(&self, session_id: &SessionId, outbox: Option<&Arc<Outbox>>) {
+        let is_first = {
+            let mut changed = self.changed.lock();
+            let is_first = changed.is_empty();
+            let change = changed.entry(session_id.clone()).or_default();
+            change.snapshot_for.extend(outbox.cloned());
+            is_first
+        };
+        // One wake per window, not per join.
+        if is_first {
+            self.wake.notify_one();
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The pipeline task: marks in, one status frame per session and window out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Change, Inbox};
+use crate::metrics::Metrics;
+use crate::protocol::ids::SessionId;
+use crate::protocol::server;
+use crate::protocol::status::MAX_LISTED_USERS;
+use crate::protocol::timestamp;
+use crate::session::fanout::deliver_in_slices;
+use crate::session::{Registry, Session};
+
+/// A session with more than [`MAX_LISTED_USERS`] users gets at most one status frame in this time: else n joins
+/// cost n squared frames.
+const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) {
+    // When each large session may have its next frame. Entries of the past are dropped in every round.
+    let mut next_frame: HashMap<SessionId, Instant> = HashMap::new();
+    // Changes of large sessions whose time has not come.
+    let mut held: HashMap<SessionId, Change> = HashMap::new();
+    loop {
+        let due = held.keys().filter_map(|session_id| next_frame.get(session_id)).min().copied();
+        tokio::select! {
+            () = inbox.wake.notified() => sleep(window).await,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+        }
+        let mut changes = std::mem::take(&mut *inbox.changed.lock());
+        for (session_id, change) in held.drain() {
+            changes.entry(session_id).or_default().snapshot_for.extend(change.snapshot_for);
+        }
+        let now = Instant::now();
+        next_frame.retain(|_, at| *at > now);
+        for (session_id, change) in changes {
+            // Nobody is left here to be told.
+            let Some(session) = registry.get(session_id.as_str()) else { continue };
+            if next_frame.contains_key(&session_id) {
+                held.insert(session_id, change);
+                continue;
+            }
+            if session.with_roster(|roster| roster.len()) > MAX_LISTED_USERS {
+                next_frame.insert(session_id, now + LARGE_SESSION_INTERVAL);
+            }
+            tell(&session, change, &metrics).await;
+        }
+    }
+}
+
+/// One frame to everyone where something changed, else a snapshot to those who asked by coming.
+async fn tell(session: &Session, change: Change, metrics: &Metrics) {
+    let (events, status) = session.with_roster(|roster| (roster.take_changes(), roster.status()));
+    if events.is_empty() && change.snapshot_for.is_empty() {
+        return;
+    }
+    metrics.status_frames.inc();
+    let frame = server::connection_status_update(&session.id, &status, &events, &timestamp());
+    if events.is_empty() {
+        for outbox in &change.snapshot_for {
+            outbox.answer(&frame);
+        }
+    } else {
+        deliver_in_slices(&session.members(), &frame).await;
+    }
+}

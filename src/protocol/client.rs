@@ -1,0 +1,254 @@
+//! Text frames a client sends: `{type, data?, request_id?}`; who speaks and where comes from the path, so that
+//! `session_id`, `user_id`, `user_type` and `timestamp` in a body are ignored, as are unknown fields.
+
+use serde::Serialize;
+use simd_json::prelude::*;
+use simd_json::tape::{Object, Tape, Value};
+
+use super::code::{ErrorCode, WireError};
+use super::json::{self, Passed};
+
+/// The longest `request_id`, `client_message_id` and `message_type`, in bytes: they are echoed and kept.
+const MAX_TOKEN_LEN: usize = 128;
+
+/// What a client asks for.
+pub enum Request<'t, 'i> {
+    JoinSession,
+    /// `typing_start`, `agent_typing` and `typing_stop`.
+    Typing { is_typing: bool },
+    SendMessage(SendMessage<'t, 'i>),
+    Ping,
+}
+
+/// `data` of `send_message`.
+pub struct SendMessage<'t, 'i> {
+    pub message: &'i str,
+    pub message_type: &'i str,
+    /// An array, or `None`.
+    pub attachments: Option<Passed<'t, 'i>>,
+    pub client_message_id: Option<&'i str>,
+}
+
+/// The client's own mark on a request, echoed in the answer: a string of at most 128 bytes or an integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum RequestId<'i> {
+    Text(&'i str),
+    Number(i64),
+}
+
+/// [`RequestId`], kept until a later answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum OwnedRequestId {
+    Text(Box<str>),
+    Number(i64),
+}
+
+impl RequestId<'_> {
+    pub fn to_owned(self) -> OwnedRequestId {
+        match self {
+            Self::Text(text) => OwnedRequestId::Text(text.into()),
+            Self::Number(number) => OwnedRequestId::Number(number),
+        }
+    }
+}
+
+impl OwnedRequestId {
+    pub fn as_ref(&self) -> RequestId<'_> {
+        match self {
+            Self::Text(text) => RequestId::Text(text),
+            Self::Number(number) => RequestId::Number(*number),
+        }
+    }
+}
+
+/// Reads one frame. The request id comes beside the result, since an error is answered with it, too.
+pub fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Option<RequestId<'i>>, Result<Request<'t, 'i>, WireError>) {
+    let Some(frame) = json::object(tape) else {
+        return (None, Err(WireError::new(ErrorCode::InvalidFrame, "A frame must be a JSON object")));
+    };
+    let (mut kind, mut data, mut request_id) = (None, None, None);
+    for (key, value) in frame.iter() {
+        match key {
+            "type" => kind = Some(value),
+            "data" => data = Some(value),
+            "request_id" => request_id = Some(value),
+            _ => {}
+        }
+    }
+    match read_request_id(request_id) {
+        Ok(request_id) => (request_id, read_request(kind, data)),
+        Err(error) => (None, Err(error)),
+    }
+}
+
+fn read_request_id<'i>(value: Option<Value<'_, 'i>>) -> Result<Option<RequestId<'i>>, WireError> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    if let Some(text) = json::text(value).filter(|text| text.len() <= MAX_TOKEN_LEN) {
+        Ok(Some(RequestId::Text(text)))
+    } else if let Some(number) = value.as_i64() {
+        Ok(Some(RequestId::Number(number)))
+    } else {
+        Err(invalid("request_id must be a string of at most 128 bytes or an integer"))
+    }
+}
+
+fn read_request<'t, 'i>(
+    kind: Option<Value<'t, 'i>>,
+    data: Option<Value<'t, 'i>>,
+) -> Result<Request<'t, 'i>, WireError> {
+    let Some(kind) = kind.and_then(json::text) else {
+        return Err(WireError::new(ErrorCode::InvalidFrame, "A frame must have a type, a string"));
+    };
+    match kind {
+        "join_session" => Ok(Request::JoinSession),
+        "ping" => Ok(Request::Ping),
+        "typing_stop" => Ok(Request::Typing { is_typing: false }),
+        "typing_start" | "agent_typing" => read_typing(object(data)?),
+        "send_message" => read_message(object(data)?),
+        other => Err(WireError::new(ErrorCode::UnknownType, format!("Unknown message type: {}", shortened(other)))),
+    }
+}
+
+/// `data`: an object, null or absent.
+fn object<'t, 'i>(data: Option<Value<'t, 'i>>) -> Result<Option<Object<'t, 'i>>, WireError> {
+    let Some(data) = data.filter(|data| !data.is_null()) else { return Ok(None) };
+    data.as_object().map(Some).ok_or_else(|| invalid("data must be an object"))
+}
+
+fn read_typing<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
+    let mut is_typing = true;
+    for (_, value) in data.iter().flat_map(Object::iter).filter(|(key, _)| *key == "is_typing") {
+        is_typing = value.as_bool().ok_or_else(|| invalid("data.is_typing must be true or false"))?;
+    }
+    Ok(Request::Typing { is_typing })
+}
+
+fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
+    let (mut message, mut message_type, mut attachments, mut client_message_id) = (None, None, None, None);
+    for (key, value) in data.iter().flat_map(Object::iter) {
+        let value = Some(value).filter(|value| !value.is_null());
+        match key {
+            "message" => message = value,
+            "message_type" => message_type = value,
+            "attachments" => attachments = value,
+            "client_message_id" => client_message_id = value,
+            _ => {}
+        }
+    }
+    let attachments = match attachments {
+        Some(value) if !value.is_array() => return Err(invalid("data.attachments must be an array")),
+        other => other,
+    };
+    let message = message.and_then(json::text).ok_or_else(|| invalid("data.message must be a string"))?;
+    let has_attachments = attachments.and_then(|value| value.as_array()).is_some_and(|array| !array.is_empty());
+    if message.is_empty() && !has_attachments {
+        return Err(invalid("data.message must not be empty without attachments"));
+    }
+    Ok(Request::SendMessage(SendMessage {
+        message,
+        message_type: token(message_type, "data.message_type")?.unwrap_or("text"),
+        attachments: attachments.map(Passed),
+        client_message_id: token(client_message_id, "data.client_message_id")?,
+    }))
+}
+
+fn token<'i>(value: Option<Value<'_, 'i>>, name: &str) -> Result<Option<&'i str>, WireError> {
+    let Some(value) = value else { return Ok(None) };
+    let text = json::text(value).filter(|text| (1..=MAX_TOKEN_LEN).contains(&text.len()));
+    text.map(Some).ok_or_else(|| {
+        WireError::new(ErrorCode::InvalidField, format!("{name} must be a string of 1 to {MAX_TOKEN_LEN} bytes"))
+    })
+}
+
+fn invalid(text: &'static str) -> WireError {
+    WireError::new(ErrorCode::InvalidField, text)
+}
+
+/// An unknown type as it is shown back: at most 64 characters, so that an answer stays small.
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(64).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(text: &str) -> (Option<OwnedRequestId>, WireError) {
+        let mut buffer = text.as_bytes().to_vec();
+        let tape = json::Reader::default().parse(&mut buffer).unwrap();
+        let (id, request) = parse(&tape);
+        (id.map(RequestId::to_owned), request.err().expect("an error"))
+    }
+
+    fn accept(text: &str, check: impl FnOnce(Option<RequestId<'_>>, Request<'_, '_>)) {
+        let mut buffer = text.as_bytes().to_vec();
+        let tape = json::Reader::default().parse(&mut buffer).unwrap();
+        let (id, request) = parse(&tape);
+        check(id, request.unwrap_or_else(|error| panic!("{text}: {error:?}")));
+    }
+
+    #[test]
+    fn every_type_is_read() {
+        accept(r#"{"type":"join_session","extra":1}"#, |_, request| assert!(matches!(request, Request::JoinSession)));
+        accept(r#"{"data":7,"type":"ping","request_id":9}"#, |id, request| {
+            assert_eq!(id, Some(RequestId::Number(9)));
+            assert!(matches!(request, Request::Ping));
+        });
+        for (text, expected) in [
+            (r#"{"type":"typing_start"}"#, true),
+            (r#"{"type":"typing_start","data":null}"#, true),
+            (r#"{"type":"typing_start","data":{"is_typing":false}}"#, false),
+            (r#"{"type":"agent_typing","data":{"is_typing":true}}"#, true),
+            (r#"{"type":"typing_stop","data":{"is_typing":true}}"#, false),
+        ] {
+            accept(text, |_, request| match request {
+                Request::Typing { is_typing } => assert_eq!(is_typing, expected, "{text}"),
+                _ => panic!("{text}"),
+            });
+        }
+        let text = r#"{"type":"send_message","request_id":"r","data":{"message":"hi","client_message_id":"c"}}"#;
+        accept(text, |id, request| {
+            assert_eq!(id, Some(RequestId::Text("r")));
+            let Request::SendMessage(message) = request else { panic!() };
+            assert_eq!((message.message, message.message_type), ("hi", "text"));
+            assert_eq!(message.client_message_id, Some("c"));
+            assert!(message.attachments.is_none());
+        });
+    }
+
+    #[test]
+    fn the_last_of_duplicate_keys_wins() {
+        accept(r#"{"type":"nonsense","type":"ping"}"#, |_, request| assert!(matches!(request, Request::Ping)));
+        accept(r#"{"type":"send_message","data":{"message":"a","message":"b"}}"#, |_, request| {
+            let Request::SendMessage(message) = request else { panic!() };
+            assert_eq!(message.message, "b");
+        });
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong_and_keep_the_request_id() {
+        for (text, code) in [
+            ("[]", ErrorCode::InvalidFrame),
+            (r#""ping""#, ErrorCode::InvalidFrame),
+            ("{}", ErrorCode::InvalidFrame),
+            (r#"{"type":7}"#, ErrorCode::InvalidFrame),
+            (r#"{"type":"ping","request_id":{}}"#, ErrorCode::InvalidField),
+            (r#"{"type":"ping","request_id":1.5}"#, ErrorCode::InvalidField),
+            (r#"{"type":"typing_start","data":[]}"#, ErrorCode::InvalidField),
+            (r#"{"type":"typing_start","data":{"is_typing":"yes"}}"#, ErrorCode::InvalidField),
+            (r#"{"type":"send_message"}"#, ErrorCode::InvalidField),
+            (r#"{"type":"send_message","data":{"message":7}}"#, ErrorCode::InvalidField),
+            (r#"{"type":"send_message","data":{"message":""}}"#, ErrorCode::InvalidField),
+            (r#"{"type":"send_message","data":{"message":"a","attachments":{}}}"#, ErrorCode::InvalidField),
+            (r#"{"type":"send_message","data":{"message":"a","client_message_id":""}}"#, ErrorCode::InvalidField),
+        ] {
+            assert_eq!(error_of(text).1.code, code, "{text}");
+        }
+        let (id, error) = error_of(r#"{"type":"dance","request_id":"r1"}"#);
+        assert_eq!(error.text, "Unknown message type: dance");
+        assert_eq!(id, Some(OwnedRequestId::Text("r1".into())));
+        assert_eq!(error_of(&format!(r#"{{"type":"{}"}}"#, "é".repeat(500))).1.text.chars().count(), 22 + 64);
+    }
+}

@@ -1,0 +1,152 @@
+//! Why a connection ends and why a frame is refused: one table each, documented in docs/PROTOCOL.md.
+
+use std::borrow::Cow;
+
+/// Close codes we send. 1000-1015 are RFC 6455, section 7.4.1; 4000-4999 are private use (7.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseCode {
+    /// The client's own close, echoed.
+    Normal,
+    /// This node is draining: reconnect at once.
+    GoingAway,
+    Protocol,
+    /// A binary frame: this protocol is text only.
+    Unsupported,
+    InvalidUtf8,
+    /// A limit was ignored for long: reconnect with back-off, after mending the client.
+    Policy,
+    TooBig,
+    /// A bug of ours.
+    Internal,
+    /// No pong in time.
+    NoPong,
+    /// The outbound queue is full and the client does not read.
+    SlowConsumer,
+}
+
+impl CloseCode {
+    /// All of them, in the documentation's order.
+    pub const ALL: [CloseCode; 10] = [
+        Self::Normal,
+        Self::GoingAway,
+        Self::Protocol,
+        Self::Unsupported,
+        Self::InvalidUtf8,
+        Self::Policy,
+        Self::TooBig,
+        Self::Internal,
+        Self::NoPong,
+        Self::SlowConsumer,
+    ];
+
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Normal => 1000,
+            Self::GoingAway => 1001,
+            Self::Protocol => 1002,
+            Self::Unsupported => 1003,
+            Self::InvalidUtf8 => 1007,
+            Self::Policy => 1008,
+            Self::TooBig => 1009,
+            Self::Internal => 1011,
+            Self::NoPong => 4001,
+            Self::SlowConsumer => 4008,
+        }
+    }
+
+    /// The label in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::GoingAway => "going_away",
+            Self::Protocol => "protocol_error",
+            Self::Unsupported => "unsupported_data",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::Policy => "policy",
+            Self::TooBig => "too_big",
+            Self::Internal => "internal",
+            Self::NoPong => "no_pong",
+            Self::SlowConsumer => "slow_consumer",
+        }
+    }
+}
+
+/// Whether a client may send this close code (RFC 6455, section 7.4, and the registry's additions).
+pub fn is_sendable_close_code(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+/// `data.code` of an `error` frame: stable, snake_case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    InvalidJson,
+    InvalidFrame,
+    UnknownType,
+    InvalidField,
+    RateLimited,
+    RecordTooLarge,
+    BusUnavailable,
+    OutcomeUnknown,
+}
+
+impl ErrorCode {
+    pub const ALL: [ErrorCode; 8] = [
+        Self::InvalidJson,
+        Self::InvalidFrame,
+        Self::UnknownType,
+        Self::InvalidField,
+        Self::RateLimited,
+        Self::RecordTooLarge,
+        Self::BusUnavailable,
+        Self::OutcomeUnknown,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::InvalidFrame => "invalid_frame",
+            Self::UnknownType => "unknown_type",
+            Self::InvalidField => "invalid_field",
+            Self::RateLimited => "rate_limited",
+            Self::RecordTooLarge => "record_too_large",
+            Self::BusUnavailable => "bus_unavailable",
+            Self::OutcomeUnknown => "outcome_unknown",
+        }
+    }
+
+    /// Whether the same frame, sent again later, may succeed.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::RateLimited | Self::BusUnavailable | Self::OutcomeUnknown)
+    }
+}
+
+/// What an `error` frame says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireError {
+    pub code: ErrorCode,
+    pub text: Cow<'static, str>,
+}
+
+impl WireError {
+    pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_codes_a_client_may_send() {
+        let bad = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535];
+        assert!(bad.iter().all(|&code| !is_sendable_close_code(code)));
+        let good = [1000, 1003, 1007, 1014, 3000, 4000, 4999];
+        assert!(good.iter().all(|&code| is_sendable_close_code(code)));
+    }
+
+    #[test]
+    fn every_code_of_ours_is_a_legal_close_code() {
+        assert!(CloseCode::ALL.iter().all(|code| is_sendable_close_code(code.code())));
+    }
+}

@@ -1,0 +1,40 @@
+//! The wire: every type that a frontend, a backend or another node sees, and nothing else of ours.
+//!
+//! | file | what it knows |
+//! | --- | --- |
+//! | [`ids`] | session and user ids, user types |
+//! | [`json`] | the one JSON reader, its limits and its rules |
+//! | [`client`] | text frames a client sends |
+//! | [`server`] | text frames a client receives |
+//! | [`record`] | Kafka records, native and old |
+//! | [`status`] | who is connected, as frames and REST show it |
+//! | [`code`] | close codes and error codes |
+//! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
+
+pub mod client;
+pub mod code;
+pub mod frame;
+pub mod ids;
+pub mod json;
+pub mod record;
+pub mod server;
+pub mod status;
+
+/// The current time as the wire writes it: RFC 3339 in UTC with milliseconds, `2026-01-31T09:30:00.000Z`.
+pub fn timestamp() -> String {
+    format_timestamp(jiff::Timestamp::now())
+}
+
+/// See [`timestamp`].
+pub fn format_timestamp(at: jiff::Timestamp) -> String {
+    format!("{at:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn timestamps_are_rfc_3339_with_milliseconds() {
+        let at = jiff::Timestamp::from_millisecond(1_700_000_000_000).unwrap();
+        assert_eq!(super::format_timestamp(at), "2023-11-14T22:13:20.000Z");
+    }
+}

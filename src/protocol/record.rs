@@ -1,0 +1,352 @@
+//! Kafka records: what ours look like, and how the old backend's become frames.
+//!
+//! The header `livechat-frame` alone decides: `1` is native (the value is the frame's payload, delivered
+//! verbatim), absent is old (converted once), anything else is poison.
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use simd_json::prelude::*;
+use simd_json::tape::{Object, Value};
+
+use super::ids::{SessionId, UserId, is_valid_id};
+use super::json::{self, Passed, Reader};
+use super::server;
+
+/// The header that marks a native record, and its only value.
+pub const FRAME_HEADER: &str = "livechat-frame";
+pub const FRAME_NATIVE: &[u8] = b"1";
+/// The header with the message's id.
+pub const ID_HEADER: &str = "livechat-id";
+/// The header with the publishing node's name and boot id: a node skips its own echo by it.
+pub const NODE_HEADER: &str = "livechat-node";
+
+/// The three topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    Messages,
+    Typing,
+    Status,
+}
+
+impl Topic {
+    pub const ALL: [Topic; 3] = [Topic::Messages, Topic::Typing, Topic::Status];
+
+    /// The label in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Typing => "typing",
+            Self::Status => "status",
+        }
+    }
+}
+
+/// What the header says of a record's form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Native,
+    Old,
+    Unknown,
+}
+
+impl Form {
+    pub fn of_header(value: Option<&[u8]>) -> Self {
+        match value {
+            None => Self::Old,
+            Some(FRAME_NATIVE) => Self::Native,
+            Some(_) => Self::Unknown,
+        }
+    }
+}
+
+/// A record as it comes from the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    pub topic: Topic,
+    pub partition: i32,
+    pub offset: i64,
+    pub form: Form,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    /// [`NODE_HEADER`].
+    pub node: Option<&'a [u8]>,
+}
+
+/// A record on its way to the log, keyed by its session.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    pub topic: Topic,
+    pub key: SessionId,
+    pub value: Vec<u8>,
+    pub form: Form,
+    /// [`ID_HEADER`].
+    pub message_id: Option<String>,
+}
+
+/// Why a record is skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Poison {
+    Tombstone,
+    TooBig,
+    NotUtf8,
+    NotJson,
+    UnknownForm,
+    BadKey,
+    MissingField,
+}
+
+impl Poison {
+    pub const ALL: [Poison; 7] = [
+        Self::Tombstone,
+        Self::TooBig,
+        Self::NotUtf8,
+        Self::NotJson,
+        Self::UnknownForm,
+        Self::BadKey,
+        Self::MissingField,
+    ];
+
+    /// The label in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tombstone => "tombstone",
+            Self::TooBig => "too_big",
+            Self::NotUtf8 => "not_utf8",
+            Self::NotJson => "not_json",
+            Self::UnknownForm => "unknown_form",
+            Self::BadKey => "bad_key",
+            Self::MissingField => "missing_field",
+        }
+    }
+}
+
+/// The session of a native record: its key, a valid id.
+pub fn native_session(key: Option<&[u8]>) -> Result<&str, Poison> {
+    let key = key.and_then(|key| std::str::from_utf8(key).ok());
+    key.filter(|key| is_valid_id(key)).ok_or(Poison::BadKey)
+}
+
+/// Reads and converts records of the old form; keeps its buffers.
+#[derive(Default)]
+pub struct Converter {
+    reader: Reader,
+    /// simd-json parses in place and a Kafka payload may not be written to.
+    copy: Vec<u8>,
+}
+
+/// A record of the typing topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypingRecord {
+    pub session_id: SessionId,
+    pub user_id: UserId,
+    pub user_type: String,
+    pub is_typing: bool,
+    pub timestamp: String,
+}
+
+impl Converter {
+    /// The `new_message` payload of an old chat record, where `wanted` says that its session is here.
+    pub fn message(
+        &mut self,
+        value: &[u8],
+        wanted: impl FnOnce(&str) -> bool,
+    ) -> Result<Option<(SessionId, Vec<u8>)>, Poison> {
+        self.read(value, |record| {
+            let (mut id, mut session, mut message) = (None, None, None);
+            for (key, value) in record.iter() {
+                match key {
+                    "id" => id = Some(value).filter(|id| id.is_str() || id.is_number()),
+                    "session_id" => session = json::text(value),
+                    "message" => message = json::text(value),
+                    _ => {}
+                }
+            }
+            let (Some(id), Some(session), Some(_)) = (id, session, message) else {
+                return Err(Poison::MissingField);
+            };
+            let session_id = SessionId::parse(session).ok_or(Poison::BadKey)?;
+            let payload = || server::converted("new_message", OldMessage { id, record: &record });
+            Ok(wanted(session).then(|| (session_id, payload())))
+        })
+    }
+
+    /// A record of the typing topic, ours or another service's.
+    pub fn typing(&mut self, value: &[u8]) -> Result<TypingRecord, Poison> {
+        self.read(value, |record| {
+            let text = |name| last(&record, name).and_then(json::text);
+            Ok(TypingRecord {
+                session_id: text("session_id").and_then(SessionId::parse).ok_or(Poison::MissingField)?,
+                user_id: text("user_id").and_then(UserId::parse).ok_or(Poison::MissingField)?,
+                user_type: text("user_type").unwrap_or_default().to_owned(),
+                is_typing: last(&record, "is_typing").and_then(|value| value.as_bool()).ok_or(Poison::MissingField)?,
+                timestamp: text("timestamp").map_or_else(super::timestamp, str::to_owned),
+            })
+        })
+    }
+
+    fn read<T>(
+        &mut self,
+        value: &[u8],
+        convert: impl FnOnce(Object<'_, '_>) -> Result<T, Poison>,
+    ) -> Result<T, Poison> {
+        if simdutf8::basic::from_utf8(value).is_err() {
+            return Err(Poison::NotUtf8);
+        }
+        self.copy.clear();
+        self.copy.extend_from_slice(value);
+        let tape = self.reader.parse(&mut self.copy).map_err(|_| Poison::NotJson)?;
+        convert(json::object(&tape).ok_or(Poison::NotJson)?)
+    }
+}
+
+/// The last of duplicate keys (see [`json`]).
+fn last<'t, 'i>(record: &Object<'t, 'i>, name: &str) -> Option<Value<'t, 'i>> {
+    record.iter().filter(|(key, _)| *key == name).map(|(_, value)| value).last()
+}
+
+/// The old record's fields under their new names; unknown ones follow by value.
+struct OldMessage<'r, 't, 'i> {
+    id: Value<'t, 'i>,
+    record: &'r Object<'t, 'i>,
+}
+
+/// Old name and new name. What isn't there becomes null, as the old server's frontends know it.
+const RENAMED: [(&str, &str); 8] = [
+    ("id", "message_id"),
+    ("session_id", "session_id"),
+    ("sender_id", "sender_id"),
+    ("sender_type", "sender_type"),
+    ("message", "message"),
+    ("message_type", "message_type"),
+    ("attachments", "attachments"),
+    ("created_at", "timestamp"),
+];
+
+impl Serialize for OldMessage<'_, '_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut values = [None; RENAMED.len()];
+        for (key, value) in self.record.iter() {
+            if let Some(at) = RENAMED.iter().position(|(old, _)| *old == key) {
+                values[at] = Some(value);
+            }
+        }
+        values[0] = Some(self.id);
+        let mut map = serializer.serialize_map(None)?;
+        for ((_, new), value) in RENAMED.iter().zip(values) {
+            map.serialize_entry(new, &value.map(Passed))?;
+        }
+        for (key, value) in self.record.iter() {
+            let is_mapped = RENAMED.iter().any(|(old, new)| *old == key || *new == key);
+            if !is_mapped && key != "read_at" && key != "updated_at" {
+                map.serialize_entry(key, &Passed(value))?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// The value of a typing record, as other services read it.
+pub fn typing_value(session_id: &SessionId, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Record<'a> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        session_id: &'a SessionId,
+        user_id: &'a UserId,
+        user_type: &'a str,
+        is_typing: bool,
+        timestamp: &'a str,
+    }
+    let record = Record { kind: "typing_indicator", session_id, user_id, user_type, is_typing, timestamp: at };
+    serde_json::to_vec(&record).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn convert(record: &serde_json::Value) -> Result<serde_json::Value, Poison> {
+        let (_, payload) = Converter::default().message(record.to_string().as_bytes(), |_| true)?.unwrap();
+        Ok(serde_json::from_slice(&payload).unwrap())
+    }
+
+    fn old_record() -> serde_json::Value {
+        json!({
+            "id": "m1", "session_id": "s1", "sender_id": null, "sender_type": "ai", "message": "héllo \"😀\"\u{0}",
+            "message_type": "text", "attachments": null, "read_at": "R", "created_at": "2026-01-01 10:00:00+07",
+            "updated_at": "U", "show_escalation_offer": {"deep": [1, 2.5, true]},
+        })
+    }
+
+    #[test]
+    fn an_old_record_becomes_new_message() {
+        assert_eq!(
+            convert(&old_record()).unwrap(),
+            json!({"type": "new_message", "success": true, "data": {
+                "message_id": "m1", "session_id": "s1", "sender_id": null, "sender_type": "ai",
+                "message": "héllo \"😀\"\u{0}", "message_type": "text", "attachments": null,
+                "timestamp": "2026-01-01 10:00:00+07", "show_escalation_offer": {"deep": [1, 2.5, true]},
+            }})
+        );
+    }
+
+    #[test]
+    fn mapped_names_win_over_unknown_fields() {
+        let mut record = old_record();
+        record["message_id"] = json!("forged");
+        record["timestamp"] = json!("forged");
+        let frame = convert(&record).unwrap();
+        assert_eq!(frame["data"]["message_id"], "m1");
+        assert_eq!(frame["data"]["timestamp"], "2026-01-01 10:00:00+07");
+    }
+
+    #[test]
+    fn what_must_be_there() {
+        for name in ["id", "session_id", "message"] {
+            for value in [None, Some(json!(null)), Some(json!({}))] {
+                let mut record = old_record();
+                match value {
+                    None => drop(record.as_object_mut().unwrap().remove(name)),
+                    Some(value) => record[name] = value,
+                }
+                assert_eq!(convert(&record), Err(Poison::MissingField), "{name}");
+            }
+        }
+        let mut record = old_record();
+        record["session_id"] = json!("a/b");
+        assert_eq!(convert(&record), Err(Poison::BadKey));
+        record = old_record();
+        record["id"] = json!(7);
+        assert_eq!(convert(&record).unwrap()["data"]["message_id"], 7);
+        let mut converter = Converter::default();
+        assert_eq!(converter.message(b"nonsense", |_| true), Err(Poison::NotJson));
+        assert_eq!(converter.message(b"[1]", |_| true), Err(Poison::NotJson));
+        assert_eq!(converter.message(b"\"\xFF\"", |_| true), Err(Poison::NotUtf8));
+        assert_eq!(converter.message(old_record().to_string().as_bytes(), |_| false), Ok(None));
+    }
+
+    #[test]
+    fn typing_records_round_trip() {
+        let session_id = SessionId::parse("s1").unwrap();
+        let user_id = UserId::parse("u1").unwrap();
+        let value = typing_value(&session_id, &user_id, "agent", true, "T");
+        assert_eq!(
+            Converter::default().typing(&value).unwrap(),
+            TypingRecord { session_id, user_id, user_type: "agent".into(), is_typing: true, timestamp: "T".into() }
+        );
+        assert_eq!(Converter::default().typing(b"{}"), Err(Poison::MissingField));
+    }
+
+    #[test]
+    fn the_header_alone_decides() {
+        assert_eq!(Form::of_header(None), Form::Old);
+        assert_eq!(Form::of_header(Some(b"1")), Form::Native);
+        assert_eq!(Form::of_header(Some(b"2")), Form::Unknown);
+        assert_eq!(Form::of_header(Some(b"")), Form::Unknown);
+        assert_eq!(native_session(Some(b"s1")), Ok("s1"));
+        assert_eq!(native_session(Some(b"a b")), Err(Poison::BadKey));
+        assert_eq!(native_session(None), Err(Poison::BadKey));
+    }
+}

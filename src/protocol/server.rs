@@ -1,0 +1,266 @@
+//! Text frames a client receives: `{type, success, data, error?, request_id?}`, each encoded once.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::client::RequestId;
+use super::code::WireError;
+use super::frame;
+use super::ids::{SessionId, UserId, UserType};
+use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, MAX_LISTED_USERS, StatusEvent};
+
+#[derive(Serialize)]
+struct Envelope<'a, D: Serialize> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    success: bool,
+    data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<RequestId<'a>>,
+}
+
+/// The payload of a successful frame.
+fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<RequestId<'_>>) -> Vec<u8> {
+    to_vec(&Envelope { kind, success: true, data, error: None, request_id })
+}
+
+fn to_vec(value: &impl Serialize) -> Vec<u8> {
+    // Our own types have string keys and infallible `Serialize` impls, and a Vec takes every write.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Who a connection is: part of several answers.
+#[derive(Clone, Copy, Serialize)]
+pub struct Identity<'a> {
+    pub session_id: &'a SessionId,
+    pub user_id: &'a UserId,
+    pub user_type: UserType,
+}
+
+/// The first frame of every connection.
+pub fn connection_established(who: Identity<'_>, timestamp: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        #[serde(flatten)]
+        who: Identity<'a>,
+        timestamp: &'a str,
+        message: &'static str,
+    }
+    let message = "Successfully connected to chat session";
+    frame::text(&payload("connection_established", Data { who, timestamp, message }, None))
+}
+
+/// The answer to `join_session`.
+pub fn session_joined(who: Identity<'_>, timestamp: &str, request_id: Option<RequestId<'_>>) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        #[serde(flatten)]
+        who: Identity<'a>,
+        timestamp: &'a str,
+    }
+    frame::text(&payload("session_joined", Data { who, timestamp }, request_id))
+}
+
+/// The answer to `ping`.
+pub fn pong(timestamp: &str, request_id: Option<RequestId<'_>>) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        timestamp: &'a str,
+    }
+    frame::text(&payload("pong", Data { timestamp }, request_id))
+}
+
+/// The answer to `send_message`, once the log has the record.
+pub fn message_sent(
+    message_id: &str,
+    client_message_id: Option<&str>,
+    timestamp: &str,
+    request_id: Option<RequestId<'_>>,
+) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        message_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_message_id: Option<&'a str>,
+        timestamp: &'a str,
+    }
+    frame::text(&payload("message_sent", Data { message_id, client_message_id, timestamp }, request_id))
+}
+
+/// A refusal. `client_message_id` is there where a message was refused or its outcome is unknown.
+pub fn error(error: &WireError, client_message_id: Option<&str>, request_id: Option<RequestId<'_>>) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        code: &'static str,
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_message_id: Option<&'a str>,
+    }
+    let data = Data { code: error.code.as_str(), retryable: error.code.is_retryable(), client_message_id };
+    let envelope = Envelope { kind: "error", success: false, data, error: Some(&error.text), request_id };
+    frame::text(&to_vec(&envelope))
+}
+
+/// `data` of `new_message`.
+#[derive(Serialize)]
+pub struct NewMessage<'a, A: Serialize> {
+    pub message_id: &'a str,
+    pub session_id: &'a SessionId,
+    pub sender_id: &'a UserId,
+    pub sender_type: UserType,
+    pub message: &'a str,
+    pub message_type: &'a str,
+    pub attachments: A,
+    pub timestamp: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_message_id: Option<&'a str>,
+}
+
+/// The payload of `new_message`: the value of a native record, byte for byte what the sockets get.
+pub fn new_message<A: Serialize>(message: &NewMessage<'_, A>) -> Vec<u8> {
+    payload("new_message", message, None)
+}
+
+/// The payload of any successful frame, for records that are converted.
+pub(super) fn converted<D: Serialize>(kind: &'static str, data: D) -> Vec<u8> {
+    payload(kind, data, None)
+}
+
+/// `data` of `typing_indicator`.
+#[derive(Serialize)]
+pub struct TypingIndicator<'a> {
+    pub session_id: &'a str,
+    pub user_id: &'a str,
+    pub sender_type: &'a str,
+    pub is_typing: bool,
+    pub timestamp: &'a str,
+}
+
+pub fn typing_indicator(data: &TypingIndicator<'_>) -> Bytes {
+    frame::text(&payload("typing_indicator", data, None))
+}
+
+/// `connection_status_update`: once per window and session, with the window's net changes, or, with no events,
+/// a snapshot for a connection whose join changed nothing.
+pub fn connection_status_update(
+    session_id: &SessionId,
+    status: &ConnectionStatus,
+    events: &[StatusEvent],
+    timestamp: &str,
+) -> Bytes {
+    #[derive(Serialize)]
+    struct Listed<'a> {
+        users: &'a BTreeMap<UserId, super::status::ConnectedUser>,
+        customer_connected: bool,
+        agent_connected: bool,
+        total_customer: usize,
+        total_agent: usize,
+    }
+    #[derive(Serialize)]
+    struct Data<'a> {
+        session_id: &'a SessionId,
+        connection_status: Listed<'a>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        users_truncated: bool,
+        timestamp: &'a str,
+        #[serde(flatten)]
+        last: Option<&'a StatusEvent>,
+        events: &'a [StatusEvent],
+    }
+    let none = BTreeMap::new();
+    let users_truncated = status.users.len() > MAX_LISTED_USERS;
+    let data = Data {
+        session_id,
+        connection_status: Listed {
+            users: if users_truncated { &none } else { &status.users },
+            customer_connected: status.customer_connected,
+            agent_connected: status.agent_connected,
+            total_customer: status.total_customer,
+            total_agent: status.total_agent,
+        },
+        users_truncated,
+        timestamp,
+        last: events.last(),
+        // The newest are kept: event_* are the last of the list.
+        events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
+    };
+    frame::text(&payload("connection_status_update", data, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::code::ErrorCode;
+    use super::super::status::{ConnectedUser, EventType};
+    use super::*;
+
+    fn json(frame: &Bytes) -> serde_json::Value {
+        let header = if frame[1] == 126 { 4 } else { 2 };
+        serde_json::from_slice(&frame[header..]).unwrap()
+    }
+
+    fn ids() -> (SessionId, UserId) {
+        (SessionId::parse("s1").unwrap(), UserId::parse("u1").unwrap())
+    }
+
+    #[test]
+    fn the_greeting_is_as_the_old_server_wrote_it() {
+        let (session_id, user_id) = ids();
+        let who = Identity { session_id: &session_id, user_id: &user_id, user_type: UserType::Agent };
+        let frame = connection_established(who, "T");
+        assert_eq!(
+            std::str::from_utf8(&frame[4..]).unwrap(),
+            r#"{"type":"connection_established","success":true,"data":{"session_id":"s1","user_id":"u1","user_type":"agent","timestamp":"T","message":"Successfully connected to chat session"}}"#
+        );
+    }
+
+    #[test]
+    fn an_error_has_a_code_a_text_and_the_request_id() {
+        let refused = WireError::new(ErrorCode::RateLimited, "Slow down");
+        let value = json(&error(&refused, Some("c1"), Some(RequestId::Text("r1"))));
+        assert_eq!(value["type"], "error");
+        assert_eq!(value["success"], false);
+        assert_eq!(value["error"], "Slow down");
+        assert_eq!(value["request_id"], "r1");
+        assert_eq!(
+            value["data"],
+            serde_json::json!({"code": "rate_limited", "retryable": true, "client_message_id": "c1"})
+        );
+    }
+
+    #[test]
+    fn a_status_frame_lists_up_to_a_hundred_users() {
+        let (session_id, _) = ids();
+        let users = |n: usize| {
+            ConnectionStatus::of((0..n).map(|i| ConnectedUser {
+                user_id: UserId::parse(&format!("u{i}")).unwrap(),
+                user_type: UserType::Customer,
+                joined_at: "J".into(),
+            }))
+        };
+        let event = |i: usize| StatusEvent {
+            event_type: EventType::UserConnected,
+            event_user_id: UserId::parse(&format!("u{i}")).unwrap(),
+        };
+        let value = json(&connection_status_update(&session_id, &users(100), &[event(3)], "T"));
+        assert_eq!(value["data"]["connection_status"]["users"].as_object().unwrap().len(), 100);
+        assert!(value["data"].get("users_truncated").is_none());
+        assert_eq!(value["data"]["event_type"], "user_connected");
+        assert_eq!(value["data"]["event_user_id"], "u3");
+
+        let events: Vec<_> = (0..150).map(event).collect();
+        let value = json(&connection_status_update(&session_id, &users(101), &events, "T"));
+        assert_eq!(value["data"]["connection_status"]["users"], serde_json::json!({}));
+        assert_eq!(value["data"]["connection_status"]["total_customer"], 101);
+        assert_eq!(value["data"]["users_truncated"], true);
+        assert_eq!(value["data"]["events"].as_array().unwrap().len(), 100);
+        assert_eq!(value["data"]["event_user_id"], "u149");
+
+        let value = json(&connection_status_update(&session_id, &users(1), &[], "T"));
+        assert_eq!(value["data"]["events"], serde_json::json!([]));
+        assert!(value["data"].get("event_type").is_none());
+    }
+}

@@ -1,0 +1,88 @@
+//! Who is connected: the snapshot that REST answers with and that `connection_status_update` carries.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::ids::{UserId, UserType};
+
+/// Above this many users a status frame carries totals and no list, at most once a second.
+pub const MAX_LISTED_USERS: usize = 100;
+
+/// The most entries of `events` in one status frame.
+pub const MAX_LISTED_EVENTS: usize = 100;
+
+/// A connected user. Redis readers know these names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectedUser {
+    pub user_id: UserId,
+    pub user_type: UserType,
+    /// RFC 3339, UTC.
+    pub joined_at: String,
+}
+
+/// Everyone connected to a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ConnectionStatus {
+    pub users: BTreeMap<UserId, ConnectedUser>,
+    pub customer_connected: bool,
+    pub agent_connected: bool,
+    pub total_customer: usize,
+    pub total_agent: usize,
+}
+
+impl ConnectionStatus {
+    pub fn of(users: impl IntoIterator<Item = ConnectedUser>) -> Self {
+        let users: BTreeMap<_, _> = users.into_iter().map(|user| (user.user_id.clone(), user)).collect();
+        let count = |kind| users.values().filter(|user| user.user_type == kind).count();
+        let (total_customer, total_agent) = (count(UserType::Customer), count(UserType::Agent));
+        Self {
+            customer_connected: total_customer > 0,
+            agent_connected: total_agent > 0,
+            total_customer,
+            total_agent,
+            users,
+        }
+    }
+}
+
+/// Whether a user came or went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    UserConnected,
+    UserDisconnected,
+}
+
+/// One net change of a window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StatusEvent {
+    pub event_type: EventType,
+    pub event_user_id: UserId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_count_customers_and_agents_only() {
+        let user = |id: &str, user_type| ConnectedUser {
+            user_id: UserId::parse(id).unwrap(),
+            user_type,
+            joined_at: "2026-01-01T00:00:00.000Z".into(),
+        };
+        let users = [user("a", UserType::Admin), user("c", UserType::Customer), user("d", UserType::Customer)];
+        let status = ConnectionStatus::of(users);
+        assert_eq!((status.total_customer, status.total_agent), (2, 0));
+        assert!(status.customer_connected && !status.agent_connected);
+        assert_eq!(status.users.len(), 3);
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["users"]["a"]["user_type"], "admin");
+        let empty = serde_json::to_string(&ConnectionStatus::default()).unwrap();
+        assert_eq!(
+            empty,
+            r#"{"users":{},"customer_connected":false,"agent_connected":false,"total_customer":0,"total_agent":0}"#
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! The server: bind, run, shut down.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::bus::{Bus, Delivery, embedded};
+use crate::chat::{self, Chat};
+use crate::config::Config;
+use crate::error::StartError;
+use crate::http::limits::Limits;
+use crate::http::router::Door;
+use crate::http::{CorsPolicy, Http, Life, listener};
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::session::Registry;
+use crate::session::typists::Typists;
+use crate::shutdown;
+use crate::ws::OutboxLimits;
+use crate::ws::connection;
+use crate::ws::rate::RateLimit;
+
+/// How many members are swept before other tasks get their turn.
+const SWEEP_SLICE: usize = 512;
+
+/// A server whose listeners are bound.
+pub struct Server {
+    http: Arc<Http>,
+    listeners: Vec<(TcpListener, Door)>,
+    addresses: Vec<(&'static str, SocketAddr)>,
+}
+
+impl Server {
+    /// Binds every listener and starts the bus and presence; nothing is accepted yet. Call it in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// A listener that can't bind, by the name of its variable, or a thread that can't be started.
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
+        wanted.extend(config.ws_port.map(|port| ("WS_PORT", SocketAddr::new(config.host, port), Door::Public)));
+        wanted.extend(config.admin_addr.map(|address| ("ADMIN_ADDR", address, Door::Admin)));
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        for (variable, address, door) in wanted {
+            let failed = |source| StartError::Bind { variable, address, source };
+            let listener = listener::bind(address).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            tracing::info!(%address, %variable, "listening");
+            addresses.push((variable, address));
+            listeners.push((listener, door));
+        }
+        let port = addresses[0].1.port();
+        let http = Arc::new(assemble(config, port)?);
+        Ok(Self { http, listeners, addresses })
+    }
+
+    /// The bound addresses by their variables: `PORT`, `WS_PORT`, `ADMIN_ADDR`.
+    pub fn addresses(&self) -> &[(&'static str, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Serves until `stop` resolves, then drains: see [`shutdown`].
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let closing = CancellationToken::new();
+        let doors = TaskTracker::new();
+        for (listener, door) in self.listeners {
+            doors.spawn(listener::serve(listener, door, Arc::clone(&self.http), closing.clone()));
+        }
+        doors.close();
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&self.http)));
+        stop.await;
+        shutdown::drain(&self.http).await;
+        closing.cancel();
+        doors.wait().await;
+        upkeep.abort();
+    }
+}
+
+/// Makes the parts and joins them.
+fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
+    let config = Arc::new(config);
+    let metrics = Arc::new(Metrics::default());
+    let registry = Arc::new(Registry::default());
+    let typists = Arc::new(Typists::default());
+    // A restart under the same name is another node.
+    let boot = Uuid::now_v7().simple().to_string();
+    let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
+    let delivery = Delivery::new(
+        Arc::clone(&registry),
+        Arc::clone(&typists),
+        Arc::clone(&metrics),
+        node.clone(),
+        config.max_record_bytes,
+    );
+    let bus = Bus::Embedded(embedded::Embedded::start(delivery)?);
+    let presence = Presence::start(Arc::clone(&registry), config.presence_flush, Arc::clone(&metrics));
+    tracing::info!(kafka = bus.health().0, redis = presence.health().0, node, "modes");
+    let chat = Arc::new(Chat {
+        registry,
+        typists,
+        bus,
+        presence,
+        metrics: Arc::clone(&metrics),
+        max_record_bytes: config.max_record_bytes,
+        pending: chat::PendingAnswers::default(),
+    });
+    let connections = Arc::new(connection::Shared {
+        chat: Arc::clone(&chat),
+        outbox_limits: Arc::new(OutboxLimits {
+            queue_bytes: config.limits.send_queue_bytes,
+            send_timeout: config.limits.send_timeout,
+            ping_interval: config.limits.ping_interval,
+            pong_timeout: config.limits.pong_timeout,
+            runtime: Handle::current(),
+            metrics: Arc::clone(&metrics),
+        }),
+        rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),
+        max_message_bytes: config.limits.max_message_bytes,
+    });
+    Ok(Http {
+        limits: Arc::new(Limits::new(&config.limits, config.trusted_proxies.clone())),
+        cors: CorsPolicy::new(&config),
+        config,
+        chat,
+        metrics,
+        connections,
+        tracker: TaskTracker::new(),
+        life: Life::default(),
+        port,
+        node,
+    })
+}
+
+/// What happens from time to time: typing and unanswered messages end, connections are swept.
+async fn upkeep(http: Arc<Http>) {
+    let mut tick = tokio::time::interval(chat::TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let limits = &http.config.limits;
+    let shortest = limits.ping_interval.min(limits.pong_timeout).min(limits.send_timeout);
+    let mut sweep = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1)));
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => http.chat.tick(),
+            _ = sweep.tick() => sweep_connections(&http.chat).await,
+        }
+    }
+}
+
+/// One look at every connection, instead of a timer in each.
+async fn sweep_connections(chat: &Chat) {
+    let mut since_yield = 0;
+    for session in chat.registry.all() {
+        for member in session.members().iter() {
+            member.outbox.sweep();
+            since_yield += 1;
+            if since_yield == SWEEP_SLICE {
+                since_yield = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Sessions: who is in them here, and the fan-out of encoded frames to their sockets.
+//!
+//! - [`registry`]: the sessions of this node
+//! - [`roster`]: the users of one session on this node, by their connections
+//! - [`fanout`]: one chunk of frames to every member
+//! - [`typists`]: who is typing, until it ends by itself
+
+pub mod fanout;
+pub mod registry;
+pub mod roster;
+pub mod typists;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub use registry::Registry;
+pub use roster::Roster;
+
+use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::ws::Outbox;
+
+/// A connection as its session knows it.
+#[derive(Clone)]
+pub struct Member {
+    pub outbox: Arc<Outbox>,
+    pub user_id: UserId,
+}
+
+/// A session with at least one connection on this node.
+pub struct Session {
+    pub id: SessionId,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Copied on write only while a fan-out holds it: no lock is held across a send.
+    members: Arc<Vec<Member>>,
+    roster: Roster,
+    /// The registry has let go of it: a joiner must ask for a new one.
+    closed: bool,
+}
+
+/// What a join did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The user's type: that of the first live connection, whatever this one said.
+    pub user_type: UserType,
+    /// Whether it is the user's first connection on this node.
+    pub is_first: bool,
+}
+
+impl Session {
+    fn new(id: SessionId) -> Self {
+        let state = State { members: Arc::default(), roster: Roster::default(), closed: false };
+        Self { id, state: Mutex::new(state) }
+    }
+
+    /// Adds a connection, with its greeting as its first frame: nothing comes before it and nothing that is
+    /// fanned out after it is missed. `None` where the session has just ended.
+    fn join(
+        &self,
+        member: Member,
+        user_type: UserType,
+        greeting: impl FnOnce(UserType) -> Bytes,
+    ) -> Option<Joined> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        let joined = state.roster.join(&member.user_id, user_type);
+        let greeting = greeting(joined.user_type);
+        let outbox = Arc::clone(&member.outbox);
+        outbox.send_first(&greeting, move || {
+            Arc::make_mut(&mut state.members).push(member);
+            // The session's lock ends here; the outbox's holds until the greeting is on its way.
+        });
+        Some(joined)
+    }
+
+    /// Removes a connection. `Some(true)` when it was the user's last here; `None` when it was gone already.
+    fn leave(&self, member: &Member) -> Option<bool> {
+        let mut state = self.state.lock();
+        let at = state.members.iter().position(|other| Arc::ptr_eq(&other.outbox, &member.outbox))?;
+        Arc::make_mut(&mut state.members).swap_remove(at);
+        Some(state.roster.leave(&member.user_id))
+    }
+
+    /// The connections of this moment.
+    pub fn members(&self) -> Arc<Vec<Member>> {
+        Arc::clone(&self.state.lock().members)
+    }
+
+    /// Looks at the users of this node, or changes what is known of them.
+    pub fn with_roster<T>(&self, f: impl FnOnce(&mut Roster) -> T) -> T {
+        f(&mut self.state.lock().roster)
+    }
+
+    /// Marks the session as ended if nobody is in it.
+    fn close_if_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closed = state.members.is_empty();
+        state.closed
+    }
+}

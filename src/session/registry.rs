@@ -1,0 +1,83 @@
+//! The sessions of this node: a sharded map, asked once per record and once per join or leave.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use foldhash::quality::RandomState;
+
+use super::{Joined, Member, Session};
+use crate::protocol::ids::{SessionId, UserType};
+
+/// DashMap's default, four shards a core, is too few where connects come in storms.
+const SHARDS: usize = 128;
+
+pub struct Registry {
+    sessions: DashMap<SessionId, Arc<Session>, RandomState>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS) }
+    }
+}
+
+impl Registry {
+
+    pub fn get(&self, session_id: &str) -> Option<Arc<Session>> {
+        self.sessions.get(session_id).map(|session| Arc::clone(&session))
+    }
+
+    pub fn contains(&self, session_id: &str) -> bool {
+        self.sessions.contains_key(session_id)
+    }
+
+    /// How many sessions have a connection here.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// All sessions of this moment.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.sessions.iter().map(|session| Arc::clone(&session)).collect()
+    }
+
+    /// Adds a connection to its session; see [`Session::join`].
+    pub fn join(
+        &self,
+        session_id: &SessionId,
+        member: &Member,
+        user_type: UserType,
+        greeting: impl Fn(UserType) -> Bytes,
+    ) -> (Arc<Session>, Joined) {
+        loop {
+            let new = || Arc::new(Session::new(session_id.clone()));
+            let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
+            // `None`: it ended between the two lines; the next round makes a new one.
+            if let Some(joined) = session.join(member.clone(), user_type, &greeting) {
+                return (session, joined);
+            }
+        }
+    }
+
+    /// Removes a connection; `Some(true)` when it was the user's last in the session here.
+    pub fn leave(&self, session: &Arc<Session>, member: &Member) -> Option<bool> {
+        let left = session.leave(member)?;
+        self.remove_if_empty(session);
+        Some(left)
+    }
+
+    fn remove_if_empty(&self, session: &Arc<Session>) {
+        let removed = self.sessions.remove_if(session.id.as_str(), |_, current| {
+            Arc::ptr_eq(current, session) && current.close_if_empty()
+        });
+        // DashMap keeps its peak size: give it back when a storm is over.
+        if removed.is_some() && self.sessions.is_empty() {
+            self.sessions.shrink_to_fit();
+        }
+    }
+}

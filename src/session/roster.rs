@@ -1,0 +1,164 @@
+//! The users of one session on this node: how many connections each has, and what others were told of it.
+
+use std::collections::HashMap;
+
+use foldhash::quality::RandomState;
+use jiff::Timestamp;
+
+use super::Joined;
+use crate::protocol::format_timestamp;
+use crate::protocol::ids::{UserId, UserType};
+use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType, StatusEvent};
+
+/// One user here.
+struct LocalUser {
+    user_type: UserType,
+    joined_at: Timestamp,
+    connections: usize,
+    /// Whether `user_connected` was announced and `user_disconnected` was not: who comes and goes between two
+    /// announcements is no change.
+    announced: bool,
+}
+
+#[derive(Default)]
+pub struct Roster {
+    users: HashMap<UserId, LocalUser, RandomState>,
+}
+
+impl Roster {
+    /// Counts a connection in.
+    pub fn join(&mut self, user_id: &UserId, user_type: UserType) -> Joined {
+        if let Some(user) = self.users.get_mut(user_id) {
+            let is_first = user.connections == 0;
+            if is_first {
+                (user.user_type, user.joined_at) = (user_type, Timestamp::now());
+            }
+            user.connections += 1;
+            return Joined { user_type: user.user_type, is_first };
+        }
+        let user = LocalUser { user_type, joined_at: Timestamp::now(), connections: 1, announced: false };
+        self.users.insert(user_id.clone(), user);
+        Joined { user_type, is_first: true }
+    }
+
+    /// Counts a connection out; true when it was the user's last.
+    pub fn leave(&mut self, user_id: &UserId) -> bool {
+        let Some(user) = self.users.get_mut(user_id) else { return false };
+        user.connections = user.connections.saturating_sub(1);
+        let is_last = user.connections == 0;
+        if is_last && !user.announced {
+            self.users.remove(user_id);
+        }
+        is_last
+    }
+
+    pub fn connections(&self, user_id: &UserId) -> usize {
+        self.users.get(user_id).map_or(0, |user| user.connections)
+    }
+
+    /// How many users there are, gone but unannounced ones included.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// Everyone who is connected.
+    pub fn status(&self) -> ConnectionStatus {
+        let connected = self.users.iter().filter(|(_, user)| user.connections > 0);
+        ConnectionStatus::of(connected.map(|(user_id, user)| ConnectedUser {
+            user_id: user_id.clone(),
+            user_type: user.user_type,
+            joined_at: format_timestamp(user.joined_at),
+        }))
+    }
+
+    /// The net changes since the last call, joins after leaves; they count as announced.
+    pub fn take_changes(&mut self) -> Vec<StatusEvent> {
+        let mut events = Vec::new();
+        self.users.retain(|user_id, user| {
+            let left = user.connections == 0;
+            if left && user.announced {
+                let event_type = EventType::UserDisconnected;
+                events.push(StatusEvent { event_type, event_user_id: user_id.clone() });
+            }
+            !left
+        });
+        for (user_id, user) in self.users.iter_mut().filter(|(_, user)| !user.announced) {
+            user.announced = true;
+            events.push(StatusEvent { event_type: EventType::UserConnected, event_user_id: user_id.clone() });
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn user(n: u8) -> UserId {
+        UserId::parse(&format!("u{n}")).unwrap()
+    }
+
+    #[test]
+    fn tabs_of_one_user_are_one_user() {
+        let mut roster = Roster::default();
+        assert!(roster.join(&user(1), UserType::Customer).is_first);
+        assert_eq!(roster.take_changes().len(), 1);
+        let second = roster.join(&user(1), UserType::Agent);
+        assert_eq!(second, Joined { user_type: UserType::Customer, is_first: false });
+        assert!(!roster.leave(&user(1)));
+        assert!(roster.take_changes().is_empty());
+        assert_eq!(roster.status().total_customer, 1);
+        assert!(roster.leave(&user(1)));
+        assert_eq!(roster.status().total_customer, 0);
+        assert_eq!(roster.take_changes()[0].event_type, EventType::UserDisconnected);
+        assert!(roster.is_empty());
+    }
+
+    #[test]
+    fn who_comes_and_goes_within_a_window_is_no_event() {
+        let mut roster = Roster::default();
+        roster.join(&user(1), UserType::Customer);
+        roster.leave(&user(1));
+        assert!(roster.take_changes().is_empty());
+        assert!(roster.is_empty());
+    }
+
+    proptest! {
+        /// Events, applied one after the other, always give the connected users.
+        #[test]
+        fn events_add_up_to_the_status(steps in prop::collection::vec((0u8..6, 0u8..3), 0..200)) {
+            let mut roster = Roster::default();
+            let mut counts = [0usize; 6];
+            let mut announced = std::collections::BTreeSet::new();
+            for (who, what) in steps {
+                match what {
+                    0 => {
+                        roster.join(&user(who), UserType::Customer);
+                        counts[usize::from(who)] += 1;
+                    }
+                    1 if counts[usize::from(who)] > 0 => {
+                        counts[usize::from(who)] -= 1;
+                        prop_assert_eq!(roster.leave(&user(who)), counts[usize::from(who)] == 0);
+                    }
+                    _ => {
+                        for event in roster.take_changes() {
+                            let changed = match event.event_type {
+                                EventType::UserConnected => announced.insert(event.event_user_id),
+                                EventType::UserDisconnected => announced.remove(&event.event_user_id),
+                            };
+                            prop_assert!(changed, "an event that changes nothing");
+                        }
+                        prop_assert_eq!(&announced, &roster.status().users.keys().cloned().collect());
+                        prop_assert_eq!(roster.len(), counts.iter().filter(|&&count| count > 0).count());
+                    }
+                }
+            }
+        }
+    }
+}

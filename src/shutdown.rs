@@ -1,0 +1,74 @@
+//! The graceful end: not ready, no new upgrades, connections closed with 1001 in batches, the log flushed,
+//! listeners last.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::http::Http;
+use crate::protocol::code::CloseCode;
+use crate::ws::Queued;
+
+/// Connections closed at once, and the least that are closed in a second however long the grace period is: who
+/// reconnects comes to the other nodes, and not all in one moment.
+const BATCH: usize = 100;
+const MIN_PER_SECOND: usize = 2_000;
+/// What the grace period keeps for the peers' ends and for the log.
+const CLOSING_SHARE: f64 = 0.7;
+/// The least that the log is given for its last answers.
+const MIN_FLUSH: Duration = Duration::from_secs(1);
+
+/// Resolves with the first SIGTERM or SIGINT; the second ends the process at once.
+///
+/// # Errors
+///
+/// The handlers can't be installed.
+pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "draining; a second signal ends the process at once");
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tracing::warn!("second signal: ending without draining");
+            std::process::exit(1);
+        });
+    })
+}
+
+/// Ends everything but the listeners, within `DRAIN_TIMEOUT`.
+pub async fn drain(http: &Http) {
+    let began = Instant::now();
+    let patience = http.config.drain_timeout;
+    let deadline = began + patience;
+    http.life.drain();
+    http.tracker.close();
+    close_all(http, patience.mul_f64(CLOSING_SHARE)).await;
+    if timeout_at(deadline, http.tracker.wait()).await.is_err() {
+        tracing::warn!(connections = http.limits.connections(), "connections left at the end of DRAIN_TIMEOUT");
+    }
+    http.chat.stop(deadline.saturating_duration_since(Instant::now()).max(MIN_FLUSH)).await;
+    tracing::info!(took = ?began.elapsed(), "drained");
+}
+
+/// Closes all connections, spread over at most `spread`.
+async fn close_all(http: &Http, spread: Duration) {
+    let members: Vec<_> =
+        http.chat.registry.all().iter().flat_map(|session| session.members().iter().cloned().collect::<Vec<_>>()).collect();
+    let at_least = Duration::from_secs_f64(members.len() as f64 / MIN_PER_SECOND as f64);
+    let pause = spread.min(at_least).div_f64((members.len() as f64 / BATCH as f64).max(1.0));
+    let mut batches = members.chunks(BATCH).peekable();
+    while let Some(batch) = batches.next() {
+        for member in batch {
+            member.outbox.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
+        }
+        if batches.peek().is_some() {
+            // Jitter: half to one and a half of the pause.
+            sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        }
+    }
+}

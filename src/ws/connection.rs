@@ -1,0 +1,251 @@
+//! One connection from its upgrade to its end: frames in, and the close handshake.
+//!
+//! Idle, it holds a socket, a small task and no buffer: fastwebsockets' reader, with its 8 KiB, is made when the
+//! socket turns readable and dropped when the connection is between frames with nothing buffered.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fastwebsockets::{Frame, OpCode, Role, WebSocketError};
+use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+
+use super::rate::{Bucket, RateLimit, Verdict};
+use super::scanner::{Scanned, Scanner};
+use super::{Outbox, OutboxLimits, Queued};
+use crate::chat::{Chat, Speaker};
+use crate::protocol::code::{CloseCode, is_sendable_close_code};
+use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::session::Member;
+
+/// How long, and for how many bytes, a closed connection is read on so that the peer sees our close frame: unread
+/// bytes would turn the end into a reset (RFC 6455, section 7.1.1).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 4 << 20;
+
+/// What all connections share.
+pub struct Shared {
+    pub chat: Arc<Chat>,
+    pub outbox_limits: Arc<OutboxLimits>,
+    pub rate_limit: RateLimit,
+    /// `MAX_MESSAGE_BYTES`.
+    pub max_message_bytes: usize,
+}
+
+/// Who connects, as the path says.
+pub struct Hello {
+    pub session_id: SessionId,
+    pub user_id: UserId,
+    pub user_type: UserType,
+}
+
+/// Takes the connection out of its session, however its task ends.
+struct Membership<'a> {
+    chat: &'a Chat,
+    speaker: Speaker,
+}
+
+impl Drop for Membership<'_> {
+    fn drop(&mut self) {
+        self.chat.leave(&self.speaker);
+    }
+}
+
+/// Serves one upgraded socket; `early` is what the client sent right behind its handshake.
+pub async fn run(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shared>) {
+    let (mut socket, write_half) = socket.into_split();
+    let outbox = Outbox::new(write_half, Arc::clone(&shared.outbox_limits));
+    {
+        let member = Member { outbox: Arc::clone(&outbox), user_id: hello.user_id };
+        let speaker = shared.chat.join(&hello.session_id, member, hello.user_type);
+        let membership = Membership { chat: &shared.chat, speaker };
+        converse(&mut socket, early, &membership.speaker, &shared).await;
+    }
+    if outbox.is_open() {
+        outbox.gone();
+    } else {
+        Box::pin(linger(&mut socket)).await;
+    }
+}
+
+/// What a connection keeps between frames.
+struct Inbound {
+    scanner: Mutex<Scanner>,
+    bucket: Bucket,
+    /// The fragments of a message so far.
+    partial: Vec<u8>,
+    early: Bytes,
+}
+
+/// How a burst of frames ended.
+#[derive(PartialEq)]
+enum Burst {
+    /// Between frames, with nothing buffered.
+    Idle,
+    /// The connection has ended, or is closing.
+    Over,
+}
+
+async fn converse(socket: &mut OwnedReadHalf, early: Bytes, speaker: &Speaker, shared: &Shared) {
+    let outbox = &speaker.member.outbox;
+    let mut inbound = Inbound {
+        scanner: Mutex::new(Scanner::new(shared.max_message_bytes)),
+        bucket: Bucket::default(),
+        partial: Vec::new(),
+        early,
+    };
+    loop {
+        if inbound.early.is_empty() {
+            // An empty buffer still pins hyper's 8 KiB.
+            inbound.early = Bytes::new();
+            tokio::select! {
+                () = outbox.closing() => return,
+                ready = socket.readable() => if ready.is_err() { return },
+            }
+        }
+        // Boxed, so that the idle task does not hold room for it.
+        if Box::pin(inbound.read_burst(socket, speaker, shared)).await == Burst::Over {
+            return;
+        }
+    }
+}
+
+impl Inbound {
+    async fn read_burst(&mut self, socket: &mut OwnedReadHalf, speaker: &Speaker, shared: &Shared) -> Burst {
+        let Self { scanner, bucket, partial, early } = self;
+        let scanned = Scanned { scanner, prefix: early, socket };
+        // All writing is the outbox's: the reader's own write half goes nowhere.
+        let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
+        reader.set_auto_close(false);
+        reader.set_auto_pong(false);
+        // Exclusive, and per frame only: the scanner limits whole messages.
+        reader.set_max_message_size(shared.max_message_bytes.max(125) + 1);
+        let outbox = &speaker.member.outbox;
+        loop {
+            let frame = match reader.read_frame(&mut |_| std::future::ready(Ok::<_, Infallible>(()))).await {
+                Ok(frame) => frame,
+                Err(error) => {
+                    end_for(&error, scanner, outbox);
+                    return Burst::Over;
+                }
+            };
+            if !outbox.is_open() {
+                return Burst::Over;
+            }
+            outbox.heard();
+            if take_frame(frame, bucket, partial, speaker, shared) == Burst::Over {
+                return Burst::Over;
+            }
+            let mut scanner = scanner.lock();
+            scanner.frame_taken();
+            if scanner.is_idle() {
+                return Burst::Idle;
+            }
+        }
+    }
+}
+
+/// Handles one frame; [`Burst::Idle`] means to go on.
+fn take_frame(
+    mut frame: Frame<'_>,
+    bucket: &mut Bucket,
+    partial: &mut Vec<u8>,
+    speaker: &Speaker,
+    shared: &Shared,
+) -> Burst {
+    let outbox = &speaker.member.outbox;
+    match frame.opcode {
+        OpCode::Close => {
+            take_close(&frame.payload, outbox);
+            return Burst::Over;
+        }
+        OpCode::Pong => return Burst::Idle,
+        OpCode::Text | OpCode::Continuation if !frame.fin => {
+            partial.extend_from_slice(&frame.payload);
+            return Burst::Idle;
+        }
+        _ => {}
+    }
+    let verdict = bucket.take(&shared.rate_limit, Instant::now());
+    if verdict == Verdict::Flood {
+        outbox.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
+        return Burst::Over;
+    }
+    let is_allowed = verdict == Verdict::Allowed;
+    let handle = |text: &mut [u8]| {
+        if is_allowed { shared.chat.handle(speaker, text) } else { shared.chat.refuse_for_rate(speaker, text) }
+    };
+    match frame.opcode {
+        // A ping over the rate gets no pong: the next one in time will.
+        OpCode::Ping if is_allowed => outbox.pong(&frame.payload),
+        OpCode::Ping => {}
+        OpCode::Continuation => {
+            let mut message = std::mem::take(partial);
+            message.extend_from_slice(&frame.payload);
+            if simdutf8::basic::from_utf8(&message).is_err() {
+                outbox.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+                return Burst::Over;
+            }
+            handle(&mut message);
+        }
+        // fastwebsockets has checked that it is UTF-8.
+        _ => handle(frame.payload.to_mut()),
+    }
+    Burst::Idle
+}
+
+/// The client's close (RFC 6455, sections 5.5.1 and 7.4).
+fn take_close(payload: &[u8], outbox: &Arc<Outbox>) {
+    let (code, reason) = match payload {
+        [] => return outbox.echo_close(None),
+        [_] => {
+            outbox.close(CloseCode::Protocol, "close payload of one byte", Queued::Discard);
+            return;
+        }
+        [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
+    };
+    if !is_sendable_close_code(code) {
+        outbox.close(CloseCode::Protocol, "close code is not allowed", Queued::Discard);
+    } else if std::str::from_utf8(reason).is_err() {
+        outbox.close(CloseCode::InvalidUtf8, "close reason is not UTF-8", Queued::Discard);
+    } else {
+        outbox.echo_close(Some(code));
+    }
+}
+
+/// The reader has failed: says why, where the peer broke a rule.
+fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, outbox: &Arc<Outbox>) {
+    if let Some(violation) = scanner.lock().violation() {
+        outbox.close(violation.code, violation.reason, Queued::Discard);
+        return;
+    }
+    match error {
+        WebSocketError::InvalidUTF8 => {
+            outbox.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+        }
+        WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) => {}
+        error => {
+            // The scanner lets nothing pass that the reader refuses.
+            tracing::error!(%error, "the reader refused what the scanner let pass");
+            outbox.close(CloseCode::Internal, "internal error", Queued::Discard);
+        }
+    }
+}
+
+/// Reads and forgets what a closed connection's peer still sends, until its end or our patience's.
+async fn linger(socket: &mut OwnedReadHalf) {
+    let discard = async {
+        let (mut scrap, mut total) = ([0; 2048], 0);
+        while total < LINGER_BYTES {
+            match socket.read(&mut scrap).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => total += read,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, discard).await;
+}

@@ -1,0 +1,29 @@
+//! End-to-end tests: the built binary as a process, spoken to over its sockets. `support` says how.
+//!
+//! Names begin with what they need: `kafka_…` and `services_…` start a broker or Redis, everything else is embedded.
+
+mod support;
+
+mod chat_frames;
+mod chat_typing;
+mod config;
+mod handshake;
+mod http_cors;
+mod http_hostile;
+mod http_routes;
+mod joining;
+mod limits;
+mod presence;
+mod scale;
+mod shutdown;
+mod slow;
+mod structure;
+mod ws_fuzz;
+mod ws_protocol;
+
+mod deploy;
+mod kafka_delivery;
+mod kafka_faults;
+mod kafka_records;
+mod kafka_shutdown;
+mod services;

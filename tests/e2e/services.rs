@@ -1,0 +1,217 @@
+//! The real Kafka and Redis of `scripts/test.sh`, brokers of a test's own, and what the Kafka tests share: the Java client
+//! ([`Kafka`]), topics of a test's own, and a client that reads by itself ([`Tap`]).
+
+#[path = "kafka_java.rs"]
+mod java;
+#[path = "kafka_tap.rs"]
+mod tap;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::{Server, ServerBuilder};
+
+use self::java::succeeded;
+pub use self::java::{Kafka, Record, Stored};
+pub use self::tap::{Heard, Tap};
+
+/// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
+pub const OUTAGE: Duration = Duration::from_secs(60);
+
+#[track_caller]
+pub fn from_environment(variable: &str) -> String {
+    match std::env::var(variable) {
+        Ok(value) if !value.is_empty() => value,
+        _ => panic!(
+            "{variable} is not set: this test needs real services; run it by ./scripts/test.sh, which starts them"
+        ),
+    }
+}
+
+/// The brokers all tests share, as KAFKA_BROKERS has them.
+#[track_caller]
+pub fn kafka() -> Kafka {
+    Kafka::at(from_environment("TEST_KAFKA_BROKERS"))
+}
+
+/// The Redis all tests share.
+#[track_caller]
+#[allow(dead_code)] // Kafka tests don't need it.
+pub fn redis_url() -> String {
+    from_environment("TEST_REDIS_URL")
+}
+
+/// A name nobody else uses, in this run or in another one on the same broker.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let started = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("a clock after 1970");
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!(
+        "{prefix}-{:x}-{:x}-{number}",
+        std::process::id(),
+        started.as_micros() & 0xffff_ffff
+    )
+}
+
+/// Three topic names of one test's own. Deletes the topics when dropped: declare it before the servers.
+pub struct Topics {
+    pub kafka: Kafka,
+    pub messages: String,
+    pub typing: String,
+    pub status: String,
+    /// Nobody is left to delete them from when a broker of the test's own goes, too.
+    delete: bool,
+}
+
+impl Topics {
+    /// On the shared broker. The topics do not exist until a server, or the test, creates them.
+    #[track_caller]
+    pub fn new() -> Self {
+        let mut topics = Self::on(&kafka());
+        topics.delete = true;
+        topics
+    }
+
+    pub fn on(kafka: &Kafka) -> Self {
+        let [messages, typing, status] = ["messages", "typing", "status"].map(unique);
+        Self {
+            kafka: kafka.clone(),
+            messages,
+            typing,
+            status,
+            delete: false,
+        }
+    }
+
+    /// A node on these topics, without a rate limit.
+    pub fn node(&self, name: &str) -> ServerBuilder {
+        Server::builder()
+            .env("NODE_ID", name)
+            .env("RATE_LIMIT_MESSAGES", 0)
+            .envs([
+                ("KAFKA_BROKERS", self.kafka.brokers.as_str()),
+                ("KAFKA_TOPIC_MESSAGES", &self.messages),
+                ("KAFKA_TOPIC_TYPING", &self.typing),
+                ("KAFKA_TOPIC_STATUS", &self.status),
+            ])
+    }
+
+    /// Two nodes, ready. They start at once, so they also race for the creation of the topics.
+    #[track_caller]
+    pub fn two_nodes(&self) -> (Server, Server) {
+        let nodes = (self.node("node-a").spawn(), self.node("node-b").spawn());
+        nodes.0.wait_ready();
+        nodes.1.wait_ready();
+        nodes
+    }
+}
+
+impl Drop for Topics {
+    fn drop(&mut self) {
+        if self.delete {
+            self.kafka.delete(&[&self.messages, &self.typing, &self.status]);
+        }
+    }
+}
+
+/// A broker of a test's own, to be killed and paused. Gone when dropped.
+pub struct PrivateBroker {
+    dir: TempDir,
+    port: u16,
+}
+
+impl PrivateBroker {
+    /// Reserves a folder and a port; nothing runs yet.
+    #[track_caller]
+    pub fn new() -> Self {
+        let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
+        let dir = tempfile::Builder::new()
+            .prefix("broker-")
+            .tempdir_in(scratch)
+            .expect("a folder for the broker");
+        Self {
+            dir,
+            port: free_port(),
+        }
+    }
+
+    #[track_caller]
+    pub fn started() -> Self {
+        let broker = Self::new();
+        broker.start();
+        broker
+    }
+
+    pub fn kafka(&self) -> Kafka {
+        Kafka::at(format!("127.0.0.1:{}", self.port))
+    }
+
+    /// Starts it, on its old data if it ran before, and waits until it answers.
+    #[track_caller]
+    pub fn start(&self) {
+        self.verb("start", &[&self.port.to_string()]);
+    }
+
+    /// An orderly end.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.verb("stop", &[]);
+    }
+
+    #[track_caller]
+    pub fn kill(&self) {
+        self.verb("kill", &[]);
+    }
+
+    #[track_caller]
+    pub fn pause(&self) {
+        self.verb("pause", &[]);
+    }
+
+    #[track_caller]
+    pub fn resume(&self) {
+        self.verb("resume", &[]);
+    }
+
+    #[track_caller]
+    fn verb(&self, verb: &str, more: &[&str]) {
+        succeeded(verb, self.script(verb, more));
+    }
+
+    fn script(&self, verb: &str, more: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-local.sh");
+        let mut command = Command::new(script);
+        // It is restarted often: let it come back before the session of its last life has timed out by the default.
+        command
+            .env("KAFKA_SESSION_TIMEOUT_MS", "3000")
+            .stdin(Stdio::null());
+        command
+            .arg(verb)
+            .arg(self.dir.path())
+            .args(more)
+            .output()
+            .expect("run kafka-local.sh")
+    }
+}
+
+impl Drop for PrivateBroker {
+    fn drop(&mut self) {
+        let _ = self.script("kill", &[]);
+    }
+}
+
+/// A free port below those the kernel gives to outgoing connections: a client that keeps dialling a stopped broker on one of
+/// those can be given the very same port, and then talks to itself.
+fn free_port() -> u16 {
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(15_000..30_000))
+        .take(200)
+        .find(free)
+        .expect("a free port")
+}

@@ -1,0 +1,48 @@
+//! What every end-to-end test stands on. The server is a process, never a library call: only what a client, an operator
+//! or the kernel could see is asserted.
+//!
+//! * [`Server`]: one server process. Killed on drop; its log is printed when the test fails.
+//! * [`Client`]: a well-behaved WebSocket client (tokio-tungstenite) that speaks JSON.
+//! * [`RawWs`]: a blocking socket after a hand-made handshake; writes any bytes, reads frames and close codes.
+//! * [`Http`]: one HTTP/1.1 connection; writes any bytes, reads exact responses.
+//!
+//! Nothing here sleeps to prove an absence: [`Client::expect_none`] and friends wait for a fence, an answer that would
+//! have come after the unwanted frame.
+
+#![allow(dead_code, unused_imports)] // Each test file uses its own part of this module.
+
+pub mod client;
+pub mod http;
+pub mod raw;
+pub mod server;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+pub use client::Client;
+pub use http::{Http, Response};
+pub use raw::RawWs;
+pub use server::{Exit, Server, ServerBuilder};
+pub use wire::{Frame, Opcode};
+
+/// How long anything that must happen may take. Only failing tests wait so long; a loaded machine must not fail a test.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Calls `check` until it holds; panics with `what` when it has not within [`PATIENCE`].
+#[track_caller]
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// As [`eventually`], for checks that await.
+pub async fn eventually_async(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check().await {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
