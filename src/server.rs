@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::bus::kafka::Kafka;
 use crate::bus::{Bus, Delivery, embedded};
 use crate::chat::{self, Chat};
 use crate::config::Config;
@@ -98,7 +99,16 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         node.clone(),
         config.max_record_bytes,
     );
-    let bus = Bus::Embedded(embedded::Embedded::start(delivery)?);
+    let bus = match &config.kafka {
+        None => Bus::Embedded(embedded::Embedded::start(delivery)?),
+        Some(kafka) => Bus::Kafka(Kafka::start(
+            kafka.clone(),
+            node.clone(),
+            config.max_record_bytes,
+            delivery,
+            Arc::clone(&metrics),
+        )?),
+    };
     let presence = Presence::start(Arc::clone(&registry), config.presence_flush, Arc::clone(&metrics));
     tracing::info!(kafka = bus.health().0, redis = presence.health().0, node, "modes");
     let chat = Arc::new(Chat {

@@ -8,12 +8,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::http::Http;
 use crate::protocol::code::CloseCode;
+use crate::session::Member;
 use crate::ws::Queued;
 
-/// Connections closed at once, and the least that are closed in a second however long the grace period is: who
-/// reconnects comes to the other nodes, and not all in one moment.
-const BATCH: usize = 100;
-const MIN_PER_SECOND: usize = 2_000;
+/// In how many steps connections are closed: who reconnects comes to the other nodes, and not all in one moment.
+const BATCHES: usize = 100;
 /// What the grace period keeps for the peers' ends and for the log.
 const CLOSING_SHARE: f64 = 0.7;
 /// The least that the log is given for its last answers.
@@ -55,20 +54,18 @@ pub async fn drain(http: &Http) {
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 
-/// Closes all connections, spread over at most `spread`.
+/// Closes all connections in batches, spread with jitter over `spread`.
 async fn close_all(http: &Http, spread: Duration) {
-    let members: Vec<_> =
-        http.chat.registry.all().iter().flat_map(|session| session.members().iter().cloned().collect::<Vec<_>>()).collect();
-    let at_least = Duration::from_secs_f64(members.len() as f64 / MIN_PER_SECOND as f64);
-    let pause = spread.min(at_least).div_f64((members.len() as f64 / BATCH as f64).max(1.0));
-    let mut batches = members.chunks(BATCH).peekable();
-    while let Some(batch) = batches.next() {
-        for member in batch {
+    let members: Vec<Member> =
+        http.chat.registry.all().iter().flat_map(|session| session.members().as_ref().clone()).collect();
+    let batch = members.len().div_ceil(BATCHES).max(1);
+    let pause = spread.div_f64(members.len().div_ceil(batch).max(1) as f64);
+    for members in members.chunks(batch) {
+        // Jitter: half to one and a half of the pause. Nobody left means nothing to wait for.
+        let wait = sleep(pause.mul_f64(0.5 + fastrand::f64()));
+        tokio::select! { () = wait => {}, () = http.tracker.wait() => return }
+        for member in members {
             member.outbox.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
-        }
-        if batches.peek().is_some() {
-            // Jitter: half to one and a half of the pause.
-            sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
         }
     }
 }

@@ -13,15 +13,17 @@
 //! 4. After a loss come back, with back-off and jitter ([`Backoff`]), unless told to stay away ([`may_return`]).
 //! 5. [`leave`] with close code 1000, once every request has its answer.
 
+mod retry;
 mod show;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 use std::time::Duration;
 
 use clap::{Command, arg};
 use futures_util::{SinkExt, StreamExt};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use retry::{Backoff, may_return};
 use serde_json::{Value, json};
 use show::{notice, text};
 use tokio::net::TcpStream;
@@ -82,10 +84,14 @@ async fn main() {
             Err(end) => end,
         };
         // Were they stored? Only the log knows: whoever sends them again gives the same client_message_id.
-        let unanswered: Vec<String> = chat.open.drain().map(|(_, what)| what).collect();
-        for what in &unanswered {
-            notice(&format!("no answer, may or may not have arrived: {what}"));
+        let unanswered: Vec<Request> = chat.open.drain().map(|(_, request)| request).collect();
+        for request in &unanswered {
+            notice(&format!(
+                "no answer, may or may not have arrived: {}",
+                request.line
+            ));
         }
+        chat.own.clear();
         match end {
             End::Done => break i32::from(!unanswered.is_empty()),
             End::Refused(why) => {
@@ -143,7 +149,7 @@ async fn converse(mut socket: Socket, chat: &mut Chat, lines: &mut mpsc::Receive
     let mut deadline = None;
     loop {
         let silence = heard + if asked { 2 * SILENCE } else { SILENCE };
-        if deadline.is_some() && chat.open.is_empty() {
+        if deadline.is_some() && chat.open.is_empty() && chat.own.is_empty() {
             return leave(socket, chat).await;
         }
         tokio::select! {
@@ -211,26 +217,11 @@ async fn leave(mut socket: Socket, chat: &mut Chat) -> End {
     End::Done
 }
 
-/// Whether a client that was closed with this code should come back. A list of what not to return from: a code we
-/// don't know is more likely a new kind of trouble at the server than a fault of ours.
-fn may_return(code: u16) -> bool {
-    // Closed in order, our protocol is wrong (1002, 1003, 1007), a limit was broken (1008, 1009), or we have no right (44xx).
-    !matches!(code, 1000 | 1002 | 1003 | 1007 | 1008 | 1009 | 4400..=4499)
-}
-
-/// Doubling pauses, each drawn from the whole range ("full jitter"), so that the clients of a node that went down come
-/// back spread out.
-#[derive(Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, at_least: Duration) -> Duration {
-        let most = Duration::from_millis(500 << self.attempts.min(6)).min(Duration::from_secs(15));
-        self.attempts += 1;
-        at_least + most.mul_f32(fastrand::f32())
-    }
+/// Something that has an answer: with its `request_id`, be it the wanted one or an `error`.
+struct Request {
+    /// As it was typed.
+    line: String,
+    client_message_id: String,
 }
 
 /// What this side of the conversation knows.
@@ -239,7 +230,9 @@ struct Chat {
     user: String,
     json: bool,
     /// Requests without an answer yet, by `request_id`.
-    open: HashMap<String, String>,
+    open: HashMap<String, Request>,
+    /// Own messages, by `client_message_id`, that have not come back as `new_message`: before or after the answer.
+    own: HashSet<String>,
     last_id: u32,
     /// Nothing more will be sent.
     leaving: bool,
@@ -252,7 +245,7 @@ impl Chat {
         let frame = match command {
             "/typing" if rest == "off" => json!({"type": "typing_stop"}),
             "/typing" => json!({"type": "typing_start"}),
-            "/join" => self.request(line, "join_session", &json!({})),
+            "/join" => self.request(line, "join_session", json!({})),
             // Exactly as typed, right or wrong.
             "/raw" => return socket.send(Message::text(rest)).await,
             _ if line.starts_with('/') && !line.starts_with("//") => {
@@ -263,21 +256,30 @@ impl Chat {
             }
             _ => {
                 let message = line.strip_prefix('/').unwrap_or(line);
-                // Comes back in `new_message`, and tells after `outcome_unknown` whether the message got through.
-                let client_message_id = uuid::Uuid::now_v7().to_string();
-                let data = json!({"message": message, "client_message_id": client_message_id});
-                self.request(line, "send_message", &data)
+                self.request(line, "send_message", json!({"message": message}))
             }
         };
         socket.send(Message::text(frame.to_string())).await
     }
 
-    /// A frame that has an answer: with the same `request_id`, whether it is the wanted one or an `error`.
-    fn request(&mut self, line: &str, kind: &str, data: &Value) -> Value {
+    fn request(&mut self, line: &str, kind: &str, mut data: Value) -> Value {
         self.last_id += 1;
-        let id = format!("r{}", self.last_id);
-        let frame = json!({"type": kind, "data": data, "request_id": id});
-        self.open.insert(id, line.to_owned());
+        let request_id = format!("r{}", self.last_id);
+        let mut client_message_id = String::new();
+        if kind == "send_message" {
+            // Comes back in `new_message`, and tells after `outcome_unknown` whether the message got through.
+            client_message_id = uuid::Uuid::now_v7().to_string();
+            data["client_message_id"] = json!(client_message_id);
+            self.own.insert(client_message_id.clone());
+        }
+        let frame = json!({"type": kind, "data": data, "request_id": request_id});
+        self.open.insert(
+            request_id,
+            Request {
+                line: line.to_owned(),
+                client_message_id,
+            },
+        );
         frame
     }
 }

@@ -12,11 +12,18 @@ impl Chat {
         let Ok(value) = serde_json::from_str::<Value>(frame) else {
             return notice(&format!("not JSON: {frame}"));
         };
+        let data = &value["data"];
         let asked = value["request_id"].as_str().and_then(|id| self.open.remove(id));
+        match (value["type"].as_str(), &asked) {
+            (Some("new_message"), _) => self
+                .own
+                .remove(data["client_message_id"].as_str().unwrap_or_default()),
+            (Some("error"), Some(request)) => self.own.remove(&request.client_message_id),
+            _ => false,
+        };
         if self.json {
             return print(frame);
         }
-        let data = &value["data"];
         // The one clock that all see is the server's.
         let at = time(data["timestamp"].as_str().unwrap_or_default());
         let who = |id: &str, kind: &str| format!("{} ({})", text(&data[id]), text(&data[kind]));
@@ -48,7 +55,9 @@ impl Chat {
                 } else {
                     ""
                 };
-                let about = asked.map(|what| format!(" (for: {what})")).unwrap_or_default();
+                let about = asked
+                    .map(|request| format!(" (for: {})", request.line))
+                    .unwrap_or_default();
                 let code = text(&data["code"]);
                 print(&format!(
                     "         ! {code}: {}{again}{about}",

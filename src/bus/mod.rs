@@ -4,13 +4,14 @@
 
 pub mod delivery;
 pub mod embedded;
+pub mod kafka;
 
 pub use delivery::Delivery;
 
 use crate::protocol::record::Outgoing;
 
 /// Called once with the outcome of a publish, from a thread of the bus: it must not block.
-pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send>;
+pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send + Sync>;
 
 /// Why a record did not reach the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +45,7 @@ impl Status {
 /// Two closed variants and one predictable branch: no trait object.
 pub enum Bus {
     Embedded(embedded::Embedded),
+    Kafka(kafka::Kafka),
 }
 
 impl Bus {
@@ -51,6 +53,7 @@ impl Bus {
     pub fn publish(&self, record: Outgoing, ack: Ack) {
         match self {
             Self::Embedded(bus) => bus.publish(record, ack),
+            Self::Kafka(bus) => bus.publish(&record, Some(ack)),
         }
     }
 
@@ -59,6 +62,7 @@ impl Bus {
         match self {
             // There are no other nodes.
             Self::Embedded(_) => drop(record),
+            Self::Kafka(bus) => bus.publish(&record, None),
         }
     }
 
@@ -66,14 +70,16 @@ impl Bus {
     pub fn health(&self) -> (&'static str, Status) {
         match self {
             Self::Embedded(_) => ("embedded", Status::Ok),
+            Self::Kafka(bus) => ("kafka", bus.status()),
         }
     }
 
     /// Waits until everything published has its outcome, or for `patience`, and ends the bus's threads.
     /// Blocks: call it outside the runtime's workers.
-    pub fn stop(&self, _patience: std::time::Duration) {
+    pub fn stop(&self, patience: std::time::Duration) {
         match self {
             Self::Embedded(bus) => bus.stop(),
+            Self::Kafka(bus) => bus.stop(patience),
         }
     }
 }

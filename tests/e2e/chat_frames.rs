@@ -11,7 +11,12 @@ fn unlimited() -> Server {
 }
 
 fn keys(value: &Value) -> Vec<&str> {
-    let mut keys: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    let mut keys: Vec<_> = value
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
     keys.sort_unstable();
     keys
 }
@@ -20,7 +25,10 @@ fn keys(value: &Value) -> Vec<&str> {
 fn assert_error(frame: &Value, code: &str, retryable: bool) {
     assert_eq!(frame["type"], "error", "{frame}");
     assert_eq!(frame["success"], false, "{frame}");
-    assert!(frame["error"].as_str().is_some_and(|text| !text.is_empty()), "{frame}");
+    assert!(
+        frame["error"].as_str().is_some_and(|text| !text.is_empty()),
+        "{frame}"
+    );
     assert_eq!(frame["data"]["code"], code, "{frame}");
     assert_eq!(frame["data"]["retryable"], retryable, "{frame}");
 }
@@ -29,17 +37,27 @@ fn assert_error(frame: &Value, code: &str, retryable: bool) {
 async fn chat_join_session_and_ping_are_answered() {
     let server = Server::start();
     let mut client = Client::connect(&server, "s1", "u1", "agent").await;
-    client.send(json!({"type": "join_session", "request_id": "r1"})).await;
+    client
+        .send(json!({"type": "join_session", "request_id": "r1"}))
+        .await;
     let mut joined = client.next("session_joined").await;
     assert!(is_utc(&joined["data"]["timestamp"].take()));
     let data = json!({"session_id": "s1", "user_id": "u1", "user_type": "agent", "timestamp": null});
-    assert_eq!(joined, json!({"type": "session_joined", "success": true, "data": data, "request_id": "r1"}));
+    assert_eq!(
+        joined,
+        json!({"type": "session_joined", "success": true, "data": data, "request_id": "r1"})
+    );
 
     client.send(json!({"type": "ping"})).await;
     let mut pong = client.next("pong").await;
     assert!(is_utc(&pong["data"]["timestamp"].take()));
-    assert_eq!(pong, json!({"type": "pong", "success": true, "data": {"timestamp": null}}));
-    client.send(json!({"request_id": 7, "data": {}, "type": "ping", "unknown": [1, {"a": null}]})).await;
+    assert_eq!(
+        pong,
+        json!({"type": "pong", "success": true, "data": {"timestamp": null}})
+    );
+    client
+        .send(json!({"request_id": 7, "data": {}, "type": "ping", "unknown": [1, {"a": null}]}))
+        .await;
     assert_eq!(client.next("pong").await["request_id"], 7);
 }
 
@@ -61,21 +79,34 @@ async fn chat_the_path_says_who_speaks_not_the_body() {
     };
     client.send(lie("join_session", "1")).await;
     let joined = client.next("session_joined").await["data"].clone();
-    assert_eq!((&joined["session_id"], &joined["user_id"]), (&json!("s1"), &json!("u1")));
+    assert_eq!(
+        (&joined["session_id"], &joined["user_id"]),
+        (&json!("s1"), &json!("u1"))
+    );
     assert_eq!(joined["user_type"], "customer");
 
     client.send(lie("send_message", "2")).await;
     client.next("message_sent").await;
     let message = other.next("new_message").await["data"].clone();
-    assert_eq!((&message["session_id"], &message["sender_id"]), (&json!("s1"), &json!("u1")));
+    assert_eq!(
+        (&message["session_id"], &message["sender_id"]),
+        (&json!("s1"), &json!("u1"))
+    );
     assert_eq!(message["sender_type"], "customer");
     assert_ne!(message["message_id"], "mine");
-    assert!(!message["timestamp"].as_str().unwrap().starts_with("1999"), "{message}");
+    assert!(
+        !message["timestamp"].as_str().unwrap().starts_with("1999"),
+        "{message}"
+    );
 
     client.send(lie("typing_start", "3")).await;
     let typing = other.next("typing_indicator").await["data"].clone();
-    assert_eq!((&typing["session_id"], &typing["user_id"]), (&json!("s1"), &json!("u1")));
+    assert_eq!(
+        (&typing["session_id"], &typing["user_id"]),
+        (&json!("s1"), &json!("u1"))
+    );
     assert_eq!(typing["sender_type"], "customer");
+    victim.fence_own_session().await;
     victim.expect_none("new_message").await;
     victim.expect_none("typing_indicator").await;
 }
@@ -90,11 +121,19 @@ async fn chat_a_message_reaches_everyone_with_all_fields() {
     let mut elsewhere = Client::connect(&server, "s2", "agent", "agent").await;
     let attachments = json!([{"url": "https://files.example/a.png", "size": 12345678901i64, "deep": {"a": [1, 2.5, null, true, "é"]}}, "b", 3]);
     let data = json!({"message": "Grüße, \"you\" \\ \n\t\u{1F600}", "message_type": "image", "attachments": attachments, "client_message_id": "c-1"});
-    customer.send(json!({"type": "send_message", "request_id": "r1", "data": data})).await;
+    customer
+        .send(json!({"type": "send_message", "request_id": "r1", "data": data}))
+        .await;
 
     let sent = customer.next("message_sent").await;
-    assert_eq!((&sent["success"], &sent["request_id"]), (&json!(true), &json!("r1")));
-    assert_eq!(keys(&sent["data"]), ["client_message_id", "message_id", "timestamp"]);
+    assert_eq!(
+        (&sent["success"], &sent["request_id"]),
+        (&json!(true), &json!("r1"))
+    );
+    assert_eq!(
+        keys(&sent["data"]),
+        ["client_message_id", "message_id", "timestamp"]
+    );
     assert_eq!(sent["data"]["client_message_id"], "c-1");
     assert!(is_utc(&sent["data"]["timestamp"]), "{sent}");
     let id = sent["data"]["message_id"].as_str().expect("an id").to_owned();
@@ -107,12 +146,18 @@ async fn chat_a_message_reaches_everyone_with_all_fields() {
     });
     for client in [&mut customer, &mut tab, &mut agent, &mut admin] {
         let frame = client.next("new_message").await;
-        assert_eq!(frame, json!({"type": "new_message", "success": true, "data": expected}));
-        client.expect_none("new_message").await;
+        assert_eq!(
+            frame,
+            json!({"type": "new_message", "success": true, "data": expected})
+        );
     }
-    for client in [&mut tab, &mut agent, &mut admin] {
-        client.expect_none("message_sent").await;
+    // A second copy, or an answer to somebody who did not ask, would come before the next message.
+    customer.say_acked("fence").await;
+    for client in [&mut customer, &mut tab, &mut agent, &mut admin] {
+        assert_eq!(client.next("new_message").await["data"]["message"], "fence");
+        assert_eq!(client.take_all("message_sent"), Vec::<Value>::new());
     }
+    elsewhere.fence_own_session().await;
     elsewhere.expect_none("new_message").await;
 }
 
@@ -120,7 +165,10 @@ async fn chat_a_message_reaches_everyone_with_all_fields() {
 async fn chat_a_message_has_defaults() {
     let server = Server::start();
     let mut client = Client::connect(&server, "s1", "u1", "agent").await;
-    for data in [json!({"message": "hi"}), json!({"message": "hi", "attachments": null, "client_message_id": null, "message_type": null})] {
+    for data in [
+        json!({"message": "hi"}),
+        json!({"message": "hi", "attachments": null, "client_message_id": null, "message_type": null}),
+    ] {
         client.send(json!({"type": "send_message", "data": data})).await;
         let sent = client.next("message_sent").await;
         assert_eq!(keys(&sent), ["data", "success", "type"]);
@@ -128,7 +176,16 @@ async fn chat_a_message_has_defaults() {
         let message = client.next("new_message").await["data"].clone();
         assert_eq!(message["message_type"], "text");
         assert_eq!(message["attachments"], json!([]));
-        let expected = ["attachments", "message", "message_id", "message_type", "sender_id", "sender_type", "session_id", "timestamp"];
+        let expected = [
+            "attachments",
+            "message",
+            "message_id",
+            "message_type",
+            "sender_id",
+            "sender_type",
+            "session_id",
+            "timestamp",
+        ];
         assert_eq!(keys(&message), expected);
     }
 }
@@ -151,12 +208,26 @@ async fn chat_messages_keep_their_order_for_everyone() {
         order.push(reader.next("new_message").await["data"].clone());
     }
     for number in 0..4 {
-        let own: Vec<_> = order.iter().map(|data| data["message"].as_str().unwrap()).filter(|text| text.starts_with(&format!("{number}:"))).collect();
-        assert_eq!(own, (0..50).map(|round| format!("{number}:{round}")).collect::<Vec<_>>(), "a sender's own order");
+        let own: Vec<_> = order
+            .iter()
+            .map(|data| data["message"].as_str().unwrap())
+            .filter(|text| text.starts_with(&format!("{number}:")))
+            .collect();
+        assert_eq!(
+            own,
+            (0..50)
+                .map(|round| format!("{number}:{round}"))
+                .collect::<Vec<_>>(),
+            "a sender's own order"
+        );
     }
     for sender in &mut senders {
         for expected in &order {
-            assert_eq!(&sender.next("new_message").await["data"], expected, "everyone sees one order");
+            assert_eq!(
+                &sender.next("new_message").await["data"],
+                expected,
+                "everyone sees one order"
+            );
         }
     }
 }
@@ -165,7 +236,14 @@ async fn chat_messages_keep_their_order_for_everyone() {
 async fn chat_an_unknown_type_is_named() {
     let server = Server::start();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
-    for kind in ["dance", "", "PING", "join_session ", "message_read_", "Ünïcode \"quoted\""] {
+    for kind in [
+        "dance",
+        "",
+        "PING",
+        "join_session ",
+        "message_read_",
+        "Ünïcode \"quoted\"",
+    ] {
         client.send(json!({"type": kind, "request_id": "r1"})).await;
         let error = client.next("error").await;
         assert_error(&error, "unknown_type", false);
@@ -180,24 +258,62 @@ async fn chat_what_is_no_json_object_gets_an_error() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let deep_array = "[".repeat(10_000) + &"]".repeat(10_000);
-    let deep_object = format!(r#"{{"type":"ping","x":{}1{}}}"#, r#"{"a":"#.repeat(10_000), "}".repeat(10_000));
+    let deep_object = format!(
+        r#"{{"type":"ping","x":{}1{}}}"#,
+        r#"{"a":"#.repeat(10_000),
+        "}".repeat(10_000)
+    );
     let deep_open = format!(r#"{{"type":"ping","data":{}"#, "[".repeat(10_000));
     let inputs = [
-        "", " ", "null", "true", "7", "\"ping\"", "[]", r#"[{"type":"ping"}]"#, "{}", "{", "}", r#"{"type":"ping""#, r#"{"type":"ping",}"#,
-        r#"{"type":"ping"} x"#, r#"{"type":"ping"}{"type":"ping"}"#, r#"{'type':'ping'}"#, r#"{type:"ping"}"#, r#"{"type":}"#,
-        r#"{"type":null}"#, r#"{"type":7}"#, r#"{"type":["ping"]}"#, r#"{"type":{"a":1}}"#, r#"{"data":{}}"#, "{\"type\":\"pi\nng\"}",
-        r#"{"type":"ping","x":NaN}"#, r#"{"type":"ping","x":01}"#, r#"{"type":"ping","x":"\x"}"#, "\u{feff}{\"type\":\"ping\"}",
-        &deep_array, &deep_object, &deep_open, "not json at all",
+        "",
+        " ",
+        "null",
+        "true",
+        "7",
+        "\"ping\"",
+        "[]",
+        r#"[{"type":"ping"}]"#,
+        "{}",
+        "{",
+        "}",
+        r#"{"type":"ping""#,
+        r#"{"type":"ping",}"#,
+        r#"{"type":"ping"} x"#,
+        r#"{"type":"ping"}{"type":"ping"}"#,
+        r#"{'type':'ping'}"#,
+        r#"{type:"ping"}"#,
+        r#"{"type":}"#,
+        r#"{"type":null}"#,
+        r#"{"type":7}"#,
+        r#"{"type":["ping"]}"#,
+        r#"{"type":{"a":1}}"#,
+        r#"{"data":{}}"#,
+        "{\"type\":\"pi\nng\"}",
+        r#"{"type":"ping","x":NaN}"#,
+        r#"{"type":"ping","x":01}"#,
+        r#"{"type":"ping","x":"\x"}"#,
+        "\u{feff}{\"type\":\"ping\"}",
+        &deep_array,
+        &deep_object,
+        &deep_open,
+        "not json at all",
     ];
     for input in inputs {
         let shown: String = input.chars().take(60).collect();
         client.send_text(input).await;
         let error = client.next_any().await;
         // The first status frame may come in between.
-        let error = if error["type"] == "connection_status_update" { client.next_any().await } else { error };
+        let error = if error["type"] == "connection_status_update" {
+            client.next_any().await
+        } else {
+            error
+        };
         assert_eq!(error["type"], "error", "{shown:?}: {error}");
         let code = error["data"]["code"].as_str().expect("a code").to_owned();
-        assert!(code == "invalid_json" || code == "invalid_frame", "{shown:?}: {error}");
+        assert!(
+            code == "invalid_json" || code == "invalid_frame",
+            "{shown:?}: {error}"
+        );
         assert_error(&error, &code, false);
     }
     client.fence().await;
@@ -209,15 +325,31 @@ async fn chat_fields_of_the_wrong_type_get_an_error_with_the_request_id() {
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let long = "x".repeat(129);
     for data in [
-        json!(null), json!([]), json!("text"), json!({}), json!({"message": null}), json!({"message": 7}), json!({"message": ["a"]}),
-        json!({"message": ""}), json!({"message": "a", "attachments": {}}), json!({"message": "a", "attachments": "a.png"}),
-        json!({"message": "a", "message_type": 1}), json!({"message": "a", "client_message_id": {}}), json!({"message": "a", "client_message_id": long}),
+        json!(null),
+        json!([]),
+        json!("text"),
+        json!({}),
+        json!({"message": null}),
+        json!({"message": 7}),
+        json!({"message": ["a"]}),
+        json!({"message": ""}),
+        json!({"message": "a", "attachments": {}}),
+        json!({"message": "a", "attachments": "a.png"}),
+        json!({"message": "a", "message_type": 1}),
+        json!({"message": "a", "client_message_id": {}}),
+        json!({"message": "a", "client_message_id": long}),
     ] {
-        client.send(json!({"type": "send_message", "data": data, "request_id": "r1"})).await;
-        let error = client.next_where("an error", |frame| frame["request_id"] == "r1").await;
+        client
+            .send(json!({"type": "send_message", "data": data, "request_id": "r1"}))
+            .await;
+        let error = client
+            .next_where("an error", |frame| frame["request_id"] == "r1")
+            .await;
         assert_error(&error, "invalid_field", false);
     }
-    client.send(json!({"type": "send_message", "request_id": "r1"})).await;
+    client
+        .send(json!({"type": "send_message", "request_id": "r1"}))
+        .await;
     assert_error(&client.next("error").await, "invalid_field", false);
     client.expect_none("new_message").await;
 }
@@ -226,9 +358,13 @@ async fn chat_fields_of_the_wrong_type_get_an_error_with_the_request_id() {
 async fn chat_the_last_of_duplicate_keys_wins() {
     let server = Server::start();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
-    client.send_text(r#"{"type":"dance","type":"ping","request_id":"a","request_id":"b"}"#).await;
+    client
+        .send_text(r#"{"type":"dance","type":"ping","request_id":"a","request_id":"b"}"#)
+        .await;
     assert_eq!(client.next("pong").await["request_id"], "b");
-    client.send_text(r#"{"type":"send_message","data":{"message":"a"},"data":{"message":"b","message":"c"}}"#).await;
+    client
+        .send_text(r#"{"type":"send_message","data":{"message":"a"},"data":{"message":"b","message":"c"}}"#)
+        .await;
     assert_eq!(client.next("new_message").await["data"]["message"], "c");
     client.send_text(r#"{"type":"ping","type":"dance"}"#).await;
     assert_eq!(client.next("error").await["error"], "Unknown message type: dance");
@@ -255,17 +391,37 @@ async fn chat_odd_json_is_an_error_or_passes_by_value() {
         ("[1.5e300]", Some(json!([1.5e300]))),
         ("[1e999]", None),
         ("[-1e999]", None),
-        ("[123456789012345678901234567890123456789012345678901234567890]", None),
-        (r#"[{"a":{"b":{"c":[[[["deep"]]]]}}}]"#, Some(json!([{"a": {"b": {"c": [[[["deep"]]]]}}}]))),
+        (
+            "[123456789012345678901234567890123456789012345678901234567890]",
+            None,
+        ),
+        (
+            r#"[{"a":{"b":{"c":[[[["deep"]]]]}}}]"#,
+            Some(json!([{"a": {"b": {"c": [[[["deep"]]]]}}}])),
+        ),
         (r#"["</script>\u2028"]"#, Some(json!(["</script>\u{2028}"]))),
     ];
     let frames = texts
         .map(|(text, meaning)| (format!(r#"{{"message":{text}}}"#), "message", meaning))
         .into_iter()
-        .chain(attachments.map(|(text, meaning)| (format!(r#"{{"message":"m","attachments":{text}}}"#), "attachments", meaning)));
+        .chain(attachments.map(|(text, meaning)| {
+            (
+                format!(r#"{{"message":"m","attachments":{text}}}"#),
+                "attachments",
+                meaning,
+            )
+        }));
     for (data, field, meaning) in frames {
-        client.send_text(format!(r#"{{"type":"send_message","request_id":"r","data":{data}}}"#)).await;
-        let answer = client.next_where("an answer", |f| f["type"] == "message_sent" || f["type"] == "error").await;
+        client
+            .send_text(format!(
+                r#"{{"type":"send_message","request_id":"r","data":{data}}}"#
+            ))
+            .await;
+        let answer = client
+            .next_where("an answer", |f| {
+                f["type"] == "message_sent" || f["type"] == "error"
+            })
+            .await;
         match meaning {
             Some(meaning) => {
                 assert_eq!(answer["type"], "message_sent", "{data}: {answer}");
@@ -276,7 +432,11 @@ async fn chat_odd_json_is_an_error_or_passes_by_value() {
     }
     // The same rule on every path: an unread field is held to it, too.
     for ignored in [r#""\ud800""#, "1e999"] {
-        client.send_text(format!(r#"{{"type":"ping","request_id":"r","unread":{ignored}}}"#)).await;
+        client
+            .send_text(format!(
+                r#"{{"type":"ping","request_id":"r","unread":{ignored}}}"#
+            ))
+            .await;
         assert_error(&client.next("error").await, "invalid_json", false);
     }
     client.expect_none("pong").await;
@@ -287,7 +447,15 @@ async fn chat_odd_json_is_an_error_or_passes_by_value() {
 async fn chat_request_ids_are_echoed_as_they_are() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
-    for id in [json!("r"), json!(""), json!("é\"\\\n"), json!("x".repeat(128)), json!(0), json!(-7), json!(9007199254740993i64)] {
+    for id in [
+        json!("r"),
+        json!(""),
+        json!("é\"\\\n"),
+        json!("x".repeat(128)),
+        json!(0),
+        json!(-7),
+        json!(9007199254740993i64),
+    ] {
         client.send(json!({"type": "ping", "request_id": id})).await;
         assert_eq!(client.next("pong").await["request_id"], id);
     }
@@ -295,8 +463,30 @@ async fn chat_request_ids_are_echoed_as_they_are() {
     assert!(client.next("pong").await.get("request_id").is_none());
     for id in [json!({}), json!([1]), json!(true), json!("x".repeat(10_000))] {
         client.send(json!({"type": "ping", "request_id": id})).await;
-        assert_eq!(client.next("error").await["data"]["code"], "invalid_field", "{id}");
+        assert_eq!(
+            client.next("error").await["data"]["code"],
+            "invalid_field",
+            "{id}"
+        );
     }
+}
+
+#[tokio::test]
+async fn chat_a_message_that_makes_too_large_a_record_is_refused() {
+    let server = Server::builder().env("MAX_RECORD_BYTES", 1024).start();
+    let mut client = Client::connect(&server, "s1", "u1", "customer").await;
+    let data = json!({"message": "x".repeat(2_000), "client_message_id": "c1"});
+    client
+        .send(json!({"type": "send_message", "request_id": "r1", "data": data}))
+        .await;
+    let error = client.next("error").await;
+    assert_error(&error, "record_too_large", false);
+    assert_eq!(
+        (&error["request_id"], &error["data"]["client_message_id"]),
+        (&json!("r1"), &json!("c1"))
+    );
+    client.say_acked("short").await;
+    assert_eq!(client.next("new_message").await["data"]["message"], "short");
 }
 
 #[tokio::test]
@@ -304,7 +494,11 @@ async fn chat_an_error_reaches_nobody_else() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let mut other = Client::connect(&server, "s1", "u2", "agent").await;
-    for text in ["nonsense", r#"{"type":"dance"}"#, r#"{"type":"send_message","data":{}}"#] {
+    for text in [
+        "nonsense",
+        r#"{"type":"dance"}"#,
+        r#"{"type":"send_message","data":{}}"#,
+    ] {
         client.send_text(text).await;
         client.next("error").await;
     }
@@ -317,13 +511,43 @@ async fn chat_no_message_text_is_ever_logged() {
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     client.say_acked("a-very-private-word").await;
     client.next("new_message").await;
-    client.send_text(r#"{"type":"send_message","data":{"message":"a-very-private-word","attachments":1}}"#).await;
+    client
+        .send_text(r#"{"type":"send_message","data":{"message":"a-very-private-word","attachments":1}}"#)
+        .await;
     client.next("error").await;
     client.send_text(r#"{"type":"a-very-private-word"#).await;
     client.next("error").await;
     client.close().await;
     server.wait_log("WebSocket client disconnected: u1 (customer)");
-    let leak = server.log().into_iter().find(|line| line.contains("a-very-private-word"));
+    let leak = server
+        .log()
+        .into_iter()
+        .find(|line| line.contains("a-very-private-word"));
+    assert!(leak.is_none(), "{leak:?}");
+}
+
+#[tokio::test]
+async fn chat_no_token_is_ever_logged() {
+    let server = Server::builder().env("LOG_LEVEL", "trace").start();
+    let headers = [
+        ("Authorization", "Bearer a-secret"),
+        ("Cookie", "session=a-secret"),
+        ("X-API-Key", "a-secret"),
+    ];
+    let mut client = Client::open(server.http_addr(), "/ws/s1/u1/agent?token=a-secret", &headers)
+        .await
+        .expect("an upgrade");
+    client.greet().await;
+    for path in [
+        "/health?api_key=a-secret",
+        "/nothing?a-secret",
+        "/api/session/%00/connection-status?t=a-secret",
+    ] {
+        crate::support::Http::request(server.http_addr(), "GET", path, &headers);
+    }
+    client.close().await;
+    server.wait_log("WebSocket client disconnected: u1 (agent)");
+    let leak = server.log().into_iter().find(|line| line.contains("a-secret"));
     assert!(leak.is_none(), "{leak:?}");
 }
 
@@ -335,5 +559,7 @@ async fn chat_the_old_sentences_are_logged() {
     client.say_acked("hello").await;
     server.wait_log("Broadcasted message to session s1: 1/1 clients received");
     client.close().await;
-    server.wait_log_where("a disconnect", |line| line.contains("WebSocket client disconnected: u1 (customer)"));
+    server.wait_log_where("a disconnect", |line| {
+        line.contains("WebSocket client disconnected: u1 (customer)")
+    });
 }

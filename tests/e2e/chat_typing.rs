@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::http_routes::is_utc;
+use crate::presence::is_event;
 use crate::support::{Client, Server};
 
 fn unlimited() -> Server {
@@ -18,7 +19,10 @@ async fn send(client: &mut Client, kind: &str) {
 /// The next typing indicator: who, and whether.
 async fn seen(client: &mut Client) -> (String, bool) {
     let data = client.next("typing_indicator").await["data"].clone();
-    (data["user_id"].as_str().expect("a user").to_owned(), data["is_typing"].as_bool().expect("a bool"))
+    (
+        data["user_id"].as_str().expect("a user").to_owned(),
+        data["is_typing"].as_bool().expect("a bool"),
+    )
 }
 
 fn is(user: &str, typing: bool) -> (String, bool) {
@@ -33,13 +37,17 @@ async fn typing_reaches_the_others_and_never_the_typists_own_tabs() {
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     let mut admin = Client::connect(&server, "s1", "boss", "admin").await;
     let mut elsewhere = Client::connect(&server, "s2", "agent", "agent").await;
+    let mut neighbour = Client::connect(&server, "s2", "cust", "customer").await;
 
     send(&mut typist, "typing_start").await;
     for client in [&mut agent, &mut admin] {
         let mut frame = client.next("typing_indicator").await;
         assert!(is_utc(&frame["data"]["timestamp"].take()));
         let data = json!({"session_id": "s1", "user_id": "cust", "sender_type": "customer", "is_typing": true, "timestamp": null});
-        assert_eq!(frame, json!({"type": "typing_indicator", "success": true, "data": data}));
+        assert_eq!(
+            frame,
+            json!({"type": "typing_indicator", "success": true, "data": data})
+        );
     }
     send(&mut typist, "typing_stop").await;
     assert_eq!(seen(&mut agent).await, is("cust", false));
@@ -48,7 +56,13 @@ async fn typing_reaches_the_others_and_never_the_typists_own_tabs() {
     send(&mut agent, "typing_start").await;
     assert_eq!(seen(&mut typist).await, is("agent", true));
     assert_eq!(seen(&mut tab).await, is("agent", true));
-    elsewhere.expect_none("typing_indicator").await;
+    // The other session hears of its own typist first, and of nobody else.
+    send(&mut neighbour, "typing_stop").await;
+    send(&mut neighbour, "typing_start").await;
+    assert_eq!(
+        elsewhere.next("typing_indicator").await["data"]["session_id"],
+        "s2"
+    );
     assert_eq!(seen(&mut admin).await, is("cust", false));
     assert_eq!(seen(&mut admin).await, is("agent", true));
 }
@@ -76,9 +90,16 @@ async fn typing_has_three_spellings() {
                 Some(_) => continue,
                 None => agent.send(json!({"type": kind, "data": data})).await,
             }
-            assert!(started.elapsed() < crate::support::PATIENCE, "{kind} {data} was never seen");
+            assert!(
+                started.elapsed() < crate::support::PATIENCE,
+                "{kind} {data} was never seen"
+            );
         };
-        assert_eq!((&news["type"], &news["data"]["user_id"]), (&json!("typing_indicator"), &json!("agent")), "{kind} {data}");
+        assert_eq!(
+            (&news["type"], &news["data"]["user_id"]),
+            (&json!("typing_indicator"), &json!("agent")),
+            "{kind} {data}"
+        );
     }
 }
 
@@ -98,7 +119,11 @@ async fn typing_is_repeated_at_most_once_a_second() {
     while seen(&mut agent).await == is("cust", true) {
         starts += 1;
     }
-    assert!((1..=most).contains(&starts), "{starts} starts in {:?}", started.elapsed());
+    assert!(
+        (1..=most).contains(&starts),
+        "{starts} starts in {:?}",
+        started.elapsed()
+    );
     agent.expect_none_before("typing_indicator", &mut typist).await;
 }
 
@@ -117,9 +142,16 @@ async fn typing_that_goes_on_is_repeated_after_a_second() {
             assert_eq!(frame["data"]["is_typing"], true);
             repeats += 1;
         }
-        assert!(started.elapsed() < crate::support::PATIENCE, "only {repeats} repeats");
+        assert!(
+            started.elapsed() < crate::support::PATIENCE,
+            "only {repeats} repeats"
+        );
     }
-    assert!(started.elapsed() >= Duration::from_millis(1950), "three within {:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_millis(1950),
+        "three within {:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -145,28 +177,47 @@ async fn typing_of_somebody_who_stopped_does_not_end_twice() {
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     let mut other = Client::connect(&server, "s1", "other", "agent").await;
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;
+    // Told apart from the leave, else the two might be no change at all.
+    agent
+        .next_where("the typist's join", |frame| {
+            is_event(frame, "user_connected", "cust")
+        })
+        .await;
     send(&mut typist, "typing_start").await;
     send(&mut typist, "typing_stop").await;
     assert_eq!(seen(&mut agent).await, is("cust", true));
     assert_eq!(seen(&mut agent).await, is("cust", false));
     typist.close().await;
-    let left = |frame: &Value| frame["data"]["event_type"] == "user_disconnected";
-    agent.next_where("the typist's leave", left).await;
+    agent
+        .next_where("the typist's leave", |frame| {
+            is_event(frame, "user_disconnected", "cust")
+        })
+        .await;
     agent.expect_none_before("typing_indicator", &mut other).await;
 }
 
 #[tokio::test]
 async fn typing_ends_by_itself_after_thirty_seconds() {
-    let server = Server::start();
+    // Nobody is pinged, so that a typist who is not read meanwhile is not taken for dead.
+    let server = Server::builder().env("PING_INTERVAL", "300s").start();
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     let started = Instant::now();
     send(&mut typist, "typing_start").await;
     assert_eq!(seen(&mut agent).await, is("cust", true));
     let is_end = |frame: &Value| frame["type"] == "typing_indicator";
-    let end = agent.next_within("the end of typing", Duration::from_secs(90), is_end).await;
-    assert_eq!((&end["data"]["user_id"], &end["data"]["is_typing"]), (&json!("cust"), &json!(false)));
-    assert!(started.elapsed() >= Duration::from_secs(29), "ended after {:?}", started.elapsed());
+    let end = agent
+        .next_within("the end of typing", Duration::from_secs(90), is_end)
+        .await;
+    assert_eq!(
+        (&end["data"]["user_id"], &end["data"]["is_typing"]),
+        (&json!("cust"), &json!(false))
+    );
+    assert!(
+        started.elapsed() >= Duration::from_secs(29),
+        "ended after {:?}",
+        started.elapsed()
+    );
     // The typist's own tabs never saw any of it.
     typist.expect_none("typing_indicator").await;
 }

@@ -6,14 +6,51 @@ use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
 const VARIABLES: [&str; 45] = [
-    "PORT", "WS_PORT", "HOST", "ADMIN_ADDR", "ENVIRONMENT", "ALLOWED_ORIGINS", "ALLOW_CREDENTIALS", "REDIS_HOST",
-    "REDIS_PORT", "REDIS_PASSWORD", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_BROKER", "KAFKA_TOPIC_MESSAGES",
-    "KAFKA_TOPIC_TYPING", "KAFKA_TOPIC_STATUS", "KAFKA_SECURITY_PROTOCOL", "KAFKA_SASL_MECHANISM",
-    "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD", "KAFKA_SSL_CA", "NODE_ID", "PRESENCE_TTL", "PRESENCE_FLUSH",
-    "DRAIN_TIMEOUT", "TRUSTED_PROXIES", "SESSION_ID_FORMAT", "MAX_RECORD_BYTES", "KAFKA_TOPIC_PARTITIONS",
-    "KAFKA_TOPIC_REPLICATION", "LOG_LEVEL", "LOG_FORMAT", "MAX_MESSAGE_BYTES", "SEND_QUEUE_BYTES", "SEND_TIMEOUT",
-    "RATE_LIMIT_MESSAGES", "RATE_LIMIT_BURST", "MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_IP",
-    "MAX_CONNECTIONS_PER_USER", "PING_INTERVAL", "PONG_TIMEOUT", "check-config", "help", "version",
+    "PORT",
+    "WS_PORT",
+    "HOST",
+    "ADMIN_ADDR",
+    "ENVIRONMENT",
+    "ALLOWED_ORIGINS",
+    "ALLOW_CREDENTIALS",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_PASSWORD",
+    "REDIS_URL",
+    "KAFKA_BROKERS",
+    "KAFKA_BROKER",
+    "KAFKA_TOPIC_MESSAGES",
+    "KAFKA_TOPIC_TYPING",
+    "KAFKA_TOPIC_STATUS",
+    "KAFKA_SECURITY_PROTOCOL",
+    "KAFKA_SASL_MECHANISM",
+    "KAFKA_SASL_USERNAME",
+    "KAFKA_SASL_PASSWORD",
+    "KAFKA_SSL_CA",
+    "NODE_ID",
+    "PRESENCE_TTL",
+    "PRESENCE_FLUSH",
+    "DRAIN_TIMEOUT",
+    "TRUSTED_PROXIES",
+    "SESSION_ID_FORMAT",
+    "MAX_RECORD_BYTES",
+    "KAFKA_TOPIC_PARTITIONS",
+    "KAFKA_TOPIC_REPLICATION",
+    "LOG_LEVEL",
+    "LOG_FORMAT",
+    "MAX_MESSAGE_BYTES",
+    "SEND_QUEUE_BYTES",
+    "SEND_TIMEOUT",
+    "RATE_LIMIT_MESSAGES",
+    "RATE_LIMIT_BURST",
+    "MAX_CONNECTIONS",
+    "MAX_CONNECTIONS_PER_IP",
+    "MAX_CONNECTIONS_PER_USER",
+    "PING_INTERVAL",
+    "PONG_TIMEOUT",
+    "check-config",
+    "help",
+    "version",
 ];
 
 /// A port that nobody has, below the kernel's own range so that nobody is given it meanwhile.
@@ -29,7 +66,9 @@ pub fn free_port() -> u16 {
 /// The builder without anything set, so that the defaults count.
 fn bare() -> ServerBuilder {
     let bare = Server::builder();
-    ["PORT", "WS_PORT", "HOST", "ADMIN_ADDR"].into_iter().fold(bare, ServerBuilder::env_remove)
+    ["PORT", "WS_PORT", "HOST", "ADMIN_ADDR"]
+        .into_iter()
+        .fold(bare, ServerBuilder::env_remove)
 }
 
 #[track_caller]
@@ -42,14 +81,39 @@ fn config_help_lists_every_variable_with_its_default() {
     let exit = bare().arg("--help").run();
     assert_eq!(exit.code, Some(0), "{exit:?}");
     for name in VARIABLES {
-        assert!(exit.stdout.contains(name), "--help does not mention {name}:\n{}", exit.stdout);
+        assert!(
+            exit.stdout.contains(name),
+            "--help does not mention {name}:\n{}",
+            exit.stdout
+        );
     }
     let defaults = [
-        "8082", "8081", "0.0.0.0", "127.0.0.1:9464", "development", "6379", "chat-messages", "typing-indicators",
-        "connection-status", "plaintext", "60s", "30s", "131072", "info", "text", "65536", "262144", "10s", "25s",
+        "8082",
+        "8081",
+        "0.0.0.0",
+        "127.0.0.1:9464",
+        "development",
+        "6379",
+        "chat-messages",
+        "typing-indicators",
+        "connection-status",
+        "plaintext",
+        "60s",
+        "30s",
+        "131072",
+        "info",
+        "text",
+        "65536",
+        "262144",
+        "10s",
+        "25s",
     ];
     for default in defaults {
-        assert!(exit.stdout.contains(default), "--help does not mention {default}:\n{}", exit.stdout);
+        assert!(
+            exit.stdout.contains(default),
+            "--help does not mention {default}:\n{}",
+            exit.stdout
+        );
     }
 }
 
@@ -112,21 +176,40 @@ fn config_a_wrong_value_exits_64_and_is_named() {
         ("MAX_RECORD_BYTES", "300000", "SEND_QUEUE_BYTES"),
         ("LOG_LEVEL", "chatty", "info"),
     ] {
-        for exit in [check(bare().env(name, value)), Server::builder().env(name, value).run()] {
+        for exit in [
+            check(bare().env(name, value)),
+            Server::builder().env(name, value).run(),
+        ] {
             assert_eq!(exit.code, Some(64), "{name}={value}: {exit:?}");
-            let named = exit.stderr.lines().any(|line| line.contains(name) && line.contains(value));
+            let named = exit
+                .stderr
+                .lines()
+                .any(|line| line.contains(name) && line.contains(value));
             assert!(named, "{name}={value}: {exit:?}");
-            assert!(exit.stderr.contains(accepted), "{name}={value} accepts {accepted}: {exit:?}");
+            assert!(
+                exit.stderr.contains(accepted),
+                "{name}={value} accepts {accepted}: {exit:?}"
+            );
         }
     }
 }
 
 #[test]
 fn config_all_wrong_values_are_named_at_once() {
-    let exit = check(bare().env("PORT", "x1").env("LOG_FORMAT", "y2").env("PING_INTERVAL", "z3"));
+    let exit = check(
+        bare()
+            .env("PORT", "x1")
+            .env("LOG_FORMAT", "y2")
+            .env("PING_INTERVAL", "z3"),
+    );
     assert_eq!(exit.code, Some(64));
     for (name, value) in [("PORT", "x1"), ("LOG_FORMAT", "y2"), ("PING_INTERVAL", "z3")] {
-        assert!(exit.stderr.lines().any(|line| line.contains(name) && line.contains(value)), "{name}: {exit:?}");
+        assert!(
+            exit.stderr
+                .lines()
+                .any(|line| line.contains(name) && line.contains(value)),
+            "{name}: {exit:?}"
+        );
     }
 }
 
@@ -142,12 +225,20 @@ fn config_passwords_are_never_printed() {
     let secret = "hunter2-secret";
     for builder in [
         bare().env("REDIS_URL", format!("http://:{secret}@localhost")),
-        bare().env("REDIS_HOST", "localhost").env("REDIS_PASSWORD", secret).env("REDIS_PORT", "nonsense"),
-        bare().env("KAFKA_SASL_PASSWORD", secret).env("KAFKA_SECURITY_PROTOCOL", "nonsense"),
+        bare()
+            .env("REDIS_HOST", "localhost")
+            .env("REDIS_PASSWORD", secret)
+            .env("REDIS_PORT", "nonsense"),
+        bare()
+            .env("KAFKA_SASL_PASSWORD", secret)
+            .env("KAFKA_SECURITY_PROTOCOL", "nonsense"),
         bare().env("REDIS_PASSWORD", secret).arg("--help"),
     ] {
         let exit = check(builder);
-        assert!(!exit.stderr.contains(secret) && !exit.stdout.contains(secret), "{exit:?}");
+        assert!(
+            !exit.stderr.contains(secret) && !exit.stdout.contains(secret),
+            "{exit:?}"
+        );
     }
 }
 
@@ -156,9 +247,16 @@ fn config_a_flag_wins_over_the_environment_and_that_over_the_file() {
     let node_id = |builder: ServerBuilder| builder.start().health()["node_id"].clone();
     let file = "# the file of a developer\nNODE_ID=from-file\nLOG_LEVEL=debug\n";
     assert_eq!(node_id(Server::builder().file(".env", file)), "from-file");
-    let environment = || Server::builder().file(".env", file).env("NODE_ID", "from-environment");
+    let environment = || {
+        Server::builder()
+            .file(".env", file)
+            .env("NODE_ID", "from-environment")
+    };
     assert_eq!(node_id(environment()), "from-environment");
-    assert_eq!(node_id(environment().arg("--node-id").arg("from-flag")), "from-flag");
+    assert_eq!(
+        node_id(environment().arg("--node-id").arg("from-flag")),
+        "from-flag"
+    );
     assert_eq!(node_id(environment().arg("--node-id=from-flag")), "from-flag");
 }
 
@@ -166,7 +264,10 @@ fn config_a_flag_wins_over_the_environment_and_that_over_the_file() {
 fn config_a_wrong_value_in_the_file_exits_64() {
     let exit = check(bare().file(".env", "PING_INTERVAL=whenever\n"));
     assert_eq!(exit.code, Some(64), "{exit:?}");
-    assert!(exit.stderr.contains("PING_INTERVAL") && exit.stderr.contains("whenever"), "{exit:?}");
+    assert!(
+        exit.stderr.contains("PING_INTERVAL") && exit.stderr.contains("whenever"),
+        "{exit:?}"
+    );
 }
 
 #[test]
@@ -179,8 +280,14 @@ fn config_a_busy_port_is_fatal_and_named() {
         ("ADMIN_ADDR", format!("127.0.0.1:{port}")),
     ] {
         let exit = Server::builder().env(name, value).run();
-        assert!(exit.code.is_some_and(|code| code != 0 && code != 101), "{name}: {exit:?}");
-        let named = exit.stderr.lines().any(|line| line.contains(name) && line.contains(&port.to_string()));
+        assert!(
+            exit.code.is_some_and(|code| code != 0 && code != 101),
+            "{name}: {exit:?}"
+        );
+        let named = exit
+            .stderr
+            .lines()
+            .any(|line| line.contains(name) && line.contains(&port.to_string()));
         assert!(named, "{name}: {exit:?}");
         assert!(!exit.stderr.contains("panicked"), "{exit:?}");
     }
@@ -198,9 +305,16 @@ fn config_two_servers_never_share_a_port() {
     // Not even with somebody who would share.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("set SO_REUSEPORT");
-    socket.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+    socket
+        .bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .expect("a port");
     socket.listen(1).expect("listen");
-    let port = socket.local_addr().expect("its address").as_socket().expect("an IP address").port();
+    let port = socket
+        .local_addr()
+        .expect("its address")
+        .as_socket()
+        .expect("an IP address")
+        .port();
     let exit = Server::builder().env("PORT", port).run();
     assert!(exit.code.is_some_and(|code| code != 0), "{exit:?}");
 }
@@ -233,4 +347,29 @@ fn config_json_logs_are_json() {
     for line in server.log() {
         serde_json::from_str::<serde_json::Value>(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
+}
+
+#[test]
+fn config_healthcheck_asks_the_server_of_the_same_configuration() {
+    let port = free_port();
+    let check = || Server::builder().env("PORT", port).arg("--healthcheck").run();
+    assert_eq!(check().code, Some(1), "nobody is there");
+    let server = Server::builder().env("PORT", port).start();
+    let exit = check();
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    // A server that accepts and says nothing is not healthy.
+    server.signal("STOP");
+    let exit = check();
+    server.signal("CONT");
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+}
+
+#[test]
+fn config_serves_ipv6_too() {
+    let Ok(_) = TcpListener::bind(("::1", 0)) else {
+        return;
+    };
+    let server = Server::builder().env("HOST", "::1").start();
+    assert!(server.http_addr().is_ipv6());
+    assert_eq!(server.health()["status"], "ok");
 }

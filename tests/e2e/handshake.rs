@@ -23,14 +23,25 @@ fn handshake_answers_with_the_right_key() {
     let response = open(&server, PATH, &HANDSHAKE);
     assert_eq!(response.status, 101);
     assert_eq!(response.header("sec-websocket-accept"), Some(ACCEPT));
-    assert!(response.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")));
-    assert!(response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("upgrade")));
+    assert!(
+        response
+            .header("upgrade")
+            .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+    );
+    assert!(
+        response
+            .header("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("upgrade"))
+    );
 
     for seed in 0..5u8 {
         let key = BASE64_STANDARD.encode([seed.wrapping_mul(37); 16]);
         let digest = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
         let response = open(&server, PATH, &handshake_with("Sec-WebSocket-Key", Some(&key)));
-        assert_eq!(response.header("sec-websocket-accept"), Some(&*BASE64_STANDARD.encode(digest)));
+        assert_eq!(
+            response.header("sec-websocket-accept"),
+            Some(&*BASE64_STANDARD.encode(digest))
+        );
     }
 }
 
@@ -47,14 +58,20 @@ fn handshake_reads_headers_as_browsers_and_proxies_write_them() {
         let response = open(&server, PATH, &handshake_with(name, Some(value)));
         assert_eq!(response.status, 101, "{name}: {value}");
     }
-    assert_eq!(open(&server, &format!("{PATH}?token=a%20b"), &HANDSHAKE).status, 101);
+    assert_eq!(
+        open(&server, &format!("{PATH}?token=a%20b"), &HANDSHAKE).status,
+        101
+    );
 }
 
 #[test]
 fn handshake_negotiates_no_extension_and_no_protocol() {
     let server = Server::start();
     let offers = [
-        ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
+        (
+            "Sec-WebSocket-Extensions",
+            "permessage-deflate; client_max_window_bits",
+        ),
         ("Sec-WebSocket-Protocol", "chat, superchat"),
     ];
     let response = open(&server, PATH, &[&HANDSHAKE[..], &offers].concat());
@@ -82,10 +99,14 @@ fn handshake_greets_first() {
                 "timestamp": null,
                 "message": "Successfully connected to chat session",
             });
-            assert_eq!(greeting, json!({"type": "connection_established", "success": true, "data": data}));
+            assert_eq!(
+                greeting,
+                json!({"type": "connection_established", "success": true, "data": data})
+            );
             // The next user of the loop must be the first again.
             ws.send(Frame::close(1000, ""));
             assert_eq!(ws.expect_close(), 1000);
+            drop(ws);
             crate::support::eventually("nobody is there", || server.health()["connections"] == 0);
         }
     }
@@ -104,7 +125,18 @@ fn handshake_refuses_bad_ids_and_types_with_400() {
             open(&server, &path, &[]).assert_error(400);
         }
     }
-    for user_type in ["", "Customer", "AGENT", "ai", "system", "bot", "customer%00", "customer%20", "%zz", ".."] {
+    for user_type in [
+        "",
+        "Customer",
+        "AGENT",
+        "ai",
+        "system",
+        "bot",
+        "customer%00",
+        "customer%20",
+        "%zz",
+        "..",
+    ] {
         open(&server, &format!("/ws/s1/u1/{user_type}"), &HANDSHAKE).assert_error(400);
         open(&server, &format!("/ws/s1/u1/{user_type}"), &[]).assert_error(400);
     }
@@ -124,12 +156,25 @@ fn handshake_refuses_what_is_no_upgrade_with_426() {
     let server = Server::start();
     let plain = open(&server, PATH, &[]);
     plain.assert_error(426);
-    assert!(plain.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")), "{plain:?}");
+    assert!(
+        plain
+            .header("upgrade")
+            .is_some_and(|value| value.eq_ignore_ascii_case("websocket")),
+        "{plain:?}"
+    );
 
     for version in ["8", "7", "14", "x", ""] {
-        let response = open(&server, PATH, &handshake_with("Sec-WebSocket-Version", Some(version)));
+        let response = open(
+            &server,
+            PATH,
+            &handshake_with("Sec-WebSocket-Version", Some(version)),
+        );
         response.assert_error(426);
-        assert_eq!(response.header("sec-websocket-version"), Some("13"), "version {version:?}");
+        assert_eq!(
+            response.header("sec-websocket-version"),
+            Some("13"),
+            "version {version:?}"
+        );
     }
     for (name, value) in [
         ("Connection", None),
@@ -140,7 +185,10 @@ fn handshake_refuses_what_is_no_upgrade_with_426() {
         ("Sec-WebSocket-Version", None),
     ] {
         let response = open(&server, PATH, &handshake_with(name, value));
-        assert!(matches!(response.status, 400 | 426), "{name}: {value:?}: {response:?}");
+        assert!(
+            matches!(response.status, 400 | 426),
+            "{name}: {value:?}: {response:?}"
+        );
         response.assert_error(response.status);
     }
     // HTTP/1.0 knows no upgrade.
@@ -153,7 +201,17 @@ fn handshake_refuses_what_is_no_upgrade_with_426() {
 fn handshake_refuses_bad_keys_with_400() {
     let server = Server::start();
     let bytes = |count: usize| BASE64_STANDARD.encode(vec![7u8; count]);
-    let keys = ["", "short", &bytes(15), &bytes(17), &bytes(18), &bytes(32), "dGhlIHNhbXBsZSBub25jZQ", "!!!!!!!!!!!!!!!!!!!!!!==", "dGhlIHNhbXBsZSBub25j!Q=="];
+    let keys = [
+        "",
+        "short",
+        &bytes(15),
+        &bytes(17),
+        &bytes(18),
+        &bytes(32),
+        "dGhlIHNhbXBsZSBub25jZQ",
+        "!!!!!!!!!!!!!!!!!!!!!!==",
+        "dGhlIHNhbXBsZSBub25j!Q==",
+    ];
     for key in keys {
         let response = open(&server, PATH, &handshake_with("Sec-WebSocket-Key", Some(key)));
         assert_eq!(response.status, 400, "{key:?}: {response:?}");
@@ -170,18 +228,37 @@ fn handshake_refuses_other_methods_with_405() {
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
         let response = Http::request(server.http_addr(), method, PATH, &HANDSHAKE);
         response.assert_error(405);
-        assert!(response.header("allow").is_some_and(|allow| allow.contains("GET")), "{response:?}");
+        assert!(
+            response
+                .header("allow")
+                .is_some_and(|allow| allow.contains("GET")),
+            "{response:?}"
+        );
     }
     assert_eq!(server.health()["connections"], 0);
 }
 
 #[test]
 fn handshake_checks_the_origin_in_production() {
-    let server = Server::builder().env("ENVIRONMENT", "production").env("ALLOWED_ORIGINS", "https://a.example").start();
+    let server = Server::builder()
+        .env("ENVIRONMENT", "production")
+        .env("ALLOWED_ORIGINS", "https://a.example")
+        .start();
     let with = |origin| [&HANDSHAKE[..], &[("Origin", origin)]].concat();
     assert_eq!(open(&server, PATH, &with("https://a.example")).status, 101);
-    assert_eq!(open(&server, PATH, &HANDSHAKE).status, 101, "a request without Origin is no browser's");
-    for origin in ["https://evil.example", "http://a.example", "https://a.example.evil", "https://a.example:444", "null", ""] {
+    assert_eq!(
+        open(&server, PATH, &HANDSHAKE).status,
+        101,
+        "a request without Origin is no browser's"
+    );
+    for origin in [
+        "https://evil.example",
+        "http://a.example",
+        "https://a.example.evil",
+        "https://a.example:444",
+        "null",
+        "",
+    ] {
         let response = open(&server, PATH, &with(origin));
         assert_eq!(response.status, 403, "{origin:?}: {response:?}");
         response.assert_error(403);
@@ -194,15 +271,22 @@ fn handshake_checks_the_origin_in_production() {
 #[test]
 fn handshake_checks_no_origin_in_development_or_with_a_star() {
     let origin = [&HANDSHAKE[..], &[("Origin", "https://anything.example")]].concat();
-    let development = Server::builder().env("ALLOWED_ORIGINS", "https://a.example").start();
+    let development = Server::builder()
+        .env("ALLOWED_ORIGINS", "https://a.example")
+        .start();
     assert_eq!(open(&development, PATH, &origin).status, 101);
-    let star = Server::builder().env("ENVIRONMENT", "production").env("ALLOWED_ORIGINS", "*").start();
+    let star = Server::builder()
+        .env("ENVIRONMENT", "production")
+        .env("ALLOWED_ORIGINS", "*")
+        .start();
     assert_eq!(open(&star, PATH, &origin).status, 101);
 }
 
 #[test]
 fn handshake_origin_comes_before_capacity() {
-    let server = Server::builder().env("ENVIRONMENT", "production").env("ALLOWED_ORIGINS", "https://a.example");
+    let server = Server::builder()
+        .env("ENVIRONMENT", "production")
+        .env("ALLOWED_ORIGINS", "https://a.example");
     let server = server.env("MAX_CONNECTIONS", 1).start();
     let _one = RawWs::connect(&server, "s1", "u1", "customer");
     let evil = [&HANDSHAKE[..], &[("Origin", "https://evil.example")]].concat();
@@ -238,7 +322,18 @@ fn handshake_cut_anywhere_is_the_same() {
     let mut bytes = handshake(PATH, &[]).into_bytes();
     let head = bytes.len();
     bytes.extend(Frame::text(json!({"type": "ping", "request_id": "cut"}).to_string()).encode());
-    for cut in [1, 20, head - 4, head - 2, head - 1, head, head + 1, head + 2, head + 6, bytes.len() - 1] {
+    for cut in [
+        1,
+        20,
+        head - 4,
+        head - 2,
+        head - 1,
+        head,
+        head + 1,
+        head + 2,
+        head + 6,
+        bytes.len() - 1,
+    ] {
         let mut http = Http::connect(server.http_addr());
         http.write(&bytes[..cut]);
         std::thread::sleep(std::time::Duration::from_millis(20)); // so that the server reads the parts apart

@@ -5,7 +5,9 @@ use crate::support::{Http, Response, Server};
 const STATUS: &str = "/api/session/s1/connection-status";
 
 fn production(origins: &str, credentials: &str) -> Server {
-    let server = Server::builder().env("ENVIRONMENT", "production").env("ALLOWED_ORIGINS", origins);
+    let server = Server::builder()
+        .env("ENVIRONMENT", "production")
+        .env("ALLOWED_ORIGINS", origins);
     server.env("ALLOW_CREDENTIALS", credentials).start()
 }
 
@@ -29,8 +31,13 @@ fn origin(response: &Response) -> Option<&str> {
 }
 
 fn list(response: &Response, name: &str) -> Vec<String> {
-    let value = response.header(name).unwrap_or_else(|| panic!("no {name}: {response:?}"));
-    let mut names: Vec<_> = value.split(',').map(|name| name.trim().to_ascii_lowercase()).collect();
+    let value = response
+        .header(name)
+        .unwrap_or_else(|| panic!("no {name}: {response:?}"));
+    let mut names: Vec<_> = value
+        .split(',')
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
     names.sort_unstable();
     names
 }
@@ -60,19 +67,37 @@ fn assert_preflight(response: &Response) {
 
 fn varies_by_origin(response: &Response) -> bool {
     let vary = response.headers.iter().filter(|(name, _)| name == "vary");
-    vary.flat_map(|(_, value)| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case("origin"))
+    vary.flat_map(|(_, value)| value.split(','))
+        .any(|name| name.trim().eq_ignore_ascii_case("origin"))
 }
 
 #[test]
 fn cors_development_allows_everyone_and_never_credentials() {
-    let server = Server::builder().env("ALLOW_CREDENTIALS", "true").env("ALLOWED_ORIGINS", "https://a.example").start();
-    for path in ["/health", STATUS, "/nothing", "/api/session/%00/connection-status"] {
+    let server = Server::builder()
+        .env("ALLOW_CREDENTIALS", "true")
+        .env("ALLOWED_ORIGINS", "https://a.example")
+        .start();
+    for path in [
+        "/health",
+        STATUS,
+        "/nothing",
+        "/api/session/%00/connection-status",
+    ] {
         let response = from(&server, "https://other.example", path);
         assert_eq!(origin(&response), Some("*"), "{path}: {response:?}");
-        assert_eq!(response.header("access-control-allow-credentials"), None, "{path}");
+        assert_eq!(
+            response.header("access-control-allow-credentials"),
+            None,
+            "{path}"
+        );
         assert_eq!(
             list(&response, "access-control-expose-headers"),
-            ["access-control-allow-headers", "access-control-allow-origin", "content-length", "content-type"],
+            [
+                "access-control-allow-headers",
+                "access-control-allow-origin",
+                "content-length",
+                "content-type"
+            ],
             "{path}"
         );
     }
@@ -108,7 +133,10 @@ fn cors_production_echoes_listed_origins_only() {
     ] {
         let response = from(&server, other, STATUS);
         assert_eq!(origin(&response), None, "{other}: {response:?}");
-        assert!(varies_by_origin(&response), "a cache must not serve {other} what it served a listed origin");
+        assert!(
+            varies_by_origin(&response),
+            "a cache must not serve {other} what it served a listed origin"
+        );
         assert_eq!(origin(&preflight(&server, other)), None, "{other}");
     }
     // No browser: no CORS, but the answer depends on the origin still.
@@ -120,7 +148,10 @@ fn cors_production_echoes_listed_origins_only() {
 #[test]
 fn cors_production_sends_credentials_as_set() {
     let server = production("https://a.example", "true");
-    for response in [from(&server, "https://a.example", STATUS), preflight(&server, "https://a.example")] {
+    for response in [
+        from(&server, "https://a.example", STATUS),
+        preflight(&server, "https://a.example"),
+    ] {
         assert_eq!(origin(&response), Some("https://a.example"));
         assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
     }
@@ -134,7 +165,10 @@ fn cors_production_star_allows_any_origin() {
     let server = production("*", "false");
     for any in ["https://a.example", "http://localhost:3000"] {
         let response = from(&server, any, STATUS);
-        assert!(matches!(origin(&response), Some("*")) || origin(&response) == Some(any), "{response:?}");
+        assert!(
+            matches!(origin(&response), Some("*")) || origin(&response) == Some(any),
+            "{response:?}"
+        );
         assert_eq!(response.header("access-control-allow-credentials"), None);
         assert_preflight(&preflight(&server, any));
     }
@@ -142,7 +176,9 @@ fn cors_production_star_allows_any_origin() {
 
 #[test]
 fn cors_production_star_with_credentials_does_not_start() {
-    let server = Server::builder().env("ENVIRONMENT", "production").env("ALLOWED_ORIGINS", "*");
+    let server = Server::builder()
+        .env("ENVIRONMENT", "production")
+        .env("ALLOWED_ORIGINS", "*");
     let exit = server.env("ALLOW_CREDENTIALS", "true").run();
     assert_eq!(exit.code, Some(64), "{exit:?}");
     assert!(exit.stderr.contains("ALLOW_CREDENTIALS"), "{exit:?}");

@@ -14,7 +14,11 @@ fn refused(server: &Server, bytes: impl AsRef<[u8]>, statuses: &[u16]) {
     let mut http = Http::connect(server.http_addr());
     http.write(bytes);
     if let Some(response) = http.read() {
-        assert!(statuses.contains(&response.status), "{shown}: {} instead of {statuses:?}", response.status);
+        assert!(
+            statuses.contains(&response.status),
+            "{shown}: {} instead of {statuses:?}",
+            response.status
+        );
         http.expect_closed();
     }
     assert_eq!(server.get("/health").json()["status"], "ok", "after {shown}");
@@ -25,7 +29,8 @@ fn refused(server: &Server, bytes: impl AsRef<[u8]>, statuses: &[u16]) {
 fn answered(server: &Server, bytes: impl AsRef<[u8]>, status: u16) {
     let bytes = bytes.as_ref();
     let shown = bytes[..bytes.len().min(80)].escape_ascii();
-    let response = Http::exchange(server.http_addr(), bytes).unwrap_or_else(|| panic!("{shown}: closed without an answer"));
+    let response = Http::exchange(server.http_addr(), bytes)
+        .unwrap_or_else(|| panic!("{shown}: closed without an answer"));
     assert_eq!(response.status, status, "{shown}: {response:?}");
     assert_eq!(server.get("/health").json()["status"], "ok", "after {shown}");
 }
@@ -39,11 +44,19 @@ fn http_a_long_uri_is_414() {
         // Before any route and any check of ids.
         let path = format!("/api/session/{}/connection-status", "a".repeat(length));
         answered(&server, head("GET", &path, &[]), 414);
-        answered(&server, handshake(&format!("/ws/{}/u/customer", "a".repeat(length)), &[]), 414);
+        answered(
+            &server,
+            handshake(&format!("/ws/{}/u/customer", "a".repeat(length)), &[]),
+            414,
+        );
     }
     let path = format!("/{}", "a".repeat(8191));
     answered(&server, head("GET", &path, &[]), 404);
-    refused(&server, head("GET", &format!("/{}", "a".repeat(100_000)), &[]), &[414, 431]);
+    refused(
+        &server,
+        head("GET", &format!("/{}", "a".repeat(100_000)), &[]),
+        &[414, 431],
+    );
 }
 
 #[test]
@@ -84,7 +97,12 @@ fn http_two_lengths_are_400_before_any_route() {
         &[("Content-Length", "+5")],
     ];
     // On unknown paths and with wrong methods too: no 404 or 405 in front of it.
-    for (method, path) in [("GET", "/health"), ("POST", "/health"), ("POST", "/nothing"), ("GET", "/ws/s/u/customer")] {
+    for (method, path) in [
+        ("GET", "/health"),
+        ("POST", "/health"),
+        ("POST", "/nothing"),
+        ("GET", "/ws/s/u/customer"),
+    ] {
         for framing in framings {
             refused(&server, head(method, path, framing) + "0\r\n\r\n", &[400]);
         }
@@ -98,10 +116,17 @@ fn http_smuggled_requests_are_never_run() {
     for framing in [
         [("Transfer-Encoding", "chunked"), ("Content-Length", "4")],
         [("Content-Length", "5"), ("Content-Length", "50")],
-        [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "identity")],
+        [
+            ("Transfer-Encoding", "chunked"),
+            ("Transfer-Encoding", "identity"),
+        ],
         [("Transfer-Encoding", "xchunked"), ("Content-Length", "4")],
     ] {
-        refused(&server, head("POST", "/health", &framing) + smuggled, &[400, 405, 501]);
+        refused(
+            &server,
+            head("POST", "/health", &framing) + smuggled,
+            &[400, 405, 501],
+        );
     }
     // The log line of a request that comes later shows that the earlier ones' are there.
     server.get("/afterwards");
@@ -114,7 +139,11 @@ fn http_smuggled_requests_are_never_run() {
 fn http_an_upgrade_with_a_body_is_400_or_closed() {
     let server = Server::start();
     for framing in [("Content-Length", "5"), ("Transfer-Encoding", "chunked")] {
-        refused(&server, handshake("/ws/s/u/customer", &[framing]) + "hello", &[400]);
+        refused(
+            &server,
+            handshake("/ws/s/u/customer", &[framing]) + "hello",
+            &[400],
+        );
     }
     assert_eq!(server.health()["connections"], 0);
 }
@@ -154,11 +183,20 @@ fn http_old_and_odd_request_lines_do_no_harm() {
     assert_eq!(http.read().expect("an answer").status, 200);
     http.expect_closed();
     // The absolute form names the same route; the asterisk and the authority form name none.
-    let absolute = format!("GET http://{}/live HTTP/1.1\r\nHost: x\r\n\r\n", server.http_addr());
+    let absolute = format!(
+        "GET http://{}/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        server.http_addr()
+    );
     answered(&server, absolute, 200);
     for line in ["OPTIONS * HTTP/1.1", "CONNECT example.com:443 HTTP/1.1"] {
-        let response = Http::exchange(server.http_addr(), format!("{line}\r\nHost: x\r\n\r\n").as_bytes());
-        assert!(response.is_none_or(|response| response.status == 204 || response.status >= 400), "{line}");
+        let response = Http::exchange(
+            server.http_addr(),
+            format!("{line}\r\nHost: x\r\n\r\n").as_bytes(),
+        );
+        assert!(
+            response.is_none_or(|response| response.status == 204 || response.status >= 400),
+            "{line}"
+        );
     }
     assert_eq!(server.health()["status"], "ok");
 }
@@ -177,8 +215,18 @@ fn http_a_body_that_nobody_reads_does_no_harm() {
     http.write(head("POST", "/health", &[("Content-Length", "1000000000000")]).as_bytes());
     assert_eq!(http.read().expect("an answer").status, 405);
     let mut http = Http::connect(server.http_addr());
-    http.write(head("GET", "/live", &[("Content-Length", "11"), ("Expect", "100-continue")]).as_bytes());
-    assert!(http.read().is_some_and(|response| matches!(response.status, 100 | 200 | 417)));
+    http.write(
+        head(
+            "GET",
+            "/live",
+            &[("Content-Length", "11"), ("Expect", "100-continue")],
+        )
+        .as_bytes(),
+    );
+    assert!(
+        http.read()
+            .is_some_and(|response| matches!(response.status, 100 | 200 | 417))
+    );
 }
 
 #[test]
@@ -201,10 +249,17 @@ fn http_a_slow_head_is_closed() {
         match head.read(&mut [0; 1024]) {
             Ok(0) => break,
             Ok(_) => {} // a 408 before the close
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ) => {}
             Err(_) => break,
         }
-        assert!(started.elapsed() < Duration::from_secs(45), "a dripping head was not closed");
+        assert!(
+            started.elapsed() < Duration::from_secs(45),
+            "a dripping head was not closed"
+        );
     }
     for (http, name) in [(&mut silent, "silent"), (&mut stuck, "stuck")] {
         if let Some(response) = http.read() {
@@ -213,7 +268,11 @@ fn http_a_slow_head_is_closed() {
         }
     }
     // The limit is ten seconds, and not much less.
-    assert!(started.elapsed() > Duration::from_secs(5), "closed after only {:?}", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_secs(5),
+        "closed after only {:?}",
+        started.elapsed()
+    );
     assert_eq!(server.health()["status"], "ok");
 }
 
@@ -225,7 +284,10 @@ fn http_descriptors_of_refused_clients_are_given_back() {
     for _ in 0..50 {
         Http::exchange(server.http_addr(), b"garbage\r\n\r\n");
         drop(Http::connect(server.http_addr()));
-        drop(Http::exchange(server.http_addr(), handshake("/ws/s/u/nobody", &[]).as_bytes()));
+        drop(Http::exchange(
+            server.http_addr(),
+            handshake("/ws/s/u/nobody", &[]).as_bytes(),
+        ));
     }
     crate::support::eventually("all descriptors are back", || server.fd_count() <= before);
 }

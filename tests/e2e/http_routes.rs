@@ -36,7 +36,10 @@ pub const BAD_IDS: [(&str, &str); 22] = [
 pub const GOOD_IDS: [(&str, &str); 7] = [
     ("session_123", "session_123"),
     ("123", "123"),
-    ("018f4e3a-7c1e-7000-8000-000000000000", "018f4e3a-7c1e-7000-8000-000000000000"),
+    (
+        "018f4e3a-7c1e-7000-8000-000000000000",
+        "018f4e3a-7c1e-7000-8000-000000000000",
+    ),
     ("%61bc", "abc"),
     ("a+b", "a+b"),
     ("...", "..."),
@@ -56,9 +59,23 @@ fn request(server: &Server, method: &str, path: &str) -> Response {
 fn http_unknown_paths_are_404_for_every_method() {
     let server = Server::start();
     let paths = [
-        "/", "/nothing", "/Health", "/health/", "/health/x", "/api", "/api/session", "/api/session/s1", "/api/session/s1/",
-        "/api/session/s1/connection-status/x", "/api/session/s1/connection_status", "/ws", "/ws/s", "/ws/s/u",
-        "/ws/s/u/customer/more", "/metrics", "//health",
+        "/",
+        "/nothing",
+        "/Health",
+        "/health/",
+        "/health/x",
+        "/api",
+        "/api/session",
+        "/api/session/s1",
+        "/api/session/s1/",
+        "/api/session/s1/connection-status/x",
+        "/api/session/s1/connection_status",
+        "/ws",
+        "/ws/s",
+        "/ws/s/u",
+        "/ws/s/u/customer/more",
+        "/metrics",
+        "//health",
     ];
     for path in paths {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
@@ -75,12 +92,22 @@ fn http_unknown_paths_are_404_for_every_method() {
 fn http_wrong_methods_are_405_and_say_what_is_allowed() {
     let server = Server::start();
     // The bad ids and types show that the method is checked before them.
-    let paths = ["/health", "/live", "/ready", &status_path("s1"), &status_path("a%00"), "/ws/s/u/customer", "/ws/s/%zz/boss"];
+    let paths = [
+        "/health",
+        "/live",
+        "/ready",
+        &status_path("s1"),
+        &status_path("a%00"),
+        "/ws/s/u/customer",
+        "/ws/s/%zz/boss",
+    ];
     for path in paths {
         for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "FLY"] {
             let response = request(&server, method, path);
             response.assert_error(405);
-            let allow = response.header("allow").unwrap_or_else(|| panic!("{method} {path}: no Allow"));
+            let allow = response
+                .header("allow")
+                .unwrap_or_else(|| panic!("{method} {path}: no Allow"));
             let allowed: Vec<_> = allow.split(',').map(str::trim).collect();
             assert!(allowed.contains(&"GET"), "{method} {path}: {allow}");
             assert!(!allowed.contains(&method), "{method} {path}: {allow}");
@@ -91,7 +118,14 @@ fn http_wrong_methods_are_405_and_say_what_is_allowed() {
 #[test]
 fn http_head_answers_as_get_without_a_body() {
     let server = Server::start();
-    for path in ["/health", "/live", "/ready", &status_path("s1"), &status_path("a%00"), "/nothing"] {
+    for path in [
+        "/health",
+        "/live",
+        "/ready",
+        &status_path("s1"),
+        &status_path("a%00"),
+        "/nothing",
+    ] {
         let get = request(&server, "GET", path);
         let mut http = Http::connect(server.http_addr());
         http.send("HEAD", path, &[]);
@@ -105,7 +139,13 @@ fn http_head_answers_as_get_without_a_body() {
 #[test]
 fn http_options_answers_204_on_every_route() {
     let server = Server::start();
-    for path in ["/health", "/live", "/ready", &status_path("s1"), "/ws/s/u/customer"] {
+    for path in [
+        "/health",
+        "/live",
+        "/ready",
+        &status_path("s1"),
+        "/ws/s/u/customer",
+    ] {
         let response = request(&server, "OPTIONS", path);
         assert_eq!(response.status, 204, "{path}: {response:?}");
         assert!(response.body.is_empty());
@@ -117,7 +157,10 @@ fn http_bad_ids_are_400() {
     let server = Server::start();
     let long = "x".repeat(129);
     let longer = "x".repeat(200);
-    for (id, why) in BAD_IDS.into_iter().chain([(&*long, "129 characters"), (&*longer, "200 characters")]) {
+    for (id, why) in BAD_IDS
+        .into_iter()
+        .chain([(&*long, "129 characters"), (&*longer, "200 characters")])
+    {
         let response = request(&server, "GET", &status_path(id));
         assert_eq!(response.status, 400, "{id:?} ({why}): {response:?}");
         response.assert_error(400);
@@ -135,7 +178,10 @@ fn http_good_ids_are_decoded_once() {
         assert_eq!(response.status, 200, "{id}: {response:?} {}", response.text());
     }
     // A query is no part of the path.
-    assert_eq!(request(&server, "GET", &(status_path("s1") + "?a=%zz&b=../..")).status, 200);
+    assert_eq!(
+        request(&server, "GET", &(status_path("s1") + "?a=%zz&b=../..")).status,
+        200
+    );
     assert_eq!(request(&server, "GET", "/health?x=1").status, 200);
 }
 
@@ -143,18 +189,31 @@ fn http_good_ids_are_decoded_once() {
 async fn http_encoded_and_plain_ids_are_the_same_session() {
     let server = Server::start();
     let _client = Client::connect(&server, "%61b%63", "%75ser", "customer").await;
-    eventually("the user is listed", || server.connection_status("abc")["total_customer"] == 1);
-    assert_eq!(server.connection_status("abc")["users"]["user"]["user_id"], "user");
+    eventually("the user is listed", || {
+        server.connection_status("abc")["total_customer"] == 1
+    });
+    assert_eq!(
+        server.connection_status("abc")["users"]["user"]["user_id"],
+        "user"
+    );
     assert_eq!(server.connection_status("%61bc")["total_customer"], 1);
 }
 
 #[test]
 fn http_session_ids_may_be_narrowed_to_uuids() {
     let server = Server::builder().env("SESSION_ID_FORMAT", "uuid").start();
-    for id in ["session_123", "123", "018f4e3a7c1e70008000000000000000", "018f4e3a-7c1e-7000-8000-00000000000g"] {
+    for id in [
+        "session_123",
+        "123",
+        "018f4e3a7c1e70008000000000000000",
+        "018f4e3a-7c1e-7000-8000-00000000000g",
+    ] {
         request(&server, "GET", &status_path(id)).assert_error(400);
     }
-    for id in ["018f4e3a-7c1e-7000-8000-000000000000", "018F4E3A-7C1E-4000-8000-000000000000"] {
+    for id in [
+        "018f4e3a-7c1e-7000-8000-000000000000",
+        "018F4E3A-7C1E-4000-8000-000000000000",
+    ] {
         assert_eq!(request(&server, "GET", &status_path(id)).status, 200, "{id}");
     }
 }
@@ -166,16 +225,32 @@ fn http_health_is_as_the_old_server_wrote_it_and_more() {
     assert_eq!(health["status"], "ok", "{health}");
     assert_eq!(health["message"], "LiveChat WebSocket server is running");
     assert_eq!(health["environment"], "development");
-    assert!(health["port"].as_str().is_some_and(|port| port.parse::<u16>().is_ok()), "{health}");
+    assert!(
+        health["port"]
+            .as_str()
+            .is_some_and(|port| port.parse::<u16>().is_ok()),
+        "{health}"
+    );
     assert!(!health["cors_origins"].is_null(), "{health}");
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(health["node_id"], "node-a");
     assert!(health["uptime_seconds"].is_number(), "{health}");
-    assert_eq!((&health["connections"], &health["sessions"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&health["connections"], &health["sessions"]),
+        (&json!(0), &json!(0))
+    );
     for dependency in ["kafka", "redis"] {
-        let keys: Vec<_> = health[dependency].as_object().expect("an object").keys().cloned().collect();
+        let keys: Vec<_> = health[dependency]
+            .as_object()
+            .expect("an object")
+            .keys()
+            .cloned()
+            .collect();
         assert_eq!(keys, ["mode", "status"], "{health}");
-        assert!(health[dependency]["mode"].is_string() && health[dependency]["status"].is_string(), "{health}");
+        assert!(
+            health[dependency]["mode"].is_string() && health[dependency]["status"].is_string(),
+            "{health}"
+        );
     }
 }
 
@@ -187,7 +262,10 @@ async fn http_health_counts_connections_and_sessions() {
     let third = Client::connect(&server, "s2", "a", "customer").await;
     let counts = || {
         let health = server.health();
-        (health["connections"].as_u64().unwrap(), health["sessions"].as_u64().unwrap())
+        (
+            health["connections"].as_u64().unwrap(),
+            health["sessions"].as_u64().unwrap(),
+        )
     };
     eventually("three connections in two sessions", || counts() == (3, 2));
     first.close().await;
@@ -207,7 +285,11 @@ fn http_live_and_ready_are_on_every_port() {
     }
     let metrics = Http::get(server.admin_addr(), "/metrics");
     assert_eq!(metrics.status, 200);
-    assert!(metrics.text().lines().any(|line| line.starts_with("# TYPE ")), "{}", metrics.text());
+    assert!(
+        metrics.text().lines().any(|line| line.starts_with("# TYPE ")),
+        "{}",
+        metrics.text()
+    );
     // Clients have no business on the admin port.
     let mut http = Http::connect(server.admin_addr());
     http.write(handshake("/ws/s/u/customer", &[]).as_bytes());
@@ -238,8 +320,13 @@ fn http_an_unknown_session_is_an_empty_one() {
 /// Whether the text is a time in UTC as RFC 3339 writes it: `2026-01-31T12:00:00.123Z`.
 pub fn is_utc(value: &Value) -> bool {
     let text = value.as_str().unwrap_or_default();
-    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else { return false };
+    let shape: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else {
+        return false;
+    };
     let rest = rest.strip_suffix('Z').or_else(|| rest.strip_suffix("+00:00"));
     rest.is_some_and(|fraction| fraction.is_empty() || fraction.trim_end_matches('0') == ".")
 }
@@ -251,7 +338,9 @@ async fn http_a_live_session_lists_its_users() {
     let _agent = Client::connect(&server, "s1", "agent-1", "agent").await;
     let _admin = Client::connect(&server, "s1", "boss", "admin").await;
     let _elsewhere = Client::connect(&server, "s2", "cust-2", "customer").await;
-    eventually("three are listed", || server.connection_status("s1")["users"].as_object().unwrap().len() == 3);
+    eventually("three are listed", || {
+        server.connection_status("s1")["users"].as_object().unwrap().len() == 3
+    });
     let mut status = server.connection_status("s1");
     for user in ["cust-1", "agent-1", "boss"] {
         let joined_at = status["users"][user]["joined_at"].take();

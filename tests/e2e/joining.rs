@@ -12,12 +12,18 @@ use crate::support::{Client, RawWs, Server};
 /// The numbers of the messages in a log, in order.
 fn numbers(log: &[Value]) -> Vec<u64> {
     let messages = log.iter().filter(|frame| frame["type"] == "new_message");
-    messages.map(|frame| frame["data"]["message"].as_str().unwrap().parse().unwrap()).collect()
+    messages
+        .map(|frame| frame["data"]["message"].as_str().unwrap().parse().unwrap())
+        .collect()
 }
 
 async fn until_number(client: &mut Client, last: u64) {
     let text = last.to_string();
-    client.next_where(&format!("message {last}"), |frame| frame["data"]["message"] == *text).await;
+    client
+        .next_where(&format!("message {last}"), |frame| {
+            frame["data"]["message"] == *text
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,13 +67,24 @@ async fn joining_under_load_starts_with_the_greeting_and_misses_nothing_after_it
 
     until_number(&mut early, last).await;
     let all = numbers(&early.log);
-    assert_eq!(all, (0..=last).collect::<Vec<_>>(), "the early member has every message once, in order");
+    assert_eq!(
+        all,
+        (0..=last).collect::<Vec<_>>(),
+        "the early member has every message once, in order"
+    );
     for (mut client, promised) in joined {
         until_number(&mut client, last).await;
         let got = numbers(&client.log);
         let from = got[0];
-        assert_eq!(got, all[from as usize..], "a gap or a repeat after the first message");
-        assert!(from <= promised, "message {promised} was sent after the greeting, the first one seen is {from}");
+        assert_eq!(
+            got,
+            all[from as usize..],
+            "a gap or a repeat after the first message"
+        );
+        assert!(
+            from <= promised,
+            "message {promised} was sent after the greeting, the first one seen is {from}"
+        );
     }
 }
 
@@ -99,7 +116,9 @@ async fn joining_from_many_sides_at_once_always_works() {
                 let mut client = Client::connect(&server, &session, &format!("u{task}"), "agent").await;
                 let text = (task * 1000 + round).to_string();
                 client.say_acked(&text).await;
-                client.next_where("the own message", |frame| frame["data"]["message"] == *text).await;
+                client
+                    .next_where("the own message", |frame| frame["data"]["message"] == *text)
+                    .await;
                 if round % 2 == 0 {
                     client.close().await;
                 }

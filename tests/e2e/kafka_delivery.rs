@@ -235,7 +235,8 @@ async fn a_late_first_connect_does_not_replay_history() {
     broker.start();
     // Nothing may be acknowledged before the node knows from where it reads: its sender would never see it.
     let said = tap.say_until_acked("is it there?").await;
-    tap.until("the first acknowledged message", |heard| heard.has_text(&said)).await;
+    tap.until("the first acknowledged message", |heard| heard.has_text(&said))
+        .await;
     expect_only_news(&topics, &session, &tap).await;
 }
 

@@ -141,7 +141,9 @@ impl Kafka {
     /// Creates the topic unless it is there, or is just being deleted: then false.
     #[track_caller]
     pub fn try_create(&self, topic: &str, partitions: u32) -> bool {
-        self.output(&["create", &self.brokers, topic, &partitions.to_string()], "").status.success()
+        self.output(&["create", &self.brokers, topic, &partitions.to_string()], "")
+            .status
+            .success()
     }
 
     /// Grows the topic to this number of partitions.

@@ -1,7 +1,7 @@
 //! A client for crowds: many of them can send and receive at once, through outages, and be asked afterwards what they heard.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::SplitSink;
@@ -68,6 +68,11 @@ impl Heard {
     }
 }
 
+/// A check that failed while it looked has said so already.
+fn locked(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
+    heard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn id_of(data: &Value) -> String {
     data["message_id"]
         .as_str()
@@ -91,12 +96,12 @@ impl Tap {
             // tungstenite answers pings and echoes the close by itself, as long as somebody reads.
             while let Some(Ok(message)) = frames.next().await {
                 match message {
-                    Message::Text(text) => shared.lock().unwrap().take(&text),
+                    Message::Text(text) => locked(&shared).take(&text),
                     Message::Close(close) => code = Some(close.map_or(1005, |close| close.code.into())),
                     _ => {}
                 }
             }
-            shared.lock().unwrap().ended = Some(code);
+            locked(&shared).ended = Some(code);
         });
         let tap = Self {
             name: format!("{session}/{user}"),
@@ -165,7 +170,7 @@ impl Tap {
     }
 
     pub fn look<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
-        look(&self.heard.lock().unwrap())
+        look(&locked(&self.heard))
     }
 
     /// Waits until it holds for what was read; panics after [`OUTAGE`].

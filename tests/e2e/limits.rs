@@ -18,7 +18,14 @@ fn flood(ws: &RawWs, bytes: Vec<u8>, most: usize) -> std::thread::JoinHandle<()>
                 Ok(()) => {}
                 Err(error) if is_reset(&error) => return,
                 // The server reads no more, and has closed or will.
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    return;
+                }
                 Err(error) => panic!("write: {error}"),
             }
         }
@@ -30,10 +37,16 @@ fn limits_a_message_flood_gets_errors_and_then_1008() {
     let server = Server::start();
     let mut bystander = RawWs::connect(&server, "s1", "bystander", "agent");
     let mut ws = RawWs::connect(&server, "s1", "u1", "customer");
-    let writer = flood(&ws, Frame::text(json!({"type": "ping", "request_id": "r"}).to_string()).encode(), 200_000);
+    let writer = flood(
+        &ws,
+        Frame::text(json!({"type": "ping", "request_id": "r"}).to_string()).encode(),
+        200_000,
+    );
     let (mut pongs, mut errors) = (0, 0);
     let close = loop {
-        let frame = ws.read_frame().expect("a close frame before the end of the stream");
+        let frame = ws
+            .read_frame()
+            .expect("a close frame before the end of the stream");
         if frame.is(Opcode::Close) {
             break frame;
         }
@@ -58,7 +71,10 @@ fn limits_a_message_flood_gets_errors_and_then_1008() {
 
 #[test]
 fn limits_a_rate_under_the_limit_is_never_refused() {
-    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 100).env("RATE_LIMIT_BURST", 5).start();
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 100)
+        .env("RATE_LIMIT_BURST", 5)
+        .start();
     let mut ws = RawWs::connect(&server, "s1", "u1", "customer");
     for number in 0..60 {
         ws.send_json(&json!({"type": "ping", "request_id": number}));
@@ -69,7 +85,10 @@ fn limits_a_rate_under_the_limit_is_never_refused() {
 
 #[test]
 fn limits_a_refused_client_may_go_on_when_it_has_slowed_down() {
-    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 5).env("RATE_LIMIT_BURST", 5).start();
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 5)
+        .env("RATE_LIMIT_BURST", 5)
+        .start();
     let mut ws = RawWs::connect(&server, "s1", "u1", "customer");
     for _ in 0..8 {
         ws.send_json(&json!({"type": "ping"}));
@@ -106,17 +125,26 @@ fn limits_a_ping_flood_without_reading_is_1008() {
 
 #[track_caller]
 fn refused(server: &Server, path: &str, headers: &[(&str, &str)], status: u16) -> Response {
-    let response = RawWs::try_connect(server.http_addr(), path, headers).err().expect("a refusal");
+    let response = RawWs::try_connect(server.http_addr(), path, headers)
+        .err()
+        .expect("a refusal");
     response.assert_error(status);
-    let retry = response.header("retry-after").and_then(|value| value.parse::<u32>().ok());
-    assert!(retry.is_some_and(|seconds| (1..=3600).contains(&seconds)), "Retry-After: {response:?}");
+    let retry = response
+        .header("retry-after")
+        .and_then(|value| value.parse::<u32>().ok());
+    assert!(
+        retry.is_some_and(|seconds| (1..=3600).contains(&seconds)),
+        "Retry-After: {response:?}"
+    );
     response
 }
 
 #[test]
 fn limits_connections_of_the_process_are_503() {
     let server = Server::builder().env("MAX_CONNECTIONS", 3).start();
-    let mut clients: Vec<_> = (0..3).map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent")).collect();
+    let mut clients: Vec<_> = (0..3)
+        .map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent"))
+        .collect();
     refused(&server, "/ws/s1/more/agent", &[], 503);
     // Wrong requests are still told what is wrong, and HTTP goes on.
     Http::request(server.http_addr(), "GET", "/ws/s1/%00/agent", &HANDSHAKE).assert_error(400);
@@ -125,7 +153,9 @@ fn limits_connections_of_the_process_are_503() {
     clients.iter_mut().for_each(|client| drop(client.expect_alive()));
     // One leaves, one may come.
     clients.pop().expect("a client").send(Frame::close(1000, ""));
-    eventually("a place is free", || RawWs::try_connect(server.http_addr(), "/ws/s1/more/agent", &[]).is_ok());
+    eventually("a place is free", || {
+        RawWs::try_connect(server.http_addr(), "/ws/s1/more/agent", &[]).is_ok()
+    });
 }
 
 #[test]
@@ -148,25 +178,45 @@ fn limits_connections_of_an_address_are_429() {
     let _two = RawWs::connect(&server, "s2", "u2", "agent");
     refused(&server, "/ws/s3/u3/agent", &[], 429);
     // Nobody's word for an address is taken unless it is a proxy's.
-    refused(&server, "/ws/s3/u3/agent", &[("X-Forwarded-For", "203.0.113.9")], 429);
+    refused(
+        &server,
+        "/ws/s3/u3/agent",
+        &[("X-Forwarded-For", "203.0.113.9")],
+        429,
+    );
     assert_eq!(server.health()["status"], "ok");
     drop(one);
-    eventually("a place is free", || RawWs::try_connect(server.http_addr(), "/ws/s3/u3/agent", &[]).is_ok());
+    eventually("a place is free", || {
+        RawWs::try_connect(server.http_addr(), "/ws/s3/u3/agent", &[]).is_ok()
+    });
 }
 
 #[test]
 fn limits_an_address_behind_a_trusted_proxy_is_the_clients() {
-    let server = Server::builder().env("MAX_CONNECTIONS_PER_IP", 1).env("TRUSTED_PROXIES", "127.0.0.0/8").start();
+    let server = Server::builder()
+        .env("MAX_CONNECTIONS_PER_IP", 1)
+        .env("TRUSTED_PROXIES", "127.0.0.0/8")
+        .start();
     let from = |address: &'static str| [("X-Forwarded-For", address)];
     let open = |user: &str, address| {
-        RawWs::try_connect(server.http_addr(), &format!("/ws/s1/{user}/agent"), &from(address)).expect("an upgrade")
+        RawWs::try_connect(
+            server.http_addr(),
+            &format!("/ws/s1/{user}/agent"),
+            &from(address),
+        )
+        .expect("an upgrade")
     };
     let _one = open("u1", "203.0.113.1");
     let _two = open("u2", "203.0.113.2");
     let _six = open("u3", "2001:db8::1");
     refused(&server, "/ws/s1/u4/agent", &from("203.0.113.1"), 429);
     // What the client wrote itself stands in front of what the proxy added.
-    refused(&server, "/ws/s1/u4/agent", &from("198.51.100.7, 203.0.113.1"), 429);
+    refused(
+        &server,
+        "/ws/s1/u4/agent",
+        &from("198.51.100.7, 203.0.113.1"),
+        429,
+    );
 }
 
 #[test]
@@ -178,7 +228,9 @@ fn limits_connections_of_a_user_are_429() {
     let _other = RawWs::connect(&server, "s1", "u2", "agent");
     let _elsewhere = RawWs::connect(&server, "s2", "u1", "agent");
     drop(one);
-    eventually("a place is free", || RawWs::try_connect(server.http_addr(), "/ws/s1/u1/agent", &[]).is_ok());
+    eventually("a place is free", || {
+        RawWs::try_connect(server.http_addr(), "/ws/s1/u1/agent", &[]).is_ok()
+    });
 }
 
 #[test]
@@ -186,21 +238,31 @@ fn limits_many_at_once_are_never_more_than_allowed() {
     let server = Server::builder().env("MAX_CONNECTIONS", 10).start();
     let addr = server.http_addr();
     let threads: Vec<_> = (0..60)
-        .map(|n| std::thread::spawn(move || RawWs::try_connect(addr, &format!("/ws/s1/u{n}/agent"), &[]).ok()))
+        .map(|n| {
+            std::thread::spawn(move || RawWs::try_connect(addr, &format!("/ws/s1/u{n}/agent"), &[]).ok())
+        })
         .collect();
-    let open: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().expect("a client")).collect();
+    let open: Vec<_> = threads
+        .into_iter()
+        .filter_map(|thread| thread.join().expect("a client"))
+        .collect();
     assert_eq!(open.len(), 10);
     assert_eq!(server.health()["connections"], 10);
 }
 
 #[test]
 fn limits_a_silent_client_is_4001() {
-    let server = Server::builder().env("PING_INTERVAL", "1s").env("PONG_TIMEOUT", "500ms").start();
+    let server = Server::builder()
+        .env("PING_INTERVAL", "1s")
+        .env("PONG_TIMEOUT", "500ms")
+        .start();
     let started = Instant::now();
     let mut silent = RawWs::connect(&server, "s1", "u1", "agent");
     let mut pinged = false;
     let close = loop {
-        let frame = silent.read_frame().expect("a close frame before the end of the stream");
+        let frame = silent
+            .read_frame()
+            .expect("a close frame before the end of the stream");
         match frame.opcode {
             9 => pinged = true,
             8 => break frame,
@@ -209,14 +271,21 @@ fn limits_a_silent_client_is_4001() {
     };
     assert_eq!(close.close_code(), Some(4001));
     assert!(pinged, "a ping comes first");
-    assert!(started.elapsed() >= Duration::from_millis(1200), "after {:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_millis(1200),
+        "after {:?}",
+        started.elapsed()
+    );
     silent.expect_end();
     eventually("it is gone", || server.health()["connections"] == 0);
 }
 
 #[test]
 fn limits_a_client_that_answers_pings_stays() {
-    let server = Server::builder().env("PING_INTERVAL", "500ms").env("PONG_TIMEOUT", "500ms").start();
+    let server = Server::builder()
+        .env("PING_INTERVAL", "500ms")
+        .env("PONG_TIMEOUT", "500ms")
+        .start();
     let mut ws = RawWs::connect(&server, "s1", "u1", "agent");
     let mut pings = 0;
     while pings < 8 {
@@ -232,10 +301,101 @@ fn limits_a_client_that_answers_pings_stays() {
 
 #[test]
 fn limits_a_half_open_client_is_gone_without_a_word() {
-    let server = Server::builder().env("PING_INTERVAL", "1s").env("PONG_TIMEOUT", "500ms").start();
+    let server = Server::builder()
+        .env("PING_INTERVAL", "1s")
+        .env("PONG_TIMEOUT", "500ms")
+        .start();
     let silent = RawWs::connect(&server, "s1", "u1", "agent");
     // It reads nothing and says nothing, not even the answer to the close.
     eventually("it is gone", || server.health()["connections"] == 0);
-    eventually("its user left", || server.connection_status("s1")["total_agent"] == 0);
+    eventually("its user left", || {
+        server.connection_status("s1")["total_agent"] == 0
+    });
     drop(silent);
+}
+
+#[test]
+fn limits_by_default_leave_descriptors_for_everything_else() {
+    let server = Server::builder().descriptors(256).start();
+    let mut clients = Vec::new();
+    let refusal = loop {
+        let path = format!("/ws/s1/u{}/agent", clients.len());
+        match RawWs::try_connect(server.http_addr(), &path, &[]) {
+            Ok(client) => clients.push(client),
+            Err(refusal) => break refusal,
+        }
+        assert!(clients.len() < 256, "more connections than descriptors");
+    };
+    refusal.assert_error(503);
+    assert!(
+        clients.len() >= 128,
+        "only {} of 256 descriptors are used",
+        clients.len()
+    );
+    for _ in 0..20 {
+        assert_eq!(server.health()["status"], "ok");
+        assert_eq!(server.health()["connections"], clients.len());
+    }
+}
+
+#[test]
+fn limits_without_descriptors_accepting_waits_and_does_not_spin() {
+    let server = Server::builder().descriptors(128).start();
+    let mut client = RawWs::connect(&server, "s1", "u1", "agent");
+    // More silent sockets than descriptors; the kernel's queue holds those that are not accepted.
+    let silent: Vec<_> = (0..200).map(|_| Http::connect(server.http_addr())).collect();
+    eventually(
+        "the descriptors are used up, or silent sockets are closed",
+        || {
+            client.expect_alive();
+            server.fd_count() >= 100
+        },
+    );
+    let before = server.cpu_time();
+    std::thread::sleep(Duration::from_secs(3));
+    let used = server.cpu_time() - before;
+    assert!(used < Duration::from_secs(1), "{used:?} of 3 s spent on nothing");
+    client.expect_alive();
+    // Silent sockets are closed after ten seconds at most; then others are served, whether or not they hang up.
+    eventually("others are served again", || {
+        let mut http = Http::connect(server.http_addr());
+        http.set_read_timeout(Duration::from_secs(30));
+        http.still_answers()
+    });
+    drop(silent);
+    client.expect_alive();
+    assert!(
+        server.log().len() < 1_000,
+        "log lines are limited, too: {}",
+        server.log().len()
+    );
+}
+
+#[test]
+fn limits_closes_are_counted_by_their_reason() {
+    let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let cases = [
+        (Frame::new(Opcode::Binary, "x"), 1003, "unsupported_data"),
+        (Frame::text("x").unmasked(), 1002, "protocol_error"),
+        (Frame::text([0xff]), 1007, "invalid_utf8"),
+        (Frame::text("x".repeat(70_000)), 1009, "too_big"),
+        (Frame::close(1000, ""), 1000, "normal"),
+    ];
+    for (frame, code, _) in &cases {
+        let mut ws = RawWs::connect(&server, "a-session", "a-user", "agent");
+        ws.send(frame.clone());
+        assert_eq!(ws.expect_close(), *code);
+    }
+    eventually("all are counted", || {
+        let metrics = Http::get(server.admin_addr(), "/metrics").text();
+        assert!(
+            !metrics.contains("a-session") && !metrics.contains("a-user"),
+            "a label by session or user"
+        );
+        cases.iter().all(|(_, _, reason)| {
+            metrics
+                .lines()
+                .any(|line| line.contains(&format!("\"{reason}\"")) && line.ends_with(" 1"))
+        })
+    });
 }

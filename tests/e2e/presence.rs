@@ -5,18 +5,23 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::http_routes::is_utc;
-use crate::support::{Client, PATIENCE, RawWs, Server, eventually, eventually_async};
+use crate::support::{Client, RawWs, Server, eventually, eventually_async};
 
 const STATUS: &str = "connection_status_update";
 
-fn is_event(frame: &Value, event_type: &str, user: &str) -> bool {
+/// Whether the frame tells of this change, among others or alone.
+pub fn is_event(frame: &Value, event_type: &str, user: &str) -> bool {
     let events = frame["data"]["events"].as_array();
     events.is_some_and(|events| events.contains(&json!({"event_type": event_type, "event_user_id": user})))
 }
 
 /// Takes the status frame that tells of this change.
 async fn hear(client: &mut Client, event_type: &str, user: &str) -> Value {
-    client.next_where(&format!("{event_type} of {user}"), |frame| is_event(frame, event_type, user)).await
+    client
+        .next_where(&format!("{event_type} of {user}"), |frame| {
+            is_event(frame, event_type, user)
+        })
+        .await
 }
 
 /// Connects, and waits until `observer` has heard of it.
@@ -36,7 +41,9 @@ async fn presence_each_change_is_told_once_to_everyone() {
     let mut customer = Client::connect(&server, "s1", "cust", "customer").await;
     let mut frame = hear(&mut agent, "user_connected", "cust").await;
     for user in ["agent", "cust"] {
-        assert!(is_utc(&frame["data"]["connection_status"]["users"][user]["joined_at"].take()));
+        assert!(is_utc(
+            &frame["data"]["connection_status"]["users"][user]["joined_at"].take()
+        ));
     }
     assert!(is_utc(&frame["data"]["timestamp"].take()));
     let user = |id: &str, user_type: &str| json!({"user_id": id, "user_type": user_type, "joined_at": null});
@@ -63,7 +70,10 @@ async fn presence_each_change_is_told_once_to_everyone() {
 
     customer.close().await;
     let left = hear(&mut agent, "user_disconnected", "cust").await["data"].clone();
-    assert_eq!((&left["event_type"], &left["event_user_id"]), (&json!("user_disconnected"), &json!("cust")));
+    assert_eq!(
+        (&left["event_type"], &left["event_user_id"]),
+        (&json!("user_disconnected"), &json!("cust"))
+    );
     assert_eq!(left["connection_status"]["customer_connected"], false);
     assert_eq!(left["connection_status"]["total_customer"], 0);
     assert!(left["connection_status"]["users"].get("cust").is_none(), "{left}");
@@ -90,18 +100,38 @@ async fn presence_every_event_of_many_joins_and_leaves_comes_exactly_once() {
     }
     let _last = Client::connect(&server, "s1", "last", "customer").await;
     hear_once(&mut observer, "user_connected", "last").await;
-    let frames: Vec<_> = observer.log.iter().filter(|frame| frame["type"] == STATUS).collect();
-    let mut events: Vec<_> = frames.iter().flat_map(|frame| frame["data"]["events"].as_array().unwrap()).map(Value::to_string).collect();
+    let frames: Vec<_> = observer
+        .log
+        .iter()
+        .filter(|frame| frame["type"] == STATUS)
+        .collect();
+    let mut events: Vec<_> = frames
+        .iter()
+        .flat_map(|frame| frame["data"]["events"].as_array().unwrap())
+        .map(Value::to_string)
+        .collect();
     let all = events.len();
     events.sort_unstable();
     events.dedup();
-    assert_eq!((events.len(), all), (62, 62), "30 came and went, the observer and the last came");
+    assert_eq!(
+        (events.len(), all),
+        (62, 62),
+        "30 came and went, the observer and the last came"
+    );
     for frame in frames {
-        let last = frame["data"]["events"].as_array().unwrap().last().expect("an event").clone();
+        let last = frame["data"]["events"]
+            .as_array()
+            .unwrap()
+            .last()
+            .expect("an event")
+            .clone();
         let told = json!({"event_type": frame["data"]["event_type"], "event_user_id": frame["data"]["event_user_id"]});
         assert_eq!(told, last, "event_* are the last of events");
     }
-    assert_eq!(server.connection_status("s1")["users"].as_object().unwrap().len(), 2);
+    assert_eq!(
+        server.connection_status("s1")["users"].as_object().unwrap().len(),
+        2
+    );
 }
 
 /// Waits until the log has the event, wherever it stands: one frame may tell of several.
@@ -122,9 +152,15 @@ async fn presence_a_second_tab_changes_nothing_and_gets_one_snapshot() {
     let mut second = Client::connect(&server, "s1", "cust", "customer").await;
     let snapshot = second.next(STATUS).await["data"].clone();
     assert_eq!(snapshot["events"], json!([]));
-    assert!(snapshot.get("event_type").is_none() && snapshot.get("event_user_id").is_none(), "{snapshot}");
+    assert!(
+        snapshot.get("event_type").is_none() && snapshot.get("event_user_id").is_none(),
+        "{snapshot}"
+    );
     assert_eq!(snapshot["connection_status"]["total_customer"], 1);
-    assert_eq!(snapshot["connection_status"]["users"].as_object().unwrap().len(), 2);
+    assert_eq!(
+        snapshot["connection_status"]["users"].as_object().unwrap().len(),
+        2
+    );
 
     // One tab of two goes: nobody hears of it.
     first.close().await;
@@ -150,7 +186,11 @@ async fn presence_a_users_type_is_that_of_the_first_connection() {
     let snapshot = second.next(STATUS).await["data"]["connection_status"].clone();
     for status in [snapshot, server.connection_status("s1")] {
         assert_eq!(status["users"]["cust"]["user_type"], "customer", "{status}");
-        assert_eq!((&status["total_customer"], &status["total_agent"]), (&json!(1), &json!(1)), "{status}");
+        assert_eq!(
+            (&status["total_customer"], &status["total_agent"]),
+            (&json!(1), &json!(1)),
+            "{status}"
+        );
     }
     second.say_acked("who am I?").await;
     assert_eq!(agent.next("new_message").await["data"]["sender_type"], "customer");
@@ -163,13 +203,19 @@ async fn presence_an_admin_is_listed_and_counted_in_neither_total() {
     let mut admin = Client::connect(&server, "s1", "boss", "admin").await;
     let status = hear(&mut agent, "user_connected", "boss").await["data"]["connection_status"].clone();
     assert_eq!(status["users"]["boss"]["user_type"], "admin");
-    assert_eq!((&status["total_customer"], &status["total_agent"]), (&json!(0), &json!(1)));
+    assert_eq!(
+        (&status["total_customer"], &status["total_agent"]),
+        (&json!(0), &json!(1))
+    );
     assert_eq!(status["customer_connected"], false);
     agent.say_acked("hello").await;
     assert_eq!(admin.next("new_message").await["data"]["message"], "hello");
     agent.close().await;
     let status = hear(&mut admin, "user_disconnected", "agent").await["data"]["connection_status"].clone();
-    assert_eq!((&status["agent_connected"], &status["total_agent"]), (&json!(false), &json!(0)));
+    assert_eq!(
+        (&status["agent_connected"], &status["total_agent"]),
+        (&json!(false), &json!(0))
+    );
 }
 
 #[tokio::test]
@@ -193,10 +239,14 @@ async fn presence_the_same_user_in_two_sessions_is_two_presences() {
     let one = Client::connect(&server, "s1", "agent", "agent").await;
     let _two = Client::connect(&server, "s2", "agent", "agent").await;
     eventually("listed in both", || {
-        ["s1", "s2"].iter().all(|session| server.connection_status(session)["total_agent"] == 1)
+        ["s1", "s2"]
+            .iter()
+            .all(|session| server.connection_status(session)["total_agent"] == 1)
     });
     one.close().await;
-    eventually("gone from one", || server.connection_status("s1")["total_agent"] == 0);
+    eventually("gone from one", || {
+        server.connection_status("s1")["total_agent"] == 0
+    });
     assert_eq!(server.connection_status("s2")["total_agent"], 1);
 }
 
@@ -231,27 +281,58 @@ async fn presence_of_a_large_session_is_told_in_totals_once_a_second() {
         status["total_agent"] == 60 && status["total_customer"] == CUSTOMERS - 10
     };
     observer.next_where("the exact totals", settled).await;
-    let frames: Vec<_> = observer.log[before..].iter().filter(|frame| frame["type"] == STATUS).collect();
+    let frames: Vec<_> = observer.log[before..]
+        .iter()
+        .filter(|frame| frame["type"] == STATUS)
+        .collect();
     let most = started.elapsed().as_secs() as usize + 2;
-    assert!(frames.len() <= most, "{} frames in {:?}", frames.len(), started.elapsed());
+    assert!(
+        frames.len() <= most,
+        "{} frames in {:?}",
+        frames.len(),
+        started.elapsed()
+    );
     let mut joined = 0;
     for frame in &frames {
         assert_eq!(frame["data"]["connection_status"]["users"], json!({}));
         assert_eq!(frame["data"]["users_truncated"], true);
         let events = frame["data"]["events"].as_array().unwrap();
         assert!((1..=100).contains(&events.len()), "{} events", events.len());
-        joined += events.iter().filter(|event| event["event_type"] == "user_connected").count();
+        joined += events
+            .iter()
+            .filter(|event| event["event_type"] == "user_connected")
+            .count();
     }
     assert_eq!(joined, 60, "each join once, also in windows of a second");
     // REST is never truncated.
     let status = server.connection_status("s1");
-    assert_eq!(status["users"].as_object().unwrap().len(), CUSTOMERS - 10 + 60 + 1);
+    assert_eq!(
+        status["users"].as_object().unwrap().len(),
+        CUSTOMERS - 10 + 60 + 1
+    );
     assert!(status.get("users_truncated").is_none());
-    assert!(started.elapsed() < PATIENCE * 3);
+
+    // Whoever comes is told, too: a new user by the next frame, a second tab by a snapshot of its own.
+    let mut late = Client::connect(&server, "s1", "late", "admin").await;
+    assert_eq!(late.next(STATUS).await["data"]["users_truncated"], true);
+    let mut tab = Client::connect(&server, "s1", "late", "admin").await;
+    let snapshot = tab.next(STATUS).await["data"].clone();
+    assert_eq!(
+        (&snapshot["users_truncated"], &snapshot["events"]),
+        (&json!(true), &json!([]))
+    );
+    assert!(snapshot.get("event_type").is_none(), "{snapshot}");
+    assert_eq!(snapshot["connection_status"]["total_agent"], 60);
+    late.close().await;
+    tab.close().await;
 
     // Below the limit again, the list is back.
     drop(customers.drain(..100));
-    let listed = |frame: &Value| frame["data"]["connection_status"]["users"].as_object().is_some_and(|users| users.len() == 71);
+    let listed = |frame: &Value| {
+        frame["data"]["connection_status"]["users"]
+            .as_object()
+            .is_some_and(|users| users.len() == 71)
+    };
     let frame = observer.next_where("a list again", listed).await;
     assert!(frame["data"].get("users_truncated").is_none(), "{frame}");
 }
@@ -264,14 +345,36 @@ async fn presence_a_user_who_comes_back_at_once_is_there() {
         drop(Client::connect(&server, "s1", "cust", "customer").await);
     }
     let _stays = Client::connect(&server, "s1", "cust", "customer").await;
-    eventually_async("there is one connection of the customer", async || server.health()["connections"] == 2).await;
-    eventually("the customer is listed", || server.connection_status("s1")["total_customer"] == 1);
+    eventually_async("there is one connection of the customer", async || {
+        server.health()["connections"] == 2
+    })
+    .await;
+    eventually("the customer is listed", || {
+        server.connection_status("s1")["total_customer"] == 1
+    });
     // What the agent has heard adds up to the same.
     let _fence = join(&server, &mut agent, "fence", "agent").await;
-    let there = agent.log.iter().rev().find(|frame| frame["type"] == STATUS).unwrap();
+    let there = agent
+        .log
+        .iter()
+        .rev()
+        .find(|frame| frame["type"] == STATUS)
+        .unwrap();
     assert_eq!(there["data"]["connection_status"]["total_customer"], 1);
-    let events = agent.log.iter().filter_map(|frame| frame["data"]["events"].as_array()).flatten();
+    let events = agent
+        .log
+        .iter()
+        .filter_map(|frame| frame["data"]["events"].as_array())
+        .flatten();
     let sum = events.filter(|event| event["event_user_id"] == "cust");
-    let sum: i32 = sum.map(|event| if event["event_type"] == "user_connected" { 1 } else { -1 }).sum();
+    let sum: i32 = sum
+        .map(|event| {
+            if event["event_type"] == "user_connected" {
+                1
+            } else {
+                -1
+            }
+        })
+        .sum();
     assert_eq!(sum, 1, "connects less disconnects");
 }

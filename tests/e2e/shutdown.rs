@@ -10,8 +10,14 @@ use crate::support::{Client, Frame, Http, PATIENCE, RawWs, Server, eventually};
 fn shutdown_drains_refuses_and_exits_0() {
     for signal in ["TERM", "INT"] {
         let port = crate::config::free_port();
-        let server = Server::builder().env("DRAIN_TIMEOUT", "6s").env("WS_PORT", port).env("ADMIN_ADDR", "127.0.0.1:0").start();
-        let mut clients: Vec<_> = (0..40).map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent")).collect();
+        let server = Server::builder()
+            .env("DRAIN_TIMEOUT", "6s")
+            .env("WS_PORT", port)
+            .env("ADMIN_ADDR", "127.0.0.1:0")
+            .start();
+        let mut clients: Vec<_> = (0..40)
+            .map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent"))
+            .collect();
         let listeners = [server.http_addr(), server.ws_addr(), server.admin_addr()];
         let mut kept: Vec<_> = listeners.map(Http::connect).into();
         assert!(kept.iter_mut().all(Http::still_answers));
@@ -19,13 +25,22 @@ fn shutdown_drains_refuses_and_exits_0() {
 
         // Not ready on every port, but alive; upgrades are refused on both that have them.
         for addr in listeners {
-            eventually("not ready", || Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503));
+            eventually("not ready", || {
+                Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503)
+            });
             assert_eq!(Http::get(addr, "/live").status, 200, "draining is not dying");
         }
         for addr in [server.http_addr(), server.ws_addr()] {
-            let refusal = RawWs::try_connect(addr, "/ws/s1/late/agent", &[]).err().expect("a refusal");
+            let refusal = RawWs::try_connect(addr, "/ws/s1/late/agent", &[])
+                .err()
+                .expect("a refusal");
             refusal.assert_error(503);
-            assert!(refusal.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()), "{refusal:?}");
+            assert!(
+                refusal
+                    .header("retry-after")
+                    .is_some_and(|value| value.parse::<u32>().is_ok()),
+                "{refusal:?}"
+            );
         }
         for client in &mut clients {
             assert_eq!(client.expect_close(), 1001);
@@ -41,26 +56,38 @@ fn shutdown_without_clients_is_quick() {
     let started = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?} with nobody to send away", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?} with nobody to send away",
+        started.elapsed()
+    );
 }
 
 #[test]
 fn shutdown_is_done_when_the_clients_are_gone() {
     let server = Server::builder().env("DRAIN_TIMEOUT", "1s").start();
-    let mut clients: Vec<_> = (0..200).map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent")).collect();
+    let mut clients: Vec<_> = (0..200)
+        .map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent"))
+        .collect();
     let started = Instant::now();
     server.signal("TERM");
     for client in &mut clients {
         assert_eq!(client.expect_close(), 1001);
     }
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
 fn shutdown_spreads_the_clients_over_the_drain() {
     let server = Server::builder().env("DRAIN_TIMEOUT", "6s").start();
-    let clients: Vec<_> = (0..100).map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent")).collect();
+    let clients: Vec<_> = (0..100)
+        .map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent"))
+        .collect();
     server.signal("TERM");
     let waits: Vec<_> = clients
         .into_iter()
@@ -71,10 +98,17 @@ fn shutdown_spreads_the_clients_over_the_drain() {
             })
         })
         .collect();
-    let ends: Vec<_> = waits.into_iter().map(|wait| wait.join().expect("a client")).collect();
+    let ends: Vec<_> = waits
+        .into_iter()
+        .map(|wait| wait.join().expect("a client"))
+        .collect();
     let (first, last) = (ends.iter().min().expect("one"), ends.iter().max().expect("one"));
     // All at once they would all reconnect at once. Half of the drain is far more than scheduling explains.
-    assert!(last.duration_since(*first) > Duration::from_secs(2), "all within {:?}", last.duration_since(*first));
+    assert!(
+        last.duration_since(*first) > Duration::from_secs(2),
+        "all within {:?}",
+        last.duration_since(*first)
+    );
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
 }
 
@@ -86,13 +120,19 @@ fn shutdown_at_once_when_the_drain_is_zero() {
     server.signal("TERM");
     assert_eq!(client.expect_close(), 1001);
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
 fn shutdown_does_not_wait_for_clients_that_never_answer() {
     let server = Server::builder().env("DRAIN_TIMEOUT", "1s").start();
-    let deaf: Vec<_> = (0..5).map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent")).collect();
+    let deaf: Vec<_> = (0..5)
+        .map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent"))
+        .collect();
     let mut head = Http::connect(server.http_addr());
     head.write(b"GET /heal");
     let idle = Http::connect(server.http_addr());
@@ -105,28 +145,41 @@ fn shutdown_does_not_wait_for_clients_that_never_answer() {
 fn shutdown_at_the_second_signal_is_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
         let server = Server::builder().env("DRAIN_TIMEOUT", "300s").start();
-        let _clients: Vec<_> = (0..50).map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent")).collect();
+        let _clients: Vec<_> = (0..50)
+            .map(|n| RawWs::connect(&server, &format!("s{n}"), "u", "agent"))
+            .collect();
         server.signal(first);
         let addr = server.http_addr();
-        eventually("draining", || Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503));
+        eventually("draining", || {
+            Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503)
+        });
         assert!(!server.has_exited());
         server.signal(second);
         let started = Instant::now();
         server.wait_exit(PATIENCE);
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?} after the second signal", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?} after the second signal",
+            started.elapsed()
+        );
     }
 }
 
 #[tokio::test]
 async fn shutdown_still_serves_those_who_are_not_yet_sent_away() {
-    let server = Server::builder().env("DRAIN_TIMEOUT", "300s").env("RATE_LIMIT_MESSAGES", 0).start();
+    let server = Server::builder()
+        .env("DRAIN_TIMEOUT", "300s")
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .start();
     let mut clients = Vec::new();
     for number in 0..20 {
         clients.push(Client::connect(&server, "s1", &format!("u{number}"), "agent").await);
     }
     server.signal("TERM");
     let addr = server.http_addr();
-    eventually("draining", || Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503));
+    eventually("draining", || {
+        Http::try_get(addr, "/ready").is_ok_and(|ready| ready.status == 503)
+    });
     // Twenty are sent away in five minutes: most of them are still here.
     let mut served = 0;
     for client in &mut clients {
@@ -143,11 +196,18 @@ async fn shutdown_still_serves_those_who_are_not_yet_sent_away() {
 
 #[test]
 fn shutdown_under_load_answers_or_closes_everyone() {
-    let server = Server::builder().env("DRAIN_TIMEOUT", "1s").env("RATE_LIMIT_MESSAGES", 0).start();
-    let mut clients: Vec<_> = (0..20).map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent")).collect();
+    let server = Server::builder()
+        .env("DRAIN_TIMEOUT", "1s")
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .start();
+    let mut clients: Vec<_> = (0..20)
+        .map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent"))
+        .collect();
     for round in 0..50 {
         for client in &mut clients {
-            client.send(Frame::text(json!({"type": "send_message", "data": {"message": format!("{round}")}}).to_string()));
+            client.send(Frame::text(
+                json!({"type": "send_message", "data": {"message": format!("{round}")}}).to_string(),
+            ));
         }
     }
     server.signal("TERM");

@@ -4,20 +4,33 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::presence::is_event;
 use crate::support::{Client, Frame, Opcode, PATIENCE, RawWs, Server};
 
 /// A server whose queues are small and whose patience is short.
 fn impatient() -> Server {
-    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).env("SEND_TIMEOUT", "1s");
-    server.env("SEND_QUEUE_BYTES", 65_536).env("MAX_RECORD_BYTES", 65_536).start()
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_TIMEOUT", "1s");
+    server
+        .env("SEND_QUEUE_BYTES", 65_536)
+        .env("MAX_RECORD_BYTES", 65_536)
+        .start()
 }
 
 /// Says numbered messages of this size, up to `most` or until `enough`; the numbers that were acknowledged, in order.
-async fn say_many(client: &mut Client, size: usize, most: usize, mut enough: impl AsyncFnMut(usize) -> bool) -> Vec<String> {
+async fn say_many(
+    client: &mut Client,
+    size: usize,
+    most: usize,
+    mut enough: impl AsyncFnMut(usize) -> bool,
+) -> Vec<String> {
     let mut acknowledged = Vec::new();
     for number in 0..most {
         let text = format!("{number:0>size$}");
-        client.send(json!({"type": "send_message", "request_id": number, "data": {"message": text}})).await;
+        client
+            .send(json!({"type": "send_message", "request_id": number, "data": {"message": text}}))
+            .await;
         let answer = |frame: &serde_json::Value| frame["request_id"] == number;
         let answer = client.next_where("an answer", answer).await;
         match answer["type"].as_str() {
@@ -39,7 +52,11 @@ async fn slow_readers_are_cut_and_nobody_else_notices() {
     let mut healthy = Client::connect(&server, "s1", "healthy", "agent").await;
     let mut sender = Client::connect(&server, "s1", "sender", "customer").await;
     let mut slow = RawWs::connect(&server, "s1", "slow", "customer");
-    healthy.next_where("the slow reader's join", |frame| frame["data"]["event_user_id"] == "slow").await;
+    healthy
+        .next_where("the slow reader's join", |frame| {
+            is_event(frame, "user_connected", "slow")
+        })
+        .await;
 
     // The healthy one reads all the time; it hears of the slow one's end.
     let (gone, is_gone) = tokio::sync::watch::channel(false);
@@ -54,8 +71,7 @@ async fn slow_readers_are_cut_and_nobody_else_notices() {
                     return texts;
                 }
             }
-            let events = frame["data"]["events"].as_array().into_iter().flatten();
-            if events.into_iter().any(|event| *event == json!({"event_type": "user_disconnected", "event_user_id": "slow"})) {
+            if is_event(&frame, "user_disconnected", "slow") {
                 gone.send_replace(true);
             }
         }
@@ -70,7 +86,10 @@ async fn slow_readers_are_cut_and_nobody_else_notices() {
     assert_eq!(texts.len(), acknowledged.len());
     assert!(texts == acknowledged, "the healthy reader lost something");
     let mut is_gone = is_gone;
-    tokio::time::timeout(PATIENCE, is_gone.wait_for(|gone| *gone)).await.expect("the slow reader was never cut").expect("a watch");
+    tokio::time::timeout(PATIENCE, is_gone.wait_for(|gone| *gone))
+        .await
+        .expect("the slow reader was never cut")
+        .expect("a watch");
 
     // What the slow one finds when it reads at last: whole frames, then 4008 or the mere end.
     let mut last = None;
@@ -123,7 +142,9 @@ async fn slow_is_not_who_reads_a_burst_far_beyond_the_queue() {
                     }
                     for number in 0..10 {
                         let id = format!("{batch}:{number}");
-                        let answer = sender.next_where("an answer", |frame| frame["request_id"] == *id).await;
+                        let answer = sender
+                            .next_where("an answer", |frame| frame["request_id"] == *id)
+                            .await;
                         if answer["type"] == "message_sent" {
                             acknowledged.push(format!("{who}:{batch}:{number}:{}", "x".repeat(20_000)));
                         } else {
@@ -142,29 +163,49 @@ async fn slow_is_not_who_reads_a_burst_far_beyond_the_queue() {
     for task in sending {
         acknowledged.extend(task.await.expect("a sender"));
     }
-    assert!(acknowledged.len() > 100, "most were taken: {}", acknowledged.len());
+    assert!(
+        acknowledged.len() > 100,
+        "most were taken: {}",
+        acknowledged.len()
+    );
     acknowledged.sort_unstable();
     let mut orders = Vec::new();
     for task in reading {
         let order = task.await.expect("a reader");
         let mut sorted = order.clone();
         sorted.sort_unstable();
-        assert!(sorted == acknowledged, "{} acknowledged, {} read", acknowledged.len(), sorted.len());
+        assert!(
+            sorted == acknowledged,
+            "{} acknowledged, {} read",
+            acknowledged.len(),
+            sorted.len()
+        );
         orders.push(order);
     }
-    assert!(orders.windows(2).all(|pair| pair[0] == pair[1]), "one order for everyone");
+    assert!(
+        orders.windows(2).all(|pair| pair[0] == pair[1]),
+        "one order for everyone"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_for_a_moment_is_forgiven() {
     // The queue takes what the reader misses, and the reader is back before SEND_TIMEOUT.
-    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).env("SEND_TIMEOUT", "30s").env("SEND_QUEUE_BYTES", 64 << 20).start();
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_TIMEOUT", "30s")
+        .env("SEND_QUEUE_BYTES", 64 << 20)
+        .start();
     let mut sender = Client::connect(&server, "s1", "sender", "customer").await;
     let mut paused = RawWs::connect(&server, "s1", "paused", "agent");
     let acknowledged = say_many(&mut sender, 16_000, 700, async |_| false).await;
     assert_eq!(acknowledged.len(), 700);
     for text in &acknowledged {
-        assert!(paused.next("new_message")["data"]["message"] == **text, "{}", &text[..0]);
+        assert!(
+            paused.next("new_message")["data"]["message"] == **text,
+            "{}",
+            &text[..0]
+        );
     }
     paused.expect_alive();
 }
@@ -176,9 +217,13 @@ fn slow_readers_of_their_own_answers_are_bounded() {
     let before = server.rss_kib();
     let mut ws = RawWs::connect(&server, "s1", "u1", "agent");
     let id = "x".repeat(128);
-    let asks = Frame::text(json!({"type": "ping", "request_id": id}).to_string()).encode().repeat(100);
+    let asks = Frame::text(json!({"type": "ping", "request_id": id}).to_string())
+        .encode()
+        .repeat(100);
     let started = Instant::now();
-    ws.stream().set_write_timeout(Some(Duration::from_secs(5))).expect("set a timeout");
+    ws.stream()
+        .set_write_timeout(Some(Duration::from_secs(5)))
+        .expect("set a timeout");
     for _ in 0..1_000 {
         use std::io::Write;
         // Full or closed: the server has stopped reading or has cut it.
@@ -188,7 +233,10 @@ fn slow_readers_of_their_own_answers_are_bounded() {
         assert!(started.elapsed() < PATIENCE * 2, "still accepted");
     }
     let grown = server.rss_kib().saturating_sub(before);
-    assert!(grown < 8 * 1024, "{grown} KiB more for one connection with a queue of 64 KiB");
+    assert!(
+        grown < 8 * 1024,
+        "{grown} KiB more for one connection with a queue of 64 KiB"
+    );
     crate::support::eventually("it is cut", || server.health()["connections"] == 0);
     while let Ok(Some(frame)) = ws.try_read_frame() {
         if frame.is(Opcode::Close) {

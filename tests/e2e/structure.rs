@@ -8,15 +8,68 @@ const NEVER_SEES: [(&str, &[&str]); 7] = [
     (
         "protocol",
         &[
-            "crate::session", "crate::bus", "crate::presence", "crate::ws", "crate::chat", "crate::http", "crate::config",
-            "crate::metrics", "crate::shutdown", "crate::error", "hyper", "fastwebsockets", "rdkafka", "redis", "tokio",
+            "crate::session",
+            "crate::bus",
+            "crate::presence",
+            "crate::ws",
+            "crate::chat",
+            "crate::http",
+            "crate::config",
+            "crate::metrics",
+            "crate::shutdown",
+            "crate::error",
+            "hyper",
+            "fastwebsockets",
+            "rdkafka",
+            "redis",
+            "tokio",
         ],
     ),
-    ("session", &["hyper", "hyper_util", "rdkafka", "redis", "crate::http", "crate::presence"]),
-    ("bus", &["hyper", "hyper_util", "fastwebsockets", "crate::http", "crate::ws", "crate::presence"]),
-    ("presence", &["hyper", "hyper_util", "fastwebsockets", "crate::http", "crate::chat"]),
+    (
+        "session",
+        &[
+            "hyper",
+            "hyper_util",
+            "rdkafka",
+            "redis",
+            "crate::http",
+            "crate::presence",
+        ],
+    ),
+    (
+        "bus",
+        &[
+            "hyper",
+            "hyper_util",
+            "fastwebsockets",
+            "crate::http",
+            "crate::ws",
+            "crate::presence",
+        ],
+    ),
+    (
+        "presence",
+        &[
+            "hyper",
+            "hyper_util",
+            "fastwebsockets",
+            "crate::http",
+            "crate::chat",
+        ],
+    ),
     ("ws", &["rdkafka", "redis"]),
-    ("chat", &["hyper", "hyper_util", "fastwebsockets", "socket2", "tokio::net", "rdkafka", "redis"]),
+    (
+        "chat",
+        &[
+            "hyper",
+            "hyper_util",
+            "fastwebsockets",
+            "socket2",
+            "tokio::net",
+            "rdkafka",
+            "redis",
+        ],
+    ),
     ("http", &["rdkafka", "redis"]),
 ];
 
@@ -40,7 +93,10 @@ fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).expect("read a source");
-                sources.push(Source { path: path.strip_prefix(&root).expect("below src/").to_owned(), text });
+                sources.push(Source {
+                    path: path.strip_prefix(&root).expect("below src/").to_owned(),
+                    text,
+                });
             }
         }
     }
@@ -55,7 +111,9 @@ fn module(path: &Path) -> String {
 
 /// The code without comments, strings and white space, and with the groups of `use` written out by [`paths`].
 fn code(text: &str) -> String {
-    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let lines = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -63,7 +121,10 @@ fn code(text: &str) -> String {
 fn used(code: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for item in code.split(';') {
-        let Some(at) = item.rfind("use ").filter(|&at| at == 0 || item[..at].ends_with(['\n', ' ', '}', ')'])) else {
+        let Some(at) = item
+            .rfind("use ")
+            .filter(|&at| at == 0 || item[..at].ends_with(['\n', ' ', '}', ')']))
+        else {
             continue;
         };
         let tree: String = item[at + 4..].split_whitespace().collect();
@@ -97,13 +158,21 @@ fn expand(prefix: &str, tree: &str, paths: &mut Vec<String>) {
 
 /// Whether `path` is `name` or lies in it.
 fn lies_in(path: &str, name: &str) -> bool {
-    path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    path.strip_prefix(name)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// A path of a file, seen from the crate's root: `super::x` in `ws/outbox.rs` is `crate::ws::x`.
 fn absolute(path: &str, file: &Path) -> String {
-    let mut place: Vec<_> = file.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
-    if place.last().is_some_and(|last| last == "mod" || last == "lib" || last == "main") {
+    let mut place: Vec<_> = file
+        .with_extension("")
+        .iter()
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect();
+    if place
+        .last()
+        .is_some_and(|last| last == "mod" || last == "lib" || last == "main")
+    {
         place.pop();
     }
     let mut rest = path;
@@ -128,12 +197,16 @@ fn structure_modules_never_see_what_the_design_forbids() {
     let sources = sources();
     let mut broken = Vec::new();
     for (name, forbidden) in NEVER_SEES {
-        let files: Vec<_> = sources.iter().filter(|source| module(&source.path) == name).collect();
+        let files: Vec<_> = sources
+            .iter()
+            .filter(|source| module(&source.path) == name)
+            .collect();
         assert!(!files.is_empty(), "no module {name} any more: mend the table");
         for source in files {
             let code = code(&source.text);
             let (path, mut seen) = (source.path.display(), used(&code));
-            seen.iter_mut().for_each(|used| *used = absolute(used, &source.path));
+            seen.iter_mut()
+                .for_each(|used| *used = absolute(used, &source.path));
             for word in forbidden {
                 if let Some(used) = seen.iter().find(|used| lies_in(used, word)) {
                     broken.push(format!("{path} uses {used}, and {name} never sees {word}"));
@@ -161,7 +234,11 @@ fn structure_nothing_on_the_message_path_sees_presence() {
     for source in sources() {
         if on_the_path.contains(&&*module(&source.path)) {
             let code = code(&source.text);
-            assert!(!code.contains("presence::"), "{} sees presence", source.path.display());
+            assert!(
+                !code.contains("presence::"),
+                "{} sees presence",
+                source.path.display()
+            );
         }
     }
 }
@@ -178,11 +255,28 @@ fn structure_no_source_is_too_long() {
 
 #[test]
 fn structure_the_reader_of_sources_sees_what_it_should() {
-    let code = code("use std::fmt;\n// use redis::Client;\npub(crate) use crate::{a, ws::{self, b as c}};\nfn f() { use hyper::body; }");
-    assert_eq!(used(&code), ["std::fmt", "crate::a", "crate::ws::self", "crate::ws::basc", "hyper::body"]);
+    let code = code(
+        "use std::fmt;\n// use redis::Client;\npub(crate) use crate::{a, ws::{self, b as c}};\nfn f() { use hyper::body; }",
+    );
+    assert_eq!(
+        used(&code),
+        [
+            "std::fmt",
+            "crate::a",
+            "crate::ws::self",
+            "crate::ws::basc",
+            "hyper::body"
+        ]
+    );
     assert!(lies_in("hyper::body", "hyper") && !lies_in("hyper_util::rt", "hyper"));
-    assert_eq!(absolute("super::x::Y", Path::new("ws/outbox.rs")), "crate::ws::x::Y");
-    assert_eq!(absolute("super::bus::Bus", Path::new("session/mod.rs")), "crate::bus::Bus");
+    assert_eq!(
+        absolute("super::x::Y", Path::new("ws/outbox.rs")),
+        "crate::ws::x::Y"
+    );
+    assert_eq!(
+        absolute("super::bus::Bus", Path::new("session/mod.rs")),
+        "crate::bus::Bus"
+    );
     assert_eq!(absolute("tokio::net", Path::new("ws/mod.rs")), "tokio::net");
     assert_eq!(module(Path::new("ws.rs")), "ws");
 }

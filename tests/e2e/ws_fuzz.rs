@@ -16,17 +16,36 @@ fn frame() -> impl Strategy<Value = Frame> {
         proptest::collection::vec(any::<u8>(), 0..200),
         "\\PC{0,60}".prop_map(String::into_bytes),
         json_text().prop_map(String::into_bytes),
-        (0u16..5100, "[a-z]{0,130}").prop_map(|(code, reason)| [&code.to_be_bytes()[..], reason.as_bytes()].concat()),
+        (0u16..5100, "[a-z]{0,130}")
+            .prop_map(|(code, reason)| [&code.to_be_bytes()[..], reason.as_bytes()].concat()),
     ];
     let opcode = prop_oneof![4 => Just(1u8), 2 => Just(0u8), 1 => 0u8..16];
     let mask = prop_oneof![9 => any::<[u8; 4]>().prop_map(Some), 1 => Just(None)];
-    (prop::bool::weighted(0.8), prop_oneof![9 => Just(0u8), 1 => 0u8..8], opcode, mask, payload)
-        .prop_map(|(fin, rsv, opcode, mask, payload)| Frame { fin, rsv, opcode, mask, payload })
+    (
+        prop::bool::weighted(0.8),
+        prop_oneof![9 => Just(0u8), 1 => 0u8..8],
+        opcode,
+        mask,
+        payload,
+    )
+        .prop_map(|(fin, rsv, opcode, mask, payload)| Frame {
+            fin,
+            rsv,
+            opcode,
+            mask,
+            payload,
+        })
 }
 
 fn json_text() -> impl Strategy<Value = String> {
     let kind = prop_oneof![
-        Just("ping"), Just("join_session"), Just("typing_start"), Just("typing_stop"), Just("agent_typing"), Just("send_message"), Just("dance"),
+        Just("ping"),
+        Just("join_session"),
+        Just("typing_start"),
+        Just("typing_stop"),
+        Just("agent_typing"),
+        Just("send_message"),
+        Just("dance"),
     ];
     let data = prop_oneof![
         Just(r#"{"message":"fuzz"}"#.to_owned()),
@@ -44,7 +63,10 @@ fn read_out(ws: &mut RawWs) {
             Ok(None) => return,
             Ok(Some(frame)) if frame.is(Opcode::Text) => {
                 let value: serde_json::Value = serde_json::from_slice(&frame.payload).expect("JSON");
-                assert!(value["type"].is_string() && value["success"].is_boolean(), "{value}");
+                assert!(
+                    value["type"].is_string() && value["success"].is_boolean(),
+                    "{value}"
+                );
             }
             Ok(Some(frame)) if frame.is(Opcode::Close) => {
                 let code = frame.close_code().unwrap_or(1000);
@@ -58,7 +80,12 @@ fn read_out(ws: &mut RawWs) {
 }
 
 fn cases(cases: u32) -> TestRunner {
-    TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 50, ..Config::default() })
+    TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 50,
+        ..Config::default()
+    })
 }
 
 #[track_caller]
@@ -73,7 +100,10 @@ fn fuzz_random_frames_do_no_harm() {
     let server = Server::start();
     let mut bystander = RawWs::connect(&server, "bystander", "b", "agent");
     let before = (server.fd_count(), server.rss_kib());
-    let strategy = (proptest::collection::vec(frame(), 1..12), any::<prop::sample::Index>());
+    let strategy = (
+        proptest::collection::vec(frame(), 1..12),
+        any::<prop::sample::Index>(),
+    );
     let outcome = cases(300).run(&strategy, |(frames, cut)| {
         let mut ws = RawWs::connect(&server, "fuzz", "f", "customer");
         let mut bytes: Vec<_> = frames.iter().flat_map(Frame::encode).collect();
@@ -87,7 +117,9 @@ fn fuzz_random_frames_do_no_harm() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
     bystander.expect_alive();
     healthy(&server);
-    crate::support::eventually("only the bystander is left", || server.health()["connections"] == 1);
+    crate::support::eventually("only the bystander is left", || {
+        server.health()["connections"] == 1
+    });
     crate::support::eventually("descriptors are back", || server.fd_count() <= before.0 + 1);
     let grown = server.rss_kib().saturating_sub(before.1);
     assert!(grown < 16 * 1024, "{grown} KiB more after 300 small connections");
@@ -119,7 +151,8 @@ fn fuzz_random_requests_do_no_harm() {
         Just("Transfer-Encoding: chunked\r\n".to_owned()),
         Just(handshake("/ws/s/u/agent", &[])),
         "/ws/[!-~]{0,20}/[!-~]{0,20}/(customer|agent|[a-z]{3})".prop_map(|path| handshake(&path, &[])),
-        "/api/session/[!-~]{0,40}/connection-status".prop_map(|path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")),
+        "/api/session/[!-~]{0,40}/connection-status"
+            .prop_map(|path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")),
     ];
     let outcome = cases(300).run(&proptest::collection::vec(piece, 1..8), |pieces| {
         let http = Http::connect(server.http_addr());

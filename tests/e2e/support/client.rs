@@ -37,7 +37,9 @@ impl Client {
 
     pub async fn connect_to(addr: SocketAddr, session: &str, user: &str, user_type: &str) -> Client {
         let path = format!("/ws/{session}/{user}/{user_type}");
-        let mut client = Self::open(addr, &path, &[]).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut client = Self::open(addr, &path, &[])
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
         client.greet().await;
         client
     }
@@ -47,11 +49,15 @@ impl Client {
         let mut request = format!("ws://{addr}{path}").into_client_request()?;
         for (name, value) in headers {
             let name: HeaderName = name.parse().expect("a header's name");
-            request.headers_mut().insert(name, HeaderValue::from_str(value).expect("a header's value"));
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from_str(value).expect("a header's value"));
         }
         let stream = TcpStream::connect(addr).await.map_err(Error::Io)?;
         stream.set_nodelay(true).map_err(Error::Io)?;
-        let (ws, _) = tokio::time::timeout(PATIENCE, client_async(request, stream)).await.expect("a handshake in time")?;
+        let (ws, _) = tokio::time::timeout(PATIENCE, client_async(request, stream))
+            .await
+            .expect("a handshake in time")?;
         Ok(Client {
             ws,
             pending: VecDeque::new(),
@@ -66,7 +72,11 @@ impl Client {
     /// Reads the first frame, which must be `connection_established`.
     pub async fn greet(&mut self) {
         let first = self.read().await;
-        assert_eq!(first["type"], "connection_established", "{}: the first frame: {first}", self.name);
+        assert_eq!(
+            first["type"], "connection_established",
+            "{}: the first frame: {first}",
+            self.name
+        );
         self.pending.pop_back();
         self.greeting = first["data"].clone();
     }
@@ -87,7 +97,8 @@ impl Client {
 
     /// `send_message` with a text and a `request_id`; does not wait for the answer.
     pub async fn say(&mut self, text: &str, request_id: &str) {
-        self.send(json!({"type": "send_message", "request_id": request_id, "data": {"message": text}})).await;
+        self.send(json!({"type": "send_message", "request_id": request_id, "data": {"message": text}}))
+            .await;
     }
 
     /// `send_message`, and the data of its `message_sent`.
@@ -95,7 +106,11 @@ impl Client {
         self.fences += 1;
         let id = format!("say-{}", self.fences);
         self.say(text, &id).await;
-        let answer = self.next_where(&format!("the answer to {id}"), |frame| frame["request_id"] == id.as_str()).await;
+        let answer = self
+            .next_where(&format!("the answer to {id}"), |frame| {
+                frame["request_id"] == id.as_str()
+            })
+            .await;
         assert_eq!(answer["type"], "message_sent", "{answer}");
         answer["data"].clone()
     }
@@ -110,14 +125,23 @@ impl Client {
         self.next_within(what, PATIENCE, matches).await
     }
 
-    pub async fn next_within(&mut self, what: &str, within: Duration, matches: impl Fn(&Value) -> bool) -> Value {
+    pub async fn next_within(
+        &mut self,
+        what: &str,
+        within: Duration,
+        matches: impl Fn(&Value) -> bool,
+    ) -> Value {
         if let Some(at) = self.pending.iter().position(&matches) {
             return self.pending.remove(at).expect("just found");
         }
         let deadline = tokio::time::Instant::now() + within;
         loop {
             let Ok(frame) = tokio::time::timeout_at(deadline, self.read()).await else {
-                panic!("{}: waited for {what}; not taken: {:?}", self.name, self.untaken())
+                panic!(
+                    "{}: waited for {what}; not taken: {:?}",
+                    self.name,
+                    self.untaken()
+                )
             };
             if matches(&frame) {
                 self.pending.pop_back();
@@ -141,7 +165,13 @@ impl Client {
             }
         };
         let read = tokio::time::timeout(PATIENCE, reading).await;
-        read.unwrap_or_else(|_| panic!("{}: neither a frame nor the end; not taken: {:?}", self.name, self.untaken()))
+        read.unwrap_or_else(|_| {
+            panic!(
+                "{}: neither a frame nor the end; not taken: {:?}",
+                self.name,
+                self.untaken()
+            )
+        })
     }
 
     /// The next frame of any type.
@@ -155,7 +185,10 @@ impl Client {
         self.fences += 1;
         let id = format!("fence-{}", self.fences);
         self.send(json!({"type": "ping", "request_id": id})).await;
-        self.next_where(&format!("the pong of {id}"), |frame| frame["request_id"] == id.as_str()).await;
+        self.next_where(&format!("the pong of {id}"), |frame| {
+            frame["request_id"] == id.as_str()
+        })
+        .await;
     }
 
     /// Everything published into the session before now is read here: `other` of the same session says a word, and it
@@ -167,18 +200,35 @@ impl Client {
         self.next_where("the fence's message", is_it).await;
     }
 
+    /// As [`Client::fence_session`], by this connection's own word.
+    pub async fn fence_own_session(&mut self) {
+        let id = self.say_acked("fence").await["message_id"].clone();
+        let is_it = |frame: &Value| frame["type"] == "new_message" && frame["data"]["message_id"] == id;
+        self.next_where("the fence's message", is_it).await;
+    }
+
     /// No frame of this type is there, nor comes before the answer to a ping.
     pub async fn expect_none(&mut self, kind: &str) {
         self.fence().await;
         let unwanted = self.pending.iter().find(|frame| frame["type"] == kind);
-        assert!(unwanted.is_none(), "{}: unwanted {}", self.name, unwanted.unwrap());
+        assert!(
+            unwanted.is_none(),
+            "{}: unwanted {}",
+            self.name,
+            unwanted.unwrap()
+        );
     }
 
     /// No frame of this type is there, nor comes before a message `other` sends into the session now.
     pub async fn expect_none_before(&mut self, kind: &str, other: &mut Client) {
         self.fence_session(other).await;
         let unwanted = self.pending.iter().find(|frame| frame["type"] == kind);
-        assert!(unwanted.is_none(), "{}: unwanted {}", self.name, unwanted.unwrap());
+        assert!(
+            unwanted.is_none(),
+            "{}: unwanted {}",
+            self.name,
+            unwanted.unwrap()
+        );
     }
 
     /// Takes all frames read so far and not taken that match.
@@ -201,8 +251,13 @@ impl Client {
     /// Waits for the server's close frame: its code (1005 when empty). Frames before it go to the log.
     pub async fn expect_close(&mut self) -> u16 {
         let closing = async { while self.try_read().await.is_some() {} };
-        tokio::time::timeout(PATIENCE, closing).await.unwrap_or_else(|_| panic!("{}: was not closed", self.name));
-        let (code, _) = self.closed.as_ref().unwrap_or_else(|| panic!("{}: the stream ended without a close", self.name));
+        tokio::time::timeout(PATIENCE, closing)
+            .await
+            .unwrap_or_else(|_| panic!("{}: was not closed", self.name));
+        let (code, _) = self
+            .closed
+            .as_ref()
+            .unwrap_or_else(|| panic!("{}: the stream ended without a close", self.name));
         *code
     }
 
@@ -210,7 +265,9 @@ impl Client {
     pub async fn close(mut self) {
         let _ = self.ws.close(None).await;
         let closing = async { while self.try_read().await.is_some() {} };
-        tokio::time::timeout(PATIENCE, closing).await.unwrap_or_else(|_| panic!("{}: no echo of the close", self.name));
+        tokio::time::timeout(PATIENCE, closing)
+            .await
+            .unwrap_or_else(|_| panic!("{}: no echo of the close", self.name));
     }
 
     /// Reads one frame within the time, or None. For loops that also do other things; not a proof of absence.
@@ -230,7 +287,12 @@ impl Client {
     async fn read(&mut self) -> Value {
         match self.try_read().await {
             Some(frame) => frame,
-            None => panic!("{}: closed {:?}; not taken: {:?}", self.name, self.closed, self.untaken()),
+            None => panic!(
+                "{}: closed {:?}; not taken: {:?}",
+                self.name,
+                self.closed,
+                self.untaken()
+            ),
         }
     }
 
@@ -239,18 +301,22 @@ impl Client {
         loop {
             match self.ws.next().await? {
                 Ok(Message::Text(text)) => {
-                    let frame: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                    let frame: Value =
+                        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
                     self.log.push(frame.clone());
                     self.pending.push_back(frame.clone());
                     return Some(frame);
                 }
                 Ok(Message::Close(close)) => {
-                    self.closed = Some(close.map_or((1005, String::new()), |c| (c.code.into(), c.reason.to_string())));
+                    self.closed =
+                        Some(close.map_or((1005, String::new()), |c| (c.code.into(), c.reason.to_string())));
                 }
                 Ok(Message::Ping(_) | Message::Pong(_)) => {}
                 Ok(other) => panic!("{}: not text: {other:?}", self.name),
                 // The connection is lost: the end, without a close frame.
-                Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed | Error::AlreadyClosed) => return None,
+                Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed | Error::AlreadyClosed) => {
+                    return None;
+                }
                 Err(error) => panic!("{}: read: {error}", self.name),
             }
         }

@@ -27,7 +27,11 @@ impl Response {
     /// The only value of the header; panics when the header is there twice.
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let mut values = self
+            .headers
+            .iter()
+            .filter(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str());
         let value = values.next();
         assert!(values.next().is_none(), "{name} is there twice: {self:?}");
         value
@@ -37,7 +41,10 @@ impl Response {
     #[track_caller]
     pub fn json(&self) -> Value {
         let kind = self.header("content-type").unwrap_or_default();
-        assert!(kind.starts_with("application/json"), "content-type {kind:?}: {self:?}");
+        assert!(
+            kind.starts_with("application/json"),
+            "content-type {kind:?}: {self:?}"
+        );
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
@@ -50,12 +57,20 @@ impl Response {
     pub fn assert_error(&self, status: u16) -> &Self {
         assert_eq!(self.status, status, "{self:?} {}", self.text());
         let body = self.json();
-        let keys: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        let keys: Vec<_> = body
+            .as_object()
+            .expect("an object")
+            .keys()
+            .map(String::as_str)
+            .collect();
         let mut sorted = keys.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, ["error", "message", "success"], "{body}");
         assert_eq!(body["success"], false, "{body}");
-        assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+        assert!(
+            body["message"].as_str().is_some_and(|text| !text.is_empty()),
+            "{body}"
+        );
         assert!(body["error"].is_string(), "{body}");
         self
     }
@@ -72,7 +87,10 @@ impl Http {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
     }
 
     /// `GET path` on a fresh connection.
@@ -84,7 +102,8 @@ impl Http {
     pub fn try_get(addr: SocketAddr, path: &str) -> io::Result<Response> {
         let mut http = Self::try_connect(addr)?;
         http.stream.write_all(head("GET", path, &[]).as_bytes())?;
-        http.try_read("GET")?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        http.try_read("GET")?
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     /// A request without body on a fresh connection. The path goes out byte for byte.
@@ -92,7 +111,8 @@ impl Http {
     pub fn request(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let mut http = Self::connect(addr);
         http.send(method, path, headers);
-        http.read_for(method).expect("a response, not a closed connection")
+        http.read_for(method)
+            .expect("a response, not a closed connection")
     }
 
     /// Writes bytes on a fresh connection: the first response, or None when the server closed without one, and
@@ -126,14 +146,21 @@ impl Http {
     /// The next response to a request of this method (HEAD has no body), or None when the server closed.
     #[track_caller]
     pub fn read_for(&mut self, method: &str) -> Option<Response> {
-        self.try_read(method).unwrap_or_else(|error| panic!("read a response: {error}"))
+        self.try_read(method)
+            .unwrap_or_else(|error| panic!("read a response: {error}"))
     }
 
     /// Waits until the server closes the connection; panics on more bytes.
     #[track_caller]
     pub fn expect_closed(&mut self) {
-        let more = self.fill().unwrap_or_else(|error| panic!("the connection was not closed: {error}"));
-        assert!(!more && self.buffer.is_empty(), "bytes instead of a close: {:?}", self.buffer.escape_ascii());
+        let more = self
+            .fill()
+            .unwrap_or_else(|error| panic!("the connection was not closed: {error}"));
+        assert!(
+            !more && self.buffer.is_empty(),
+            "bytes instead of a close: {:?}",
+            self.buffer.escape_ascii()
+        );
     }
 
     /// Whether the connection still answers a request: the proof that it was kept.
@@ -149,7 +176,9 @@ impl Http {
     }
 
     pub fn set_read_timeout(&self, timeout: Duration) {
-        self.stream.set_read_timeout(Some(timeout)).expect("set a timeout");
+        self.stream
+            .set_read_timeout(Some(timeout))
+            .expect("set a timeout");
     }
 
     fn try_read(&mut self, method: &str) -> io::Result<Option<Response>> {
@@ -158,7 +187,11 @@ impl Http {
                 break at;
             }
             if !self.fill()? {
-                assert!(self.buffer.is_empty(), "closed within a head: {:?}", self.buffer.escape_ascii());
+                assert!(
+                    self.buffer.is_empty(),
+                    "closed within a head: {:?}",
+                    self.buffer.escape_ascii()
+                );
                 return Ok(None);
             }
         };
@@ -168,10 +201,16 @@ impl Http {
         let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
         let status: u16 = status.unwrap_or_else(|| panic!("not a response: {head:?}"));
         let headers = lines.map(|line| {
-            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("not a header: {line:?}"));
+            let (name, value) = line
+                .split_once(':')
+                .unwrap_or_else(|| panic!("not a header: {line:?}"));
             (name.to_ascii_lowercase(), value.trim().to_owned())
         });
-        let mut response = Response { status, headers: headers.collect(), body: Vec::new() };
+        let mut response = Response {
+            status,
+            headers: headers.collect(),
+            body: Vec::new(),
+        };
         if method != "HEAD" && status >= 200 && status != 204 && status != 304 {
             response.body = self.read_body(&response)?;
         }
@@ -179,7 +218,11 @@ impl Http {
     }
 
     fn read_body(&mut self, response: &Response) -> io::Result<Vec<u8>> {
-        assert_eq!(response.header("transfer-encoding"), None, "our bodies have a length");
+        assert_eq!(
+            response.header("transfer-encoding"),
+            None,
+            "our bodies have a length"
+        );
         match response.header("content-length") {
             Some(length) => {
                 let length: usize = length.parse().expect("a length");
@@ -220,5 +263,8 @@ pub fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
 }
 
 pub fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }

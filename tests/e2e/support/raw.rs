@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::Server;
 use super::http::{Http, Response, head, is_reset};
 use super::wire::{Frame, Opcode};
-use super::Server;
 
 /// The handshake's key, RFC 6455's own example, and the answer to it.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -34,14 +34,18 @@ impl RawWs {
         let path = format!("/ws/{session}/{user}/{user_type}");
         let mut ws = Self::connect_path(server.http_addr(), &path);
         let first = ws.read_json();
-        assert_eq!(first["type"], "connection_established", "the first frame: {first}");
+        assert_eq!(
+            first["type"], "connection_established",
+            "the first frame: {first}"
+        );
         ws
     }
 
     /// Connects and reads nothing beyond the 101.
     #[track_caller]
     pub fn connect_path(addr: SocketAddr, path: &str) -> Self {
-        Self::try_connect(addr, path, &[]).unwrap_or_else(|refusal| panic!("refused: {refusal:?} {}", refusal.text()))
+        Self::try_connect(addr, path, &[])
+            .unwrap_or_else(|refusal| panic!("refused: {refusal:?} {}", refusal.text()))
     }
 
     /// Connects with extra headers: the socket, or the refusal.
@@ -101,7 +105,8 @@ impl RawWs {
     /// The next frame, or None at the end of the stream. A server never masks, sets RSV or fragments.
     #[track_caller]
     pub fn read_frame(&mut self) -> Option<Frame> {
-        self.try_read_frame().unwrap_or_else(|error| panic!("no frame: {error}"))
+        self.try_read_frame()
+            .unwrap_or_else(|error| panic!("no frame: {error}"))
     }
 
     pub fn try_read_frame(&mut self) -> io::Result<Option<Frame>> {
@@ -109,7 +114,10 @@ impl RawWs {
             if let Some((frame, size)) = Frame::decode(&self.buffer) {
                 self.buffer.drain(..size);
                 assert!(frame.mask.is_none(), "a masked frame from the server: {frame:?}");
-                assert!(frame.rsv == 0 && frame.fin, "RSV or a fragment from the server: {frame:?}");
+                assert!(
+                    frame.rsv == 0 && frame.fin,
+                    "RSV or a fragment from the server: {frame:?}"
+                );
                 return Ok(Some(frame));
             }
             if self.fill()? == 0 {
@@ -134,8 +142,14 @@ impl RawWs {
     /// The next text frame as JSON; other frames are an error.
     #[track_caller]
     pub fn read_json(&mut self) -> Value {
-        let frame = self.read_frame().expect("a text frame, not the end of the stream");
-        assert!(frame.is(Opcode::Text), "not text: {frame:?}, close code {:?}", frame.payload.first_chunk::<2>());
+        let frame = self
+            .read_frame()
+            .expect("a text frame, not the end of the stream");
+        assert!(
+            frame.is(Opcode::Text),
+            "not text: {frame:?}, close code {:?}",
+            frame.payload.first_chunk::<2>()
+        );
         serde_json::from_slice(&frame.payload).expect("JSON in a text frame")
     }
 
@@ -177,7 +191,9 @@ impl RawWs {
     /// Skips to the close frame: its code; 1005 when it is empty. Then the stream must end.
     #[track_caller]
     pub fn expect_close(&mut self) -> u16 {
-        let frame = self.read_close().expect("a close frame before the end of the stream");
+        let frame = self
+            .read_close()
+            .expect("a close frame before the end of the stream");
         let code = frame.close_code().unwrap_or(1005);
         // The answer a client owes; the server may have closed already.
         self.try_write(&Frame::new(Opcode::Close, &frame.payload).encode());
@@ -202,7 +218,10 @@ impl RawWs {
             if frame.is(Opcode::Pong) && frame.payload == b"alive?" {
                 return texts;
             }
-            assert!(frame.is(Opcode::Text) || frame.is(Opcode::Pong) || frame.is(Opcode::Ping), "{frame:?}");
+            assert!(
+                frame.is(Opcode::Text) || frame.is(Opcode::Pong) || frame.is(Opcode::Ping),
+                "{frame:?}"
+            );
             if frame.is(Opcode::Text) {
                 texts.push(serde_json::from_slice(&frame.payload).expect("JSON"));
             }
@@ -214,7 +233,9 @@ impl RawWs {
     }
 
     pub fn set_read_timeout(&self, timeout: Duration) {
-        self.stream.set_read_timeout(Some(timeout)).expect("set a timeout");
+        self.stream
+            .set_read_timeout(Some(timeout))
+            .expect("set a timeout");
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -235,7 +256,10 @@ pub fn handshake(path: &str, headers: &[(&str, &str)]) -> String {
 
 /// The good handshake's headers with one replaced, or left out when `value` is None.
 pub fn handshake_with<'a>(name: &'a str, value: Option<&'a str>) -> Vec<(&'a str, &'a str)> {
-    let mut headers: Vec<_> = HANDSHAKE.into_iter().filter(|(n, _)| !n.eq_ignore_ascii_case(name)).collect();
+    let mut headers: Vec<_> = HANDSHAKE
+        .into_iter()
+        .filter(|(n, _)| !n.eq_ignore_ascii_case(name))
+        .collect();
     headers.extend(value.map(|value| (name, value)));
     headers
 }

@@ -19,6 +19,7 @@ pub struct ServerBuilder {
     env: BTreeMap<String, String>,
     args: Vec<String>,
     cwd: TempDir,
+    descriptors: Option<u32>,
 }
 
 /// What a finished process left behind.
@@ -31,11 +32,17 @@ pub struct Exit {
 
 impl ServerBuilder {
     fn new() -> Self {
-        let env = [("PORT", "0"), ("WS_PORT", ""), ("HOST", "127.0.0.1"), ("ADMIN_ADDR", "")];
+        let env = [
+            ("PORT", "0"),
+            ("WS_PORT", ""),
+            ("HOST", "127.0.0.1"),
+            ("ADMIN_ADDR", ""),
+        ];
         Self {
             env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             args: Vec::new(),
             cwd: tempfile::tempdir().expect("a temporary directory"),
+            descriptors: None,
         }
     }
 
@@ -58,6 +65,12 @@ impl ServerBuilder {
 
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// The process's limit of open descriptors.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -89,7 +102,14 @@ impl ServerBuilder {
         let mut child = self.command().spawn().expect("start the server");
         let stderr = Lines::drain(child.stderr.take().expect("stderr is piped"));
         let stdout = Lines::drain(child.stdout.take().expect("stdout is piped"));
-        Server { pid: child.id(), child: Mutex::new(child), exit: Mutex::new(None), stderr, stdout, _cwd: self.cwd }
+        Server {
+            pid: child.id(),
+            child: Mutex::new(child),
+            exit: Mutex::new(None),
+            stderr,
+            stdout,
+            _cwd: self.cwd,
+        }
     }
 
     /// Runs the process to its end, for `--help` and start-up errors.
@@ -99,13 +119,29 @@ impl ServerBuilder {
         let code = server.wait_exit(PATIENCE);
         server.stderr.wait_end();
         server.stdout.wait_end();
-        Exit { code, stdout: server.stdout.text(), stderr: server.stderr.text() }
+        Exit {
+            code,
+            stdout: server.stdout.text(),
+            stderr: server.stderr.text(),
+        }
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_livechat-ws"));
-        command.args(&self.args).env_clear().envs(&self.env).current_dir(self.cwd.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let binary = env!("CARGO_BIN_EXE_livechat-ws");
+        let mut command = Command::new(binary);
+        if let Some(limit) = self.descriptors {
+            command = Command::new("/bin/sh");
+            command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), binary]);
+        }
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(&self.env)
+            .current_dir(self.cwd.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 }
@@ -158,7 +194,9 @@ impl Server {
             line.contains("listening") && field(line, "variable").as_deref() == Some(variable)
         });
         let address = field(&line, "address").unwrap_or_else(|| panic!("no address in: {line}"));
-        address.parse().unwrap_or_else(|_| panic!("not an address: {address} in: {line}"))
+        address
+            .parse()
+            .unwrap_or_else(|_| panic!("not an address: {address} in: {line}"))
     }
 
     #[track_caller]
@@ -197,8 +235,14 @@ impl Server {
     /// Sends a signal by name: "TERM", "INT", "KILL", "STOP", "CONT".
     #[track_caller]
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid.to_string()).status();
-        assert!(status.expect("run kill").success(), "could not send {name} to the server");
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid.to_string())
+            .status();
+        assert!(
+            status.expect("run kill").success(),
+            "could not send {name} to the server"
+        );
     }
 
     /// Waits for the end of the process: its exit code, or None when a signal ended it. Panics when it does not end.
@@ -206,7 +250,10 @@ impl Server {
     pub fn wait_exit(&self, timeout: Duration) -> Option<i32> {
         let deadline = Instant::now() + timeout;
         while !self.has_exited() {
-            assert!(Instant::now() < deadline, "the server did not exit within {timeout:?}");
+            assert!(
+                Instant::now() < deadline,
+                "the server did not exit within {timeout:?}"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         self.exit.lock().unwrap().and_then(|status| status.code())
@@ -215,7 +262,12 @@ impl Server {
     pub fn has_exited(&self) -> bool {
         let mut exit = self.exit.lock().unwrap();
         if exit.is_none() {
-            *exit = self.child.lock().unwrap().try_wait().expect("wait for the server");
+            *exit = self
+                .child
+                .lock()
+                .unwrap()
+                .try_wait()
+                .expect("wait for the server");
         }
         exit.is_some()
     }
@@ -223,15 +275,43 @@ impl Server {
     /// Resident memory in KiB.
     #[track_caller]
     pub fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the server's /proc status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("VmRSS in kB")
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the server's /proc status");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("VmRSS");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse().ok())
+            .expect("VmRSS in kB")
+    }
+
+    /// Processor time used so far, user and system.
+    #[track_caller]
+    pub fn cpu_time(&self) -> Duration {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("the server's /proc stat");
+        // The name, in parentheses, may hold blanks; the times are the 14th and 15th field, in 1/100 s.
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<u64>().expect("ticks"))
+            .sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Open descriptors.
     #[track_caller]
     pub fn fd_count(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the server's descriptors").count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid))
+            .expect("the server's descriptors")
+            .count()
     }
 
     /// All log lines so far, without colours.
@@ -265,11 +345,20 @@ impl Drop for Server {
             self.stderr.wait_end();
             let lines = self.log();
             let shown = &lines[lines.len().saturating_sub(200)..];
-            eprintln!("--- log of server {} ({} lines, the last {}) ---", self.pid, lines.len(), shown.len());
+            eprintln!(
+                "--- log of server {} ({} lines, the last {}) ---",
+                self.pid,
+                lines.len(),
+                shown.len()
+            );
             for line in shown {
                 eprintln!("{line}");
             }
-            eprintln!("--- end of the log of server {} ({:?}) ---", self.pid, self.exit.lock().unwrap());
+            eprintln!(
+                "--- end of the log of server {} ({:?}) ---",
+                self.pid,
+                self.exit.lock().unwrap()
+            );
         }
     }
 }
@@ -303,7 +392,10 @@ struct State {
 
 impl Lines {
     fn drain(pipe: impl Read + Send + 'static) -> Arc<Self> {
-        let lines = Arc::new(Self { state: Mutex::default(), more: Condvar::new() });
+        let lines = Arc::new(Self {
+            state: Mutex::default(),
+            more: Condvar::new(),
+        });
         let shared = Arc::clone(&lines);
         std::thread::spawn(move || {
             let mut pipe = BufReader::new(pipe);
@@ -340,7 +432,11 @@ impl Lines {
     /// Waits until the pipe is closed and read to its end (or a grandchild holds it for more than some seconds).
     fn wait_end(&self) {
         let state = self.state.lock().unwrap();
-        drop(self.more.wait_timeout_while(state, Duration::from_secs(5), |state| !state.ended).unwrap());
+        drop(
+            self.more
+                .wait_timeout_while(state, Duration::from_secs(5), |state| !state.ended)
+                .unwrap(),
+        );
     }
 
     fn text(&self) -> String {

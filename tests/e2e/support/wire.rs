@@ -27,7 +27,13 @@ const MASK: [u8; 4] = [0x5a, 0xc3, 0x00, 0xff];
 
 impl Frame {
     pub fn new(opcode: Opcode, payload: impl AsRef<[u8]>) -> Self {
-        Self { fin: true, rsv: 0, opcode: opcode as u8, mask: Some(MASK), payload: payload.as_ref().to_vec() }
+        Self {
+            fin: true,
+            rsv: 0,
+            opcode: opcode as u8,
+            mask: Some(MASK),
+            payload: payload.as_ref().to_vec(),
+        }
     }
 
     pub fn text(text: impl AsRef<[u8]>) -> Self {
@@ -48,12 +54,18 @@ impl Frame {
 
     /// A close frame with code and reason.
     pub fn close(code: u16, reason: &str) -> Self {
-        Self::new(Opcode::Close, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
+        Self::new(
+            Opcode::Close,
+            [&code.to_be_bytes()[..], reason.as_bytes()].concat(),
+        )
     }
 
     /// Any opcode, the reserved ones too.
     pub fn raw(opcode: u8, payload: impl AsRef<[u8]>) -> Self {
-        Self { opcode, ..Self::text(payload) }
+        Self {
+            opcode,
+            ..Self::text(payload)
+        }
     }
 
     /// The frame as a fragment that is not the last one.
@@ -75,7 +87,12 @@ impl Frame {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.header(self.payload.len() as u64);
         match self.mask {
-            Some(mask) => bytes.extend(self.payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key)),
+            Some(mask) => bytes.extend(
+                self.payload
+                    .iter()
+                    .zip(mask.iter().cycle())
+                    .map(|(byte, key)| byte ^ key),
+            ),
             None => bytes.extend_from_slice(&self.payload),
         }
         bytes
@@ -104,12 +121,21 @@ impl Frame {
     pub fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
         let (&first, &second) = (bytes.first()?, bytes.get(1)?);
         let (length, mut at) = match second & 0x7f {
-            126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())), 4),
+            126 => (
+                u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())),
+                4,
+            ),
             127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()), 10),
             short => (u64::from(short), 2),
         };
-        assert!(at != 4 || length > 125, "a length that is not in its shortest form");
-        assert!(at != 10 || length > 0xffff, "a length that is not in its shortest form");
+        assert!(
+            at != 4 || length > 125,
+            "a length that is not in its shortest form"
+        );
+        assert!(
+            at != 10 || length > 0xffff,
+            "a length that is not in its shortest form"
+        );
         let mut mask: Option<[u8; 4]> = None;
         if second & 0x80 != 0 {
             mask = Some(bytes.get(at..at + 4)?.try_into().unwrap());
@@ -118,9 +144,21 @@ impl Frame {
         let end = at + usize::try_from(length).unwrap();
         let mut payload = bytes.get(at..end)?.to_vec();
         if let Some(mask) = mask {
-            payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+            payload
+                .iter_mut()
+                .zip(mask.iter().cycle())
+                .for_each(|(byte, key)| *byte ^= key);
         }
-        Some((Frame { fin: first & 0x80 != 0, rsv: (first >> 4) & 7, opcode: first & 15, mask, payload }, end))
+        Some((
+            Frame {
+                fin: first & 0x80 != 0,
+                rsv: (first >> 4) & 7,
+                opcode: first & 15,
+                mask,
+                payload,
+            },
+            end,
+        ))
     }
 
     pub fn is(&self, opcode: Opcode) -> bool {

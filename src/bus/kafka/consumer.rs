@@ -1,0 +1,165 @@
+//! The consumer thread: polls, and delivers itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::offsets::Partition;
+use super::{Context, Shared};
+use crate::bus::Delivery;
+use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
+
+/// How long a poll waits, and so how soon the thread sees a new assignment or the end.
+const POLL: Duration = Duration::from_millis(100);
+/// A batch ends when nothing more is fetched, or here, so that a flood does not hold back its own first record.
+const MAX_BATCH: usize = 1_024;
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// What librdkafka may hold fetched and undelivered.
+const MAX_FETCHED_KIB: &str = "16384";
+/// How long to wait before a consumer that could not be made is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+type NodeConsumer = BaseConsumer<Context>;
+
+impl ConsumerContext for Context {}
+
+pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
+    let mut thread =
+        Thread { shared: Arc::clone(shared), delivery, next: HashMap::new(), consumer: None, error_logged: None };
+    let mut seen = 0;
+    while !shared.is_stopping() {
+        let generation = shared.offsets.generation();
+        if generation == seen {
+            thread.poll();
+            continue;
+        }
+        match thread.assign() {
+            Ok(()) => seen = generation,
+            Err(error) => {
+                thread.log_error(&error);
+                thread::sleep(RETRY);
+            }
+        }
+    }
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    delivery: Delivery,
+    /// The next offset of each partition of the assignment.
+    next: HashMap<(Topic, i32), i64>,
+    consumer: Option<NodeConsumer>,
+    error_logged: Option<Instant>,
+}
+
+impl Thread {
+    /// Assigns what the watch has set, on a new consumer where it says so.
+    fn assign(&mut self) -> KafkaResult<()> {
+        if self.shared.offsets.take_restart() && self.consumer.take().is_some() {
+            self.shared.metrics.kafka_reconnects.inc();
+        }
+        let consumer = match self.consumer.take() {
+            Some(consumer) => consumer,
+            None => make_consumer(&self.shared)?,
+        };
+        let mut partitions = TopicPartitionList::new();
+        self.next.clear();
+        for ((topic, partition), next) in self.shared.offsets.assignment() {
+            self.next.insert((topic, partition), next);
+            partitions.add_partition_offset(self.shared.topic_name(topic), partition, Offset::Offset(next))?;
+        }
+        consumer.assign(&partitions)?;
+        self.consumer = Some(consumer);
+        Ok(())
+    }
+
+    /// Waits for a record, then takes what else is there: one batch.
+    fn poll(&mut self) {
+        let Some(consumer) = self.consumer.take() else {
+            thread::sleep(POLL);
+            return;
+        };
+        let (mut records, mut bytes, mut wait) = (0, 0, POLL);
+        while records < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+            match consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    bytes += message.payload_len();
+                    self.take(&message);
+                }
+                Some(Err(error)) => self.note_error(&error),
+                None => break,
+            }
+            (records, wait) = (records + 1, Duration::ZERO);
+        }
+        if records > 0 {
+            self.delivery.flush();
+            self.shared.offsets.advance(&self.next);
+        }
+        self.consumer = Some(consumer);
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let Some(topic) = Topic::ALL.into_iter().find(|&topic| self.shared.topic_name(topic) == message.topic()) else {
+            return;
+        };
+        let at: Partition = (topic, message.partition());
+        let Some(next) = self.next.get_mut(&at) else { return };
+        // Fetched again after an assignment: delivered already.
+        if message.offset() < *next {
+            return;
+        }
+        *next = message.offset() + 1;
+        let (mut frame, mut node) = (None, None);
+        for header in message.headers().iter().flat_map(|headers| headers.iter()) {
+            match header.key {
+                // A header without a value is there all the same.
+                FRAME_HEADER => frame = Some(header.value.unwrap_or_default()),
+                NODE_HEADER => node = header.value,
+                _ => {}
+            }
+        }
+        self.delivery.push(&Incoming {
+            topic,
+            partition: at.1,
+            offset: message.offset(),
+            form: Form::of_header(frame),
+            key: message.key(),
+            value: message.payload(),
+            node,
+        });
+    }
+
+    fn note_error(&mut self, error: &KafkaError) {
+        use RDKafkaErrorCode::{AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition};
+        let code = error.rdkafka_error_code();
+        if let Some(AutoOffsetReset | OffsetOutOfRange | UnknownPartition | UnknownTopicOrPartition) = code {
+            self.shared.offsets.suspect();
+        }
+        self.log_error(error);
+    }
+
+    fn log_error(&mut self, error: &KafkaError) {
+        if self.error_logged.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
+            self.error_logged = Some(Instant::now());
+            tracing::warn!(%error, "Kafka consumer");
+        }
+    }
+}
+
+fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
+    shared
+        .consumer_config()
+        .set("fetch.min.bytes", "1")
+        // The defaults rest a second after a full queue and half after an error.
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.error.backoff.ms", "100")
+        .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
+        .create_with_context(Context)
+}

@@ -1,0 +1,181 @@
+//! The bus in Kafka: a consumer thread that reads every partition of three topics, a producer, and a watch that
+//! keeps the two honest.
+//!
+//! - [`consumer`]: from fetched records to delivery, at offsets we keep ourselves
+//! - [`producer`]: idempotent, keyed, acknowledged
+//! - [`watch`]: topics, new partitions, stalls and gaps, health
+//!
+//! Every node reads the whole log: partitions are assigned by the node itself and no consumer group is joined
+//! (with a shared group two nodes would each see half of the messages).
+
+mod consumer;
+mod offsets;
+mod producer;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::ClientConfig;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use tokio::runtime::Handle;
+
+use super::{Ack, Delivery, Status};
+use crate::config::KafkaConfig;
+use crate::metrics::Metrics;
+use crate::protocol::record::{Outgoing, Topic};
+use offsets::Offsets;
+use producer::Producer;
+
+pub struct Kafka {
+    shared: Arc<Shared>,
+    producer: Arc<Producer>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the threads share.
+struct Shared {
+    config: KafkaConfig,
+    /// `NODE_ID` and the boot id.
+    node: String,
+    /// `MAX_RECORD_BYTES`.
+    max_record_bytes: usize,
+    metrics: Arc<Metrics>,
+    offsets: Offsets,
+    status: AtomicU8,
+    stop: AtomicBool,
+}
+
+impl Kafka {
+    /// Starts the threads. A broker that is down is no error: the bus says degraded and connects when it is up.
+    pub fn start(
+        config: KafkaConfig,
+        node: String,
+        max_record_bytes: usize,
+        delivery: Delivery,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            config,
+            node,
+            max_record_bytes,
+            metrics,
+            offsets: Offsets::default(),
+            status: AtomicU8::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let producer = Arc::new(Producer::new(Arc::clone(&shared)));
+        let (runtime, for_consumer) = (Handle::current(), Arc::clone(&shared));
+        let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), runtime);
+        let threads = vec![
+            thread::Builder::new().name("bus".into()).spawn(move || consumer::run(&for_consumer, delivery))?,
+            thread::Builder::new().name("bus-watch".into()).spawn(move || watch.run())?,
+        ];
+        Ok(Self { shared, producer, threads: Mutex::new(threads) })
+    }
+
+    pub fn publish(&self, record: &Outgoing, ack: Option<Ack>) {
+        self.producer.publish(record, ack);
+    }
+
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    pub fn stop(&self, patience: Duration) {
+        self.producer.flush(patience);
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn status(&self) -> Status {
+        match self.status.load(Ordering::Relaxed) {
+            0 => Status::Connecting,
+            1 => Status::Ok,
+            _ => Status::Degraded,
+        }
+    }
+
+    fn set_status(&self, status: Status) {
+        let value = match status {
+            Status::Connecting => 0,
+            Status::Ok => 1,
+            Status::Degraded => 2,
+        };
+        self.status.store(value, Ordering::Relaxed);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn topic_name(&self, topic: Topic) -> &str {
+        match topic {
+            Topic::Messages => &self.config.topic_messages,
+            Topic::Typing => &self.config.topic_typing,
+            Topic::Status => &self.config.topic_status,
+        }
+    }
+
+    /// What every client of ours has set.
+    fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.config.brokers)
+            .set("client.id", format!("livechat-ws-{}", self.node.replace('+', "-")))
+            .set("security.protocol", self.config.security.as_str())
+            .set("socket.keepalive.enable", "true")
+            .set("socket.nagle.disable", "true")
+            // A broker that is back is found within a second.
+            .set("reconnect.backoff.ms", "100")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        if let Some(sasl) = &self.config.sasl {
+            config
+                .set("sasl.mechanism", sasl.mechanism.as_str())
+                .set("sasl.username", &sasl.username)
+                .set("sasl.password", &sasl.password);
+        }
+        if let Some(ca) = &self.config.ssl_ca {
+            config.set("ssl.ca.location", ca.to_string_lossy());
+        }
+        config
+    }
+
+    /// What every consumer of ours has set; `assign` needs a group's name, though none is joined.
+    fn consumer_config(&self) -> ClientConfig {
+        let mut config = self.client_config();
+        config
+            .set("group.id", format!("livechat-ws-{}", self.node))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // A gap is found and counted by us, never jumped over in silence.
+            .set("auto.offset.reset", "error")
+            // Topics are created by the watch, with settings of ours.
+            .set("allow.auto.create.topics", "false");
+        config
+    }
+}
+
+/// librdkafka's own words. It repeats itself while a broker is away: the watch says once what matters.
+struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, "librdkafka: {message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, "librdkafka: {reason}");
+    }
+}

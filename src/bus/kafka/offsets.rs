@@ -1,0 +1,130 @@
+//! Where each partition is read next: kept by us, so that a consumer made anew goes on where the old one was.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::protocol::record::Topic;
+
+pub type Partition = (Topic, i32);
+
+#[derive(Default)]
+pub struct Offsets {
+    next: Mutex<BTreeMap<(u8, i32), i64>>,
+    /// Offsets that aren't there any more, and where to go on instead: taken over with the next assignment, since
+    /// until then the consumer still writes where it was.
+    resets: Mutex<BTreeMap<(u8, i32), i64>>,
+    /// Grows with each change of the watch's: the consumer assigns anew when it sees a new one.
+    generation: AtomicU64,
+    /// The consumer is to be made anew.
+    restart: AtomicBool,
+    /// The consumer has met an offset that isn't there: the watch is to look at once.
+    suspect: AtomicBool,
+}
+
+fn index(topic: Topic) -> u8 {
+    topic as u8
+}
+
+impl Offsets {
+    /// What the consumer is to assign: [`Offsets::all`] after all resets.
+    pub fn assignment(&self) -> Vec<(Partition, i64)> {
+        let resets = std::mem::take(&mut *self.resets.lock());
+        let mut next = self.next.lock();
+        for (at, to) in resets {
+            if let Some(known) = next.get_mut(&at) {
+                *known = to;
+            }
+        }
+        drop(next);
+        self.all()
+    }
+
+    /// All partitions with their next offsets.
+    pub fn all(&self) -> Vec<(Partition, i64)> {
+        let topic = |at: u8| Topic::ALL[usize::from(at)];
+        self.next.lock().iter().map(|(&(at, partition), &next)| ((topic(at), partition), next)).collect()
+    }
+
+    pub fn get(&self, (topic, partition): Partition) -> Option<i64> {
+        self.next.lock().get(&(index(topic), partition)).copied()
+    }
+
+    /// The consumer has delivered everything before these offsets.
+    pub fn advance<'a>(&self, delivered: impl IntoIterator<Item = (&'a Partition, &'a i64)>) {
+        let mut next = self.next.lock();
+        for (&(topic, partition), &delivered) in delivered {
+            // A partition that the watch has taken away meanwhile stays away.
+            if let Some(known) = next.get_mut(&(index(topic), partition)) {
+                *known = (*known).max(delivered);
+            }
+        }
+    }
+
+    /// An offset is gone; [`Offsets::restart`] tells the consumer.
+    pub fn reset(&self, (topic, partition): Partition, to: i64) {
+        self.resets.lock().insert((index(topic), partition), to);
+    }
+
+    /// A partition to begin with; [`Offsets::changed`] tells the consumer.
+    pub fn begin(&self, (topic, partition): Partition, next: i64) {
+        self.next.lock().insert((index(topic), partition), next);
+    }
+
+    /// Forgets a topic that is gone; whether it was known.
+    pub fn forget(&self, topic: Topic) -> bool {
+        let mut next = self.next.lock();
+        let before = next.len();
+        next.retain(|(at, _), _| *at != index(topic));
+        next.len() < before
+    }
+
+    pub fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn restart(&self) {
+        self.restart.store(true, Ordering::SeqCst);
+        self.changed();
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    pub fn take_restart(&self) -> bool {
+        self.restart.swap(false, Ordering::SeqCst)
+    }
+
+    pub fn suspect(&self) {
+        self.suspect.store(true, Ordering::SeqCst);
+    }
+
+    pub fn take_suspect(&self) -> bool {
+        self.suspect.swap(false, Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_only_moves_forward_on_partitions_it_was_given() {
+        let offsets = Offsets::default();
+        offsets.advance([(&(Topic::Messages, 0), &5)]);
+        assert_eq!(offsets.get((Topic::Messages, 0)), None);
+        offsets.begin((Topic::Messages, 0), 5);
+        offsets.begin((Topic::Typing, 1), 9);
+        offsets.advance([(&(Topic::Messages, 0), &7)]);
+        offsets.advance([(&(Topic::Messages, 0), &6)]);
+        assert_eq!(offsets.all(), vec![((Topic::Messages, 0), 7), ((Topic::Typing, 1), 9)]);
+        offsets.reset((Topic::Messages, 0), 2);
+        offsets.advance([(&(Topic::Messages, 0), &8)]);
+        assert_eq!(offsets.assignment(), vec![((Topic::Messages, 0), 2), ((Topic::Typing, 1), 9)]);
+        assert!(offsets.forget(Topic::Typing));
+        assert!(!offsets.forget(Topic::Typing));
+        assert_eq!(offsets.all().len(), 1);
+    }
+}

@@ -1,0 +1,138 @@
+//! The producer: idempotent, acknowledged by all in-sync replicas, keyed by session with the Java client's partitioner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+
+use super::{Context, Shared};
+use crate::bus::{Ack, PublishError};
+use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
+
+/// How long a record may wait for the log. The sender has been told "outcome unknown" long before; a message that
+/// appears even later than this would only puzzle.
+const MESSAGE_TIMEOUT_MS: &str = "30000";
+/// What may wait for the log, in records and KiB: beyond it senders are told to try again.
+const MAX_QUEUED: &str = "100000";
+const MAX_QUEUED_KIB: &str = "65536";
+/// What a record adds to its value on the wire, generously.
+const RECORD_OVERHEAD: usize = 4 * 1024;
+
+type NodeProducer = ThreadedProducer<Acks>;
+
+pub(super) struct Producer {
+    shared: Arc<Shared>,
+    /// Made anew after a fatal error; `None` while it can't be made.
+    current: RwLock<Option<Arc<NodeProducer>>>,
+}
+
+impl Producer {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let producer = Self { shared, current: RwLock::new(None) };
+        producer.renew();
+        producer
+    }
+
+    pub fn publish(&self, record: &Outgoing, ack: Option<Ack>) {
+        let Some(producer) = self.current.read().clone() else {
+            return settle(ack, Err(PublishError::Unavailable));
+        };
+        let mut headers = OwnedHeaders::new_with_capacity(3)
+            .insert(Header { key: NODE_HEADER, value: Some(self.shared.node.as_bytes()) });
+        if record.form == Form::Native {
+            headers = headers.insert(Header { key: FRAME_HEADER, value: Some(FRAME_NATIVE) });
+        }
+        if let Some(message_id) = &record.message_id {
+            headers = headers.insert(Header { key: ID_HEADER, value: Some(message_id) });
+        }
+        let outgoing = BaseRecord::with_opaque_to(self.shared.topic_name(record.topic), Box::new(ack))
+            .key(record.key.as_str())
+            .payload(record.value.as_slice())
+            .headers(headers);
+        if let Err((error, outgoing)) = producer.send(outgoing) {
+            settle(*outgoing.delivery_opaque, Err(reason(&error)));
+        }
+    }
+
+    /// A producer that has failed for good (only an idempotent one can) is replaced.
+    pub fn check(&self) {
+        let fatal = self.current.read().as_ref().is_none_or(|producer| match producer.client().fatal_error() {
+            Some((code, reason)) => {
+                tracing::error!(%code, reason, "the Kafka producer has failed for good and is made anew");
+                true
+            }
+            None => false,
+        });
+        if fatal {
+            self.renew();
+        }
+    }
+
+    fn renew(&self) {
+        let made = self
+            .shared
+            .client_config()
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", "1")
+            .set("message.timeout.ms", MESSAGE_TIMEOUT_MS)
+            .set("queue.buffering.max.messages", MAX_QUEUED)
+            .set("queue.buffering.max.kbytes", MAX_QUEUED_KIB)
+            .set("message.max.bytes", (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string())
+            .create_with_context(Acks);
+        match made {
+            Ok(producer) => *self.current.write() = Some(Arc::new(producer)),
+            Err(error) => tracing::error!(%error, "cannot make a Kafka producer"),
+        }
+    }
+
+    /// Waits until everything published has its outcome.
+    pub fn flush(&self, patience: Duration) {
+        let Some(producer) = self.current.read().clone() else { return };
+        if producer.flush(patience).is_err() {
+            let left = producer.in_flight_count();
+            tracing::warn!(left, "records without an answer from Kafka at the end of the grace period");
+        }
+    }
+}
+
+fn settle(ack: Option<Ack>, outcome: Result<(), PublishError>) {
+    if let Some(ack) = ack {
+        ack(outcome);
+    }
+}
+
+fn reason(error: &KafkaError) -> PublishError {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::QueueFull) => PublishError::Full,
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => PublishError::TooLarge,
+        _ => PublishError::Unavailable,
+    }
+}
+
+/// Hears of each record's outcome, on the producer's own thread.
+struct Acks;
+
+impl ClientContext for Acks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Context.error(error, reason);
+    }
+}
+
+impl ProducerContext for Acks {
+    type DeliveryOpaque = Box<Option<Ack>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ack: Self::DeliveryOpaque) {
+        settle(*ack, result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error)));
+    }
+}

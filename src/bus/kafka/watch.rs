@@ -1,0 +1,278 @@
+//! The watch: asks the broker every moment what there is, on a thread and a client of its own, so that a broker
+//! that doesn't answer delays nobody.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::runtime::Handle;
+
+use super::offsets::Partition;
+use super::producer::Producer;
+use super::{Context, Shared};
+use crate::bus::Status;
+use crate::protocol::record::Topic;
+
+/// How often the broker is asked, and for how long it may think: a loss shows in health within five seconds.
+const INTERVAL: Duration = Duration::from_millis(1_500);
+const PATIENCE: Duration = Duration::from_secs(2);
+/// While starting, a broker that has just come up is found sooner.
+const STARTING_INTERVAL: Duration = Duration::from_millis(250);
+/// How often positions are compared with the log's ends.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a missing topic is asked for again.
+const CREATE_INTERVAL: Duration = Duration::from_secs(10);
+/// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
+const SHORT_RETENTION_MS: &str = "3600000";
+
+pub(super) struct Watch {
+    shared: Arc<Shared>,
+    producer: Arc<Producer>,
+    runtime: Handle,
+    client: Option<BaseConsumer<Context>>,
+    /// Topics that the broker has said do not exist: when they come, they are read from their beginning.
+    missing: HashSet<Topic>,
+    /// Topics that have been assigned: partitions that come later are read from their beginning.
+    known: HashSet<Topic>,
+    last_audit: Instant,
+    last_create: Option<Instant>,
+    /// Whether the last probe failed: each outage is logged once.
+    has_failed: bool,
+    /// Positions at the last audit of partitions that had more to read.
+    behind: BTreeMap<(u8, i32), i64>,
+}
+
+impl Watch {
+    pub fn new(shared: Arc<Shared>, producer: Arc<Producer>, runtime: Handle) -> Self {
+        Self {
+            shared,
+            producer,
+            runtime,
+            client: None,
+            missing: HashSet::new(),
+            known: HashSet::new(),
+            last_audit: Instant::now(),
+            last_create: None,
+            has_failed: false,
+            behind: BTreeMap::new(),
+        }
+    }
+
+    pub fn run(mut self) {
+        while !self.shared.is_stopping() {
+            let result = self.probe();
+            self.report(&result);
+            self.producer.check();
+            let interval = match self.shared.status() {
+                Status::Connecting => STARTING_INTERVAL,
+                Status::Ok | Status::Degraded => INTERVAL,
+            };
+            let until = Instant::now() + interval;
+            while Instant::now() < until && !self.shared.is_stopping() {
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// One look.
+    fn probe(&mut self) -> KafkaResult<Found> {
+        let mut absent = Vec::new();
+        let mut has_changed = false;
+        for topic in Topic::ALL {
+            match self.partitions_of(topic)? {
+                Some(partitions) => has_changed |= self.add_partitions(topic, &partitions)?,
+                None => {
+                    absent.push(topic);
+                    self.known.remove(&topic);
+                    self.missing.insert(topic);
+                    has_changed |= self.shared.offsets.forget(topic);
+                }
+            }
+        }
+        if has_changed {
+            self.shared.offsets.changed();
+        }
+        if self.shared.offsets.take_suspect() || self.last_audit.elapsed() >= AUDIT_INTERVAL {
+            self.last_audit = Instant::now();
+            self.audit()?;
+        }
+        if !absent.is_empty() && self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL) {
+            self.last_create = Some(Instant::now());
+            if self.create(&absent) {
+                return Ok(Found::Created);
+            }
+        }
+        Ok(if absent.is_empty() { Found::All } else { Found::Missing(absent) })
+    }
+
+    fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
+        if self.client.is_none() {
+            self.client = Some(self.shared.consumer_config().create_with_context(Context)?);
+        }
+        self.client.as_ref().ok_or(KafkaError::Canceled)
+    }
+
+    /// The ids of a topic's partitions; `None` where there is no such topic.
+    fn partitions_of(&mut self, topic: Topic) -> KafkaResult<Option<Vec<i32>>> {
+        let name = self.shared.topic_name(topic).to_owned();
+        let metadata = self.client()?.fetch_metadata(Some(&name), PATIENCE)?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else { return Ok(None) };
+        match found.error() {
+            None => Ok(Some(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())),
+            Some(
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+            ) => Ok(None),
+            Some(error) => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::from(error))),
+        }
+    }
+
+    /// Begins to read partitions that are new to us: at the end where the topic was there before us, so that a late
+    /// first connect replays nothing, and from the beginning where it, or the partition, came after us.
+    fn add_partitions(&mut self, topic: Topic, partitions: &[i32]) -> KafkaResult<bool> {
+        let from_end = !self.known.contains(&topic) && !self.missing.contains(&topic);
+        let mut starts = Vec::new();
+        for &partition in partitions {
+            if self.shared.offsets.get((topic, partition)).is_none() {
+                let (low, high) = self.watermarks((topic, partition))?;
+                starts.push((partition, if from_end { high } else { low }));
+            }
+        }
+        // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
+        for &(partition, start) in &starts {
+            self.shared.offsets.begin((topic, partition), start);
+        }
+        self.missing.remove(&topic);
+        self.known.insert(topic);
+        Ok(!starts.is_empty())
+    }
+
+    fn watermarks(&mut self, (topic, partition): Partition) -> KafkaResult<(i64, i64)> {
+        let name = self.shared.topic_name(topic).to_owned();
+        self.client()?.fetch_watermarks(&name, partition, PATIENCE)
+    }
+
+    /// Compares positions with the log's ends: counts gaps, and makes a consumer anew that has more to read and
+    /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
+    fn audit(&mut self) -> KafkaResult<()> {
+        let (mut behind, mut is_stalled, mut has_gap) = (BTreeMap::new(), false, false);
+        for (at, _) in self.shared.offsets.all() {
+            let (low, high) = self.watermarks(at)?;
+            // Asked after the log's end, so that what was delivered meanwhile is no gap.
+            let Some(next) = self.shared.offsets.get(at) else { continue };
+            if next < low || next > high {
+                has_gap = true;
+                self.shared.metrics.kafka_gaps.inc();
+                tracing::error!(
+                    topic = at.0.name(),
+                    partition = at.1,
+                    next,
+                    low,
+                    high,
+                    "records are missing from the log: this node goes on with the oldest there is"
+                );
+                self.shared.offsets.reset(at, low);
+            } else if next < high {
+                let key = (at.0 as u8, at.1);
+                is_stalled |= self.behind.get(&key) == Some(&next);
+                behind.insert(key, next);
+            }
+        }
+        self.behind = behind;
+        if is_stalled {
+            tracing::warn!("the Kafka consumer stands still although there is more to read: it is made anew");
+            self.behind.clear();
+        }
+        if is_stalled || has_gap {
+            self.shared.offsets.restart();
+        }
+        Ok(())
+    }
+
+    /// Creates topics; where a broker doesn't allow it, the log says so and health says degraded.
+    fn create(&self, topics: &[Topic]) -> bool {
+        let admin: AdminClient<_> = match self.shared.client_config().create() {
+            Ok(admin) => admin,
+            Err(error) => {
+                tracing::error!(%error, "cannot make a Kafka admin client");
+                return false;
+            }
+        };
+        let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
+        let new: Vec<NewTopic<'_>> = topics
+            .iter()
+            .map(|&topic| {
+                let new = NewTopic::new(self.shared.topic_name(topic), partitions, TopicReplication::Fixed(replication));
+                match topic {
+                    Topic::Messages => new,
+                    Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
+                }
+            })
+            .collect();
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(2 * PATIENCE));
+        match self.runtime.block_on(admin.create_topics(&new, &options)) {
+            Ok(results) => {
+                let mut are_there = true;
+                for result in results {
+                    match result {
+                        Ok(name) => tracing::info!(topic = name, "Kafka topic created"),
+                        // Another node was quicker.
+                        Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                        Err((name, error)) => {
+                            are_there = false;
+                            tracing::error!(topic = name, %error, "cannot create the Kafka topic");
+                        }
+                    }
+                }
+                are_there
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot create Kafka topics");
+                false
+            }
+        }
+    }
+
+    /// Tells health, and the log where something has changed.
+    fn report(&mut self, result: &KafkaResult<Found>) {
+        let before = self.shared.status();
+        let status = match result {
+            Ok(Found::All) => Status::Ok,
+            Ok(Found::Missing(_)) => Status::Degraded,
+            // The next look, in a moment, finds them.
+            Ok(Found::Created) => before,
+            Err(_) if before == Status::Connecting => Status::Connecting,
+            Err(_) => Status::Degraded,
+        };
+        self.shared.metrics.kafka_up.set(i64::from(result.is_ok()));
+        let had_failed = std::mem::replace(&mut self.has_failed, result.is_err());
+        if status == before && (had_failed || !self.has_failed) {
+            return;
+        }
+        self.shared.set_status(status);
+        match result {
+            Ok(Found::All) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
+            Ok(Found::Missing(absent)) => {
+                let names: Vec<_> = absent.iter().map(|&topic| self.shared.topic_name(topic)).collect();
+                tracing::warn!(topics = names.join(","), "Kafka topics are missing");
+            }
+            Ok(Found::Created) => {}
+            Err(error) => tracing::warn!(%error, "Kafka does not answer"),
+        }
+    }
+}
+
+/// What a look has found.
+enum Found {
+    /// Every topic, with every partition assigned.
+    All,
+    /// These do not exist.
+    Missing(Vec<Topic>),
+    /// Some did not exist and have just been created.
+    Created,
+}
