@@ -7,7 +7,11 @@ use std::net::SocketAddr;
 pub enum StartError {
     /// A listener can't bind: fatal, and named by its variable.
     #[error("{variable}: cannot listen on {address}: {source}")]
-    Bind { variable: &'static str, address: SocketAddr, source: io::Error },
+    Bind {
+        variable: &'static str,
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
 }

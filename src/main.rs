@@ -101,6 +101,10 @@ fn ask_health(config: &Config) -> anyhow::Result<()> {
     socket.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
-    anyhow::ensure!(answer.starts_with("HTTP/1.1 200 "), "{}", answer.lines().next().unwrap_or("no answer"));
+    anyhow::ensure!(
+        answer.starts_with("HTTP/1.1 200 "),
+        "{}",
+        answer.lines().next().unwrap_or("no answer")
+    );
     Ok(())
 }

@@ -26,7 +26,10 @@ struct Reason {
 struct Name(&'static str);
 
 impl EncodeLabelValue for Name {
-    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder) -> Result<(), std::fmt::Error> {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelValueEncoder,
+    ) -> Result<(), std::fmt::Error> {
         EncodeLabelValue::encode(&self.0, encoder)
     }
 }
@@ -86,22 +89,60 @@ impl Default for Metrics {
             connections: level(r, "connections", "Open WebSocket connections"),
             sessions: level(r, "sessions", "Sessions with a connection on this node"),
             connections_opened: count(r, "connections_opened", "WebSocket connections opened"),
-            connections_closed: family(r, "connections_closed", "Connections closed by us or by the client's close frame", &closes),
-            upgrades_refused: family(r, "upgrades_refused", "Upgrade requests refused", &["origin", "capacity", "draining", "per_ip", "per_user"]),
+            connections_closed: family(
+                r,
+                "connections_closed",
+                "Connections closed by us or by the client's close frame",
+                &closes,
+            ),
+            upgrades_refused: family(
+                r,
+                "upgrades_refused",
+                "Upgrade requests refused",
+                &["origin", "capacity", "draining", "per_ip", "per_user"],
+            ),
             frame_errors: family(r, "frame_errors", "Client frames answered with an error", &errors),
             frames_received: count(r, "frames_received", "Text frames received from clients"),
             records: count(r, "records_delivered", "Log records that had a connection here"),
-            deliveries_written: count(r, "deliveries_written", "Chunks of frames written straight to a socket"),
-            deliveries_queued: count(r, "deliveries_queued", "Chunks of frames queued behind a socket's backlog"),
-            slow_consumers: count(r, "slow_consumers", "Connections closed because their queue was full"),
+            deliveries_written: count(
+                r,
+                "deliveries_written",
+                "Chunks of frames written straight to a socket",
+            ),
+            deliveries_queued: count(
+                r,
+                "deliveries_queued",
+                "Chunks of frames queued behind a socket's backlog",
+            ),
+            slow_consumers: count(
+                r,
+                "slow_consumers",
+                "Connections closed because their queue was full",
+            ),
             poison_records: family(r, "poison_records", "Log records skipped", &poisons),
-            records_published: count(r, "records_published", "Clients' messages the log has acknowledged"),
+            records_published: count(
+                r,
+                "records_published",
+                "Clients' messages the log has acknowledged",
+            ),
             publish_failures: count(r, "publish_failures", "Clients' messages the log has refused"),
-            outcomes_unknown: count(r, "outcomes_unknown", "Clients' messages the log did not answer for in time"),
+            outcomes_unknown: count(
+                r,
+                "outcomes_unknown",
+                "Clients' messages the log did not answer for in time",
+            ),
             status_frames: count(r, "status_frames", "connection_status_update frames encoded"),
             accept_errors: count(r, "accept_errors", "Failures to accept a connection"),
-            kafka_reconnects: count(r, "kafka_consumer_restarts", "Times the Kafka consumer was made anew"),
-            kafka_gaps: count(r, "kafka_gaps", "Times offsets were missing from a partition: its records are lost to this node"),
+            kafka_reconnects: count(
+                r,
+                "kafka_consumer_restarts",
+                "Times the Kafka consumer was made anew",
+            ),
+            kafka_gaps: count(
+                r,
+                "kafka_gaps",
+                "Times offsets were missing from a partition: its records are lost to this node",
+            ),
             kafka_up: level(r, "kafka_up", "Whether the broker answered the last probe"),
             registry,
         }

@@ -45,11 +45,23 @@ impl Server {
     /// A listener that can't bind, by the name of its variable, or a thread that can't be started.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
-        wanted.extend(config.ws_port.map(|port| ("WS_PORT", SocketAddr::new(config.host, port), Door::Public)));
-        wanted.extend(config.admin_addr.map(|address| ("ADMIN_ADDR", address, Door::Admin)));
+        wanted.extend(
+            config
+                .ws_port
+                .map(|port| ("WS_PORT", SocketAddr::new(config.host, port), Door::Public)),
+        );
+        wanted.extend(
+            config
+                .admin_addr
+                .map(|address| ("ADMIN_ADDR", address, Door::Admin)),
+        );
         let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
         for (variable, address, door) in wanted {
-            let failed = |source| StartError::Bind { variable, address, source };
+            let failed = |source| StartError::Bind {
+                variable,
+                address,
+                source,
+            };
             let listener = listener::bind(address).map_err(failed)?;
             let address = listener.local_addr().map_err(failed)?;
             tracing::info!(%address, %variable, "listening");
@@ -58,7 +70,11 @@ impl Server {
         }
         let port = addresses[0].1.port();
         let http = Arc::new(assemble(config, port)?);
-        Ok(Self { http, listeners, addresses })
+        Ok(Self {
+            http,
+            listeners,
+            addresses,
+        })
     }
 
     /// The bound addresses by their variables: `PORT`, `WS_PORT`, `ADMIN_ADDR`.
@@ -71,7 +87,12 @@ impl Server {
         let closing = CancellationToken::new();
         let doors = TaskTracker::new();
         for (listener, door) in self.listeners {
-            doors.spawn(listener::serve(listener, door, Arc::clone(&self.http), closing.clone()));
+            doors.spawn(listener::serve(
+                listener,
+                door,
+                Arc::clone(&self.http),
+                closing.clone(),
+            ));
         }
         doors.close();
         let upkeep = tokio::spawn(upkeep(Arc::clone(&self.http)));
@@ -152,8 +173,12 @@ async fn upkeep(http: Arc<Http>) {
     let mut tick = tokio::time::interval(chat::TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let limits = &http.config.limits;
-    let shortest = limits.ping_interval.min(limits.pong_timeout).min(limits.send_timeout);
-    let mut sweep = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1)));
+    let shortest = limits
+        .ping_interval
+        .min(limits.pong_timeout)
+        .min(limits.send_timeout);
+    let mut sweep =
+        tokio::time::interval((shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1)));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -30,7 +30,10 @@ pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
             _ = term.recv() => "SIGTERM",
             _ = int.recv() => "SIGINT",
         };
-        tracing::info!(signal = name, "draining; a second signal ends the process at once");
+        tracing::info!(
+            signal = name,
+            "draining; a second signal ends the process at once"
+        );
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             tracing::warn!("second signal: ending without draining");
@@ -48,16 +51,26 @@ pub async fn drain(http: &Http) {
     http.tracker.close();
     close_all(http, patience.mul_f64(CLOSING_SHARE)).await;
     if timeout_at(deadline, http.tracker.wait()).await.is_err() {
-        tracing::warn!(connections = http.limits.connections(), "connections left at the end of DRAIN_TIMEOUT");
+        tracing::warn!(
+            connections = http.limits.connections(),
+            "connections left at the end of DRAIN_TIMEOUT"
+        );
     }
-    http.chat.stop(deadline.saturating_duration_since(Instant::now()).max(MIN_FLUSH)).await;
+    http.chat
+        .stop(deadline.saturating_duration_since(Instant::now()).max(MIN_FLUSH))
+        .await;
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 
 /// Closes all connections in batches, spread with jitter over `spread`.
 async fn close_all(http: &Http, spread: Duration) {
-    let members: Vec<Member> =
-        http.chat.registry.all().iter().flat_map(|session| session.members().as_ref().clone()).collect();
+    let members: Vec<Member> = http
+        .chat
+        .registry
+        .all()
+        .iter()
+        .flat_map(|session| session.members().as_ref().clone())
+        .collect();
     let batch = members.len().div_ceil(BATCHES).max(1);
     let pause = spread.div_f64(members.len().div_ceil(batch).max(1) as f64);
     for members in members.chunks(batch) {
@@ -65,7 +78,9 @@ async fn close_all(http: &Http, spread: Duration) {
         let wait = sleep(pause.mul_f64(0.5 + fastrand::f64()));
         tokio::select! { () = wait => {}, () = http.tracker.wait() => return }
         for member in members {
-            member.outbox.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
+            member
+                .outbox
+                .close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
         }
     }
 }

@@ -93,7 +93,9 @@ impl Delivery {
                 Ok(())
             }
             (Form::Old, Topic::Messages) => {
-                let Self { converter, registry, .. } = self;
+                let Self {
+                    converter, registry, ..
+                } = self;
                 let mut session = None;
                 let converted = converter.message(value, |session_id| {
                     session = registry.get(session_id);
@@ -119,12 +121,18 @@ impl Delivery {
     fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
         let address = Arc::as_ptr(&session) as usize;
         let at = *self.index.entry(address).or_insert_with(|| {
-            self.batch.push(Pending { session, records: 0, open: BytesMut::new(), chunks: Vec::new() });
+            self.batch.push(Pending {
+                session,
+                records: 0,
+                open: BytesMut::new(),
+                chunks: Vec::new(),
+            });
             self.batch.len() - 1
         });
         let pending = &mut self.batch[at];
         pending.records += 1;
-        if !pending.open.is_empty() && pending.open.len() + frame::text_frame_len(payload.len()) > CHUNK_BYTES {
+        if !pending.open.is_empty() && pending.open.len() + frame::text_frame_len(payload.len()) > CHUNK_BYTES
+        {
             pending.chunks.push(std::mem::take(&mut pending.open).freeze());
         }
         frame::put_text(&mut pending.open, payload);
@@ -169,11 +177,14 @@ impl Delivery {
     fn typing(&self, typing: &TypingRecord) {
         let at = (&typing.session_id, &typing.user_id);
         if typing.is_typing {
-            self.typists.start(at, &typing.user_type, Home::Elsewhere, Instant::now());
+            self.typists
+                .start(at, &typing.user_type, Home::Elsewhere, Instant::now());
         } else {
             self.typists.stop(at.0, at.1);
         }
-        let Some(session) = self.registry.get(typing.session_id.as_str()) else { return };
+        let Some(session) = self.registry.get(typing.session_id.as_str()) else {
+            return;
+        };
         let frame = server::typing_indicator(&TypingIndicator {
             session_id: typing.session_id.as_str(),
             user_id: typing.user_id.as_str(),
@@ -187,7 +198,10 @@ impl Delivery {
     fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {
         self.metrics.poison(poison);
         let now = Instant::now();
-        if self.poison_logged.is_none_or(|at| now - at >= POISON_LOG_INTERVAL) {
+        if self
+            .poison_logged
+            .is_none_or(|at| now - at >= POISON_LOG_INTERVAL)
+        {
             self.poison_logged = Some(now);
             tracing::warn!(
                 topic = incoming.topic.name(),

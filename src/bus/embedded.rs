@@ -30,7 +30,11 @@ impl Embedded {
         let drained = Arc::clone(&queued_bytes);
         let run = move || drain(&receiver, delivery, &drained);
         let thread = thread::Builder::new().name("bus".into()).spawn(run)?;
-        Ok(Self { sender: Mutex::new(Some(sender)), queued_bytes, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            sender: Mutex::new(Some(sender)),
+            queued_bytes,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     pub fn publish(&self, record: Outgoing, ack: Ack) {

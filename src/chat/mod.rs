@@ -22,8 +22,8 @@ use crate::protocol::timestamp;
 use crate::session::fanout::{self, Patience};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Joined, Member, Registry, Session};
-pub use pending::PendingAnswers;
 use pending::PendingAnswer;
+pub use pending::PendingAnswers;
 
 /// How often expired typists and unanswered messages are looked for.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -49,7 +49,11 @@ pub struct Speaker {
 
 impl Speaker {
     fn identity(&self) -> Identity<'_> {
-        Identity { session_id: &self.session.id, user_id: &self.member.user_id, user_type: self.user_type }
+        Identity {
+            session_id: &self.session.id,
+            user_id: &self.member.user_id,
+            user_type: self.user_type,
+        }
     }
 }
 
@@ -60,15 +64,14 @@ thread_local! {
 
 impl Chat {
     /// Greets a connection and makes it known to its session.
-    pub fn join(
-        &self,
-        session_id: &SessionId,
-        member: Member,
-        user_type: UserType,
-    ) -> Speaker {
+    pub fn join(&self, session_id: &SessionId, member: Member, user_type: UserType) -> Speaker {
         let (session, Joined { user_type, is_first }) =
             self.registry.join(session_id, &member, user_type, |user_type| {
-                let who = Identity { session_id, user_id: &member.user_id, user_type };
+                let who = Identity {
+                    session_id,
+                    user_id: &member.user_id,
+                    user_type,
+                };
                 server::connection_established(who, &timestamp())
             });
         if is_first {
@@ -76,13 +79,22 @@ impl Chat {
         } else {
             self.presence.joined_again(session_id, &member.outbox);
         }
-        tracing::info!("WebSocket client connected: {} ({user_type}) to session {session_id}", member.user_id);
-        Speaker { session, member, user_type }
+        tracing::info!(
+            "WebSocket client connected: {} ({user_type}) to session {session_id}",
+            member.user_id
+        );
+        Speaker {
+            session,
+            member,
+            user_type,
+        }
     }
 
     /// Takes a connection out of its session.
     pub fn leave(&self, speaker: &Speaker) {
-        let Some(is_last) = self.registry.leave(&speaker.session, &speaker.member) else { return };
+        let Some(is_last) = self.registry.leave(&speaker.session, &speaker.member) else {
+            return;
+        };
         let (session_id, user_id) = (&speaker.session.id, &speaker.member.user_id);
         if is_last {
             if self.typists.stop(session_id, user_id) {
@@ -90,7 +102,10 @@ impl Chat {
             }
             self.presence.changed(session_id);
         }
-        tracing::info!("WebSocket client disconnected: {user_id} ({}) from session {session_id}", speaker.user_type);
+        tracing::info!(
+            "WebSocket client disconnected: {user_id} ({}) from session {session_id}",
+            speaker.user_type
+        );
     }
 
     /// Handles one text frame, parsed in its own buffer.
@@ -105,7 +120,11 @@ impl Chat {
                 }
             }
             Err(_) => {
-                self.refuse(speaker, &WireError::new(ErrorCode::InvalidJson, "The frame is not valid JSON"), None);
+                self.refuse(
+                    speaker,
+                    &WireError::new(ErrorCode::InvalidJson, "The frame is not valid JSON"),
+                    None,
+                );
             }
         });
     }
@@ -122,7 +141,10 @@ impl Chat {
 
     fn refuse(&self, speaker: &Speaker, error: &WireError, request_id: Option<RequestId<'_>>) {
         self.metrics.frame_error(error.code);
-        speaker.member.outbox.answer(&server::error(error, None, request_id));
+        speaker
+            .member
+            .outbox
+            .answer(&server::error(error, None, request_id));
     }
 
     fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, request_id: Option<RequestId<'_>>) {
@@ -131,7 +153,10 @@ impl Chat {
                 let frame = server::session_joined(speaker.identity(), &timestamp(), request_id);
                 speaker.member.outbox.answer(&frame);
             }
-            Request::Ping => speaker.member.outbox.answer(&server::pong(&timestamp(), request_id)),
+            Request::Ping => speaker
+                .member
+                .outbox
+                .answer(&server::pong(&timestamp(), request_id)),
             Request::Typing { is_typing } => self.typing(speaker, *is_typing),
             Request::SendMessage(message) => self.send_message(speaker, message, request_id),
         }
@@ -165,7 +190,14 @@ impl Chat {
         });
     }
 
-    fn show_typing_here(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) {
+    fn show_typing_here(
+        &self,
+        session: &Session,
+        user_id: &UserId,
+        user_type: &str,
+        is_typing: bool,
+        at: &str,
+    ) {
         let frame = server::typing_indicator(&TypingIndicator {
             session_id: session.id.as_str(),
             user_id: user_id.as_str(),
@@ -176,7 +208,12 @@ impl Chat {
         fanout::deliver(&session.members(), &frame, Some(user_id), Patience::None);
     }
 
-    fn send_message(&self, speaker: &Speaker, message: &SendMessage<'_, '_>, request_id: Option<RequestId<'_>>) {
+    fn send_message(
+        &self,
+        speaker: &Speaker,
+        message: &SendMessage<'_, '_>,
+        request_id: Option<RequestId<'_>>,
+    ) {
         let (message_id, at) = (Uuid::now_v7().to_string(), timestamp());
         let identity = speaker.identity();
         let frame = NewMessage {
@@ -211,7 +248,8 @@ impl Chat {
             message_id: Some(message_id),
         };
         let answered = Arc::clone(&pending);
-        self.bus.publish(outgoing, Box::new(move |outcome| answered.answer(outcome)));
+        self.bus
+            .publish(outgoing, Box::new(move |outcome| answered.answer(outcome)));
         self.pending.watch(pending);
     }
 
@@ -227,11 +265,19 @@ impl Chat {
         let now = Instant::now();
         self.pending.expire(now);
         for stopped in self.typists.expired(now) {
-            let Some(session) = self.registry.get(stopped.session_id.as_str()) else { continue };
+            let Some(session) = self.registry.get(stopped.session_id.as_str()) else {
+                continue;
+            };
             match stopped.home {
                 Home::Here => self.show_typing(&session, &stopped.user_id, &stopped.user_type, false),
                 Home::Elsewhere => {
-                    self.show_typing_here(&session, &stopped.user_id, &stopped.user_type, false, &timestamp());
+                    self.show_typing_here(
+                        &session,
+                        &stopped.user_id,
+                        &stopped.user_type,
+                        false,
+                        &timestamp(),
+                    );
                 }
             }
         }

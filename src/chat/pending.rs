@@ -67,7 +67,11 @@ impl PendingAnswer {
                 };
                 self.metrics.publish_failures.inc();
                 self.metrics.frame_error(code);
-                server::error(&WireError::new(code, error.to_string()), client_message_id, request_id)
+                server::error(
+                    &WireError::new(code, error.to_string()),
+                    client_message_id,
+                    request_id,
+                )
             }
         };
         self.outbox.answer(&frame);
@@ -82,7 +86,11 @@ impl PendingAnswer {
         let text = "No answer from the message log in time: the message may still appear";
         let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
         let error = WireError::new(ErrorCode::OutcomeUnknown, text);
-        self.outbox.answer(&server::error(&error, self.client_message_id.as_deref(), request_id));
+        self.outbox.answer(&server::error(
+            &error,
+            self.client_message_id.as_deref(),
+            request_id,
+        ));
     }
 
     fn is_answered(&self) -> bool {

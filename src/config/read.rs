@@ -373,13 +373,18 @@ fn redis_url_problem(url: &str) -> Option<String> {
             "{ACCEPTED} (a password's special characters percent-encoded)"
         ));
     };
-    if matches!(parsed.scheme(), "rediss" | "valkeys") {
-        return Some(format!("this build has no TLS for Redis: {ACCEPTED}"));
-    }
+    let wants_tls = matches!(parsed.scheme(), "rediss" | "valkeys");
     match parsed.into_connection_info() {
         Ok(_) => None,
+        // The client knows whether it was built with TLS; its other errors don't say what would be right.
+        Err(_) if wants_tls && !redis_tls() => Some(format!("this build has no TLS for Redis: {ACCEPTED}")),
         Err(_) => Some(ACCEPTED.to_owned()),
     }
+}
+
+/// Whether the Redis client of this build can speak TLS.
+fn redis_tls() -> bool {
+    "rediss://localhost".into_connection_info().is_ok()
 }
 
 fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {

@@ -22,7 +22,8 @@ pub struct Cors {
 
 impl Cors {
     pub fn new(config: &Config) -> Self {
-        let is_listed = config.environment == Environment::Production && config.allowed_origins != Origins::Any;
+        let is_listed =
+            config.environment == Environment::Production && config.allowed_origins != Origins::Any;
         Self {
             listed: is_listed.then(|| config.allowed_origins.clone()),
             credentials: is_listed && config.allow_credentials,
@@ -50,13 +51,17 @@ impl Cors {
                 // Caches must not hand one origin's answer to another.
                 response.insert(header::VARY, HeaderValue::from_static("Origin"));
                 let origin = request.get(header::ORIGIN);
-                let Some(origin) = origin.filter(|origin| origin.to_str().is_ok_and(|origin| listed.allows(origin)))
+                let Some(origin) =
+                    origin.filter(|origin| origin.to_str().is_ok_and(|origin| listed.allows(origin)))
                 else {
                     return;
                 };
                 response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
                 if self.credentials {
-                    response.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+                    response.insert(
+                        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                        HeaderValue::from_static("true"),
+                    );
                 }
             }
         }

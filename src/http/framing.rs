@@ -35,7 +35,14 @@ pub struct Watched {
 impl Watched {
     pub fn new(socket: TcpStream) -> (Self, Arc<Verdict>) {
         let verdict = Arc::new(Verdict::default());
-        (Self { socket, heads: Heads::default(), verdict: Arc::clone(&verdict) }, verdict)
+        (
+            Self {
+                socket,
+                heads: Heads::default(),
+                verdict: Arc::clone(&verdict),
+            },
+            verdict,
+        )
     }
 
     pub fn into_inner(self) -> TcpStream {
@@ -111,7 +118,11 @@ impl Heads {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
         if let Some(bad) = self.heads.follow(&buf.filled()[before..]) {
@@ -162,9 +173,18 @@ mod tests {
     #[test]
     fn ambiguous_heads_are_found() {
         assert_eq!(first_bad("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), None);
-        assert_eq!(first_bad("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nContent-Length: 3\r\n\r\n"), None);
-        assert_eq!(first_bad("POST / HTTP/1.1\r\nContent-Length: 3\r\ncontent-LENGTH: 3\r\n\r\n"), Some(1));
-        assert_eq!(first_bad("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"), Some(1));
+        assert_eq!(
+            first_bad("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nContent-Length: 3\r\n\r\n"),
+            None
+        );
+        assert_eq!(
+            first_bad("POST / HTTP/1.1\r\nContent-Length: 3\r\ncontent-LENGTH: 3\r\n\r\n"),
+            Some(1)
+        );
+        assert_eq!(
+            first_bad("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"),
+            Some(1)
+        );
         let good = "GET /?a:content-length:1 HTTP/1.1\nX-Content-Length: 1\nX: content-length:\n\n";
         assert_eq!(first_bad(&good.repeat(2)), None);
         let bad = "GET / HTTP/1.1\nContent-Length:0\nContent-Length:0\n\n";

@@ -1,4 +1,4 @@
-//! How many connections there may be: per process, per address and per user.
+//! How many connections there may be: per process, per address and per user of a session.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,10 @@ use dashmap::DashMap;
 use hyper::HeaderMap;
 
 use crate::config::{self, Network};
-use crate::protocol::ids::UserId;
+use crate::protocol::ids::{SessionId, UserId};
+
+/// A user of a session: the same id in another session may be somebody else.
+pub type Who = (SessionId, UserId);
 
 /// Which limit a connection would go over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub struct Limits {
     max_per_user: usize,
     connections: AtomicUsize,
     per_ip: DashMap<IpAddr, usize>,
-    per_user: DashMap<UserId, usize>,
+    per_user: DashMap<Who, usize>,
     trusted_proxies: Vec<Network>,
 }
 
@@ -33,7 +36,7 @@ pub struct Limits {
 pub struct Ticket {
     limits: Arc<Limits>,
     ip: Option<IpAddr>,
-    user_id: Option<UserId>,
+    who: Option<Who>,
 }
 
 impl Limits {
@@ -54,13 +57,17 @@ impl Limits {
         self.connections.load(Ordering::Relaxed)
     }
 
-    pub fn admit(self: &Arc<Self>, ip: IpAddr, user_id: &UserId) -> Result<Ticket, Exceeded> {
+    pub fn admit(self: &Arc<Self>, ip: IpAddr, who: Who) -> Result<Ticket, Exceeded> {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.max_connections {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return Err(Exceeded::Process);
         }
         // From here on the ticket gives back what is taken.
-        let mut ticket = Ticket { limits: Arc::clone(self), ip: None, user_id: None };
+        let mut ticket = Ticket {
+            limits: Arc::clone(self),
+            ip: None,
+            who: None,
+        };
         if self.max_per_ip > 0 {
             if !take(&self.per_ip, ip, self.max_per_ip) {
                 return Err(Exceeded::Address);
@@ -68,10 +75,10 @@ impl Limits {
             ticket.ip = Some(ip);
         }
         if self.max_per_user > 0 {
-            if !take(&self.per_user, user_id.clone(), self.max_per_user) {
+            if !take(&self.per_user, who.clone(), self.max_per_user) {
                 return Err(Exceeded::User);
             }
-            ticket.user_id = Some(user_id.clone());
+            ticket.who = Some(who);
         }
         Ok(ticket)
     }
@@ -81,8 +88,14 @@ impl Limits {
     pub fn client_ip(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let is_trusted = |ip: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(ip));
         let mut client = peer.to_canonical();
-        let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
+        let forwarded = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let hops: Vec<_> = forwarded
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .collect();
         for hop in hops.iter().rev() {
             if !is_trusted(client) {
                 break;
@@ -116,8 +129,8 @@ impl Drop for Ticket {
         if let Some(ip) = &self.ip {
             give_back(&self.limits.per_ip, ip);
         }
-        if let Some(user_id) = &self.user_id {
-            give_back(&self.limits.per_user, user_id);
+        if let Some(who) = &self.who {
+            give_back(&self.limits.per_user, who);
         }
     }
 }
@@ -142,13 +155,13 @@ mod tests {
     fn places_are_given_back() {
         let limits = limits(3, 2, 1, &[]);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        let user = |id: &str| UserId::parse(id).unwrap();
-        let first = limits.admit(a, &user("u1")).ok().unwrap();
-        assert_eq!(limits.admit(b, &user("u1")).err(), Some(Exceeded::User));
-        let second = limits.admit(a, &user("u2")).ok().unwrap();
-        assert_eq!(limits.admit(a, &user("u3")).err(), Some(Exceeded::Address));
-        let third = limits.admit(b, &user("u3")).ok().unwrap();
-        assert_eq!(limits.admit(b, &user("u4")).err(), Some(Exceeded::Process));
+        let user = |id: &str| (SessionId::parse("s").unwrap(), UserId::parse(id).unwrap());
+        let first = limits.admit(a, user("u1")).ok().unwrap();
+        assert_eq!(limits.admit(b, user("u1")).err(), Some(Exceeded::User));
+        let second = limits.admit(a, user("u2")).ok().unwrap();
+        assert_eq!(limits.admit(a, user("u3")).err(), Some(Exceeded::Address));
+        let third = limits.admit(b, user("u3")).ok().unwrap();
+        assert_eq!(limits.admit(b, user("u4")).err(), Some(Exceeded::Process));
         drop((first, second, third));
         assert_eq!(limits.connections(), 0);
         assert!(limits.per_ip.is_empty() && limits.per_user.is_empty());
@@ -161,8 +174,14 @@ mod tests {
         let peer = "10.0.0.1".parse().unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(limits(1, 0, 0, &[]).client_ip(peer, &headers), peer);
-        assert_eq!(limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers), ip("1.2.3.4"));
-        assert_eq!(limits(1, 0, 0, &["10.0.0.1"]).client_ip(peer, &headers), ip("10.0.0.9"));
+        assert_eq!(
+            limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers),
+            ip("1.2.3.4")
+        );
+        assert_eq!(
+            limits(1, 0, 0, &["10.0.0.1"]).client_ip(peer, &headers),
+            ip("10.0.0.9")
+        );
         headers.insert("x-forwarded-for", "nonsense".parse().unwrap());
         assert_eq!(limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers), peer);
     }

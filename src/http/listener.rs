@@ -66,7 +66,14 @@ pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: Can
         };
         let open = OpenSocket::new(&sockets);
         // WebSockets have left this count; what is open beyond the spare ones has not even sent a head.
-        if open.number > http.config.limits.max_connections.saturating_sub(http.limits.connections()) + SPARE_SOCKETS {
+        if open.number
+            > http
+                .config
+                .limits
+                .max_connections
+                .saturating_sub(http.limits.connections())
+                + SPARE_SOCKETS
+        {
             http.metrics.accept_errors.inc();
             continue;
         }
@@ -89,7 +96,10 @@ struct OpenSocket {
 
 impl OpenSocket {
     fn new(count: &Arc<AtomicUsize>) -> Self {
-        Self { count: Arc::clone(count), number: count.fetch_add(1, Ordering::Relaxed) + 1 }
+        Self {
+            count: Arc::clone(count),
+            number: count.fetch_add(1, Ordering::Relaxed) + 1,
+        }
     }
 }
 
@@ -105,7 +115,13 @@ fn is_peers_fault(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-async fn serve_socket(socket: TcpStream, peer: SocketAddr, door: Door, http: Arc<Http>, stop: CancellationToken) {
+async fn serve_socket(
+    socket: TcpStream,
+    peer: SocketAddr,
+    door: Door,
+    http: Arc<Http>,
+    stop: CancellationToken,
+) {
     // Frames are small and wait for nothing: Nagle's algorithm would hold them for an acknowledgement.
     let _ = socket.set_nodelay(true);
     // A peer that vanished without a word is the ping's business, but a half-dead HTTP client is not pinged.
@@ -119,7 +135,11 @@ async fn serve_socket(socket: TcpStream, peer: SocketAddr, door: Door, http: Arc
             let started = Instant::now();
             let line = tracing::enabled!(tracing::Level::DEBUG)
                 .then(|| format!("{} {}", request.method(), request.uri().path()));
-            let answer = if is_clear { route(&http, door, peer.ip(), request).await } else { ambiguous() };
+            let answer = if is_clear {
+                route(&http, door, peer.ip(), request).await
+            } else {
+                ambiguous()
+            };
             if let Some(line) = line {
                 let took = started.elapsed().as_secs_f64() * 1000.0;
                 tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
@@ -151,6 +171,9 @@ async fn serve_socket(socket: TcpStream, peer: SocketAddr, door: Door, http: Arc
 fn ambiguous() -> Answer {
     let detail = "the length of the body is given twice";
     let mut answer = error(hyper::StatusCode::BAD_REQUEST, "Bad request", detail);
-    answer.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+    answer.headers_mut().insert(
+        hyper::header::CONNECTION,
+        hyper::header::HeaderValue::from_static("close"),
+    );
     answer
 }

@@ -51,7 +51,11 @@ pub struct Life {
 
 impl Default for Life {
     fn default() -> Self {
-        Self { started: Instant::now(), has_started: AtomicBool::new(false), is_draining: AtomicBool::new(false) }
+        Self {
+            started: Instant::now(),
+            has_started: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+        }
     }
 }
 

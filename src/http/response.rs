@@ -29,7 +29,14 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 }
 
 pub fn error(status: StatusCode, message: &str, error: &str) -> Answer {
-    json(status, &Failure { success: false, message, error })
+    json(
+        status,
+        &Failure {
+            success: false,
+            message,
+            error,
+        },
+    )
 }
 
 /// An error with one more header.
@@ -48,7 +55,9 @@ pub fn error_with(
 pub fn with_body(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 

@@ -22,7 +22,10 @@ struct Dependency {
 
 impl Dependency {
     fn new((mode, status): (&'static str, Status)) -> Self {
-        Self { mode, status: status.as_str() }
+        Self {
+            mode,
+            status: status.as_str(),
+        }
     }
 }
 
@@ -82,7 +85,13 @@ pub fn live() -> Answer {
 /// broken broker must not empty every load balancer.
 pub fn ready(http: &Http) -> Answer {
     let not_ready = |why| {
-        error_with(StatusCode::SERVICE_UNAVAILABLE, "Not ready", why, hyper::header::RETRY_AFTER, "1")
+        error_with(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Not ready",
+            why,
+            hyper::header::RETRY_AFTER,
+            "1",
+        )
     };
     let statuses = [http.chat.bus.health().1, http.chat.presence.health().1];
     if http.life.is_draining() {
@@ -92,7 +101,12 @@ pub fn ready(http: &Http) -> Answer {
         return not_ready("starting");
     }
     let is_ok = statuses.iter().all(|status| *status == Status::Ok);
-    json(StatusCode::OK, &State { status: if is_ok { "ready" } else { "degraded" } })
+    json(
+        StatusCode::OK,
+        &State {
+            status: if is_ok { "ready" } else { "degraded" },
+        },
+    )
 }
 
 /// `GET /api/session/{id}/connection-status`, for the whole cluster.
@@ -100,7 +114,14 @@ pub async fn connection_status(http: &Http, session_id: &SessionId) -> Answer {
     match tokio::time::timeout(STATUS_PATIENCE, http.chat.presence.status(session_id)).await {
         Ok(Ok(data)) => {
             let message = "Connection status retrieved successfully";
-            json(StatusCode::OK, &Success { success: true, message, data })
+            json(
+                StatusCode::OK,
+                &Success {
+                    success: true,
+                    message,
+                    data,
+                },
+            )
         }
         Ok(Err(_)) | Err(_) => error(
             StatusCode::SERVICE_UNAVAILABLE,

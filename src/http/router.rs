@@ -35,8 +35,14 @@ enum Route<'a> {
     Live,
     Ready,
     Metrics,
-    ConnectionStatus { session_id: &'a str },
-    WebSocket { session_id: &'a str, user_id: &'a str, user_type: &'a str },
+    ConnectionStatus {
+        session_id: &'a str,
+    },
+    WebSocket {
+        session_id: &'a str,
+        user_id: &'a str,
+        user_type: &'a str,
+    },
 }
 
 impl<'a> Route<'a> {
@@ -56,9 +62,11 @@ impl<'a> Route<'a> {
             (Door::Public, ["api", "session", session_id, "connection-status"]) => {
                 Some(Self::ConnectionStatus { session_id })
             }
-            (Door::Public, ["ws", session_id, user_id, user_type]) => {
-                Some(Self::WebSocket { session_id, user_id, user_type })
-            }
+            (Door::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
+                session_id,
+                user_id,
+                user_type,
+            }),
             _ => None,
         }
     }
@@ -67,16 +75,23 @@ impl<'a> Route<'a> {
 /// Answers one request.
 pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<Incoming>) -> Answer {
     if request.uri().to_string().len() > MAX_URI {
-        return error(StatusCode::URI_TOO_LONG, "URI too long", "the request target is longer than 8192 bytes");
+        return error(
+            StatusCode::URI_TOO_LONG,
+            "URI too long",
+            "the request target is longer than 8192 bytes",
+        );
     }
     let (method, headers) = (request.method().clone(), request.headers().clone());
     let mut answer = dispatch(http, door, peer, request).await;
     if door == Door::Public {
-        http.cors.decorate(&headers, method == Method::OPTIONS, answer.headers_mut());
+        http.cors
+            .decorate(&headers, method == Method::OPTIONS, answer.headers_mut());
     }
     // What follows a body is not watched for its framing: see `framing`.
     if has_body(&headers) {
-        answer.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        answer
+            .headers_mut()
+            .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     }
     answer
 }
@@ -95,13 +110,21 @@ async fn dispatch(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<I
         Method::GET | Method::HEAD => {}
         Method::OPTIONS => {
             let mut answer = empty(StatusCode::NO_CONTENT);
-            answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(ALLOWED_METHODS));
+            answer
+                .headers_mut()
+                .insert(header::ALLOW, header::HeaderValue::from_static(ALLOWED_METHODS));
             return answer;
         }
         _ => {
             let detail = "this path answers GET, HEAD and OPTIONS";
             let status = StatusCode::METHOD_NOT_ALLOWED;
-            return error_with(status, "Method not allowed", detail, header::ALLOW, ALLOWED_METHODS);
+            return error_with(
+                status,
+                "Method not allowed",
+                detail,
+                header::ALLOW,
+                ALLOWED_METHODS,
+            );
         }
     }
     match route {
@@ -117,8 +140,14 @@ async fn dispatch(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<I
             Some(session_id) => rest::connection_status(http, &session_id).await,
             None => bad_session(),
         },
-        Route::WebSocket { session_id, user_id, user_type } => {
-            let Some(session_id) = parse_session(http, session_id) else { return bad_session() };
+        Route::WebSocket {
+            session_id,
+            user_id,
+            user_type,
+        } => {
+            let Some(session_id) = parse_session(http, session_id) else {
+                return bad_session();
+            };
             let Some(user_id) = UserId::parse(&decode(user_id)) else {
                 return error(StatusCode::BAD_REQUEST, "Invalid user ID", ID_RULE);
             };
@@ -126,7 +155,16 @@ async fn dispatch(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<I
                 let detail = "the user type must be customer, agent or admin";
                 return error(StatusCode::BAD_REQUEST, "Invalid user type", detail);
             };
-            upgrade::upgrade(http, peer, Hello { session_id, user_id, user_type }, request)
+            upgrade::upgrade(
+                http,
+                peer,
+                Hello {
+                    session_id,
+                    user_id,
+                    user_type,
+                },
+                request,
+            )
         }
     }
 }
@@ -135,7 +173,9 @@ const ID_RULE: &str = "an id is 1 to 128 of the characters A-Z a-z 0-9 . _ @ + =
 
 /// Percent-decoded once; what doesn't decode keeps its `%`, which no id may have.
 fn decode(segment: &str) -> Cow<'_, str> {
-    percent_decode_str(segment).decode_utf8().unwrap_or(Cow::Borrowed("%"))
+    percent_decode_str(segment)
+        .decode_utf8()
+        .unwrap_or(Cow::Borrowed("%"))
 }
 
 fn parse_session(http: &Http, segment: &str) -> Option<SessionId> {
@@ -155,10 +195,27 @@ mod tests {
     #[test]
     fn paths_have_exactly_their_segments() {
         let is_route = |path| Route::of(Door::Public, path).is_some();
-        for path in ["/health", "/live", "/ready", "/api/session/s/connection-status", "/ws/s/u/t", "/ws///"] {
+        for path in [
+            "/health",
+            "/live",
+            "/ready",
+            "/api/session/s/connection-status",
+            "/ws/s/u/t",
+            "/ws///",
+        ] {
             assert!(is_route(path), "{path}");
         }
-        for path in ["", "/", "/health/", "/ws/s/u", "/ws/s/u/t/", "/api/session/s", "/metrics", "*", "/a/b/c/d/e/f/g"] {
+        for path in [
+            "",
+            "/",
+            "/health/",
+            "/ws/s/u",
+            "/ws/s/u/t/",
+            "/api/session/s",
+            "/metrics",
+            "*",
+            "/a/b/c/d/e/f/g",
+        ] {
             assert!(!is_route(path), "{path}");
         }
         assert!(Route::of(Door::Admin, "/metrics").is_some());
@@ -169,7 +226,9 @@ mod tests {
     fn segments_are_decoded_once() {
         assert_eq!(decode("a%40b"), "a@b");
         assert_eq!(decode("a%2540b"), "a%40b");
-        for bad in ["%zz", "%", "%00", "%2f", "%ff", "%c3%a9", "%252e", "%2e%2e", "..", ""] {
+        for bad in [
+            "%zz", "%", "%00", "%2f", "%ff", "%c3%a9", "%252e", "%2e%2e", "..", "",
+        ] {
             assert!(SessionId::parse(&decode(bad)).is_none(), "{bad}");
         }
     }

@@ -32,20 +32,32 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
         http.metrics.refused("origin");
-        return error(StatusCode::FORBIDDEN, "Origin not allowed", "this origin is not in ALLOWED_ORIGINS");
+        return error(
+            StatusCode::FORBIDDEN,
+            "Origin not allowed",
+            "this origin is not in ALLOWED_ORIGINS",
+        );
     }
     if http.life.is_draining() {
         http.metrics.refused("draining");
-        return later(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", "this node is draining");
+        return later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Service unavailable",
+            "this node is draining",
+        );
     }
     let ip = http.limits.client_ip(peer, headers);
-    let ticket = match http.limits.admit(ip, &hello.user_id) {
+    let ticket = match http
+        .limits
+        .admit(ip, (hello.session_id.clone(), hello.user_id.clone()))
+    {
         Ok(ticket) => ticket,
         Err(exceeded) => return refuse(http, exceeded),
     };
     let upgraded = hyper::upgrade::on(&mut request);
     // A task of its own: hyper's future for this connection is let go.
-    http.tracker.spawn(serve(Arc::clone(http), upgraded, ticket, hello));
+    http.tracker
+        .spawn(serve(Arc::clone(http), upgraded, ticket, hello));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -55,7 +67,9 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
 }
 
 async fn serve(http: Arc<Http>, upgraded: hyper::upgrade::OnUpgrade, ticket: Ticket, hello: Hello) {
-    let Some((socket, early)) = take_socket(upgraded).await else { return };
+    let Some((socket, early)) = take_socket(upgraded).await else {
+        return;
+    };
     // A drain that began meanwhile has not seen this connection.
     if http.life.is_draining() {
         return;
@@ -74,6 +88,7 @@ async fn take_socket(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, 
 }
 
 /// The accept key, or why this request is no handshake.
+#[allow(clippy::result_large_err, reason = "a refusal is an answer, made once and returned")]
 fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, Answer> {
     let headers = request.headers();
     let is_upgrade = request.method() == Method::GET
@@ -81,41 +96,75 @@ fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, Answer> {
         && has_token(headers, &header::CONNECTION, "upgrade")
         && has_token(headers, &header::UPGRADE, "websocket");
     if !is_upgrade {
-        return Err(upgrade_required("send a WebSocket handshake (RFC 6455)", header::UPGRADE, "websocket"));
+        return Err(upgrade_required(
+            "send a WebSocket handshake (RFC 6455)",
+            header::UPGRADE,
+            "websocket",
+        ));
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
         let name = header::SEC_WEBSOCKET_VERSION;
         return Err(upgrade_required("the WebSocket version must be 13", name, "13"));
     }
     if has_body(headers) {
-        return Err(error(StatusCode::BAD_REQUEST, "Bad request", "a WebSocket handshake has no body"));
+        return Err(error(
+            StatusCode::BAD_REQUEST,
+            "Bad request",
+            "a WebSocket handshake has no body",
+        ));
     }
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
     match (keys.next(), keys.next()) {
         (Some(key), None) if is_key(key.as_bytes()) => Ok(accept_key(key.as_bytes())),
-        _ => Err(error(StatusCode::BAD_REQUEST, "Bad request", "Sec-WebSocket-Key must be 16 bytes in base64")),
+        _ => Err(error(
+            StatusCode::BAD_REQUEST,
+            "Bad request",
+            "Sec-WebSocket-Key must be 16 bytes in base64",
+        )),
     }
 }
 
 /// A 426 names the protocol to upgrade to (RFC 9110, section 15.5.22).
 fn upgrade_required(detail: &str, name: HeaderName, value: &'static str) -> Answer {
-    let mut answer = error_with(StatusCode::UPGRADE_REQUIRED, "Upgrade required", detail, name, value);
-    answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    let mut answer = error_with(
+        StatusCode::UPGRADE_REQUIRED,
+        "Upgrade required",
+        detail,
+        name,
+        value,
+    );
+    answer
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    answer
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     answer
 }
 
 fn refuse(http: &Http, exceeded: Exceeded) -> Answer {
     let (reason, status, message, detail) = match exceeded {
-        Exceeded::Process => {
-            ("capacity", StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", "this node is at its MAX_CONNECTIONS")
-        }
-        Exceeded::Address => {
-            ("per_ip", StatusCode::TOO_MANY_REQUESTS, "Too many connections", "too many connections from this address")
-        }
-        Exceeded::User => {
-            ("per_user", StatusCode::TOO_MANY_REQUESTS, "Too many connections", "too many connections of this user")
-        }
+        Exceeded::Process => (
+            "capacity",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Service unavailable",
+            "this node is at its MAX_CONNECTIONS",
+        ),
+        Exceeded::Address => (
+            "per_ip",
+            StatusCode::TOO_MANY_REQUESTS,
+            "Too many connections",
+            "too many connections from this address",
+        ),
+        Exceeded::User => (
+            "per_user",
+            StatusCode::TOO_MANY_REQUESTS,
+            "Too many connections",
+            "too many connections of this user",
+        ),
     };
     http.metrics.refused(reason);
     later(status, message, detail)
@@ -128,8 +177,13 @@ fn later(status: StatusCode, message: &str, detail: &str) -> Answer {
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
 fn is_key(key: &[u8]) -> bool {
@@ -149,8 +203,16 @@ mod tests {
     #[test]
     fn the_accept_key_of_rfc_6455_section_1_3() {
         assert!(is_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
-        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        for bad in ["", "dGhlIHNhbXBsZSBub25jZQ", "dGhlIHNhbXBsZSBub25jZ!==", "AAAAAAAAAAAAAAAAAAAAAAAA"] {
+        assert_eq!(
+            accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+        for bad in [
+            "",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZ!==",
+            "AAAAAAAAAAAAAAAAAAAAAAAA",
+        ] {
             assert!(!is_key(bad.as_bytes()), "{bad}");
         }
     }

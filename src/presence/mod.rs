@@ -48,7 +48,12 @@ impl Presence {
     /// Starts the pipeline task on the current runtime.
     pub fn start(registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) -> Self {
         let inbox = Arc::new(Inbox::default());
-        tokio::spawn(pipeline::run(Arc::clone(&inbox), Arc::clone(&registry), window, metrics));
+        tokio::spawn(pipeline::run(
+            Arc::clone(&inbox),
+            Arc::clone(&registry),
+            window,
+            metrics,
+        ));
         Self { registry, inbox }
     }
 
@@ -65,7 +70,9 @@ impl Presence {
     /// Everyone connected to a session; an unknown one is empty.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         let session = self.registry.get(session_id.as_str());
-        Ok(session.map(|session| session.with_roster(|roster| roster.status())).unwrap_or_default())
+        Ok(session
+            .map(|session| session.with_roster(|roster| roster.status()))
+            .unwrap_or_default())
     }
 
     /// The mode's name and how it is.

@@ -25,20 +25,30 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
     // Changes of large sessions whose time has not come.
     let mut held: HashMap<SessionId, Change> = HashMap::new();
     loop {
-        let due = held.keys().filter_map(|session_id| next_frame.get(session_id)).min().copied();
+        let due = held
+            .keys()
+            .filter_map(|session_id| next_frame.get(session_id))
+            .min()
+            .copied();
         tokio::select! {
             () = inbox.wake.notified() => sleep(window).await,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
         let mut changes = std::mem::take(&mut *inbox.changed.lock());
         for (session_id, change) in held.drain() {
-            changes.entry(session_id).or_default().snapshot_for.extend(change.snapshot_for);
+            changes
+                .entry(session_id)
+                .or_default()
+                .snapshot_for
+                .extend(change.snapshot_for);
         }
         let now = Instant::now();
         next_frame.retain(|_, at| *at > now);
         for (session_id, change) in changes {
             // Nobody is left here to be told.
-            let Some(session) = registry.get(session_id.as_str()) else { continue };
+            let Some(session) = registry.get(session_id.as_str()) else {
+                continue;
+            };
             if next_frame.contains_key(&session_id) {
                 held.insert(session_id, change);
                 continue;

@@ -15,7 +15,9 @@ const MAX_TOKEN_LEN: usize = 128;
 pub enum Request<'t, 'i> {
     JoinSession,
     /// `typing_start`, `agent_typing` and `typing_stop`.
-    Typing { is_typing: bool },
+    Typing {
+        is_typing: bool,
+    },
     SendMessage(SendMessage<'t, 'i>),
     Ping,
 }
@@ -66,7 +68,13 @@ impl OwnedRequestId {
 /// Reads one frame. The request id comes beside the result, since an error is answered with it, too.
 pub fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Option<RequestId<'i>>, Result<Request<'t, 'i>, WireError>) {
     let Some(frame) = json::object(tape) else {
-        return (None, Err(WireError::new(ErrorCode::InvalidFrame, "A frame must be a JSON object")));
+        return (
+            None,
+            Err(WireError::new(
+                ErrorCode::InvalidFrame,
+                "A frame must be a JSON object",
+            )),
+        );
     };
     let (mut kind, mut data, mut request_id) = (None, None, None);
     for (key, value) in frame.iter() {
@@ -84,13 +92,17 @@ pub fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Option<RequestId<'i>>, Result<Reque
 }
 
 fn read_request_id<'i>(value: Option<Value<'_, 'i>>) -> Result<Option<RequestId<'i>>, WireError> {
-    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    let Some(value) = value.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
     if let Some(text) = json::text(value).filter(|text| text.len() <= MAX_TOKEN_LEN) {
         Ok(Some(RequestId::Text(text)))
     } else if let Some(number) = value.as_i64() {
         Ok(Some(RequestId::Number(number)))
     } else {
-        Err(invalid("request_id must be a string of at most 128 bytes or an integer"))
+        Err(invalid(
+            "request_id must be a string of at most 128 bytes or an integer",
+        ))
     }
 }
 
@@ -99,7 +111,10 @@ fn read_request<'t, 'i>(
     data: Option<Value<'t, 'i>>,
 ) -> Result<Request<'t, 'i>, WireError> {
     let Some(kind) = kind.and_then(json::text) else {
-        return Err(WireError::new(ErrorCode::InvalidFrame, "A frame must have a type, a string"));
+        return Err(WireError::new(
+            ErrorCode::InvalidFrame,
+            "A frame must have a type, a string",
+        ));
     };
     match kind {
         "join_session" => Ok(Request::JoinSession),
@@ -107,20 +122,33 @@ fn read_request<'t, 'i>(
         "typing_stop" => Ok(Request::Typing { is_typing: false }),
         "typing_start" | "agent_typing" => read_typing(object(data)?),
         "send_message" => read_message(object(data)?),
-        other => Err(WireError::new(ErrorCode::UnknownType, format!("Unknown message type: {}", shortened(other)))),
+        other => Err(WireError::new(
+            ErrorCode::UnknownType,
+            format!("Unknown message type: {}", shortened(other)),
+        )),
     }
 }
 
 /// `data`: an object, null or absent.
 fn object<'t, 'i>(data: Option<Value<'t, 'i>>) -> Result<Option<Object<'t, 'i>>, WireError> {
-    let Some(data) = data.filter(|data| !data.is_null()) else { return Ok(None) };
-    data.as_object().map(Some).ok_or_else(|| invalid("data must be an object"))
+    let Some(data) = data.filter(|data| !data.is_null()) else {
+        return Ok(None);
+    };
+    data.as_object()
+        .map(Some)
+        .ok_or_else(|| invalid("data must be an object"))
 }
 
 fn read_typing<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
     let mut is_typing = true;
-    for (_, value) in data.iter().flat_map(Object::iter).filter(|(key, _)| *key == "is_typing") {
-        is_typing = value.as_bool().ok_or_else(|| invalid("data.is_typing must be true or false"))?;
+    for (_, value) in data
+        .iter()
+        .flat_map(Object::iter)
+        .filter(|(key, _)| *key == "is_typing")
+    {
+        is_typing = value
+            .as_bool()
+            .ok_or_else(|| invalid("data.is_typing must be true or false"))?;
     }
     Ok(Request::Typing { is_typing })
 }
@@ -141,8 +169,12 @@ fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>,
         Some(value) if !value.is_array() => return Err(invalid("data.attachments must be an array")),
         other => other,
     };
-    let message = message.and_then(json::text).ok_or_else(|| invalid("data.message must be a string"))?;
-    let has_attachments = attachments.and_then(|value| value.as_array()).is_some_and(|array| !array.is_empty());
+    let message = message
+        .and_then(json::text)
+        .ok_or_else(|| invalid("data.message must be a string"))?;
+    let has_attachments = attachments
+        .and_then(|value| value.as_array())
+        .is_some_and(|array| !array.is_empty());
     if message.is_empty() && !has_attachments {
         return Err(invalid("data.message must not be empty without attachments"));
     }
@@ -158,7 +190,10 @@ fn token<'i>(value: Option<Value<'_, 'i>>, name: &str) -> Result<Option<&'i str>
     let Some(value) = value else { return Ok(None) };
     let text = json::text(value).filter(|text| (1..=MAX_TOKEN_LEN).contains(&text.len()));
     text.map(Some).ok_or_else(|| {
-        WireError::new(ErrorCode::InvalidField, format!("{name} must be a string of 1 to {MAX_TOKEN_LEN} bytes"))
+        WireError::new(
+            ErrorCode::InvalidField,
+            format!("{name} must be a string of 1 to {MAX_TOKEN_LEN} bytes"),
+        )
     })
 }
 
@@ -191,7 +226,9 @@ mod tests {
 
     #[test]
     fn every_type_is_read() {
-        accept(r#"{"type":"join_session","extra":1}"#, |_, request| assert!(matches!(request, Request::JoinSession)));
+        accept(r#"{"type":"join_session","extra":1}"#, |_, request| {
+            assert!(matches!(request, Request::JoinSession))
+        });
         accept(r#"{"data":7,"type":"ping","request_id":9}"#, |id, request| {
             assert_eq!(id, Some(RequestId::Number(9)));
             assert!(matches!(request, Request::Ping));
@@ -208,10 +245,13 @@ mod tests {
                 _ => panic!("{text}"),
             });
         }
-        let text = r#"{"type":"send_message","request_id":"r","data":{"message":"hi","client_message_id":"c"}}"#;
+        let text =
+            r#"{"type":"send_message","request_id":"r","data":{"message":"hi","client_message_id":"c"}}"#;
         accept(text, |id, request| {
             assert_eq!(id, Some(RequestId::Text("r")));
-            let Request::SendMessage(message) = request else { panic!() };
+            let Request::SendMessage(message) = request else {
+                panic!()
+            };
             assert_eq!((message.message, message.message_type), ("hi", "text"));
             assert_eq!(message.client_message_id, Some("c"));
             assert!(message.attachments.is_none());
@@ -220,11 +260,18 @@ mod tests {
 
     #[test]
     fn the_last_of_duplicate_keys_wins() {
-        accept(r#"{"type":"nonsense","type":"ping"}"#, |_, request| assert!(matches!(request, Request::Ping)));
-        accept(r#"{"type":"send_message","data":{"message":"a","message":"b"}}"#, |_, request| {
-            let Request::SendMessage(message) = request else { panic!() };
-            assert_eq!(message.message, "b");
+        accept(r#"{"type":"nonsense","type":"ping"}"#, |_, request| {
+            assert!(matches!(request, Request::Ping))
         });
+        accept(
+            r#"{"type":"send_message","data":{"message":"a","message":"b"}}"#,
+            |_, request| {
+                let Request::SendMessage(message) = request else {
+                    panic!()
+                };
+                assert_eq!(message.message, "b");
+            },
+        );
     }
 
     #[test]
@@ -237,18 +284,40 @@ mod tests {
             (r#"{"type":"ping","request_id":{}}"#, ErrorCode::InvalidField),
             (r#"{"type":"ping","request_id":1.5}"#, ErrorCode::InvalidField),
             (r#"{"type":"typing_start","data":[]}"#, ErrorCode::InvalidField),
-            (r#"{"type":"typing_start","data":{"is_typing":"yes"}}"#, ErrorCode::InvalidField),
+            (
+                r#"{"type":"typing_start","data":{"is_typing":"yes"}}"#,
+                ErrorCode::InvalidField,
+            ),
             (r#"{"type":"send_message"}"#, ErrorCode::InvalidField),
-            (r#"{"type":"send_message","data":{"message":7}}"#, ErrorCode::InvalidField),
-            (r#"{"type":"send_message","data":{"message":""}}"#, ErrorCode::InvalidField),
-            (r#"{"type":"send_message","data":{"message":"a","attachments":{}}}"#, ErrorCode::InvalidField),
-            (r#"{"type":"send_message","data":{"message":"a","client_message_id":""}}"#, ErrorCode::InvalidField),
+            (
+                r#"{"type":"send_message","data":{"message":7}}"#,
+                ErrorCode::InvalidField,
+            ),
+            (
+                r#"{"type":"send_message","data":{"message":""}}"#,
+                ErrorCode::InvalidField,
+            ),
+            (
+                r#"{"type":"send_message","data":{"message":"a","attachments":{}}}"#,
+                ErrorCode::InvalidField,
+            ),
+            (
+                r#"{"type":"send_message","data":{"message":"a","client_message_id":""}}"#,
+                ErrorCode::InvalidField,
+            ),
         ] {
             assert_eq!(error_of(text).1.code, code, "{text}");
         }
         let (id, error) = error_of(r#"{"type":"dance","request_id":"r1"}"#);
         assert_eq!(error.text, "Unknown message type: dance");
         assert_eq!(id, Some(OwnedRequestId::Text("r1".into())));
-        assert_eq!(error_of(&format!(r#"{{"type":"{}"}}"#, "é".repeat(500))).1.text.chars().count(), 22 + 64);
+        assert_eq!(
+            error_of(&format!(r#"{{"type":"{}"}}"#, "é".repeat(500)))
+                .1
+                .text
+                .chars()
+                .count(),
+            22 + 64
+        );
     }
 }

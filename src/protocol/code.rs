@@ -116,7 +116,10 @@ impl ErrorCode {
 
     /// Whether the same frame, sent again later, may succeed.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::RateLimited | Self::BusUnavailable | Self::OutcomeUnknown)
+        matches!(
+            self,
+            Self::RateLimited | Self::BusUnavailable | Self::OutcomeUnknown
+        )
     }
 }
 
@@ -129,7 +132,10 @@ pub struct WireError {
 
 impl WireError {
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, text: text.into() }
+        Self {
+            code,
+            text: text.into(),
+        }
     }
 }
 
@@ -147,6 +153,10 @@ mod tests {
 
     #[test]
     fn every_code_of_ours_is_a_legal_close_code() {
-        assert!(CloseCode::ALL.iter().all(|code| is_sendable_close_code(code.code())));
+        assert!(
+            CloseCode::ALL
+                .iter()
+                .all(|code| is_sendable_close_code(code.code()))
+        );
     }
 }

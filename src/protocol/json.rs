@@ -23,7 +23,9 @@ pub struct Reader {
 
 impl Default for Reader {
     fn default() -> Self {
-        Self { buffers: simd_json::Buffers::with_max_depth(1024, MAX_DEPTH) }
+        Self {
+            buffers: simd_json::Buffers::with_max_depth(1024, MAX_DEPTH),
+        }
     }
 }
 
@@ -111,8 +113,21 @@ mod tests {
         assert!(read(&deep(MAX_DEPTH + 1)).is_err());
         assert!(read(&deep(10_000)).is_err());
         for text in [
-            "", " ", "{", r#"{"a":1}}"#, r#"{"a":1} x"#, "1e999", "-1e999", "{'a':1}", r#""\ud800""#, r#""\udc00x""#,
-            "123456789012345678901234567890", "01", "NaN", "\"\u{1}\"", r#"{"a":1,}"#,
+            "",
+            " ",
+            "{",
+            r#"{"a":1}}"#,
+            r#"{"a":1} x"#,
+            "1e999",
+            "-1e999",
+            "{'a':1}",
+            r#""\ud800""#,
+            r#""\udc00x""#,
+            "123456789012345678901234567890",
+            "01",
+            "NaN",
+            "\"\u{1}\"",
+            r#"{"a":1,}"#,
         ] {
             assert!(read(text).is_err(), "{text}");
         }

@@ -175,10 +175,16 @@ impl Converter {
         self.read(value, |record| {
             let text = |name| last(&record, name).and_then(json::text);
             Ok(TypingRecord {
-                session_id: text("session_id").and_then(SessionId::parse).ok_or(Poison::MissingField)?,
-                user_id: text("user_id").and_then(UserId::parse).ok_or(Poison::MissingField)?,
+                session_id: text("session_id")
+                    .and_then(SessionId::parse)
+                    .ok_or(Poison::MissingField)?,
+                user_id: text("user_id")
+                    .and_then(UserId::parse)
+                    .ok_or(Poison::MissingField)?,
                 user_type: text("user_type").unwrap_or_default().to_owned(),
-                is_typing: last(&record, "is_typing").and_then(|value| value.as_bool()).ok_or(Poison::MissingField)?,
+                is_typing: last(&record, "is_typing")
+                    .and_then(|value| value.as_bool())
+                    .ok_or(Poison::MissingField)?,
                 timestamp: text("timestamp").map_or_else(super::timestamp, str::to_owned),
             })
         })
@@ -201,7 +207,11 @@ impl Converter {
 
 /// The last of duplicate keys (see [`json`]).
 fn last<'t, 'i>(record: &Object<'t, 'i>, name: &str) -> Option<Value<'t, 'i>> {
-    record.iter().filter(|(key, _)| *key == name).map(|(_, value)| value).last()
+    record
+        .iter()
+        .filter(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+        .last()
 }
 
 /// The old record's fields under their new names; unknown ones follow by value.
@@ -246,7 +256,13 @@ impl Serialize for OldMessage<'_, '_, '_> {
 }
 
 /// The value of a typing record, as other services read it.
-pub fn typing_value(session_id: &SessionId, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) -> Vec<u8> {
+pub fn typing_value(
+    session_id: &SessionId,
+    user_id: &UserId,
+    user_type: &str,
+    is_typing: bool,
+    at: &str,
+) -> Vec<u8> {
     #[derive(Serialize)]
     struct Record<'a> {
         #[serde(rename = "type")]
@@ -257,7 +273,14 @@ pub fn typing_value(session_id: &SessionId, user_id: &UserId, user_type: &str, i
         is_typing: bool,
         timestamp: &'a str,
     }
-    let record = Record { kind: "typing_indicator", session_id, user_id, user_type, is_typing, timestamp: at };
+    let record = Record {
+        kind: "typing_indicator",
+        session_id,
+        user_id,
+        user_type,
+        is_typing,
+        timestamp: at,
+    };
     serde_json::to_vec(&record).unwrap_or_default()
 }
 
@@ -268,7 +291,9 @@ mod tests {
     use super::*;
 
     fn convert(record: &serde_json::Value) -> Result<serde_json::Value, Poison> {
-        let (_, payload) = Converter::default().message(record.to_string().as_bytes(), |_| true)?.unwrap();
+        let (_, payload) = Converter::default()
+            .message(record.to_string().as_bytes(), |_| true)?
+            .unwrap();
         Ok(serde_json::from_slice(&payload).unwrap())
     }
 
@@ -324,7 +349,10 @@ mod tests {
         assert_eq!(converter.message(b"nonsense", |_| true), Err(Poison::NotJson));
         assert_eq!(converter.message(b"[1]", |_| true), Err(Poison::NotJson));
         assert_eq!(converter.message(b"\"\xFF\"", |_| true), Err(Poison::NotUtf8));
-        assert_eq!(converter.message(old_record().to_string().as_bytes(), |_| false), Ok(None));
+        assert_eq!(
+            converter.message(old_record().to_string().as_bytes(), |_| false),
+            Ok(None)
+        );
     }
 
     #[test]
@@ -334,7 +362,13 @@ mod tests {
         let value = typing_value(&session_id, &user_id, "agent", true, "T");
         assert_eq!(
             Converter::default().typing(&value).unwrap(),
-            TypingRecord { session_id, user_id, user_type: "agent".into(), is_typing: true, timestamp: "T".into() }
+            TypingRecord {
+                session_id,
+                user_id,
+                user_type: "agent".into(),
+                is_typing: true,
+                timestamp: "T".into()
+            }
         );
         assert_eq!(Converter::default().typing(b"{}"), Err(Poison::MissingField));
     }

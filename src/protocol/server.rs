@@ -25,7 +25,13 @@ struct Envelope<'a, D: Serialize> {
 
 /// The payload of a successful frame.
 fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<RequestId<'_>>) -> Vec<u8> {
-    to_vec(&Envelope { kind, success: true, data, error: None, request_id })
+    to_vec(&Envelope {
+        kind,
+        success: true,
+        data,
+        error: None,
+        request_id,
+    })
 }
 
 fn to_vec(value: &impl Serialize) -> Vec<u8> {
@@ -51,7 +57,15 @@ pub fn connection_established(who: Identity<'_>, timestamp: &str) -> Bytes {
         message: &'static str,
     }
     let message = "Successfully connected to chat session";
-    frame::text(&payload("connection_established", Data { who, timestamp, message }, None))
+    frame::text(&payload(
+        "connection_established",
+        Data {
+            who,
+            timestamp,
+            message,
+        },
+        None,
+    ))
 }
 
 /// The answer to `join_session`.
@@ -88,7 +102,15 @@ pub fn message_sent(
         client_message_id: Option<&'a str>,
         timestamp: &'a str,
     }
-    frame::text(&payload("message_sent", Data { message_id, client_message_id, timestamp }, request_id))
+    frame::text(&payload(
+        "message_sent",
+        Data {
+            message_id,
+            client_message_id,
+            timestamp,
+        },
+        request_id,
+    ))
 }
 
 /// A refusal. `client_message_id` is there where a message was refused or its outcome is unknown.
@@ -100,8 +122,18 @@ pub fn error(error: &WireError, client_message_id: Option<&str>, request_id: Opt
         #[serde(skip_serializing_if = "Option::is_none")]
         client_message_id: Option<&'a str>,
     }
-    let data = Data { code: error.code.as_str(), retryable: error.code.is_retryable(), client_message_id };
-    let envelope = Envelope { kind: "error", success: false, data, error: Some(&error.text), request_id };
+    let data = Data {
+        code: error.code.as_str(),
+        retryable: error.code.is_retryable(),
+        client_message_id,
+    };
+    let envelope = Envelope {
+        kind: "error",
+        success: false,
+        data,
+        error: Some(&error.text),
+        request_id,
+    };
     frame::text(&to_vec(&envelope))
 }
 
@@ -209,7 +241,11 @@ mod tests {
     #[test]
     fn the_greeting_is_as_the_old_server_wrote_it() {
         let (session_id, user_id) = ids();
-        let who = Identity { session_id: &session_id, user_id: &user_id, user_type: UserType::Agent };
+        let who = Identity {
+            session_id: &session_id,
+            user_id: &user_id,
+            user_type: UserType::Agent,
+        };
         let frame = connection_established(who, "T");
         assert_eq!(
             std::str::from_utf8(&frame[4..]).unwrap(),
@@ -245,8 +281,19 @@ mod tests {
             event_type: EventType::UserConnected,
             event_user_id: UserId::parse(&format!("u{i}")).unwrap(),
         };
-        let value = json(&connection_status_update(&session_id, &users(100), &[event(3)], "T"));
-        assert_eq!(value["data"]["connection_status"]["users"].as_object().unwrap().len(), 100);
+        let value = json(&connection_status_update(
+            &session_id,
+            &users(100),
+            &[event(3)],
+            "T",
+        ));
+        assert_eq!(
+            value["data"]["connection_status"]["users"]
+                .as_object()
+                .unwrap()
+                .len(),
+            100
+        );
         assert!(value["data"].get("users_truncated").is_none());
         assert_eq!(value["data"]["event_type"], "user_connected");
         assert_eq!(value["data"]["event_user_id"], "u3");

@@ -33,7 +33,10 @@ pub struct ConnectionStatus {
 
 impl ConnectionStatus {
     pub fn of(users: impl IntoIterator<Item = ConnectedUser>) -> Self {
-        let users: BTreeMap<_, _> = users.into_iter().map(|user| (user.user_id.clone(), user)).collect();
+        let users: BTreeMap<_, _> = users
+            .into_iter()
+            .map(|user| (user.user_id.clone(), user))
+            .collect();
         let count = |kind| users.values().filter(|user| user.user_type == kind).count();
         let (total_customer, total_agent) = (count(UserType::Customer), count(UserType::Agent));
         Self {
@@ -72,7 +75,11 @@ mod tests {
             user_type,
             joined_at: "2026-01-01T00:00:00.000Z".into(),
         };
-        let users = [user("a", UserType::Admin), user("c", UserType::Customer), user("d", UserType::Customer)];
+        let users = [
+            user("a", UserType::Admin),
+            user("c", UserType::Customer),
+            user("d", UserType::Customer),
+        ];
         let status = ConnectionStatus::of(users);
         assert_eq!((status.total_customer, status.total_agent), (2, 0));
         assert!(status.customer_connected && !status.agent_connected);

@@ -73,7 +73,9 @@ pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patie
                 sent = wait_for_room(member, chunk);
             }
             if sent == Sent::Full {
-                member.outbox.close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
+                member
+                    .outbox
+                    .close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
             }
         }
         delivered.count(sent);
@@ -103,7 +105,11 @@ fn wait_for_room(member: &Member, chunk: &Bytes) -> Sent {
             sent => return sent,
         }
         let left = member.outbox.backlog();
-        stalled = if left < backlog { Duration::ZERO } else { stalled + WAIT_STEP };
+        stalled = if left < backlog {
+            Duration::ZERO
+        } else {
+            stalled + WAIT_STEP
+        };
         backlog = left;
     }
     Sent::Full

@@ -53,8 +53,15 @@ pub struct Joined {
 
 impl Session {
     fn new(id: SessionId) -> Self {
-        let state = State { members: Arc::default(), roster: Roster::default(), closed: false };
-        Self { id, state: Mutex::new(state) }
+        let state = State {
+            members: Arc::default(),
+            roster: Roster::default(),
+            closed: false,
+        };
+        Self {
+            id,
+            state: Mutex::new(state),
+        }
     }
 
     /// Adds a connection, with its greeting as its first frame: nothing comes before it and nothing that is
@@ -82,7 +89,10 @@ impl Session {
     /// Removes a connection. `Some(true)` when it was the user's last here; `None` when it was gone already.
     fn leave(&self, member: &Member) -> Option<bool> {
         let mut state = self.state.lock();
-        let at = state.members.iter().position(|other| Arc::ptr_eq(&other.outbox, &member.outbox))?;
+        let at = state
+            .members
+            .iter()
+            .position(|other| Arc::ptr_eq(&other.outbox, &member.outbox))?;
         Arc::make_mut(&mut state.members).swap_remove(at);
         Some(state.roster.leave(&member.user_id))
     }

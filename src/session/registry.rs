@@ -18,12 +18,13 @@ pub struct Registry {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS) }
+        Self {
+            sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
+        }
     }
 }
 
 impl Registry {
-
     pub fn get(&self, session_id: &str) -> Option<Arc<Session>> {
         self.sessions.get(session_id).map(|session| Arc::clone(&session))
     }

@@ -34,16 +34,29 @@ impl Roster {
                 (user.user_type, user.joined_at) = (user_type, Timestamp::now());
             }
             user.connections += 1;
-            return Joined { user_type: user.user_type, is_first };
+            return Joined {
+                user_type: user.user_type,
+                is_first,
+            };
         }
-        let user = LocalUser { user_type, joined_at: Timestamp::now(), connections: 1, announced: false };
+        let user = LocalUser {
+            user_type,
+            joined_at: Timestamp::now(),
+            connections: 1,
+            announced: false,
+        };
         self.users.insert(user_id.clone(), user);
-        Joined { user_type, is_first: true }
+        Joined {
+            user_type,
+            is_first: true,
+        }
     }
 
     /// Counts a connection out; true when it was the user's last.
     pub fn leave(&mut self, user_id: &UserId) -> bool {
-        let Some(user) = self.users.get_mut(user_id) else { return false };
+        let Some(user) = self.users.get_mut(user_id) else {
+            return false;
+        };
         user.connections = user.connections.saturating_sub(1);
         let is_last = user.connections == 0;
         if is_last && !user.announced {
@@ -82,13 +95,19 @@ impl Roster {
             let left = user.connections == 0;
             if left && user.announced {
                 let event_type = EventType::UserDisconnected;
-                events.push(StatusEvent { event_type, event_user_id: user_id.clone() });
+                events.push(StatusEvent {
+                    event_type,
+                    event_user_id: user_id.clone(),
+                });
             }
             !left
         });
         for (user_id, user) in self.users.iter_mut().filter(|(_, user)| !user.announced) {
             user.announced = true;
-            events.push(StatusEvent { event_type: EventType::UserConnected, event_user_id: user_id.clone() });
+            events.push(StatusEvent {
+                event_type: EventType::UserConnected,
+                event_user_id: user_id.clone(),
+            });
         }
         events
     }
@@ -110,7 +129,13 @@ mod tests {
         assert!(roster.join(&user(1), UserType::Customer).is_first);
         assert_eq!(roster.take_changes().len(), 1);
         let second = roster.join(&user(1), UserType::Agent);
-        assert_eq!(second, Joined { user_type: UserType::Customer, is_first: false });
+        assert_eq!(
+            second,
+            Joined {
+                user_type: UserType::Customer,
+                is_first: false
+            }
+        );
         assert!(!roster.leave(&user(1)));
         assert!(roster.take_changes().is_empty());
         assert_eq!(roster.status().total_customer, 1);

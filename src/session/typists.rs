@@ -49,7 +49,11 @@ impl Typists {
     /// Notes a start; true when it is to be passed on.
     pub fn start(&self, at: (&SessionId, &UserId), user_type: &str, home: Home, now: Instant) -> bool {
         let mut typing = self.typing.lock();
-        let grace = if home == Home::Elsewhere { REMOTE_GRACE } else { Duration::ZERO };
+        let grace = if home == Home::Elsewhere {
+            REMOTE_GRACE
+        } else {
+            Duration::ZERO
+        };
         let until = now + TYPING_TTL + grace;
         let key = (at.0.clone(), at.1.clone());
         if let Some(known) = typing.get_mut(&key) {
@@ -62,14 +66,25 @@ impl Typists {
         }
         if typing.len() < MAX_TYPISTS {
             let repeat_at = now + REPEAT_INTERVAL;
-            typing.insert(key, Typing { until, repeat_at, user_type: user_type.to_owned(), home });
+            typing.insert(
+                key,
+                Typing {
+                    until,
+                    repeat_at,
+                    user_type: user_type.to_owned(),
+                    home,
+                },
+            );
         }
         true
     }
 
     /// Forgets a typist; true when it was typing.
     pub fn stop(&self, session_id: &SessionId, user_id: &UserId) -> bool {
-        self.typing.lock().remove(&(session_id.clone(), user_id.clone())).is_some()
+        self.typing
+            .lock()
+            .remove(&(session_id.clone(), user_id.clone()))
+            .is_some()
     }
 
     /// Those whose typing has ended by itself; they are forgotten.
@@ -105,7 +120,10 @@ mod tests {
         assert!(typists.start((&session, &user), "agent", Home::Here, at(1000)));
         assert!(typists.expired(at(30_999)).is_empty());
         let stopped = typists.expired(at(31_000));
-        assert_eq!((stopped.len(), stopped[0].home, stopped[0].user_type.as_str()), (1, Home::Here, "agent"));
+        assert_eq!(
+            (stopped.len(), stopped[0].home, stopped[0].user_type.as_str()),
+            (1, Home::Here, "agent")
+        );
         assert!(!typists.stop(&session, &user));
     }
 

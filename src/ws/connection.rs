@@ -60,9 +60,15 @@ pub async fn run(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shar
     let (mut socket, write_half) = socket.into_split();
     let outbox = Outbox::new(write_half, Arc::clone(&shared.outbox_limits));
     {
-        let member = Member { outbox: Arc::clone(&outbox), user_id: hello.user_id };
+        let member = Member {
+            outbox: Arc::clone(&outbox),
+            user_id: hello.user_id,
+        };
         let speaker = shared.chat.join(&hello.session_id, member, hello.user_type);
-        let membership = Membership { chat: &shared.chat, speaker };
+        let membership = Membership {
+            chat: &shared.chat,
+            speaker,
+        };
         converse(&mut socket, early, &membership.speaker, &shared).await;
     }
     if outbox.is_open() {
@@ -116,8 +122,17 @@ async fn converse(socket: &mut OwnedReadHalf, early: Bytes, speaker: &Speaker, s
 
 impl Inbound {
     async fn read_burst(&mut self, socket: &mut OwnedReadHalf, speaker: &Speaker, shared: &Shared) -> Burst {
-        let Self { scanner, bucket, partial, early } = self;
-        let scanned = Scanned { scanner, prefix: early, socket };
+        let Self {
+            scanner,
+            bucket,
+            partial,
+            early,
+        } = self;
+        let scanned = Scanned {
+            scanner,
+            prefix: early,
+            socket,
+        };
         // All writing is the outbox's: the reader's own write half goes nowhere.
         let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
         reader.set_auto_close(false);
@@ -126,7 +141,10 @@ impl Inbound {
         reader.set_max_message_size(shared.max_message_bytes.max(125) + 1);
         let outbox = &speaker.member.outbox;
         loop {
-            let frame = match reader.read_frame(&mut |_| std::future::ready(Ok::<_, Infallible>(()))).await {
+            let frame = match reader
+                .read_frame(&mut |_| std::future::ready(Ok::<_, Infallible>(())))
+                .await
+            {
                 Ok(frame) => frame,
                 Err(error) => {
                     end_for(&error, scanner, outbox);
@@ -177,7 +195,11 @@ fn take_frame(
     }
     let is_allowed = verdict == Verdict::Allowed;
     let handle = |text: &mut [u8]| {
-        if is_allowed { shared.chat.handle(speaker, text) } else { shared.chat.refuse_for_rate(speaker, text) }
+        if is_allowed {
+            shared.chat.handle(speaker, text)
+        } else {
+            shared.chat.refuse_for_rate(speaker, text)
+        }
     };
     match frame.opcode {
         // A ping over the rate gets no pong: the next one in time will.
@@ -211,7 +233,11 @@ fn take_close(payload: &[u8], outbox: &Arc<Outbox>) {
     if !is_sendable_close_code(code) {
         outbox.close(CloseCode::Protocol, "close code is not allowed", Queued::Discard);
     } else if std::str::from_utf8(reason).is_err() {
-        outbox.close(CloseCode::InvalidUtf8, "close reason is not UTF-8", Queued::Discard);
+        outbox.close(
+            CloseCode::InvalidUtf8,
+            "close reason is not UTF-8",
+            Queued::Discard,
+        );
     } else {
         outbox.echo_close(Some(code));
     }

@@ -254,12 +254,19 @@ impl Outbox {
         let (phase, stalled) = {
             let state = self.state.lock();
             let has_backlog = !state.queue.is_empty();
-            (state.phase, has_backlog && clock::since(state.progress_at) > self.limits.send_timeout)
+            (
+                state.phase,
+                has_backlog && clock::since(state.progress_at) > self.limits.send_timeout,
+            )
         };
         match phase {
             Phase::Closing { since } if clock::since(since) > CLOSE_TIMEOUT => self.abort(),
             Phase::Open if stalled => {
-                self.close(CloseCode::SlowConsumer, "no progress within the send timeout", Queued::Discard);
+                self.close(
+                    CloseCode::SlowConsumer,
+                    "no progress within the send timeout",
+                    Queued::Discard,
+                );
             }
             Phase::Open => self.check_pulse(),
             Phase::Closing { .. } | Phase::Dead => {}

@@ -24,8 +24,15 @@ pub struct RateLimit {
 
 impl RateLimit {
     pub fn new(per_second: u32, burst: u32) -> Self {
-        let interval = if per_second == 0 { Duration::ZERO } else { Duration::from_secs(1) / per_second };
-        Self { interval, burst: burst.max(1) }
+        let interval = if per_second == 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(1) / per_second
+        };
+        Self {
+            interval,
+            burst: burst.max(1),
+        }
     }
 }
 
@@ -55,7 +62,11 @@ impl Bucket {
             return Verdict::Allowed;
         }
         self.strikes += 1;
-        if self.strikes > STRIKES_PER_BURST * limit.burst { Verdict::Flood } else { Verdict::Refused }
+        if self.strikes > STRIKES_PER_BURST * limit.burst {
+            Verdict::Flood
+        } else {
+            Verdict::Refused
+        }
     }
 }
 
@@ -69,7 +80,9 @@ mod tests {
         let mut bucket = Bucket::default();
         let start = Instant::now();
         let allowed = |bucket: &mut Bucket, now, n| {
-            (0..n).filter(|_| bucket.take(&limit, now) == Verdict::Allowed).count()
+            (0..n)
+                .filter(|_| bucket.take(&limit, now) == Verdict::Allowed)
+                .count()
         };
         assert_eq!(allowed(&mut bucket, start, 100), 40);
         assert_eq!(allowed(&mut bucket, start + Duration::from_millis(500), 100), 10);
@@ -85,7 +98,10 @@ mod tests {
         assert_eq!(verdicts[2], Verdict::Refused);
         assert_eq!(verdicts[11], Verdict::Refused);
         assert_eq!(verdicts[12], Verdict::Flood);
-        assert_eq!(bucket.take(&limit, start + Duration::from_secs(10)), Verdict::Allowed);
+        assert_eq!(
+            bucket.take(&limit, start + Duration::from_secs(10)),
+            Verdict::Allowed
+        );
         assert_eq!(bucket.strikes, 0);
     }
 

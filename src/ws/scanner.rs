@@ -104,7 +104,12 @@ impl Scanner {
 
     /// Checks the header as far as it is there, and begins the payload when it is whole.
     fn check_header(&mut self) -> Result<(), Violation> {
-        let protocol = |reason| Err(Violation { code: CloseCode::Protocol, reason });
+        let protocol = |reason| {
+            Err(Violation {
+                code: CloseCode::Protocol,
+                reason,
+            })
+        };
         let (first, second) = (self.header[0], self.header[1]);
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0F);
         let is_control = opcode & 0x08 != 0;
@@ -120,7 +125,10 @@ impl Scanner {
             }
             match opcode {
                 OP_BINARY => {
-                    return Err(Violation { code: CloseCode::Unsupported, reason: "binary frames are not accepted" });
+                    return Err(Violation {
+                        code: CloseCode::Unsupported,
+                        reason: "binary frames are not accepted",
+                    });
                 }
                 OP_CONTINUATION if self.fragments == 0 => return protocol("continuation without a message"),
                 OP_TEXT if self.fragments > 0 => return protocol("a new message inside a fragmented one"),
@@ -149,7 +157,11 @@ impl Scanner {
     }
 
     fn payload_len(&self, short_len: u8) -> u64 {
-        let field = |len: usize| self.header[2..2 + len].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        let field = |len: usize| {
+            self.header[2..2 + len]
+                .iter()
+                .fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+        };
         match short_len {
             126 => field(2),
             127 => field(8),
@@ -161,13 +173,22 @@ impl Scanner {
         let len = self.payload_len(short_len);
         if (short_len == 126 && len < 126) || (short_len == 127 && len <= 0xFFFF) {
             let reason = "length is not in its shortest form";
-            return Err(Violation { code: CloseCode::Protocol, reason });
+            return Err(Violation {
+                code: CloseCode::Protocol,
+                reason,
+            });
         }
         if !is_control && self.message_bytes + len > self.max_message_bytes {
-            return Err(Violation { code: CloseCode::TooBig, reason: "message is too big" });
+            return Err(Violation {
+                code: CloseCode::TooBig,
+                reason: "message is too big",
+            });
         }
         if !is_control && self.fragments >= MAX_FRAGMENTS {
-            return Err(Violation { code: CloseCode::Policy, reason: "too many fragments" });
+            return Err(Violation {
+                code: CloseCode::Policy,
+                reason: "too many fragments",
+            });
         }
         Ok(())
     }
@@ -198,7 +219,11 @@ pub struct Scanned<'a, R> {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Scanned<'_, R> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.scanner.lock().violation.is_some() {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
@@ -272,30 +297,59 @@ mod tests {
         assert_eq!(verdict(&text), None);
         assert_eq!(verdict(&frame(0x89, &[0; 125])), None);
         assert_eq!(verdict(&[0x81, 0x02, b'h', b'i']), Some(CloseCode::Protocol));
-        for first in [0xC1, 0xA1, 0x91, 0x83, 0x84, 0x85, 0x86, 0x87, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F] {
-            assert_eq!(verdict(&frame(first, b"")), Some(CloseCode::Protocol), "{first:x}");
+        for first in [
+            0xC1, 0xA1, 0x91, 0x83, 0x84, 0x85, 0x86, 0x87, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F,
+        ] {
+            assert_eq!(
+                verdict(&frame(first, b"")),
+                Some(CloseCode::Protocol),
+                "{first:x}"
+            );
         }
         for first in [0x08, 0x09, 0x0A, 0x80, 0x00] {
-            assert_eq!(verdict(&frame(first, b"")), Some(CloseCode::Protocol), "{first:x}");
+            assert_eq!(
+                verdict(&frame(first, b"")),
+                Some(CloseCode::Protocol),
+                "{first:x}"
+            );
         }
         assert_eq!(verdict(&frame(0x89, &[0; 126])), Some(CloseCode::Protocol));
         assert_eq!(verdict(&frame(0x82, b"")), Some(CloseCode::Unsupported));
         assert_eq!(verdict(&[0x81, 0xFF, 0x80]), Some(CloseCode::Protocol));
         assert_eq!(verdict(&[0x81, 0xFE, 0, 125]), Some(CloseCode::Protocol));
-        assert_eq!(verdict(&[0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]), Some(CloseCode::Protocol));
-        let fragmented = [frame(0x01, b"a"), frame(0x89, b"p"), frame(0x00, b"b"), frame(0x80, b"c"), text].concat();
+        assert_eq!(
+            verdict(&[0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]),
+            Some(CloseCode::Protocol)
+        );
+        let fragmented = [
+            frame(0x01, b"a"),
+            frame(0x89, b"p"),
+            frame(0x00, b"b"),
+            frame(0x80, b"c"),
+            text,
+        ]
+        .concat();
         assert_eq!(verdict(&fragmented), None);
-        assert_eq!(verdict(&[frame(0x01, b"a"), frame(0x81, b"b")].concat()), Some(CloseCode::Protocol));
+        assert_eq!(
+            verdict(&[frame(0x01, b"a"), frame(0x81, b"b")].concat()),
+            Some(CloseCode::Protocol)
+        );
     }
 
     #[test]
     fn limits_count_whole_messages() {
         assert_eq!(verdict(&frame(0x81, &[b'x'; 1000])), None);
         assert_eq!(verdict(&frame(0x81, &[b'x'; 1001])), Some(CloseCode::TooBig));
-        assert_eq!(verdict(&[0x81, 0xFF, 0x7F, 0, 0, 0, 0, 0, 0, 0]), Some(CloseCode::TooBig));
+        assert_eq!(
+            verdict(&[0x81, 0xFF, 0x7F, 0, 0, 0, 0, 0, 0, 0]),
+            Some(CloseCode::TooBig)
+        );
         let half = frame(0x01, &[b'x'; 600]);
         assert_eq!(verdict(&[half.clone(), frame(0x80, &[b'x'; 400])].concat()), None);
-        assert_eq!(verdict(&[half, frame(0x80, &[b'x'; 401])].concat()), Some(CloseCode::TooBig));
+        assert_eq!(
+            verdict(&[half, frame(0x80, &[b'x'; 401])].concat()),
+            Some(CloseCode::TooBig)
+        );
         let endless = [frame(0x01, b""), frame(0x00, b"").repeat(2000)].concat();
         assert_eq!(verdict(&endless), Some(CloseCode::Policy));
     }

@@ -59,7 +59,10 @@ async fn a_killed_broker_costs_no_socket_and_no_acknowledged_message() {
         // Not always the same moment of the clients' attempts to connect again.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..1_500))).await;
         broker.start();
+        let up = Instant::now();
         flowing(format!("traffic after round {round}")).await;
+        // For who runs many rounds with --nocapture.
+        eprintln!("round {round}: traffic {:.1?} after the broker", up.elapsed());
     }
     stop.store(true, Ordering::Relaxed);
     for sender in senders {

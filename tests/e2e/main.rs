@@ -5,6 +5,7 @@
 mod support;
 
 mod chat_frames;
+mod chat_json;
 mod chat_typing;
 mod config;
 mod handshake;

@@ -31,8 +31,13 @@ type NodeConsumer = BaseConsumer<Context>;
 impl ConsumerContext for Context {}
 
 pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
-    let mut thread =
-        Thread { shared: Arc::clone(shared), delivery, next: HashMap::new(), consumer: None, error_logged: None };
+    let mut thread = Thread {
+        shared: Arc::clone(shared),
+        delivery,
+        next: HashMap::new(),
+        consumer: None,
+        error_logged: None,
+    };
     let mut seen = 0;
     while !shared.is_stopping() {
         let generation = shared.offsets.generation();
@@ -73,7 +78,11 @@ impl Thread {
         self.next.clear();
         for ((topic, partition), next) in self.shared.offsets.assignment() {
             self.next.insert((topic, partition), next);
-            partitions.add_partition_offset(self.shared.topic_name(topic), partition, Offset::Offset(next))?;
+            partitions.add_partition_offset(
+                self.shared.topic_name(topic),
+                partition,
+                Offset::Offset(next),
+            )?;
         }
         consumer.assign(&partitions)?;
         self.consumer = Some(consumer);
@@ -106,11 +115,16 @@ impl Thread {
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
-        let Some(topic) = Topic::ALL.into_iter().find(|&topic| self.shared.topic_name(topic) == message.topic()) else {
+        let Some(topic) = Topic::ALL
+            .into_iter()
+            .find(|&topic| self.shared.topic_name(topic) == message.topic())
+        else {
             return;
         };
         let at: Partition = (topic, message.partition());
-        let Some(next) = self.next.get_mut(&at) else { return };
+        let Some(next) = self.next.get_mut(&at) else {
+            return;
+        };
         // Fetched again after an assignment: delivered already.
         if message.offset() < *next {
             return;
@@ -137,7 +151,9 @@ impl Thread {
     }
 
     fn note_error(&mut self, error: &KafkaError) {
-        use RDKafkaErrorCode::{AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition};
+        use RDKafkaErrorCode::{
+            AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition,
+        };
         let code = error.rdkafka_error_code();
         if let Some(AutoOffsetReset | OffsetOutOfRange | UnknownPartition | UnknownTopicOrPartition) = code {
             self.shared.offsets.suspect();

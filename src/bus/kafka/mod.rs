@@ -73,10 +73,18 @@ impl Kafka {
         let (runtime, for_consumer) = (Handle::current(), Arc::clone(&shared));
         let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), runtime);
         let threads = vec![
-            thread::Builder::new().name("bus".into()).spawn(move || consumer::run(&for_consumer, delivery))?,
-            thread::Builder::new().name("bus-watch".into()).spawn(move || watch.run())?,
+            thread::Builder::new()
+                .name("bus".into())
+                .spawn(move || consumer::run(&for_consumer, delivery))?,
+            thread::Builder::new()
+                .name("bus-watch".into())
+                .spawn(move || watch.run())?,
         ];
-        Ok(Self { shared, producer, threads: Mutex::new(threads) })
+        Ok(Self {
+            shared,
+            producer,
+            threads: Mutex::new(threads),
+        })
     }
 
     pub fn publish(&self, record: &Outgoing, ack: Option<Ack>) {
@@ -131,7 +139,10 @@ impl Shared {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.config.brokers)
-            .set("client.id", format!("livechat-ws-{}", self.node.replace('+', "-")))
+            .set(
+                "client.id",
+                format!("livechat-ws-{}", self.node.replace('+', "-")),
+            )
             .set("security.protocol", self.config.security.as_str())
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true")

@@ -44,7 +44,11 @@ impl Offsets {
     /// All partitions with their next offsets.
     pub fn all(&self) -> Vec<(Partition, i64)> {
         let topic = |at: u8| Topic::ALL[usize::from(at)];
-        self.next.lock().iter().map(|(&(at, partition), &next)| ((topic(at), partition), next)).collect()
+        self.next
+            .lock()
+            .iter()
+            .map(|(&(at, partition), &next)| ((topic(at), partition), next))
+            .collect()
     }
 
     pub fn get(&self, (topic, partition): Partition) -> Option<i64> {
@@ -119,10 +123,16 @@ mod tests {
         offsets.begin((Topic::Typing, 1), 9);
         offsets.advance([(&(Topic::Messages, 0), &7)]);
         offsets.advance([(&(Topic::Messages, 0), &6)]);
-        assert_eq!(offsets.all(), vec![((Topic::Messages, 0), 7), ((Topic::Typing, 1), 9)]);
+        assert_eq!(
+            offsets.all(),
+            vec![((Topic::Messages, 0), 7), ((Topic::Typing, 1), 9)]
+        );
         offsets.reset((Topic::Messages, 0), 2);
         offsets.advance([(&(Topic::Messages, 0), &8)]);
-        assert_eq!(offsets.assignment(), vec![((Topic::Messages, 0), 2), ((Topic::Typing, 1), 9)]);
+        assert_eq!(
+            offsets.assignment(),
+            vec![((Topic::Messages, 0), 2), ((Topic::Typing, 1), 9)]
+        );
         assert!(offsets.forget(Topic::Typing));
         assert!(!offsets.forget(Topic::Typing));
         assert_eq!(offsets.all().len(), 1);

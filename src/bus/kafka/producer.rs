@@ -33,7 +33,10 @@ pub(super) struct Producer {
 
 impl Producer {
     pub fn new(shared: Arc<Shared>) -> Self {
-        let producer = Self { shared, current: RwLock::new(None) };
+        let producer = Self {
+            shared,
+            current: RwLock::new(None),
+        };
         producer.renew();
         producer
     }
@@ -42,13 +45,21 @@ impl Producer {
         let Some(producer) = self.current.read().clone() else {
             return settle(ack, Err(PublishError::Unavailable));
         };
-        let mut headers = OwnedHeaders::new_with_capacity(3)
-            .insert(Header { key: NODE_HEADER, value: Some(self.shared.node.as_bytes()) });
+        let mut headers = OwnedHeaders::new_with_capacity(3).insert(Header {
+            key: NODE_HEADER,
+            value: Some(self.shared.node.as_bytes()),
+        });
         if record.form == Form::Native {
-            headers = headers.insert(Header { key: FRAME_HEADER, value: Some(FRAME_NATIVE) });
+            headers = headers.insert(Header {
+                key: FRAME_HEADER,
+                value: Some(FRAME_NATIVE),
+            });
         }
         if let Some(message_id) = &record.message_id {
-            headers = headers.insert(Header { key: ID_HEADER, value: Some(message_id) });
+            headers = headers.insert(Header {
+                key: ID_HEADER,
+                value: Some(message_id),
+            });
         }
         let outgoing = BaseRecord::with_opaque_to(self.shared.topic_name(record.topic), Box::new(ack))
             .key(record.key.as_str())
@@ -61,12 +72,14 @@ impl Producer {
 
     /// A producer that has failed for good (only an idempotent one can) is replaced.
     pub fn check(&self) {
-        let fatal = self.current.read().as_ref().is_none_or(|producer| match producer.client().fatal_error() {
-            Some((code, reason)) => {
-                tracing::error!(%code, reason, "the Kafka producer has failed for good and is made anew");
-                true
+        let fatal = self.current.read().as_ref().is_none_or(|producer| {
+            match producer.client().fatal_error() {
+                Some((code, reason)) => {
+                    tracing::error!(%code, reason, "the Kafka producer has failed for good and is made anew");
+                    true
+                }
+                None => false,
             }
-            None => false,
         });
         if fatal {
             self.renew();
@@ -84,7 +97,10 @@ impl Producer {
             .set("message.timeout.ms", MESSAGE_TIMEOUT_MS)
             .set("queue.buffering.max.messages", MAX_QUEUED)
             .set("queue.buffering.max.kbytes", MAX_QUEUED_KIB)
-            .set("message.max.bytes", (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string())
+            .set(
+                "message.max.bytes",
+                (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string(),
+            )
             .create_with_context(Acks);
         match made {
             Ok(producer) => *self.current.write() = Some(Arc::new(producer)),
@@ -94,10 +110,15 @@ impl Producer {
 
     /// Waits until everything published has its outcome.
     pub fn flush(&self, patience: Duration) {
-        let Some(producer) = self.current.read().clone() else { return };
+        let Some(producer) = self.current.read().clone() else {
+            return;
+        };
         if producer.flush(patience).is_err() {
             let left = producer.in_flight_count();
-            tracing::warn!(left, "records without an answer from Kafka at the end of the grace period");
+            tracing::warn!(
+                left,
+                "records without an answer from Kafka at the end of the grace period"
+            );
         }
     }
 }
@@ -111,7 +132,9 @@ fn settle(ack: Option<Ack>, outcome: Result<(), PublishError>) {
 fn reason(error: &KafkaError) -> PublishError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::QueueFull) => PublishError::Full,
-        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => PublishError::TooLarge,
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
+            PublishError::TooLarge
+        }
         _ => PublishError::Unavailable,
     }
 }
@@ -133,6 +156,9 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = Box<Option<Ack>>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ack: Self::DeliveryOpaque) {
-        settle(*ack, result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error)));
+        settle(
+            *ack,
+            result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error)),
+        );
     }
 }

@@ -107,7 +107,11 @@ impl Watch {
                 return Ok(Found::Created);
             }
         }
-        Ok(if absent.is_empty() { Found::All } else { Found::Missing(absent) })
+        Ok(if absent.is_empty() {
+            Found::All
+        } else {
+            Found::Missing(absent)
+        })
     }
 
     fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
@@ -121,9 +125,17 @@ impl Watch {
     fn partitions_of(&mut self, topic: Topic) -> KafkaResult<Option<Vec<i32>>> {
         let name = self.shared.topic_name(topic).to_owned();
         let metadata = self.client()?.fetch_metadata(Some(&name), PATIENCE)?;
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else { return Ok(None) };
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
+            return Ok(None);
+        };
         match found.error() {
-            None => Ok(Some(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())),
+            None => Ok(Some(
+                found
+                    .partitions()
+                    .iter()
+                    .map(rdkafka::metadata::MetadataPartition::id)
+                    .collect(),
+            )),
             Some(
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
@@ -164,7 +176,9 @@ impl Watch {
         for (at, _) in self.shared.offsets.all() {
             let (low, high) = self.watermarks(at)?;
             // Asked after the log's end, so that what was delivered meanwhile is no gap.
-            let Some(next) = self.shared.offsets.get(at) else { continue };
+            let Some(next) = self.shared.offsets.get(at) else {
+                continue;
+            };
             if next < low || next > high {
                 has_gap = true;
                 self.shared.metrics.kafka_gaps.inc();
@@ -207,14 +221,20 @@ impl Watch {
         let new: Vec<NewTopic<'_>> = topics
             .iter()
             .map(|&topic| {
-                let new = NewTopic::new(self.shared.topic_name(topic), partitions, TopicReplication::Fixed(replication));
+                let new = NewTopic::new(
+                    self.shared.topic_name(topic),
+                    partitions,
+                    TopicReplication::Fixed(replication),
+                );
                 match topic {
                     Topic::Messages => new,
                     Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
                 }
             })
             .collect();
-        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(2 * PATIENCE));
+        let options = AdminOptions::new()
+            .operation_timeout(Some(PATIENCE))
+            .request_timeout(Some(2 * PATIENCE));
         match self.runtime.block_on(admin.create_topics(&new, &options)) {
             Ok(results) => {
                 let mut are_there = true;
@@ -258,7 +278,10 @@ impl Watch {
         match result {
             Ok(Found::All) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
             Ok(Found::Missing(absent)) => {
-                let names: Vec<_> = absent.iter().map(|&topic| self.shared.topic_name(topic)).collect();
+                let names: Vec<_> = absent
+                    .iter()
+                    .map(|&topic| self.shared.topic_name(topic))
+                    .collect();
                 tracing::warn!(topics = names.join(","), "Kafka topics are missing");
             }
             Ok(Found::Created) => {}

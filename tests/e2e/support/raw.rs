@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use super::Server;
 use super::http::{Http, Response, head, is_reset};
@@ -38,6 +39,20 @@ impl RawWs {
             first["type"], "connection_established",
             "the first frame: {first}"
         );
+        ws
+    }
+
+    /// As [`Self::connect`], with so small a receive buffer that the kernel hides no backlog from the server.
+    #[track_caller]
+    pub fn connect_narrow(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
+        let addr = server.http_addr();
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("set the receive buffer");
+        socket.connect(&addr.into()).expect("connect");
+        let mut http = Http::over(socket.into()).expect("a connected socket");
+        http.write(handshake(&format!("/ws/{session}/{user}/{user_type}"), &[]).as_bytes());
+        let mut ws = Self::upgraded(http).expect("an upgrade");
+        assert_eq!(ws.read_json()["type"], "connection_established");
         ws
     }
 
