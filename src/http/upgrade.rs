@@ -88,7 +88,10 @@ async fn take_socket(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, 
 }
 
 /// The accept key, or why this request is no handshake.
-#[allow(clippy::result_large_err, reason = "a refusal is an answer, made once and returned")]
+#[allow(
+    clippy::result_large_err,
+    reason = "a refusal is an answer, made once and returned"
+)]
 fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, Answer> {
     let headers = request.headers();
     let is_upgrade = request.method() == Method::GET

@@ -10,7 +10,7 @@ use super::{Change, Inbox};
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::server;
-use crate::protocol::status::MAX_LISTED_USERS;
+use crate::protocol::status::{MAX_LISTED_EVENTS, MAX_LISTED_USERS};
 use crate::protocol::timestamp;
 use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
@@ -56,16 +56,21 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
             if session.with_roster(|roster| roster.len()) > MAX_LISTED_USERS {
                 next_frame.insert(session_id, now + LARGE_SESSION_INTERVAL);
             }
-            tell(&session, change, &metrics).await;
+            if tell(&session, change, &metrics).await {
+                next_frame.entry(session_id.clone()).or_insert(now);
+                held.insert(session_id, Change::default());
+            }
         }
     }
 }
 
-/// One frame to everyone where something changed, else a snapshot to those who asked by coming.
-async fn tell(session: &Session, change: Change, metrics: &Metrics) {
-    let (events, status) = session.with_roster(|roster| (roster.take_changes(), roster.status()));
+/// One frame to everyone where something changed, else a snapshot to those who asked by coming. Whether there are
+/// changes left for a next frame: one lists at most [`MAX_LISTED_EVENTS`], and none is kept from anyone.
+async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
+    let (events, status) =
+        session.with_roster(|roster| (roster.take_changes(MAX_LISTED_EVENTS), roster.status()));
     if events.is_empty() && change.snapshot_for.is_empty() {
-        return;
+        return false;
     }
     metrics.status_frames.inc();
     let frame = server::connection_status_update(&session.id, &status, &events, &timestamp());
@@ -76,4 +81,5 @@ async fn tell(session: &Session, change: Change, metrics: &Metrics) {
     } else {
         deliver_in_slices(&session.members(), &frame).await;
     }
+    events.len() == MAX_LISTED_EVENTS
 }

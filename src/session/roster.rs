@@ -88,21 +88,30 @@ impl Roster {
         }))
     }
 
-    /// The net changes since the last call, joins after leaves; they count as announced.
-    pub fn take_changes(&mut self) -> Vec<StatusEvent> {
+    /// Up to `limit` of the net changes since the last call, leaves before joins; they count as announced.
+    pub fn take_changes(&mut self, limit: usize) -> Vec<StatusEvent> {
         let mut events = Vec::new();
         self.users.retain(|user_id, user| {
-            let left = user.connections == 0;
-            if left && user.announced {
+            let has_left = user.connections == 0;
+            if has_left && user.announced {
+                if events.len() == limit {
+                    return true;
+                }
                 let event_type = EventType::UserDisconnected;
                 events.push(StatusEvent {
                     event_type,
                     event_user_id: user_id.clone(),
                 });
             }
-            !left
+            !has_left
         });
-        for (user_id, user) in self.users.iter_mut().filter(|(_, user)| !user.announced) {
+        let room = limit - events.len();
+        for (user_id, user) in self
+            .users
+            .iter_mut()
+            .filter(|(_, user)| !user.announced)
+            .take(room)
+        {
             user.announced = true;
             events.push(StatusEvent {
                 event_type: EventType::UserConnected,
@@ -127,7 +136,7 @@ mod tests {
     fn tabs_of_one_user_are_one_user() {
         let mut roster = Roster::default();
         assert!(roster.join(&user(1), UserType::Customer).is_first);
-        assert_eq!(roster.take_changes().len(), 1);
+        assert_eq!(roster.take_changes(usize::MAX).len(), 1);
         let second = roster.join(&user(1), UserType::Agent);
         assert_eq!(
             second,
@@ -137,11 +146,14 @@ mod tests {
             }
         );
         assert!(!roster.leave(&user(1)));
-        assert!(roster.take_changes().is_empty());
+        assert!(roster.take_changes(usize::MAX).is_empty());
         assert_eq!(roster.status().total_customer, 1);
         assert!(roster.leave(&user(1)));
         assert_eq!(roster.status().total_customer, 0);
-        assert_eq!(roster.take_changes()[0].event_type, EventType::UserDisconnected);
+        assert_eq!(
+            roster.take_changes(usize::MAX)[0].event_type,
+            EventType::UserDisconnected
+        );
         assert!(roster.is_empty());
     }
 
@@ -150,7 +162,7 @@ mod tests {
         let mut roster = Roster::default();
         roster.join(&user(1), UserType::Customer);
         roster.leave(&user(1));
-        assert!(roster.take_changes().is_empty());
+        assert!(roster.take_changes(usize::MAX).is_empty());
         assert!(roster.is_empty());
     }
 
@@ -172,7 +184,7 @@ mod tests {
                         prop_assert_eq!(roster.leave(&user(who)), counts[usize::from(who)] == 0);
                     }
                     _ => {
-                        for event in roster.take_changes() {
+                        for event in roster.take_changes(usize::MAX) {
                             let changed = match event.event_type {
                                 EventType::UserConnected => announced.insert(event.event_user_id),
                                 EventType::UserDisconnected => announced.remove(&event.event_user_id),

@@ -71,10 +71,12 @@ pub async fn run(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shar
         };
         converse(&mut socket, early, &membership.speaker, &shared).await;
     }
-    if outbox.is_open() {
+    // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
+    // now on neither the sweep nor MAX_CONNECTIONS would know of it.
+    if outbox.is_open() || Box::pin(linger(&mut socket)).await {
         outbox.gone();
     } else {
-        Box::pin(linger(&mut socket)).await;
+        outbox.abort();
     }
 }
 
@@ -262,16 +264,18 @@ fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, outbox: &Arc<Outbox
     }
 }
 
-/// Reads and forgets what a closed connection's peer still sends, until its end or our patience's.
-async fn linger(socket: &mut OwnedReadHalf) {
+/// Reads and forgets what a closed connection's peer still sends; whether it ended the connection before our
+/// patience did.
+async fn linger(socket: &mut OwnedReadHalf) -> bool {
     let discard = async {
         let (mut scrap, mut total) = ([0; 2048], 0);
         while total < LINGER_BYTES {
             match socket.read(&mut scrap).await {
-                Ok(0) | Err(_) => return,
+                Ok(0) | Err(_) => return true,
                 Ok(read) => total += read,
             }
         }
+        false
     };
-    let _ = tokio::time::timeout(LINGER, discard).await;
+    tokio::time::timeout(LINGER, discard).await.unwrap_or(false)
 }
