@@ -54,7 +54,7 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
                 continue;
             }
             if session.with_roster(|roster| roster.len()) > MAX_LISTED_USERS {
-                next_frame.insert(session_id, now + LARGE_SESSION_INTERVAL);
+                next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
             }
             if tell(&session, change, &metrics).await {
                 next_frame.entry(session_id.clone()).or_insert(now);
