@@ -23,9 +23,9 @@ use crate::presence::Presence;
 use crate::session::Registry;
 use crate::session::typists::Typists;
 use crate::shutdown;
-use crate::ws::OutboxLimits;
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
+use crate::ws::{OutboxLimits, QueueLimits};
 
 /// How many members are swept before other tasks get their turn.
 const SWEEP_SLICE: usize = 512;
@@ -144,8 +144,7 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
         outbox_limits: Arc::new(OutboxLimits {
-            queue_bytes: config.limits.send_queue_bytes,
-            send_timeout: config.limits.send_timeout,
+            queue: QueueLimits::new(config.limits.send_queue_bytes, config.limits.send_timeout),
             ping_interval: config.limits.ping_interval,
             pong_timeout: config.limits.pong_timeout,
             runtime: Handle::current(),

@@ -21,7 +21,7 @@ use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
 use crate::protocol::timestamp;
 use crate::session::fanout::{self, Patience};
 use crate::session::typists::{Home, Typists};
-use crate::session::{Joined, Member, Registry, Session};
+use crate::session::{Member, Registry, Session};
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
 
@@ -65,20 +65,15 @@ thread_local! {
 impl Chat {
     /// Greets a connection and makes it known to its session.
     pub fn join(&self, session_id: &SessionId, member: Member, user_type: UserType) -> Speaker {
-        let (session, Joined { user_type, is_first }) =
-            self.registry.join(session_id, &member, user_type, |user_type| {
-                let who = Identity {
-                    session_id,
-                    user_id: &member.user_id,
-                    user_type,
-                };
-                server::connection_established(who, &timestamp())
-            });
-        if is_first {
-            self.presence.changed(session_id);
-        } else {
-            self.presence.joined_again(session_id, &member.outbox);
-        }
+        let (session, user_type) = self.registry.join(session_id, &member, user_type, |user_type| {
+            let who = Identity {
+                session_id,
+                user_id: &member.user_id,
+                user_type,
+            };
+            server::connection_established(who, &timestamp())
+        });
+        self.presence.joined(session_id, &member.outbox);
         tracing::info!(
             "WebSocket client connected: {} ({user_type}) to session {session_id}",
             member.user_id
@@ -100,7 +95,7 @@ impl Chat {
             if self.typists.stop(session_id, user_id) {
                 self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
             }
-            self.presence.changed(session_id);
+            self.presence.left(session_id);
         }
         tracing::info!(
             "WebSocket client disconnected: {user_id} ({}) from session {session_id}",

@@ -28,6 +28,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// How much the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
+const UNSENT_BYTES: u32 = 128 * 1024;
+/// How long a connection may speak plain HTTP, and how long its last answer may take: a peer that doesn't read
+/// would hold its place for ever.
+const MAX_LIFE: Duration = Duration::from_secs(60);
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 /// Sockets beyond `MAX_CONNECTIONS` that may be open for plain HTTP, health above all.
 const SPARE_SOCKETS: usize = 48;
 
@@ -124,6 +130,8 @@ async fn serve_socket(
 ) {
     // Frames are small and wait for nothing: Nagle's algorithm would hold them for an acknowledgement.
     let _ = socket.set_nodelay(true);
+    // What the kernel holds unsent is bounded, and a slow reader's progress is seen in steps of this size.
+    let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES);
     // A peer that vanished without a word is the ping's business, but a half-dead HTTP client is not pinged.
     let _ = SockRef::from(&socket).set_keepalive(true);
     let (socket, framing) = Watched::new(socket);
@@ -156,11 +164,18 @@ async fn serve_socket(
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     tokio::pin!(connection);
-    let done = tokio::select! {
-        done = connection.as_mut() => done,
-        () = stop.cancelled() => {
+    let ended = tokio::select! {
+        done = connection.as_mut() => Some(done),
+        () = stop.cancelled() => None,
+        () = tokio::time::sleep(MAX_LIFE) => None,
+    };
+    let done = match ended {
+        Some(done) => done,
+        None => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(LAST_ANSWER, connection)
+                .await
+                .unwrap_or(Ok(()))
         }
     };
     if let Err(error) = done {

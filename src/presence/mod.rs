@@ -40,7 +40,7 @@ struct Inbox {
 
 #[derive(Default)]
 struct Change {
-    /// Connections whose join changed nothing: each gets a snapshot of its own.
+    /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
     snapshot_for: Vec<Arc<Outbox>>,
 }
 
@@ -57,14 +57,15 @@ impl Presence {
         Self { registry, inbox }
     }
 
-    /// A user has come, or the last connection of one has gone.
-    pub fn changed(&self, session_id: &SessionId) {
-        self.inbox.mark(session_id, None);
+    /// A connection has come. Where that changes nothing, because its user was here already or is back within the
+    /// window, it gets a snapshot of its own.
+    pub fn joined(&self, session_id: &SessionId, outbox: &Arc<Outbox>) {
+        self.inbox.mark(session_id, Some(outbox));
     }
 
-    /// A connection has come that changes nothing: its user was here already.
-    pub fn joined_again(&self, session_id: &SessionId, outbox: &Arc<Outbox>) {
-        self.inbox.mark(session_id, Some(outbox));
+    /// The last connection of a user has gone.
+    pub fn left(&self, session_id: &SessionId) {
+        self.inbox.mark(session_id, None);
     }
 
     /// Everyone connected to a session; an unknown one is empty.

@@ -13,10 +13,10 @@ use crate::ws::{Queued, Sent};
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
-/// How long delivery waits for one reader that drains a burst, in all and without any progress. A reader that
-/// has stopped costs the others the second once, and is gone.
-const MAX_WAIT: Duration = Duration::from_millis(250);
-const MAX_STALL: Duration = Duration::from_millis(20);
+/// How long delivery waits for one reader that drains but is at the end of its overdraft (see `ws::backlog`), in
+/// all and without any progress: the consumer pauses rather than cut it.
+const MAX_WAIT: Duration = Duration::from_millis(1_000);
+const MAX_STALL: Duration = Duration::from_millis(100);
 const WAIT_STEP: Duration = Duration::from_millis(1);
 
 /// What became of a chunk.
@@ -97,7 +97,7 @@ pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
 
 fn wait_for_room(member: &Member, chunk: &Bytes) -> Sent {
     let (mut waited, mut stalled, mut backlog) = (Duration::ZERO, Duration::ZERO, member.outbox.backlog());
-    while waited < MAX_WAIT && stalled < MAX_STALL && member.outbox.is_draining_burst() {
+    while waited < MAX_WAIT && stalled < MAX_STALL && member.outbox.is_draining() {
         thread::sleep(WAIT_STEP);
         waited += WAIT_STEP;
         match member.outbox.send(chunk) {

@@ -42,15 +42,6 @@ struct State {
     closed: bool,
 }
 
-/// What a join did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Joined {
-    /// The user's type: that of the first live connection, whatever this one said.
-    pub user_type: UserType,
-    /// Whether it is the user's first connection on this node.
-    pub is_first: bool,
-}
-
 impl Session {
     fn new(id: SessionId) -> Self {
         let state = State {
@@ -64,26 +55,27 @@ impl Session {
         }
     }
 
-    /// Adds a connection, with its greeting as its first frame: nothing comes before it and nothing that is
+    /// Adds a connection and says what its user's type is (see [`Roster::join`]), with its greeting as its first
+    /// frame: nothing comes before it and nothing that is
     /// fanned out after it is missed. `None` where the session has just ended.
     fn join(
         &self,
         member: Member,
         user_type: UserType,
         greeting: impl FnOnce(UserType) -> Bytes,
-    ) -> Option<Joined> {
+    ) -> Option<UserType> {
         let mut state = self.state.lock();
         if state.closed {
             return None;
         }
-        let joined = state.roster.join(&member.user_id, user_type);
-        let greeting = greeting(joined.user_type);
+        let user_type = state.roster.join(&member.user_id, user_type);
+        let greeting = greeting(user_type);
         let outbox = Arc::clone(&member.outbox);
         outbox.send_first(&greeting, move || {
             Arc::make_mut(&mut state.members).push(member);
             // The session's lock ends here; the outbox's holds until the greeting is on its way.
         });
-        Some(joined)
+        Some(user_type)
     }
 
     /// Removes a connection. `Some(true)` when it was the user's last here; `None` when it was gone already.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 
-use super::{Joined, Member, Session};
+use super::{Member, Session};
 use crate::protocol::ids::{SessionId, UserType};
 
 /// DashMap's default, four shards a core, is too few where connects come in storms.
@@ -54,13 +54,13 @@ impl Registry {
         member: &Member,
         user_type: UserType,
         greeting: impl Fn(UserType) -> Bytes,
-    ) -> (Arc<Session>, Joined) {
+    ) -> (Arc<Session>, UserType) {
         loop {
             let new = || Arc::new(Session::new(session_id.clone()));
             let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
             // `None`: it ended between the two lines; the next round makes a new one.
-            if let Some(joined) = session.join(member.clone(), user_type, &greeting) {
-                return (session, joined);
+            if let Some(user_type) = session.join(member.clone(), user_type, &greeting) {
+                return (session, user_type);
             }
         }
     }

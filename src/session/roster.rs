@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use foldhash::quality::RandomState;
 use jiff::Timestamp;
 
-use super::Joined;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType, StatusEvent};
@@ -26,30 +25,19 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Counts a connection in.
-    pub fn join(&mut self, user_id: &UserId, user_type: UserType) -> Joined {
-        if let Some(user) = self.users.get_mut(user_id) {
-            let is_first = user.connections == 0;
-            if is_first {
-                (user.user_type, user.joined_at) = (user_type, Timestamp::now());
-            }
-            user.connections += 1;
-            return Joined {
-                user_type: user.user_type,
-                is_first,
-            };
-        }
-        let user = LocalUser {
+    /// Counts a connection in. A user's type is that of the first live connection, whatever a later one says.
+    pub fn join(&mut self, user_id: &UserId, user_type: UserType) -> UserType {
+        let user = self.users.entry(user_id.clone()).or_insert(LocalUser {
             user_type,
-            joined_at: Timestamp::now(),
-            connections: 1,
+            joined_at: Timestamp::UNIX_EPOCH,
+            connections: 0,
             announced: false,
-        };
-        self.users.insert(user_id.clone(), user);
-        Joined {
-            user_type,
-            is_first: true,
+        });
+        if user.connections == 0 {
+            (user.user_type, user.joined_at) = (user_type, Timestamp::now());
         }
+        user.connections += 1;
+        user.user_type
     }
 
     /// Counts a connection out; true when it was the user's last.
@@ -135,16 +123,9 @@ mod tests {
     #[test]
     fn tabs_of_one_user_are_one_user() {
         let mut roster = Roster::default();
-        assert!(roster.join(&user(1), UserType::Customer).is_first);
+        roster.join(&user(1), UserType::Customer);
         assert_eq!(roster.take_changes(usize::MAX).len(), 1);
-        let second = roster.join(&user(1), UserType::Agent);
-        assert_eq!(
-            second,
-            Joined {
-                user_type: UserType::Customer,
-                is_first: false
-            }
-        );
+        assert_eq!(roster.join(&user(1), UserType::Agent), UserType::Customer);
         assert!(!roster.leave(&user(1)));
         assert!(roster.take_changes(usize::MAX).is_empty());
         assert_eq!(roster.status().total_customer, 1);

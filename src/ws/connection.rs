@@ -183,7 +183,6 @@ fn take_frame(
             take_close(&frame.payload, outbox);
             return Burst::Over;
         }
-        OpCode::Pong => return Burst::Idle,
         OpCode::Text | OpCode::Continuation if !frame.fin => {
             partial.extend_from_slice(&frame.payload);
             return Burst::Idle;
@@ -206,7 +205,8 @@ fn take_frame(
     match frame.opcode {
         // A ping over the rate gets no pong: the next one in time will.
         OpCode::Ping if is_allowed => outbox.pong(&frame.payload),
-        OpCode::Ping => {}
+        // Our own pings bring few; more of them are a flood like any other.
+        OpCode::Ping | OpCode::Pong => {}
         OpCode::Continuation => {
             let mut message = std::mem::take(partial);
             message.extend_from_slice(&frame.payload);

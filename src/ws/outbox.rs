@@ -2,10 +2,9 @@
 //!
 //! Without a backlog a frame goes straight to the socket, from whichever thread delivers it: no wake, no hop, no
 //! reference count. What the socket does not take is queued, and a flusher task lives as long as the backlog.
-//! One small lock guards queue, offset and phase; it is never held across an await.
+//! One small lock guards backlog and phase; it is never held across an await.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,26 +16,18 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::backlog::{Backlog, QueueLimits};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
 
-/// How many queued chunks one `writev` takes.
-const MAX_IOVECS: usize = 64;
-
 /// How long after our close frame a peer may keep the connection before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A backlog younger than this is a burst of ours; a reader is not cut for it while it drains.
-const BURST: Duration = Duration::from_secs(1);
-
 /// What all outboxes of a server share.
 pub struct OutboxLimits {
-    /// `SEND_QUEUE_BYTES`.
-    pub queue_bytes: usize,
-    /// `SEND_TIMEOUT`: a backlog that doesn't shrink for so long means a dead reader.
-    pub send_timeout: Duration,
+    pub queue: QueueLimits,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     /// Where flushers run: frames are also sent by threads outside the runtime.
@@ -70,19 +61,10 @@ pub struct Outbox {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Bytes>,
-    /// Bytes of the first chunk that are written: nothing may come between them and the rest.
-    offset: usize,
-    /// Bytes queued and unwritten.
-    bytes: usize,
-    /// A pong that waits for the socket; a newer one replaces it (RFC 6455, section 5.5.3).
-    pong: Option<Bytes>,
+    backlog: Backlog,
     phase: Phase,
     /// Whether a flusher lives. It changes under this lock only, so that no backlog is left without one.
     flushing: bool,
-    /// When the backlog began, and when it last shrank.
-    backlog_since: u32,
-    progress_at: u32,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -116,13 +98,12 @@ impl Outbox {
 
     /// Sends frames of the session: one chunk of whole frames. An empty queue takes a chunk of any size.
     pub fn send(self: &Arc<Self>, chunk: &Bytes) -> Sent {
-        self.send_locked(self.state.lock(), chunk, self.limits.queue_bytes)
+        self.send_locked(self.state.lock(), chunk)
     }
 
-    /// Sends an answer to the client's own frame. Answers are small and may go over the queue's limit once more,
-    /// so that a burst to the session does not cost a client its answers; beyond that it is a slow consumer.
+    /// Sends an answer to the client's own frame, which waits for nobody: where it finds no room, the reader is slow.
     pub fn answer(self: &Arc<Self>, frame: &Bytes) {
-        if self.send_locked(self.state.lock(), frame, 2 * self.limits.queue_bytes) == Sent::Full {
+        if self.send_locked(self.state.lock(), frame) == Sent::Full {
             self.close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
         }
     }
@@ -131,37 +112,29 @@ impl Outbox {
     pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
         let state = self.state.lock();
         publish();
-        self.send_locked(state, first, usize::MAX);
+        self.send_locked(state, first);
     }
 
-    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &Bytes, limit: usize) -> Sent {
+    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &Bytes) -> Sent {
         if state.phase != Phase::Open {
             return Sent::Closed;
         }
-        if !state.queue.is_empty() || state.pong.is_some() {
-            if state.bytes + chunk.len() > limit {
-                return Sent::Full;
-            }
-            state.push(chunk.clone());
-            return Sent::Queued;
+        if !state.backlog.is_empty() {
+            let has_room = state.backlog.try_push(chunk, &self.limits.queue);
+            return if has_room { Sent::Queued } else { Sent::Full };
         }
-        match self.socket.try_write(chunk) {
-            Ok(written) if written == chunk.len() => Sent::Written,
-            Ok(written) => {
-                state.begin_backlog(chunk.clone(), written);
-                self.start_flusher(state);
-                Sent::Queued
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                state.begin_backlog(chunk.clone(), 0);
-                self.start_flusher(state);
-                Sent::Queued
-            }
+        let written = match self.socket.try_write(chunk) {
+            Ok(written) if written == chunk.len() => return Sent::Written,
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => {
                 self.fail(&mut state);
-                Sent::Closed
+                return Sent::Closed;
             }
-        }
+        };
+        state.backlog.begin(chunk.clone(), written);
+        self.start_flusher(state);
+        Sent::Queued
     }
 
     /// Answers a ping. At most one pong waits, whatever the peer sends.
@@ -170,11 +143,7 @@ impl Outbox {
         if state.phase != Phase::Open {
             return;
         }
-        state.pong = Some(frame::pong(payload));
-        if state.queue.is_empty() {
-            state.progress_at = clock::now_ms();
-            state.backlog_since = state.progress_at;
-        }
+        state.backlog.set_pong(frame::pong(payload));
         if !state.flushing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
         }
@@ -202,14 +171,12 @@ impl Outbox {
             return false;
         }
         if queued == Queued::Discard {
-            state.discard();
+            state.backlog.discard(&self.limits.queue);
         }
-        let now = clock::now_ms();
-        if state.queue.is_empty() {
-            (state.backlog_since, state.progress_at) = (now, now);
-        }
-        state.push(close);
-        state.phase = Phase::Closing { since: now };
+        state.backlog.push(close);
+        state.phase = Phase::Closing {
+            since: clock::now_ms(),
+        };
         if !state.flushing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
         } else {
@@ -253,10 +220,9 @@ impl Outbox {
     pub fn sweep(self: &Arc<Self>) {
         let (phase, stalled) = {
             let state = self.state.lock();
-            let has_backlog = !state.queue.is_empty();
             (
                 state.phase,
-                has_backlog && clock::since(state.progress_at) > self.limits.send_timeout,
+                state.backlog.stalled_for() > self.limits.queue.send_timeout,
             )
         };
         match phase {
@@ -286,27 +252,24 @@ impl Outbox {
 
     /// Bytes that wait for the socket.
     pub fn backlog(&self) -> usize {
-        self.state.lock().bytes
+        self.state.lock().backlog.bytes()
     }
 
-    /// Whether a full queue is only a burst of ours that the reader is draining.
-    pub fn is_draining_burst(&self) -> bool {
+    /// Whether the reader has taken something of late.
+    pub fn is_draining(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Open && clock::since(state.backlog_since) < BURST
+        state.phase == Phase::Open && state.backlog.is_draining(&self.limits.queue)
     }
 
     /// Writes what the socket takes. True when nothing is left to write (or nobody to write to).
     fn write_backlog(&self, state: &mut State) -> bool {
-        state.place_pong();
-        while !state.queue.is_empty() {
-            let mut chunks = [IoSlice::new(&[]); MAX_IOVECS];
-            let count = state.queue.len().min(MAX_IOVECS);
-            for (slot, chunk) in chunks.iter_mut().zip(&state.queue) {
-                *slot = IoSlice::new(chunk);
-            }
-            chunks[0] = IoSlice::new(&state.queue[0][state.offset..]);
-            match self.socket.try_write_vectored(&chunks[..count]) {
-                Ok(written) => state.advance(written),
+        state.backlog.place_pong();
+        while let Some(written) = state
+            .backlog
+            .write_to(|chunks| self.socket.try_write_vectored(chunks))
+        {
+            match written {
+                Ok(written) => state.backlog.advance(written, &self.limits.queue),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(_) => {
                     self.fail(state);
@@ -314,8 +277,6 @@ impl Outbox {
                 }
             }
         }
-        // Its memory grew with the backlog, and an idle connection should hold almost nothing.
-        state.queue = VecDeque::new();
         if matches!(state.phase, Phase::Closing { .. }) {
             // After the close frame nothing follows: say so, and let the reader see the peer's end (RFC 6455, 7.1.1).
             let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write);
@@ -348,105 +309,15 @@ impl Outbox {
     /// The socket is broken: forget the backlog and wake the reader.
     fn fail(&self, state: &mut State) {
         state.phase = Phase::Dead;
-        state.queue = VecDeque::new();
-        (state.offset, state.bytes, state.pong) = (0, 0, None);
+        state.backlog.clear(&self.limits.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
         self.closing.notify_one();
     }
 }
 
-impl State {
-    fn push(&mut self, chunk: Bytes) {
-        self.bytes += chunk.len();
-        self.queue.push_back(chunk);
-    }
-
-    fn begin_backlog(&mut self, chunk: Bytes, written: usize) {
-        self.push(chunk);
-        self.offset = written;
-        self.bytes -= written;
-        self.progress_at = clock::now_ms();
-        self.backlog_since = self.progress_at;
-    }
-
-    fn advance(&mut self, mut written: usize) {
-        self.bytes -= written;
-        self.progress_at = clock::now_ms();
-        while let Some(first) = self.queue.front() {
-            let rest = first.len() - self.offset;
-            if written < rest {
-                self.offset += written;
-                return;
-            }
-            written -= rest;
-            self.offset = 0;
-            self.queue.pop_front();
-        }
-    }
-
-    /// Puts the waiting pong before all but a partly sent chunk.
-    fn place_pong(&mut self) {
-        if let Some(pong) = self.pong.take() {
-            self.bytes += pong.len();
-            self.queue.insert(usize::from(self.offset > 0), pong);
-        }
-    }
-
-    /// Forgets everything that is not partly sent.
-    fn discard(&mut self) {
-        self.pong = None;
-        self.queue.truncate(usize::from(self.offset > 0));
-        self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Whatever is written in whatever pieces: chunks stay whole and in order, and the pong falls between them.
-        #[test]
-        fn the_queue_keeps_frames_whole(steps in prop::collection::vec((0u8..4, 1usize..40), 1..60)) {
-            let mut state = State::default();
-            let mut written = Vec::new();
-            let mut next = 0u8;
-            for (step, size) in steps {
-                match step {
-                    0 | 1 => {
-                        state.push(Bytes::from(vec![next; size]));
-                        next = (next + 1) % 200;
-                    }
-                    2 => {
-                        state.pong = Some(Bytes::from(vec![255; 3]));
-                        state.place_pong();
-                    }
-                    _ => {
-                        let size = size.min(state.bytes);
-                        let mut pending = Vec::new();
-                        for (at, chunk) in state.queue.iter().enumerate() {
-                            pending.extend_from_slice(&chunk[if at == 0 { state.offset } else { 0 }..]);
-                        }
-                        prop_assert_eq!(pending.len(), state.bytes);
-                        written.extend_from_slice(&pending[..size]);
-                        if size > 0 {
-                            state.advance(size);
-                        }
-                    }
-                }
-            }
-            let data: Vec<u8> = written.iter().copied().filter(|&byte| byte != 255).collect();
-            let mut seen: Vec<u8> = data.clone();
-            seen.dedup();
-            let expected: Vec<u8> = (0..seen.len()).map(|at| (at % 200) as u8).collect();
-            prop_assert_eq!(&seen, &expected);
-            // A chunk once begun is not interrupted by a pong.
-            let mut runs = written.clone();
-            runs.dedup();
-            let repeated = runs.iter().filter(|&&byte| byte != 255).count();
-            prop_assert_eq!(repeated, seen.len());
-        }
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        // What the backlog has overdrawn is given back, however the connection ended.
+        self.state.get_mut().backlog.clear(&self.limits.queue);
     }
 }
