@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::http::Http;
 use crate::protocol::code::CloseCode;
@@ -62,8 +62,9 @@ pub async fn drain(http: &Http) {
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 
-/// Closes all connections in batches, spread with jitter over `spread`.
+/// Closes all connections in batches over at most `spread`: the first at once, the others with jitter.
 async fn close_all(http: &Http, spread: Duration) {
+    let began = Instant::now();
     let members: Vec<Member> = http
         .chat
         .registry
@@ -73,10 +74,11 @@ async fn close_all(http: &Http, spread: Duration) {
         .collect();
     let batch = members.len().div_ceil(BATCHES).max(1);
     let pause = spread.div_f64(members.len().div_ceil(batch).max(1) as f64);
-    for members in members.chunks(batch) {
-        // Jitter: half to one and a half of the pause. Nobody left means nothing to wait for.
-        let wait = sleep(pause.mul_f64(0.5 + fastrand::f64()));
-        tokio::select! { () = wait => {}, () = http.tracker.wait() => return }
+    for (number, members) in members.chunks(batch).enumerate() {
+        let jitter = if number == 0 { 0.0 } else { fastrand::f64() - 0.5 };
+        let due = began + pause.mul_f64(number as f64 + jitter);
+        // Nobody left means nothing to wait for.
+        tokio::select! { () = sleep_until(due) => {}, () = http.tracker.wait() => return }
         for member in members {
             member
                 .outbox

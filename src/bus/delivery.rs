@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::protocol::frame;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
-use crate::session::fanout::{self, Delivered, Patience, SLICE};
+use crate::session::fanout::{self, Delivered, Patience, SLICE, WaitBudget};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 
@@ -37,6 +37,7 @@ pub struct Delivery {
     batch: Vec<Pending>,
     /// Where a session stands in the batch, by its address: the batch holds it alive.
     index: HashMap<usize, usize, RandomState>,
+    wait_budget: WaitBudget,
     poison_logged: Option<Instant>,
 }
 
@@ -65,6 +66,7 @@ impl Delivery {
             converter: Converter::default(),
             batch: Vec::new(),
             index: HashMap::default(),
+            wait_budget: WaitBudget::default(),
             poison_logged: None,
         }
     }
@@ -153,7 +155,7 @@ impl Delivery {
             if members.len() > SLICE {
                 large.push((pending.session, members, pending.chunks));
             } else {
-                let delivered = deliver_chunks(&members, &pending.chunks);
+                let delivered = deliver_chunks(&members, &pending.chunks, &mut self.wait_budget);
                 log_broadcast(&pending.session, delivered, members.len() * pending.chunks.len());
                 total += delivered;
             }
@@ -163,7 +165,7 @@ impl Delivery {
             large.retain(|(_, members, _)| start < members.len());
             for (session, members, chunks) in &large {
                 let slice = &members[start..members.len().min(start + SLICE)];
-                let delivered = deliver_chunks(slice, chunks);
+                let delivered = deliver_chunks(slice, chunks, &mut self.wait_budget);
                 log_broadcast(session, delivered, slice.len() * chunks.len());
                 total += delivered;
             }
@@ -214,10 +216,10 @@ impl Delivery {
     }
 }
 
-fn deliver_chunks(members: &[Member], chunks: &[Bytes]) -> Delivered {
+fn deliver_chunks(members: &[Member], chunks: &[Bytes], budget: &mut WaitBudget) -> Delivered {
     let mut delivered = Delivered::default();
     for chunk in chunks {
-        delivered += fanout::deliver(members, chunk, None, Patience::Wait);
+        delivered += fanout::deliver(members, chunk, None, Patience::Wait(budget));
     }
     delivered
 }

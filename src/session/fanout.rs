@@ -1,7 +1,7 @@
 //! One chunk of frames to every member of a session.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -13,11 +13,14 @@ use crate::ws::{Queued, Sent};
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
-/// How long delivery waits for one reader that drains but is at the end of its overdraft (see `ws::backlog`), in
-/// all and without any progress: the consumer pauses rather than cut it.
-const MAX_WAIT: Duration = Duration::from_millis(1_000);
+/// How long delivery waits for one reader without any progress. Only one that drains, and is at the end of its
+/// overdraft all the same (see `ws::backlog`), is waited for: the consumer pauses rather than cut it.
 const MAX_STALL: Duration = Duration::from_millis(100);
 const WAIT_STEP: Duration = Duration::from_millis(1);
+/// How much of its time a delivery thread may spend on such waits, whoever they are for, and how much it may save
+/// up: slow readers must not become everybody's delay.
+const WAIT_SHARE: u32 = 20;
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// What became of a chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,16 +55,52 @@ impl std::ops::AddAssign for Delivered {
 }
 
 /// What to do about a reader whose queue is full.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum Patience<'a> {
     /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
-    Wait,
+    Wait(&'a mut WaitBudget),
     /// On the runtime, which may not.
     None,
 }
 
+/// The time a delivery thread may still wait for slow readers.
+pub struct WaitBudget {
+    left: Duration,
+    refilled: Instant,
+}
+
+impl Default for WaitBudget {
+    fn default() -> Self {
+        Self {
+            left: MAX_WAIT,
+            refilled: Instant::now(),
+        }
+    }
+}
+
+impl WaitBudget {
+    fn refill(&mut self) {
+        let now = Instant::now();
+        self.left = MAX_WAIT.min(self.left + (now - self.refilled) / WAIT_SHARE);
+        self.refilled = now;
+    }
+
+    fn wait(&mut self, step: Duration) -> bool {
+        let has_left = self.left >= step;
+        if has_left {
+            self.left -= step;
+            thread::sleep(step);
+        }
+        has_left
+    }
+}
+
 /// Sends `chunk` to each of `members` but those of `except`.
-pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
+pub fn deliver(
+    members: &[Member],
+    chunk: &Bytes,
+    except: Option<&UserId>,
+    mut patience: Patience<'_>,
+) -> Delivered {
     let mut delivered = Delivered::default();
     for member in members {
         if except.is_some_and(|user_id| *user_id == member.user_id) {
@@ -69,8 +108,8 @@ pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patie
         }
         let mut sent = member.outbox.send(chunk);
         if sent == Sent::Full {
-            if patience == Patience::Wait {
-                sent = wait_for_room(member, chunk);
+            if let Patience::Wait(budget) = &mut patience {
+                sent = wait_for_room(member, chunk, budget);
             }
             if sent == Sent::Full {
                 member
@@ -95,11 +134,10 @@ pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     delivered
 }
 
-fn wait_for_room(member: &Member, chunk: &Bytes) -> Sent {
-    let (mut waited, mut stalled, mut backlog) = (Duration::ZERO, Duration::ZERO, member.outbox.backlog());
-    while waited < MAX_WAIT && stalled < MAX_STALL && member.outbox.is_draining() {
-        thread::sleep(WAIT_STEP);
-        waited += WAIT_STEP;
+fn wait_for_room(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
+    budget.refill();
+    let (mut stalled, mut backlog) = (Duration::ZERO, member.outbox.backlog());
+    while stalled < MAX_STALL && member.outbox.is_worth_waiting_for() && budget.wait(WAIT_STEP) {
         match member.outbox.send(chunk) {
             Sent::Full => {}
             sent => return sent,
@@ -113,4 +151,21 @@ fn wait_for_room(member: &Member, chunk: &Bytes) -> Sent {
         backlog = left;
     }
     Sent::Full
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_has_a_budget() {
+        let mut budget = WaitBudget {
+            left: Duration::from_millis(2),
+            refilled: Instant::now(),
+        };
+        assert!(budget.wait(WAIT_STEP) && budget.wait(WAIT_STEP) && !budget.wait(WAIT_STEP));
+        budget.refilled = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        budget.refill();
+        assert!(budget.left >= Duration::from_millis(50) && budget.left < MAX_WAIT);
+    }
 }

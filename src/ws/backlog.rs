@@ -68,6 +68,8 @@ pub struct Backlog {
     /// When the queue last went over its limit, and when it began or last shrank ([`clock::now_ms`]).
     over_since: u32,
     progress_at: u32,
+    /// Whether any of this backlog was taken.
+    has_shrunk: bool,
     /// A pong that waits for the socket; a newer one replaces it (RFC 6455, section 5.5.3).
     pong: Option<Bytes>,
 }
@@ -91,9 +93,14 @@ impl Backlog {
     }
 
     /// Whether the reader takes what it gets, and has not been behind for too long.
-    pub fn is_draining(&self, limits: &QueueLimits) -> bool {
+    fn is_draining(&self, limits: &QueueLimits) -> bool {
         let has_been_behind = self.overdrawn > 0 && clock::since(self.over_since) >= limits.send_timeout;
         self.stalled_for() < STALL && !has_been_behind
+    }
+
+    /// Whether waiting for this reader makes sense: it drains, and has shown it since the backlog began.
+    pub fn is_worth_waiting_for(&self, limits: &QueueLimits) -> bool {
+        self.has_shrunk && self.is_draining(limits)
     }
 
     /// Begins with a chunk of which `written` bytes are sent: an empty queue takes one of any size.
@@ -107,6 +114,7 @@ impl Backlog {
     pub fn push(&mut self, chunk: Bytes) {
         if self.is_empty() {
             self.progress_at = clock::now_ms();
+            self.has_shrunk = false;
         }
         self.bytes += chunk.len();
         self.queue.push_back(chunk);
@@ -146,6 +154,7 @@ impl Backlog {
     pub fn advance(&mut self, mut written: usize, limits: &QueueLimits) {
         self.bytes -= written;
         self.progress_at = clock::now_ms();
+        self.has_shrunk = true;
         self.settle(limits);
         while let Some(first) = self.queue.front() {
             let rest = first.len() - self.offset;

@@ -255,10 +255,10 @@ impl Outbox {
         self.state.lock().backlog.bytes()
     }
 
-    /// Whether the reader has taken something of late.
-    pub fn is_draining(&self) -> bool {
+    /// Whether a full queue will soon have room.
+    pub fn is_worth_waiting_for(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Open && state.backlog.is_draining(&self.limits.queue)
+        state.phase == Phase::Open && state.backlog.is_worth_waiting_for(&self.limits.queue)
     }
 
     /// Writes what the socket takes. True when nothing is left to write (or nobody to write to).

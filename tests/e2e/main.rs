@@ -23,6 +23,7 @@ mod ws_fuzz;
 mod ws_protocol;
 
 mod deploy;
+mod docs;
 mod kafka_delivery;
 mod kafka_faults;
 mod kafka_records;

@@ -1,0 +1,502 @@
+//! The pages people read, against the code: variables, codes, routes, metrics, links, and frames of a running server.
+//!
+//! What is compared comes from the library's own tables or from its sources, never from a list kept here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use livechat_ws::config::{VARIABLES, Variable};
+use livechat_ws::protocol::code::{CloseCode, ErrorCode};
+use livechat_ws::protocol::record::Poison;
+use serde_json::{Value, json};
+
+use crate::support::{Client, Http, Server};
+
+/// The widest line of prose, in characters.
+const WIDTH: usize = 120;
+
+/// What begins a path of ours in a code span.
+const FOLDERS: [&str; 6] = ["src/", "tests/", "scripts/", "examples/", "docs/", ".ci/"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn markdown_in(folder: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join(folder)).expect("a folder of pages") {
+        let name = entry
+            .expect("an entry")
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        if name.ends_with(".md") {
+            names.push(format!("{folder}{name}"));
+        }
+    }
+    names.sort();
+    assert!(!names.is_empty(), "no pages in {folder:?}");
+    names
+}
+
+/// Every page, by its path.
+fn pages() -> BTreeMap<String, String> {
+    let paths = markdown_in("./").into_iter().chain(markdown_in("docs/"));
+    let paths = paths.map(|path| path.trim_start_matches("./").to_owned());
+    paths.map(|path| (path.clone(), read(&path))).collect()
+}
+
+/// A page's lines outside of code blocks, with their numbers.
+fn prose(page: &str) -> Vec<(usize, &str)> {
+    let mut in_block = false;
+    let mut lines = Vec::new();
+    for (number, line) in page.lines().enumerate() {
+        if line.starts_with("```") {
+            in_block = !in_block;
+        } else if !in_block {
+            lines.push((number + 1, line));
+        }
+    }
+    assert!(!in_block, "a code block is not closed");
+    lines
+}
+
+/// The texts of a page's code blocks of this language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut blocks: Vec<String> = Vec::new();
+    let mut open: Option<bool> = None;
+    for line in page.lines() {
+        match (line.strip_prefix("```"), open) {
+            (Some(_), Some(_)) => open = None,
+            (Some(name), None) => {
+                open = Some(name == language);
+                if name == language {
+                    blocks.push(String::new());
+                }
+            }
+            (None, Some(true)) => {
+                let block = blocks.last_mut().expect("an open block");
+                block.push_str(line);
+                block.push('\n');
+            }
+            (None, _) => {}
+        }
+    }
+    blocks
+}
+
+/// What stands between single backticks, also across a line break.
+fn code_spans(page: &str) -> Vec<String> {
+    let text: Vec<&str> = prose(page).into_iter().map(|(_, line)| line).collect();
+    let text = text.join("\n");
+    // Paragraphs and table rows: a span never goes beyond one.
+    let parts = text.split("\n\n").flat_map(|part| part.split("\n|"));
+    parts
+        .flat_map(|part| part.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The cells of a table's row.
+fn cells(line: &str) -> Option<Vec<&str>> {
+    let row = line.trim().strip_prefix('|')?.strip_suffix('|')?;
+    Some(row.split('|').map(str::trim).collect())
+}
+
+/// The cells of the row that begins with `first`.
+fn row<'a>(page: &'a str, first: &str) -> Vec<&'a str> {
+    let mut rows = prose(page)
+        .into_iter()
+        .filter_map(|(_, line)| cells(line))
+        .filter(|cells| cells[0] == first);
+    let row = rows
+        .next()
+        .unwrap_or_else(|| panic!("no row begins with {first}"));
+    assert!(rows.next().is_none(), "two rows begin with {first}");
+    row
+}
+
+#[test]
+fn docs_the_readme_names_every_variable_with_its_default() {
+    let readme = read("README.md");
+    for variable in VARIABLES {
+        let row = row(&readme, &format!("`{}`", variable.name));
+        let default = row[1];
+        if variable.default.is_empty() {
+            assert!(
+                !default.is_empty() && !default.contains('`'),
+                "{} has no default to be written: {default:?}",
+                variable.name
+            );
+        } else {
+            assert_eq!(default, format!("`{}`", variable.default), "{}", variable.name);
+        }
+    }
+}
+
+#[test]
+fn docs_no_page_names_a_variable_that_does_not_exist_or_another_default() {
+    // Of the scripts, of the tests, and of other programs.
+    let foreign = [
+        "LIVECHAT_TEST_SERVICES",
+        "FAULT_ROUNDS",
+        "MIMALLOC_PURGE_DELAY",
+        "TEST_KAFKA_BROKERS",
+    ];
+    for (path, page) in pages() {
+        for (number, line) in prose(&page) {
+            let Some(cells) = cells(line) else { continue };
+            let Some(variable) = Variable::named(cells[0].trim_matches('`')) else {
+                continue;
+            };
+            if !variable.default.is_empty() {
+                let default = format!("`{}`", variable.default);
+                assert_eq!(cells[1], default, "{path}:{number}: {}", variable.name);
+            }
+        }
+        for span in code_spans(&page) {
+            let name = span.split('=').next().unwrap_or_default();
+            let is_name = name.contains('_')
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_uppercase() || b == b'_' || b.is_ascii_digit());
+            if is_name && !foreign.contains(&name) {
+                assert!(Variable::named(name).is_some(), "{path}: there is no {name}");
+            }
+        }
+    }
+}
+
+/// "`MAX_MESSAGE_BYTES` 65536": a variable and its default in the running text of PROTOCOL's limits.
+#[test]
+fn docs_the_limits_of_the_protocol_are_the_defaults() {
+    let page = read("docs/PROTOCOL.md");
+    let mut checked = 0;
+    for (number, line) in prose(&page) {
+        for variable in VARIABLES {
+            let Some((_, rest)) = line.split_once(&format!("`{}` ", variable.name)) else {
+                continue;
+            };
+            let word: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+            if line.starts_with('|') && word.starts_with(|c: char| c.is_ascii_digit()) {
+                assert_eq!(
+                    word, variable.default,
+                    "docs/PROTOCOL.md:{number}: {}",
+                    variable.name
+                );
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 10, "only {checked} limits were found");
+}
+
+#[test]
+fn docs_every_close_code_is_documented() {
+    let (protocol, readme) = (read("docs/PROTOCOL.md"), read("README.md"));
+    for code in CloseCode::ALL {
+        let number = code.code().to_string();
+        let cells = row(&protocol, &number);
+        assert_eq!(cells[1], format!("`{}`", code.name()), "{number}");
+        assert!(cells.len() == 4 && !cells[3].is_empty(), "{number}: no advice");
+        assert!(!row(&readme, &number)[2].is_empty(), "{number}: no advice");
+    }
+    // And none that is never sent.
+    for (_, line) in prose(&protocol) {
+        if let Some(cells) = cells(line)
+            && let Ok(number) = cells[0].parse::<u16>()
+            && cells.get(1).is_some_and(|name| !name.contains(' '))
+        {
+            assert!(
+                CloseCode::ALL.iter().any(|code| code.code() == number),
+                "{number} is not sent"
+            );
+        }
+    }
+}
+
+#[test]
+fn docs_every_error_code_is_documented() {
+    let page = read("docs/PROTOCOL.md");
+    for code in ErrorCode::ALL {
+        let retryable = if code.is_retryable() { "yes" } else { "no" };
+        assert_eq!(
+            row(&page, &format!("`{}`", code.as_str()))[1],
+            retryable,
+            "{}",
+            code.as_str()
+        );
+    }
+}
+
+#[test]
+fn docs_every_reason_for_poison_is_documented() {
+    let page = read("docs/PROTOCOL.md");
+    for poison in Poison::ALL {
+        assert!(!row(&page, &format!("`{}`", poison.name()))[1].is_empty());
+    }
+}
+
+/// The routes as the router's own match has them: `["api", "session", session_id, "connection-status"]`.
+fn routes() -> Vec<String> {
+    let router = read("src/http/router.rs");
+    let arms = router.lines().map(str::trim);
+    let arms = arms.filter(|line| line.starts_with("(_, [") || line.starts_with("(Door::"));
+    let segments = arms.filter_map(|line| line.split_once('[')?.1.split_once(']'));
+    segments
+        .map(|(segments, _)| {
+            let segments = segments.split(", ").map(|segment| {
+                match segment.strip_prefix('"').and_then(|s| s.strip_suffix('"')) {
+                    Some(literal) => format!("/{literal}"),
+                    None => format!("/{{{segment}}}"),
+                }
+            });
+            segments.collect()
+        })
+        .collect()
+}
+
+#[test]
+fn docs_every_route_is_documented() {
+    let routes = routes();
+    assert!(
+        routes.len() >= 6 && routes.contains(&"/ws/{session_id}/{user_id}/{user_type}".to_owned()),
+        "{routes:?}"
+    );
+    let page = read("docs/PROTOCOL.md");
+    let addresses = page
+        .split("\n## ")
+        .find(|section| section.starts_with("Addresses\n"));
+    let addresses = addresses.expect("a section Addresses");
+    for route in routes {
+        assert!(addresses.contains(&format!("GET {route}`")), "{route}");
+    }
+}
+
+/// What GitHub makes of a heading for links to it.
+fn slug(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn docs_every_relative_link_resolves() {
+    let pages = pages();
+    let anchors = |page: &str| -> BTreeSet<String> {
+        let headings = prose(page).into_iter().filter(|(_, line)| line.starts_with('#'));
+        headings.map(|(_, line)| slug(line)).collect()
+    };
+    let mut checked = 0;
+    for (path, page) in &pages {
+        let text: Vec<&str> = prose(page).into_iter().map(|(_, line)| line).collect();
+        for link in text.join("\n").split("](").skip(1) {
+            let link = link.split(')').next().unwrap_or_default();
+            if link.contains("://") {
+                continue;
+            }
+            checked += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => {
+                    let folder = Path::new(path).parent().expect("a folder");
+                    let whole = root().join(folder).join(file);
+                    let whole = whole
+                        .canonicalize()
+                        .unwrap_or_else(|error| panic!("{path}: {link}: {error}"));
+                    let root = root().canonicalize().expect("the repository");
+                    let inside = whole.strip_prefix(root).expect("a path inside the repository");
+                    inside.to_string_lossy().into_owned()
+                }
+            };
+            if !anchor.is_empty() {
+                let page = pages
+                    .get(&target)
+                    .unwrap_or_else(|| panic!("{path}: {link} is no page"));
+                assert!(
+                    anchors(page).contains(anchor),
+                    "{path}: nothing in {target} is called #{anchor}"
+                );
+            }
+        }
+    }
+    assert!(checked > 30, "only {checked} links were found");
+}
+
+#[test]
+fn docs_every_path_in_a_code_span_exists() {
+    for (path, page) in pages() {
+        for span in code_spans(&page) {
+            let name = span.trim_start_matches("./");
+            let name = name.split([' ', '\n', ':']).next().unwrap_or_default();
+            if FOLDERS.iter().any(|folder| name.starts_with(folder)) {
+                assert!(root().join(name).exists(), "{path}: there is no {name}");
+            }
+        }
+        for script in page.split("./scripts/").skip(1) {
+            let name: String = script
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
+                .collect();
+            let name = name.trim_end_matches('.');
+            assert!(
+                root().join("scripts").join(name).exists(),
+                "{path}: there is no scripts/{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn docs_the_index_names_every_page() {
+    let index = read("docs/DOCUMENTATION.md");
+    for path in pages().keys().filter(|path| *path != "docs/DOCUMENTATION.md") {
+        let link = match path.strip_prefix("docs/") {
+            Some(name) => format!("]({name})"),
+            None => format!("](../{path})"),
+        };
+        assert!(index.contains(&link), "{path} is not in the index");
+    }
+}
+
+#[test]
+fn docs_prose_is_not_too_wide() {
+    for (path, page) in pages() {
+        for (number, line) in prose(&page) {
+            // Rows of tables can't be wrapped.
+            let width = line.chars().count();
+            assert!(
+                line.starts_with('|') || width <= WIDTH,
+                "{path}:{number}: {width} wide"
+            );
+        }
+    }
+}
+
+/// The values of a JSON block: it may hold several, each over several lines.
+fn examples(path: &str) -> Vec<Value> {
+    let mut examples = Vec::new();
+    for block in blocks(&read(path), "json") {
+        let values = serde_json::Deserializer::from_str(&block).into_iter::<Value>();
+        let values: Vec<Value> = values
+            .map(|value| value.unwrap_or_else(|error| panic!("{path}: {error} in:\n{block}")))
+            .collect();
+        assert!(!values.is_empty(), "{path}: an empty block");
+        examples.extend(values);
+    }
+    examples
+}
+
+#[test]
+fn docs_json_examples_parse() {
+    assert!(examples("docs/PROTOCOL.md").len() > 20);
+    for path in pages().keys() {
+        examples(path);
+    }
+}
+
+/// The names in a frame and in its `data`; deeper ones depend on what is said and who is there.
+fn shape(frame: &Value) -> [BTreeSet<&str>; 2] {
+    [frame, &frame["data"]].map(|value| {
+        let names = value.as_object().into_iter().flatten();
+        names.map(|(name, _)| name.as_str()).collect()
+    })
+}
+
+fn assert_documented(documented: &[Value], frame: &Value) {
+    let same = |other: &&Value| other["type"] == frame["type"] && shape(other) == shape(frame);
+    assert!(
+        documented.iter().any(|other| same(&other)),
+        "docs/PROTOCOL.md has no such example: {frame}"
+    );
+}
+
+/// Sends PROTOCOL's own client frames, and looks for every answer among its examples.
+#[tokio::test]
+async fn docs_frames_are_those_of_a_running_server() {
+    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
+    let documented = examples("docs/PROTOCOL.md");
+    let mut alice = Client::connect(&server, "demo", "alice", "customer").await;
+    let mut bob = Client::connect(&server, "demo", "bob", "agent").await;
+    let requests: Vec<&Value> = documented
+        .iter()
+        .filter(|frame| {
+            frame["type"].is_string() && frame.get("success").is_none() && frame.get("session_id").is_none()
+        })
+        .collect();
+    assert!(requests.len() >= 7, "{requests:?}");
+    for request in &requests {
+        alice.send((*request).clone()).await;
+    }
+    // The error that the page shows for it.
+    alice.send(json!({"type": "dance", "request_id": "r4"})).await;
+    alice.fence().await;
+    bob.next("typing_indicator").await;
+    alice.fence_session(&mut bob).await;
+    // A second tab's snapshot.
+    let mut tab = Client::connect(&server, "demo", "alice", "customer").await;
+    tab.next("connection_status_update").await;
+    let mut seen = BTreeSet::new();
+    for frame in alice.log.iter().chain(&bob.log).chain(&tab.log) {
+        // A fence is this test's own ping.
+        let is_fence = frame["request_id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("fence"));
+        let kind = frame["type"].as_str().expect("a type").to_owned();
+        if !is_fence {
+            assert!(frame["success"] == (kind != "error"), "{frame}");
+            assert_documented(&documented, frame);
+        }
+        seen.insert(kind);
+    }
+    let expected = [
+        "connection_established",
+        "connection_status_update",
+        "error",
+        "message_sent",
+        "new_message",
+        "pong",
+        "session_joined",
+        "typing_indicator",
+    ];
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    // Only what was meant to be wrong was refused.
+    let errors: Vec<_> = alice
+        .log
+        .iter()
+        .filter(|frame| frame["type"] == "error")
+        .collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[test]
+fn docs_health_and_metrics_are_those_of_a_running_server() {
+    let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let page = read("docs/OPERATIONS.md");
+    let documented = &examples("docs/OPERATIONS.md")[0];
+    assert_eq!(shape(documented), shape(&server.health()));
+    let metrics = Http::get(server.admin_addr(), "/metrics").text();
+    let mut count = 0;
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("a name and a type");
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        let has_reasons = metrics.contains(&format!("\n{name}{suffix}{{reason="));
+        let labels = if has_reasons { "{reason}" } else { "" };
+        row(&page, &format!("`{name}{suffix}{labels}`"));
+        count += 1;
+    }
+    let listed = prose(&page)
+        .iter()
+        .filter(|(_, line)| line.starts_with("| `livechat_"))
+        .count();
+    assert_eq!(listed, count, "a metric is listed that does not exist");
+}
