@@ -118,6 +118,8 @@ start() {
     dir=$(cd "$dir" && pwd)
     if read_pid "$dir/kafka.pid" >/dev/null; then die "a broker runs in $dir already"; fi
     prepare
+    # Whoever answers there already would pass for ours.
+    if ready "$port"; then die "port $port is taken"; fi
     if [ ! -f "$dir/formatted" ]; then
         configure "$dir" "$port"
         # Any 16 bytes in URL-safe base64 make a cluster id; a leading '-' would look like a flag.

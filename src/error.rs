@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener can't bind: fatal, and named by its variable.
-    #[error("{variable}: cannot listen on {address}: {source}")]
+    #[error("{variable}: cannot listen on {address}")]
     Bind {
         variable: &'static str,
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("cannot start a thread: {0}")]
+    #[error("cannot start a thread")]
     Thread(#[from] io::Error),
 }

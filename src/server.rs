@@ -131,6 +131,7 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         )?),
     };
     let presence = Presence::start(Arc::clone(&registry), config.presence_flush, Arc::clone(&metrics));
+    warn_of_halves(&config);
     tracing::info!(kafka = bus.health().0, redis = presence.health().0, node, "modes");
     let chat = Arc::new(Chat {
         registry,
@@ -165,6 +166,20 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         port,
         node,
     })
+}
+
+/// Says what a half-shared node does not do.
+fn warn_of_halves(config: &Config) {
+    match (&config.kafka, &config.redis) {
+        (Some(_), None) => {
+            tracing::warn!("Kafka without Redis: connection status is of this node only and not published");
+        }
+        (None, Some(_)) => tracing::warn!("Redis without Kafka: messages stay on this node"),
+        _ => {}
+    }
+    if config.redis.is_some() {
+        tracing::warn!("REDIS_* is set, but this version keeps presence in the process");
+    }
 }
 
 /// What happens from time to time: typing and unanswered messages end, connections are swept.

@@ -14,8 +14,9 @@ use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::server;
 use crate::ws::Outbox;
 
-/// How long a sender waits for the log before it is told that the outcome is unknown.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a sender waits for the log before it is told that the outcome is unknown: with the tick that looks
+/// for it, within five seconds.
+const PATIENCE: Duration = Duration::from_millis(4_600);
 
 /// The answer that one `send_message` is owed.
 pub struct PendingAnswer {

@@ -11,6 +11,7 @@
 mod consumer;
 mod offsets;
 mod producer;
+mod topic_id;
 mod watch;
 
 use std::sync::Arc;

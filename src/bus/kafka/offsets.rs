@@ -1,6 +1,7 @@
 //! Where each partition is read next: kept by us, so that a consumer made anew goes on where the old one was.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -30,9 +31,8 @@ fn index(topic: Topic) -> u8 {
 impl Offsets {
     /// What the consumer is to assign: [`Offsets::all`] after all resets.
     pub fn assignment(&self) -> Vec<(Partition, i64)> {
-        let resets = std::mem::take(&mut *self.resets.lock());
         let mut next = self.next.lock();
-        for (at, to) in resets {
+        for (at, to) in std::mem::take(&mut *self.resets.lock()) {
             if let Some(known) = next.get_mut(&at) {
                 *known = to;
             }
@@ -66,22 +66,25 @@ impl Offsets {
         }
     }
 
-    /// An offset is gone; [`Offsets::restart`] tells the consumer.
-    pub fn reset(&self, (topic, partition): Partition, to: i64) {
-        self.resets.lock().insert((index(topic), partition), to);
+    /// Where to read a partition from: at once where it is new, with the next assignment where it is being read.
+    /// [`Offsets::changed`] or [`Offsets::restart`] tells the consumer.
+    pub fn begin(&self, (topic, partition): Partition, at: i64) {
+        let key = (index(topic), partition);
+        match self.next.lock().entry(key) {
+            Entry::Occupied(_) => drop(self.resets.lock().insert(key, at)),
+            Entry::Vacant(new) => drop(new.insert(at)),
+        }
     }
 
-    /// A partition to begin with; [`Offsets::changed`] tells the consumer.
-    pub fn begin(&self, (topic, partition): Partition, next: i64) {
-        self.next.lock().insert((index(topic), partition), next);
+    /// Forgets the partitions that a topic no longer has.
+    pub fn keep(&self, topic: Topic, partitions: &[i32]) {
+        let is_kept = |&(at, partition): &(u8, i32)| at != index(topic) || partitions.contains(&partition);
+        self.next.lock().retain(|at, _| is_kept(at));
     }
 
-    /// Forgets a topic that is gone; whether it was known.
-    pub fn forget(&self, topic: Topic) -> bool {
-        let mut next = self.next.lock();
-        let before = next.len();
-        next.retain(|(at, _), _| *at != index(topic));
-        next.len() < before
+    /// Whether the consumer has yet to take over an offset.
+    pub fn is_resetting(&self) -> bool {
+        !self.resets.lock().is_empty()
     }
 
     pub fn changed(&self) {
@@ -127,14 +130,13 @@ mod tests {
             offsets.all(),
             vec![((Topic::Messages, 0), 7), ((Topic::Typing, 1), 9)]
         );
-        offsets.reset((Topic::Messages, 0), 2);
+        offsets.begin((Topic::Messages, 0), 2);
         offsets.advance([(&(Topic::Messages, 0), &8)]);
         assert_eq!(
             offsets.assignment(),
             vec![((Topic::Messages, 0), 2), ((Topic::Typing, 1), 9)]
         );
-        assert!(offsets.forget(Topic::Typing));
-        assert!(!offsets.forget(Topic::Typing));
+        offsets.keep(Topic::Typing, &[0]);
         assert_eq!(offsets.all().len(), 1);
     }
 }

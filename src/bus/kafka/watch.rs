@@ -1,7 +1,7 @@
 //! The watch: asks the broker every moment what there is, on a thread and a client of its own, so that a broker
 //! that doesn't answer delays nobody.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::offsets::Partition;
 use super::producer::Producer;
+use super::topic_id::{self, TopicId};
 use super::{Context, Shared};
 use crate::bus::Status;
 use crate::protocol::record::Topic;
@@ -35,10 +36,12 @@ pub(super) struct Watch {
     producer: Arc<Producer>,
     runtime: Handle,
     client: Option<BaseConsumer<Context>>,
-    /// Topics that the broker has said do not exist: when they come, they are read from their beginning.
+    /// Topics that the broker has said do not exist before they were ever read: when they come, they are read from
+    /// their beginning.
     missing: HashSet<Topic>,
-    /// Topics that have been assigned: partitions that come later are read from their beginning.
-    known: HashSet<Topic>,
+    /// The topics that are read, by their ids: partitions that come later are read from their beginning, and a
+    /// topic with another id is another topic.
+    known: HashMap<Topic, TopicId>,
     last_audit: Instant,
     last_create: Option<Instant>,
     /// Whether the last probe failed: each outage is logged once.
@@ -55,7 +58,7 @@ impl Watch {
             runtime,
             client: None,
             missing: HashSet::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
             last_audit: Instant::now(),
             last_create: None,
             has_failed: false,
@@ -82,24 +85,24 @@ impl Watch {
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
         let mut absent = Vec::new();
-        let mut has_changed = false;
         for topic in Topic::ALL {
             match self.partitions_of(topic)? {
-                Some(partitions) => has_changed |= self.add_partitions(topic, &partitions)?,
+                Some(partitions) => self.read_topic(topic, &partitions)?,
                 None => {
                     absent.push(topic);
-                    self.known.remove(&topic);
-                    self.missing.insert(topic);
-                    has_changed |= self.shared.offsets.forget(topic);
+                    // A topic that is read keeps its positions: brokers that have just started say this of topics
+                    // they have, and to read one again from its beginning would repeat all of its history.
+                    if !self.known.contains_key(&topic) {
+                        self.missing.insert(topic);
+                    }
                 }
             }
         }
-        if has_changed {
-            self.shared.offsets.changed();
-        }
-        if self.shared.offsets.take_suspect() || self.last_audit.elapsed() >= AUDIT_INTERVAL {
+        // Until the consumer has taken over what was changed, its positions say nothing.
+        let is_due = self.shared.offsets.take_suspect() || self.last_audit.elapsed() >= AUDIT_INTERVAL;
+        if is_due && !self.shared.offsets.is_resetting() {
             self.last_audit = Instant::now();
-            self.audit()?;
+            self.audit(&absent)?;
         }
         if !absent.is_empty() && self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL) {
             self.last_create = Some(Instant::now());
@@ -112,6 +115,43 @@ impl Watch {
         } else {
             Found::Missing(absent)
         })
+    }
+
+    /// Reads what a topic has, from where it is right to begin.
+    fn read_topic(&mut self, topic: Topic, partitions: &[i32]) -> KafkaResult<()> {
+        let name = self.shared.topic_name(topic).to_owned();
+        let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
+        let is_another = self.known.get(&topic).is_some_and(|known| *known != id);
+        if is_another {
+            self.shared.metrics.kafka_gaps.inc();
+            tracing::error!(
+                topic = name,
+                "the Kafka topic was deleted and made again: this node reads the new one from its beginning"
+            );
+        }
+        let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
+        let mut starts = Vec::new();
+        for &partition in partitions {
+            if is_another || self.shared.offsets.get((topic, partition)).is_none() {
+                let (low, high) = self.watermarks((topic, partition))?;
+                // At the end where the topic was there before us, so that a late first connect replays nothing;
+                // from the beginning where it, or the partition, came after us.
+                starts.push((partition, if from_end { high } else { low }));
+            }
+        }
+        // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
+        for &(partition, start) in &starts {
+            self.shared.offsets.begin((topic, partition), start);
+        }
+        if is_another {
+            self.shared.offsets.keep(topic, partitions);
+            self.shared.offsets.restart();
+        } else if !starts.is_empty() {
+            self.shared.offsets.changed();
+        }
+        self.missing.remove(&topic);
+        self.known.insert(topic, id);
+        Ok(())
     }
 
     fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
@@ -144,26 +184,6 @@ impl Watch {
         }
     }
 
-    /// Begins to read partitions that are new to us: at the end where the topic was there before us, so that a late
-    /// first connect replays nothing, and from the beginning where it, or the partition, came after us.
-    fn add_partitions(&mut self, topic: Topic, partitions: &[i32]) -> KafkaResult<bool> {
-        let from_end = !self.known.contains(&topic) && !self.missing.contains(&topic);
-        let mut starts = Vec::new();
-        for &partition in partitions {
-            if self.shared.offsets.get((topic, partition)).is_none() {
-                let (low, high) = self.watermarks((topic, partition))?;
-                starts.push((partition, if from_end { high } else { low }));
-            }
-        }
-        // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
-        for &(partition, start) in &starts {
-            self.shared.offsets.begin((topic, partition), start);
-        }
-        self.missing.remove(&topic);
-        self.known.insert(topic);
-        Ok(!starts.is_empty())
-    }
-
     fn watermarks(&mut self, (topic, partition): Partition) -> KafkaResult<(i64, i64)> {
         let name = self.shared.topic_name(topic).to_owned();
         self.client()?.fetch_watermarks(&name, partition, PATIENCE)
@@ -171,9 +191,12 @@ impl Watch {
 
     /// Compares positions with the log's ends: counts gaps, and makes a consumer anew that has more to read and
     /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
-    fn audit(&mut self) -> KafkaResult<()> {
+    fn audit(&mut self, absent: &[Topic]) -> KafkaResult<()> {
         let (mut behind, mut is_stalled, mut has_gap) = (BTreeMap::new(), false, false);
         for (at, _) in self.shared.offsets.all() {
+            if absent.contains(&at.0) {
+                continue;
+            }
             let (low, high) = self.watermarks(at)?;
             // Asked after the log's end, so that what was delivered meanwhile is no gap.
             let Some(next) = self.shared.offsets.get(at) else {
@@ -188,9 +211,11 @@ impl Watch {
                     next,
                     low,
                     high,
-                    "records are missing from the log: this node goes on with the oldest there is"
+                    "records are missing from the log: this node goes on with what there is"
                 );
-                self.shared.offsets.reset(at, low);
+                // Behind the oldest: the rest of the log is news. Beyond the newest: the log was cut short, and
+                // what is left of it has been read.
+                self.shared.offsets.begin(at, if next < low { low } else { high });
             } else if next < high {
                 let key = (at.0 as u8, at.1);
                 is_stalled |= self.behind.get(&key) == Some(&next);
@@ -258,6 +283,10 @@ impl Watch {
         }
     }
 
+    fn has_just_created(&self) -> bool {
+        self.last_create.is_some_and(|at| at.elapsed() < PATIENCE)
+    }
+
     /// Tells health, and the log where something has changed.
     fn report(&mut self, result: &KafkaResult<Found>) {
         let before = self.shared.status();
@@ -266,11 +295,14 @@ impl Watch {
             Ok(Found::Missing(_)) => Status::Degraded,
             // The next look, in a moment, finds them.
             Ok(Found::Created) => before,
+            // A topic that was just created may have no leader for a moment.
+            Err(_) if self.has_just_created() => before,
             Err(_) if before == Status::Connecting => Status::Connecting,
             Err(_) => Status::Degraded,
         };
         self.shared.metrics.kafka_up.set(i64::from(result.is_ok()));
-        let had_failed = std::mem::replace(&mut self.has_failed, result.is_err());
+        let is_failure = result.is_err() && !self.has_just_created();
+        let had_failed = std::mem::replace(&mut self.has_failed, is_failure);
         if status == before && (had_failed || !self.has_failed) {
             return;
         }
