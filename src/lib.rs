@@ -15,7 +15,7 @@
 //! - [`presence`]: who is connected, told beside the message path, which never waits for it
 //! - [`protocol`]: everything on the wire, and nothing of ours
 //! - [`shutdown`]: signals and the graceful end
-//! - [`metrics`], [`logging`], [`clock`]
+//! - [`metrics`], [`logging`], [`clock`], [`life`], [`supervise`]
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
@@ -28,6 +28,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod life;
 pub mod logging;
 pub mod metrics;
 pub mod presence;
@@ -35,6 +36,7 @@ pub mod protocol;
 pub mod server;
 pub mod session;
 pub mod shutdown;
+pub mod supervise;
 pub mod ws;
 
 pub use error::StartError;

@@ -47,7 +47,6 @@ pub struct Metrics {
     records: Count,
     deliveries_written: Count,
     deliveries_queued: Count,
-    slow_consumers: Count,
     poison_records: Family<Reason, Count>,
     pub records_published: Count,
     pub publish_failures: Count,
@@ -114,11 +113,6 @@ impl Default for Metrics {
                 "deliveries_queued",
                 "Chunks of frames queued behind a socket's backlog",
             ),
-            slow_consumers: count(
-                r,
-                "slow_consumers",
-                "Connections closed because their queue was full",
-            ),
             poison_records: family(r, "poison_records", "Log records skipped", &poisons),
             records_published: count(
                 r,
@@ -171,9 +165,6 @@ impl Metrics {
         self.records.inc_by(records);
         self.deliveries_written.inc_by(delivered.written as u64);
         self.deliveries_queued.inc_by(delivered.queued as u64);
-        if delivered.evicted > 0 {
-            self.slow_consumers.inc_by(delivered.evicted as u64);
-        }
     }
 
     /// The page that Prometheus reads (OpenMetrics text).

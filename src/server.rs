@@ -15,17 +15,19 @@ use crate::bus::{Bus, Delivery, embedded};
 use crate::chat::{self, Chat};
 use crate::config::Config;
 use crate::error::StartError;
+use crate::http::cors::Cors;
 use crate::http::limits::Limits;
 use crate::http::router::Door;
-use crate::http::{CorsPolicy, Http, Life, listener};
+use crate::http::{Http, listener};
+use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::session::Registry;
 use crate::session::typists::Typists;
-use crate::shutdown;
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::ws::{OutboxLimits, QueueLimits};
+use crate::{shutdown, supervise};
 
 /// How many members are swept before other tasks get their turn.
 const SWEEP_SLICE: usize = 512;
@@ -95,7 +97,8 @@ impl Server {
             ));
         }
         doors.close();
-        let upkeep = tokio::spawn(upkeep(Arc::clone(&self.http)));
+        let http = Arc::clone(&self.http);
+        let upkeep = supervise::spawn("upkeep", move || upkeep(Arc::clone(&http)));
         stop.await;
         shutdown::drain(&self.http).await;
         closing.cancel();
@@ -142,6 +145,7 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         max_record_bytes: config.max_record_bytes,
         pending: chat::PendingAnswers::default(),
     });
+    let life = Arc::new(Life::default());
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
         outbox_limits: Arc::new(OutboxLimits {
@@ -151,18 +155,19 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
             runtime: Handle::current(),
             metrics: Arc::clone(&metrics),
         }),
+        life: Arc::clone(&life),
         rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),
         max_message_bytes: config.limits.max_message_bytes,
     });
     Ok(Http {
         limits: Arc::new(Limits::new(&config.limits, config.trusted_proxies.clone())),
-        cors: CorsPolicy::new(&config),
+        cors: Cors::new(&config),
         config,
         chat,
         metrics,
         connections,
         tracker: TaskTracker::new(),
-        life: Life::default(),
+        life,
         port,
         node,
     })

@@ -7,14 +7,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::http::Http;
-use crate::protocol::code::CloseCode;
 use crate::session::Member;
-use crate::ws::Queued;
 
 /// In how many steps connections are closed: who reconnects comes to the other nodes, and not all in one moment.
 const BATCHES: usize = 100;
-/// What the grace period keeps for the peers' ends and for the log.
-const CLOSING_SHARE: f64 = 0.7;
+/// How the grace period is shared: closes are spread over the first part, peers may answer until the end of the
+/// second, and the log has until the end of the third. The rest is for the listeners.
+const SPREAD_UNTIL: f64 = 0.6;
+const PEERS_UNTIL: f64 = 0.8;
+const LOG_UNTIL: f64 = 0.9;
 /// The least that the log is given for its last answers.
 const MIN_FLUSH: Duration = Duration::from_secs(1);
 
@@ -46,19 +47,20 @@ pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
 pub async fn drain(http: &Http) {
     let began = Instant::now();
     let patience = http.config.drain_timeout;
-    let deadline = began + patience;
     http.life.drain();
     http.tracker.close();
-    close_all(http, patience.mul_f64(CLOSING_SHARE)).await;
-    if timeout_at(deadline, http.tracker.wait()).await.is_err() {
+    close_all(http, patience.mul_f64(SPREAD_UNTIL)).await;
+    if timeout_at(began + patience.mul_f64(PEERS_UNTIL), http.tracker.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!(
             connections = http.limits.connections(),
             "connections left at the end of DRAIN_TIMEOUT"
         );
     }
-    http.chat
-        .stop(deadline.saturating_duration_since(Instant::now()).max(MIN_FLUSH))
-        .await;
+    let left = (began + patience.mul_f64(LOG_UNTIL)).saturating_duration_since(Instant::now());
+    http.chat.stop(left.max(MIN_FLUSH)).await;
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 
@@ -80,9 +82,7 @@ async fn close_all(http: &Http, spread: Duration) {
         // Nobody left means nothing to wait for.
         tokio::select! { () = sleep_until(due) => {}, () = http.tracker.wait() => return }
         for member in members {
-            member
-                .outbox
-                .close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
+            member.outbox.close_for_drain();
         }
     }
 }

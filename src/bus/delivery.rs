@@ -153,21 +153,26 @@ impl Delivery {
             pending.chunks.push(pending.open.freeze());
             let members = pending.session.members();
             if members.len() > SLICE {
-                large.push((pending.session, members, pending.chunks));
+                large.push((pending.session, members, pending.chunks, Delivered::default()));
             } else {
                 let delivered = deliver_chunks(&members, &pending.chunks, &mut self.wait_budget);
-                log_broadcast(&pending.session, delivered, members.len() * pending.chunks.len());
+                log_broadcast(&pending.session, delivered, members.len(), pending.chunks.len());
                 total += delivered;
             }
         }
         let mut start = 0;
         while !large.is_empty() {
-            large.retain(|(_, members, _)| start < members.len());
-            for (session, members, chunks) in &large {
+            large.retain(|(session, members, chunks, delivered)| {
+                let is_served = start >= members.len();
+                if is_served {
+                    log_broadcast(session, *delivered, members.len(), chunks.len());
+                    total += *delivered;
+                }
+                !is_served
+            });
+            for (_, members, chunks, delivered) in &mut large {
                 let slice = &members[start..members.len().min(start + SLICE)];
-                let delivered = deliver_chunks(slice, chunks, &mut self.wait_budget);
-                log_broadcast(session, delivered, slice.len() * chunks.len());
-                total += delivered;
+                *delivered += deliver_chunks(slice, chunks, &mut self.wait_budget);
             }
             start += SLICE;
         }
@@ -177,6 +182,9 @@ impl Delivery {
 
     /// A typist on another node, or of another service.
     fn typing(&self, typing: &TypingRecord) {
+        let Some(session) = self.registry.get(typing.session_id.as_str()) else {
+            return;
+        };
         let at = (&typing.session_id, &typing.user_id);
         if typing.is_typing {
             self.typists
@@ -184,9 +192,6 @@ impl Delivery {
         } else {
             self.typists.stop(at.0, at.1);
         }
-        let Some(session) = self.registry.get(typing.session_id.as_str()) else {
-            return;
-        };
         let frame = server::typing_indicator(&TypingIndicator {
             session_id: typing.session_id.as_str(),
             user_id: typing.user_id.as_str(),
@@ -194,7 +199,7 @@ impl Delivery {
             is_typing: typing.is_typing,
             timestamp: &typing.timestamp,
         });
-        fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::None);
+        fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
     }
 
     fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {
@@ -224,10 +229,10 @@ fn deliver_chunks(members: &[Member], chunks: &[Bytes], budget: &mut WaitBudget)
     delivered
 }
 
-fn log_broadcast(session: &Session, delivered: Delivered, expected: usize) {
+fn log_broadcast(session: &Session, delivered: Delivered, members: usize, chunks: usize) {
     tracing::debug!(
-        "Broadcasted message to session {}: {}/{expected} clients received",
+        "Broadcasted message to session {}: {}/{members} clients received",
         session.id,
-        delivered.received()
+        delivered.received() / chunks
     );
 }

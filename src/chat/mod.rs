@@ -92,7 +92,8 @@ impl Chat {
         };
         let (session_id, user_id) = (&speaker.session.id, &speaker.member.user_id);
         if is_last {
-            if self.typists.stop(session_id, user_id) {
+            // Who types on another node still does.
+            if self.typists.stop(session_id, user_id) == Some(Home::Here) {
                 self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
             }
             self.presence.left(session_id);
@@ -139,19 +140,21 @@ impl Chat {
         speaker
             .member
             .outbox
-            .answer(&server::error(error, None, request_id));
+            .insist(&server::error(error, None, request_id));
     }
 
     fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, request_id: Option<RequestId<'_>>) {
         match request {
             Request::JoinSession => {
                 let frame = server::session_joined(speaker.identity(), &timestamp(), request_id);
-                speaker.member.outbox.answer(&frame);
+                speaker.member.outbox.insist(&frame);
             }
-            Request::Ping => speaker
-                .member
-                .outbox
-                .answer(&server::pong(&timestamp(), request_id)),
+            Request::Ping => {
+                speaker
+                    .member
+                    .outbox
+                    .insist(&server::pong(&timestamp(), request_id));
+            }
             Request::Typing { is_typing } => self.typing(speaker, *is_typing),
             Request::SendMessage(message) => self.send_message(speaker, message, request_id),
         }
@@ -200,7 +203,7 @@ impl Chat {
             is_typing,
             timestamp: at,
         });
-        fanout::deliver(&session.members(), &frame, Some(user_id), Patience::None);
+        fanout::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
     }
 
     fn send_message(

@@ -75,7 +75,7 @@ impl PendingAnswer {
                 )
             }
         };
-        self.outbox.answer(&frame);
+        self.outbox.insist(&frame);
     }
 
     fn expire(&self) {
@@ -87,7 +87,7 @@ impl PendingAnswer {
         let text = "No answer from the message log in time: the message may still appear";
         let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
         let error = WireError::new(ErrorCode::OutcomeUnknown, text);
-        self.outbox.answer(&server::error(
+        self.outbox.insist(&server::error(
             &error,
             self.client_message_id.as_deref(),
             request_id,

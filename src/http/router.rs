@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, Version};
 use percent_encoding::percent_decode_str;
 
 use super::Http;
@@ -79,6 +79,14 @@ pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<
             StatusCode::URI_TOO_LONG,
             "URI too long",
             "the request target is longer than 8192 bytes",
+        );
+    }
+    // RFC 9112, section 3.2.
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        return error(
+            StatusCode::BAD_REQUEST,
+            "Bad request",
+            "a request has exactly one Host header",
         );
     }
     let (method, headers) = (request.method().clone(), request.headers().clone());

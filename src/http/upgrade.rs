@@ -70,10 +70,6 @@ async fn serve(http: Arc<Http>, upgraded: hyper::upgrade::OnUpgrade, ticket: Tic
     let Some((socket, early)) = take_socket(upgraded).await else {
         return;
     };
-    // A drain that began meanwhile has not seen this connection.
-    if http.life.is_draining() {
-        return;
-    }
     http.metrics.connections_opened.inc();
     let shared = Arc::clone(&http.connections);
     drop(http);

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
+use crate::supervise;
 use crate::ws::Outbox;
 
 /// The presence store can't be asked now.
@@ -48,12 +49,15 @@ impl Presence {
     /// Starts the pipeline task on the current runtime.
     pub fn start(registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) -> Self {
         let inbox = Arc::new(Inbox::default());
-        tokio::spawn(pipeline::run(
-            Arc::clone(&inbox),
-            Arc::clone(&registry),
-            window,
-            metrics,
-        ));
+        let (marks, sessions) = (Arc::clone(&inbox), Arc::clone(&registry));
+        supervise::spawn("presence", move || {
+            pipeline::run(
+                Arc::clone(&marks),
+                Arc::clone(&sessions),
+                window,
+                Arc::clone(&metrics),
+            )
+        });
         Self { registry, inbox }
     }
 
@@ -72,7 +76,7 @@ impl Presence {
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         let session = self.registry.get(session_id.as_str());
         Ok(session
-            .map(|session| session.with_roster(|roster| roster.status()))
+            .map(|session| session.with_roster(|roster| roster.connected()).status())
             .unwrap_or_default())
     }
 

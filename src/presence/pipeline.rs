@@ -67,16 +67,17 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
 /// One frame to everyone where something changed, else a snapshot to those who asked by coming. Whether there are
 /// changes left for a next frame: one lists at most [`MAX_LISTED_EVENTS`], and none is kept from anyone.
 async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
-    let (events, status) =
-        session.with_roster(|roster| (roster.take_changes(MAX_LISTED_EVENTS), roster.status()));
+    let (events, connected) =
+        session.with_roster(|roster| (roster.take_changes(MAX_LISTED_EVENTS), roster.connected()));
     if events.is_empty() && change.snapshot_for.is_empty() {
         return false;
     }
+    let status = connected.status();
     metrics.status_frames.inc();
     let frame = server::connection_status_update(&session.id, &status, &events, &timestamp());
     if events.is_empty() {
         for outbox in &change.snapshot_for {
-            outbox.answer(&frame);
+            outbox.insist(&frame);
         }
     } else {
         deliver_in_slices(&session.members(), &frame).await;

@@ -21,7 +21,7 @@ pub const ID_HEADER: &str = "livechat-id";
 pub const NODE_HEADER: &str = "livechat-node";
 
 /// The three topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
     Messages,
     Typing,

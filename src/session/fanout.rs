@@ -27,7 +27,6 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 pub struct Delivered {
     pub written: usize,
     pub queued: usize,
-    pub evicted: usize,
 }
 
 impl Delivered {
@@ -40,8 +39,7 @@ impl Delivered {
         match sent {
             Sent::Written => self.written += 1,
             Sent::Queued => self.queued += 1,
-            Sent::Full => self.evicted += 1,
-            Sent::Closed => {}
+            Sent::Full | Sent::Closed => {}
         }
     }
 }
@@ -50,7 +48,6 @@ impl std::ops::AddAssign for Delivered {
     fn add_assign(&mut self, other: Self) {
         self.written += other.written;
         self.queued += other.queued;
-        self.evicted += other.evicted;
     }
 }
 
@@ -58,8 +55,10 @@ impl std::ops::AddAssign for Delivered {
 pub enum Patience<'a> {
     /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
     Wait(&'a mut WaitBudget),
-    /// On the runtime, which may not.
-    None,
+    /// On the runtime, which may not, for what may be left out: it is.
+    Drop,
+    /// On the runtime, for what may not be left out.
+    Insist,
 }
 
 /// The time a delivery thread may still wait for slow readers.
@@ -106,17 +105,11 @@ pub fn deliver(
         if except.is_some_and(|user_id| *user_id == member.user_id) {
             continue;
         }
-        let mut sent = member.outbox.send(chunk);
-        if sent == Sent::Full {
-            if let Patience::Wait(budget) = &mut patience {
-                sent = wait_for_room(member, chunk, budget);
-            }
-            if sent == Sent::Full {
-                member
-                    .outbox
-                    .close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
-            }
-        }
+        let sent = match &mut patience {
+            Patience::Wait(budget) => send_or_close(member, chunk, budget),
+            Patience::Drop => member.outbox.send(chunk),
+            Patience::Insist => member.outbox.insist(chunk),
+        };
         delivered.count(sent);
     }
     delivered
@@ -126,12 +119,25 @@ pub fn deliver(
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     let mut delivered = Delivered::default();
     for slice in members.chunks(SLICE) {
-        delivered += deliver(slice, chunk, None, Patience::None);
+        delivered += deliver(slice, chunk, None, Patience::Insist);
         if members.len() > SLICE {
             tokio::task::yield_now().await;
         }
     }
     delivered
+}
+
+fn send_or_close(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
+    let mut sent = member.outbox.send(chunk);
+    if sent == Sent::Full {
+        sent = wait_for_room(member, chunk, budget);
+    }
+    if sent == Sent::Full {
+        member
+            .outbox
+            .close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
+    }
+    sent
 }
 
 fn wait_for_room(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {

@@ -19,6 +19,24 @@ struct LocalUser {
     announced: bool,
 }
 
+/// The connected users of a moment.
+pub struct Connected(Vec<(UserId, UserType, Timestamp)>);
+
+impl Connected {
+    /// As the wire shows them.
+    pub fn status(self) -> ConnectionStatus {
+        ConnectionStatus::of(
+            self.0
+                .into_iter()
+                .map(|(user_id, user_type, joined_at)| ConnectedUser {
+                    user_id,
+                    user_type,
+                    joined_at: format_timestamp(joined_at),
+                }),
+        )
+    }
+}
+
 #[derive(Default)]
 pub struct Roster {
     users: HashMap<UserId, LocalUser, RandomState>,
@@ -66,14 +84,14 @@ impl Roster {
         self.users.is_empty()
     }
 
-    /// Everyone who is connected.
-    pub fn status(&self) -> ConnectionStatus {
+    /// Everyone who is connected, as cheaply as can be: the caller holds the session's lock.
+    pub fn connected(&self) -> Connected {
         let connected = self.users.iter().filter(|(_, user)| user.connections > 0);
-        ConnectionStatus::of(connected.map(|(user_id, user)| ConnectedUser {
-            user_id: user_id.clone(),
-            user_type: user.user_type,
-            joined_at: format_timestamp(user.joined_at),
-        }))
+        Connected(
+            connected
+                .map(|(user_id, user)| (user_id.clone(), user.user_type, user.joined_at))
+                .collect(),
+        )
     }
 
     /// Up to `limit` of the net changes since the last call, leaves before joins; they count as announced.
@@ -128,9 +146,9 @@ mod tests {
         assert_eq!(roster.join(&user(1), UserType::Agent), UserType::Customer);
         assert!(!roster.leave(&user(1)));
         assert!(roster.take_changes(usize::MAX).is_empty());
-        assert_eq!(roster.status().total_customer, 1);
+        assert_eq!(roster.connected().status().total_customer, 1);
         assert!(roster.leave(&user(1)));
-        assert_eq!(roster.status().total_customer, 0);
+        assert_eq!(roster.connected().status().total_customer, 0);
         assert_eq!(
             roster.take_changes(usize::MAX)[0].event_type,
             EventType::UserDisconnected
@@ -172,7 +190,7 @@ mod tests {
                             };
                             prop_assert!(changed, "an event that changes nothing");
                         }
-                        prop_assert_eq!(&announced, &roster.status().users.keys().cloned().collect());
+                        prop_assert_eq!(&announced, &roster.connected().status().users.keys().cloned().collect());
                         prop_assert_eq!(roster.len(), counts.iter().filter(|&&count| count > 0).count());
                     }
                 }

@@ -79,12 +79,12 @@ impl Typists {
         true
     }
 
-    /// Forgets a typist; true when it was typing.
-    pub fn stop(&self, session_id: &SessionId, user_id: &UserId) -> bool {
+    /// Forgets a typist; where it was typing, if it was.
+    pub fn stop(&self, session_id: &SessionId, user_id: &UserId) -> Option<Home> {
         self.typing
             .lock()
             .remove(&(session_id.clone(), user_id.clone()))
-            .is_some()
+            .map(|typing| typing.home)
     }
 
     /// Those whose typing has ended by itself; they are forgotten.
@@ -124,7 +124,7 @@ mod tests {
             (stopped.len(), stopped[0].home, stopped[0].user_type.as_str()),
             (1, Home::Here, "agent")
         );
-        assert!(!typists.stop(&session, &user));
+        assert_eq!(typists.stop(&session, &user), None);
     }
 
     #[test]

@@ -136,6 +136,18 @@ impl Backlog {
         true
     }
 
+    /// Queues a chunk beyond the limit, up to as much again.
+    pub fn insist(&mut self, chunk: &Bytes, limits: &QueueLimits) -> bool {
+        if self.try_push(chunk, limits) {
+            return true;
+        }
+        let has_room = self.bytes + chunk.len() <= 2 * limits.queue_bytes + self.overdrawn;
+        if has_room {
+            self.push(chunk.clone());
+        }
+        has_room
+    }
+
     /// Offers what is queued to `write`; `None` when there is nothing.
     pub fn write_to(
         &self,

@@ -4,6 +4,7 @@
 //! socket turns readable and dropped when the connection is between frames with nothing buffered.
 
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
 use super::{Outbox, OutboxLimits, Queued};
 use crate::chat::{Chat, Speaker};
+use crate::life::Life;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
@@ -31,6 +33,7 @@ const LINGER_BYTES: usize = 4 << 20;
 pub struct Shared {
     pub chat: Arc<Chat>,
     pub outbox_limits: Arc<OutboxLimits>,
+    pub life: Arc<Life>,
     pub rate_limit: RateLimit,
     /// `MAX_MESSAGE_BYTES`.
     pub max_message_bytes: usize,
@@ -69,6 +72,10 @@ pub async fn run(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shar
             chat: &shared.chat,
             speaker,
         };
+        // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
+        if shared.life.is_draining() {
+            outbox.close_for_drain();
+        }
         converse(&mut socket, early, &membership.speaker, &shared).await;
     }
     // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
@@ -157,7 +164,7 @@ impl Inbound {
                 return Burst::Over;
             }
             outbox.heard();
-            if take_frame(frame, bucket, partial, speaker, shared) == Burst::Over {
+            if take_frame(frame, bucket, partial, speaker, shared).is_break() {
                 return Burst::Over;
             }
             let mut scanner = scanner.lock();
@@ -169,30 +176,30 @@ impl Inbound {
     }
 }
 
-/// Handles one frame; [`Burst::Idle`] means to go on.
+/// Handles one frame; whether the connection goes on.
 fn take_frame(
     mut frame: Frame<'_>,
     bucket: &mut Bucket,
     partial: &mut Vec<u8>,
     speaker: &Speaker,
     shared: &Shared,
-) -> Burst {
+) -> ControlFlow<()> {
     let outbox = &speaker.member.outbox;
     match frame.opcode {
         OpCode::Close => {
             take_close(&frame.payload, outbox);
-            return Burst::Over;
+            return ControlFlow::Break(());
         }
         OpCode::Text | OpCode::Continuation if !frame.fin => {
             partial.extend_from_slice(&frame.payload);
-            return Burst::Idle;
+            return ControlFlow::Continue(());
         }
         _ => {}
     }
     let verdict = bucket.take(&shared.rate_limit, Instant::now());
     if verdict == Verdict::Flood {
         outbox.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
-        return Burst::Over;
+        return ControlFlow::Break(());
     }
     let is_allowed = verdict == Verdict::Allowed;
     let handle = |text: &mut [u8]| {
@@ -212,14 +219,14 @@ fn take_frame(
             message.extend_from_slice(&frame.payload);
             if simdutf8::basic::from_utf8(&message).is_err() {
                 outbox.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
-                return Burst::Over;
+                return ControlFlow::Break(());
             }
             handle(&mut message);
         }
         // fastwebsockets has checked that it is UTF-8.
         _ => handle(frame.payload.to_mut()),
     }
-    Burst::Idle
+    ControlFlow::Continue(())
 }
 
 /// The client's close (RFC 6455, sections 5.5.1 and 7.4).

@@ -101,11 +101,19 @@ impl Outbox {
         self.send_locked(self.state.lock(), chunk)
     }
 
-    /// Sends an answer to the client's own frame, which waits for nobody: where it finds no room, the reader is slow.
-    pub fn answer(self: &Arc<Self>, frame: &Bytes) {
-        if self.send_locked(self.state.lock(), frame) == Sent::Full {
+    /// Sends what must not be left out and waits for nobody: an answer to the client's own frame, or who is
+    /// connected. It may go over the limit once more; beyond that the reader is slow.
+    pub fn insist(self: &Arc<Self>, frame: &Bytes) -> Sent {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Open && !state.backlog.is_empty() {
+            if state.backlog.insist(frame, &self.limits.queue) {
+                return Sent::Queued;
+            }
+            drop(state);
             self.close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
+            return Sent::Closed;
         }
+        self.send_locked(state, frame)
     }
 
     /// Holds everything that others send until `first` is sent: `publish` makes the connection known to them.
@@ -156,6 +164,11 @@ impl Outbox {
             self.limits.metrics.closed(code);
         }
         first
+    }
+
+    /// Sends the client to another node, after what is queued.
+    pub fn close_for_drain(self: &Arc<Self>) {
+        self.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
     }
 
     /// Echoes the client's close.

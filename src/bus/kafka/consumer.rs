@@ -59,7 +59,7 @@ struct Thread {
     shared: Arc<Shared>,
     delivery: Delivery,
     /// The next offset of each partition of the assignment.
-    next: HashMap<(Topic, i32), i64>,
+    next: HashMap<Partition, i64>,
     consumer: Option<NodeConsumer>,
     error_logged: Option<Instant>,
 }

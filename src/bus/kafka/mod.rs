@@ -15,7 +15,7 @@ mod topic_id;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use producer::Producer;
 pub struct Kafka {
     shared: Arc<Shared>,
     producer: Arc<Producer>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    consumer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the threads share.
@@ -48,7 +48,7 @@ struct Shared {
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
     offsets: Offsets,
-    status: AtomicU8,
+    status: Mutex<Status>,
     stop: AtomicBool,
 }
 
@@ -67,24 +67,22 @@ impl Kafka {
             max_record_bytes,
             metrics,
             offsets: Offsets::default(),
-            status: AtomicU8::new(0),
+            status: Mutex::new(Status::Connecting),
             stop: AtomicBool::new(false),
         });
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let (runtime, for_consumer) = (Handle::current(), Arc::clone(&shared));
         let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), runtime);
-        let threads = vec![
-            thread::Builder::new()
-                .name("bus".into())
-                .spawn(move || consumer::run(&for_consumer, delivery))?,
-            thread::Builder::new()
-                .name("bus-watch".into())
-                .spawn(move || watch.run())?,
-        ];
+        let consumer = thread::Builder::new()
+            .name("bus".into())
+            .spawn(move || consumer::run(&for_consumer, delivery))?;
+        thread::Builder::new()
+            .name("bus-watch".into())
+            .spawn(move || watch.run())?;
         Ok(Self {
             shared,
             producer,
-            threads: Mutex::new(threads),
+            consumer: Mutex::new(Some(consumer)),
         })
     }
 
@@ -97,30 +95,22 @@ impl Kafka {
     }
 
     pub fn stop(&self, patience: Duration) {
-        self.producer.flush(patience);
+        // Nobody is left to be delivered to, and the watch, which may be waiting for a broker, ends by itself.
         self.shared.stop.store(true, Ordering::SeqCst);
-        for thread in self.threads.lock().drain(..) {
-            let _ = thread.join();
+        self.producer.flush(patience);
+        if let Some(consumer) = self.consumer.lock().take() {
+            let _ = consumer.join();
         }
     }
 }
 
 impl Shared {
     fn status(&self) -> Status {
-        match self.status.load(Ordering::Relaxed) {
-            0 => Status::Connecting,
-            1 => Status::Ok,
-            _ => Status::Degraded,
-        }
+        *self.status.lock()
     }
 
     fn set_status(&self, status: Status) {
-        let value = match status {
-            Status::Connecting => 0,
-            Status::Ok => 1,
-            Status::Degraded => 2,
-        };
-        self.status.store(value, Ordering::Relaxed);
+        *self.status.lock() = status;
     }
 
     fn is_stopping(&self) -> bool {

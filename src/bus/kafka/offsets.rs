@@ -12,20 +12,16 @@ pub type Partition = (Topic, i32);
 
 #[derive(Default)]
 pub struct Offsets {
-    next: Mutex<BTreeMap<(u8, i32), i64>>,
+    next: Mutex<BTreeMap<Partition, i64>>,
     /// Offsets that aren't there any more, and where to go on instead: taken over with the next assignment, since
     /// until then the consumer still writes where it was.
-    resets: Mutex<BTreeMap<(u8, i32), i64>>,
+    resets: Mutex<BTreeMap<Partition, i64>>,
     /// Grows with each change of the watch's: the consumer assigns anew when it sees a new one.
     generation: AtomicU64,
     /// The consumer is to be made anew.
     restart: AtomicBool,
     /// The consumer has met an offset that isn't there: the watch is to look at once.
     suspect: AtomicBool,
-}
-
-fn index(topic: Topic) -> u8 {
-    topic as u8
 }
 
 impl Offsets {
@@ -43,24 +39,19 @@ impl Offsets {
 
     /// All partitions with their next offsets.
     pub fn all(&self) -> Vec<(Partition, i64)> {
-        let topic = |at: u8| Topic::ALL[usize::from(at)];
-        self.next
-            .lock()
-            .iter()
-            .map(|(&(at, partition), &next)| ((topic(at), partition), next))
-            .collect()
+        self.next.lock().iter().map(|(&at, &next)| (at, next)).collect()
     }
 
-    pub fn get(&self, (topic, partition): Partition) -> Option<i64> {
-        self.next.lock().get(&(index(topic), partition)).copied()
+    pub fn get(&self, at: Partition) -> Option<i64> {
+        self.next.lock().get(&at).copied()
     }
 
     /// The consumer has delivered everything before these offsets.
     pub fn advance<'a>(&self, delivered: impl IntoIterator<Item = (&'a Partition, &'a i64)>) {
         let mut next = self.next.lock();
-        for (&(topic, partition), &delivered) in delivered {
+        for (at, &delivered) in delivered {
             // A partition that the watch has taken away meanwhile stays away.
-            if let Some(known) = next.get_mut(&(index(topic), partition)) {
+            if let Some(known) = next.get_mut(at) {
                 *known = (*known).max(delivered);
             }
         }
@@ -68,17 +59,16 @@ impl Offsets {
 
     /// Where to read a partition from: at once where it is new, with the next assignment where it is being read.
     /// [`Offsets::changed`] or [`Offsets::restart`] tells the consumer.
-    pub fn begin(&self, (topic, partition): Partition, at: i64) {
-        let key = (index(topic), partition);
-        match self.next.lock().entry(key) {
-            Entry::Occupied(_) => drop(self.resets.lock().insert(key, at)),
+    pub fn begin(&self, partition: Partition, at: i64) {
+        match self.next.lock().entry(partition) {
+            Entry::Occupied(_) => drop(self.resets.lock().insert(partition, at)),
             Entry::Vacant(new) => drop(new.insert(at)),
         }
     }
 
     /// Forgets the partitions that a topic no longer has.
     pub fn keep(&self, topic: Topic, partitions: &[i32]) {
-        let is_kept = |&(at, partition): &(u8, i32)| at != index(topic) || partitions.contains(&partition);
+        let is_kept = |at: &Partition| at.0 != topic || partitions.contains(&at.1);
         self.next.lock().retain(|at, _| is_kept(at));
     }
 

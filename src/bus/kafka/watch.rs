@@ -47,7 +47,7 @@ pub(super) struct Watch {
     /// Whether the last probe failed: each outage is logged once.
     has_failed: bool,
     /// Positions at the last audit of partitions that had more to read.
-    behind: BTreeMap<(u8, i32), i64>,
+    behind: BTreeMap<Partition, i64>,
 }
 
 impl Watch {
@@ -217,9 +217,8 @@ impl Watch {
                 // what is left of it has been read.
                 self.shared.offsets.begin(at, if next < low { low } else { high });
             } else if next < high {
-                let key = (at.0 as u8, at.1);
-                is_stalled |= self.behind.get(&key) == Some(&next);
-                behind.insert(key, next);
+                is_stalled |= self.behind.get(&at) == Some(&next);
+                behind.insert(at, next);
             }
         }
         self.behind = behind;

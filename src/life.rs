@@ -1,0 +1,47 @@
+//! Where the process is between its start and its end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a start may wait for its dependencies before it says ready without them.
+const MAX_STARTING: Duration = Duration::from_secs(10);
+
+pub struct Life {
+    started: Instant,
+    has_started: AtomicBool,
+    is_draining: AtomicBool,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            has_started: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Life {
+    pub fn drain(&self) {
+        self.is_draining.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::SeqCst)
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether the start is over: once every dependency has answered, or has been waited for long enough.
+    pub fn has_started(&self, is_connecting: impl FnOnce() -> bool) -> bool {
+        if self.has_started.load(Ordering::Relaxed) {
+            return true;
+        }
+        let has_started = self.started.elapsed() >= MAX_STARTING || !is_connecting();
+        self.has_started.store(has_started, Ordering::Relaxed);
+        has_started
+    }
+}

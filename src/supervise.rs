@@ -1,0 +1,52 @@
+//! Tasks that must not end: a panic in one is logged, and it begins anew.
+
+use std::time::Duration;
+
+/// How long a task that has panicked rests, lest it does nothing else.
+const REST: Duration = Duration::from_secs(1);
+
+/// Runs `task` until it returns by itself, again after each panic. Call it in a runtime.
+pub fn spawn<F: Future<Output = ()> + Send + 'static>(
+    name: &'static str,
+    task: impl Fn() -> F + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Err(error) = AbortOnDrop(tokio::spawn(task())).join().await {
+            tracing::error!(task = name, %error, "a task has failed and begins anew: please report this bug");
+            tokio::time::sleep(REST).await;
+        }
+    })
+}
+
+/// Ends the inner task with its supervisor.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl AbortOnDrop {
+    async fn join(mut self) -> Result<(), tokio::task::JoinError> {
+        (&mut self.0).await
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_is_not_the_end() {
+        let runs = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&runs);
+        let task = super::spawn("test", move || {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(run >= 2, "the first two fail") }
+        });
+        task.await.unwrap();
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+    }
+}
