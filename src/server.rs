@@ -135,7 +135,12 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
     };
     let presence = Presence::start(Arc::clone(&registry), config.presence_flush, Arc::clone(&metrics));
     warn_of_halves(&config);
-    tracing::info!(kafka = bus.health().0, redis = presence.health().0, node, "modes");
+    tracing::info!(
+        kafka = bus.health().mode,
+        redis = presence.health().mode,
+        node,
+        "modes"
+    );
     let chat = Arc::new(Chat {
         registry,
         typists,

@@ -42,6 +42,26 @@ impl Status {
     }
 }
 
+/// A dependency as health shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub mode: &'static str,
+    pub status: Status,
+    /// What is wrong, in a few words for the operator.
+    pub detail: Option<String>,
+}
+
+impl Health {
+    /// A part that is in the process: it is there when the process is.
+    pub fn embedded() -> Self {
+        Self {
+            mode: "embedded",
+            status: Status::Ok,
+            detail: None,
+        }
+    }
+}
+
 /// Two closed variants and one predictable branch: no trait object.
 pub enum Bus {
     Embedded(embedded::Embedded),
@@ -66,11 +86,10 @@ impl Bus {
         }
     }
 
-    /// The mode's name and how it is.
-    pub fn health(&self) -> (&'static str, Status) {
+    pub fn health(&self) -> Health {
         match self {
-            Self::Embedded(_) => ("embedded", Status::Ok),
-            Self::Kafka(bus) => ("kafka", bus.status()),
+            Self::Embedded(_) => Health::embedded(),
+            Self::Kafka(bus) => bus.health(),
         }
     }
 

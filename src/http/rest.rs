@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Http;
 use super::response::{Answer, Success, error, error_with, json};
-use crate::bus::Status;
+use crate::bus::{Health, Status};
 use crate::config::Origins;
 use crate::protocol::ids::SessionId;
 
@@ -18,19 +18,22 @@ const STATUS_PATIENCE: Duration = Duration::from_millis(900);
 struct Dependency {
     mode: &'static str,
     status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 impl Dependency {
-    fn new((mode, status): (&'static str, Status)) -> Self {
+    fn new(health: Health) -> Self {
         Self {
-            mode,
-            status: status.as_str(),
+            mode: health.mode,
+            status: health.status.as_str(),
+            detail: health.detail,
         }
     }
 }
 
 #[derive(Serialize)]
-struct Health<'a> {
+struct Report<'a> {
     status: &'static str,
     message: &'static str,
     port: String,
@@ -48,10 +51,10 @@ struct Health<'a> {
 /// `GET /health`: 200 while the process serves.
 pub fn health(http: &Http) -> Answer {
     let (bus, presence) = (http.chat.bus.health(), http.chat.presence.health());
-    let is_ok = bus.1 == Status::Ok && presence.1 == Status::Ok;
+    let is_ok = bus.status == Status::Ok && presence.status == Status::Ok;
     json(
         StatusCode::OK,
-        &Health {
+        &Report {
             status: if is_ok { "ok" } else { "degraded" },
             message: "LiveChat WebSocket server is running",
             port: http.port.to_string(),
@@ -93,7 +96,7 @@ pub fn ready(http: &Http) -> Answer {
             "1",
         )
     };
-    let statuses = [http.chat.bus.health().1, http.chat.presence.health().1];
+    let statuses = [http.chat.bus.health().status, http.chat.presence.health().status];
     if http.life.is_draining() {
         return not_ready("draining");
     }

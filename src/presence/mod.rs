@@ -13,7 +13,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::bus::Status;
+use crate::bus::Health;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::status::ConnectionStatus;
@@ -80,9 +80,8 @@ impl Presence {
             .unwrap_or_default())
     }
 
-    /// The mode's name and how it is.
-    pub fn health(&self) -> (&'static str, Status) {
-        ("embedded", Status::Ok)
+    pub fn health(&self) -> Health {
+        Health::embedded()
     }
 }
 

@@ -149,6 +149,35 @@ fn http_an_upgrade_with_a_body_is_400_or_closed() {
 }
 
 #[test]
+fn http_one_host_is_asked_for_and_two_are_400() {
+    let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (path, headers) in [
+        ("/health", ""),
+        ("/ready", ""),
+        ("/nothing", ""),
+        ("/ws/s/u/customer", upgrade),
+    ] {
+        for hosts in ["", "Host: a\r\nHost: b\r\n", "Host: a\r\nHost: a\r\n"] {
+            let bytes = format!("GET {path} HTTP/1.1\r\n{hosts}{headers}\r\n");
+            answered(&server, &bytes, 400);
+        }
+    }
+    let bytes = b"GET /metrics HTTP/1.1\r\n\r\n";
+    let admin = Http::exchange(server.admin_addr(), bytes).expect("an answer");
+    assert_eq!(admin.status, 400, "{admin:?}");
+    assert_eq!(server.health()["connections"], 0);
+    // One is right, be it empty (RFC 9112, section 3.2); HTTP/1.0 had none.
+    for good in [
+        "GET /health HTTP/1.1\r\nHost:\r\n\r\n",
+        "GET /health HTTP/1.0\r\n\r\n",
+    ] {
+        answered(&server, good, 200);
+    }
+}
+
+#[test]
 fn http_garbage_is_400_or_closed() {
     let server = Server::start();
     let inputs: [&[u8]; 14] = [

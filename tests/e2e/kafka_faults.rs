@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::services::{Heard, PrivateBroker, Tap, Topics, unique};
-use crate::support::{Server, eventually, eventually_async};
+use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, unique};
+use crate::support::{Http, Server, eventually, eventually_async};
 
 /// FAULT_ROUNDS: how often the broker is killed; 3 by default, 50 for the promise of the documentation.
 fn rounds() -> usize {
@@ -249,4 +249,69 @@ async fn a_recreated_topic_is_read_again() {
     let said = ann.say_until_acked("after").await;
     ann.until("the message", |heard| heard.has_text(&said)).await;
     ann.look(|heard| assert_eq!(heard.ended, None, "closed"));
+}
+
+/// As above, but the new topic has more records than the old one by the time the node looks again: its numbers alone do not say
+/// that it is another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning() {
+    const RECORDS: usize = 200;
+    let broker = PrivateBroker::started();
+    let kafka = broker.kafka();
+    let topics = Topics::on(&kafka);
+    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let session = unique("session");
+    let ann = Tap::connect(&server, &session, "ann", "customer").await;
+    for n in 0..20 {
+        ann.say_until_acked(&format!("before {n}")).await;
+    }
+    ann.until("all of the old topic", |heard| heard.messages.len() >= 20)
+        .await;
+    let gaps = gaps_of(&server);
+
+    // The node looks away: to it, everything happens at once.
+    server.signal("STOP");
+    kafka.delete(&[&topics.messages]);
+    eventually("the topic can be made again", || {
+        kafka.try_create(&topics.messages, 8)
+    });
+    let new = |n: usize| {
+        let frame = json!({"type": "new_message", "success": true,
+            "data": {"message_id": format!("new {n}"), "message": format!("new {n}")}});
+        Record::native(&session, frame.to_string())
+    };
+    kafka.produce(&topics.messages, &(0..RECORDS).map(new).collect::<Vec<_>>());
+    server.signal("CONT");
+
+    ann.until("the newest record", |heard| {
+        heard.has_text(&format!("new {}", RECORDS - 1))
+    })
+    .await;
+    let said = ann.say_until_acked("after").await;
+    ann.until("the message after", |heard| heard.has_text(&said))
+        .await;
+    let expected: Vec<_> = (0..RECORDS).map(|n| format!("new {n}")).collect();
+    ann.look(|heard| {
+        assert_eq!(heard.ended, None, "closed");
+        let mut ids = heard.ids();
+        ids.retain(|id| id.starts_with("new "));
+        assert!(
+            ids == expected,
+            "{} of {RECORDS} records, the first: {:?}",
+            ids.len(),
+            ids.first()
+        );
+    });
+    let now = gaps_of(&server);
+    assert!(now > gaps, "livechat_kafka_gaps_total was {gaps} and is {now}");
+}
+
+/// `livechat_kafka_gaps_total`.
+fn gaps_of(server: &Server) -> f64 {
+    let metrics = Http::get(server.admin_addr(), "/metrics").text();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("livechat_kafka_gaps_total"));
+    let value = line.and_then(|line| line.split_whitespace().last()?.parse().ok());
+    value.unwrap_or_else(|| panic!("no livechat_kafka_gaps_total in: {metrics}"))
 }

@@ -178,6 +178,46 @@ async fn presence_a_second_tab_changes_nothing_and_gets_one_snapshot() {
 }
 
 #[tokio::test]
+async fn presence_who_leaves_and_is_back_within_a_window_gets_one_snapshot() {
+    let server = Server::builder().env("PRESENCE_FLUSH", "500ms").start();
+    let mut observer = Client::connect(&server, "s1", "observer", "agent").await;
+    hear(&mut observer, "user_connected", "observer").await;
+    let mut user = join(&server, &mut observer, "cust", "customer").await;
+    hear(&mut user, "user_connected", "cust").await;
+    let mut quick = 0;
+    for round in 0..12 {
+        // A page is loaded again, once properly and once abruptly: no net change within the window.
+        if round % 2 == 0 {
+            user.close().await;
+        } else {
+            drop(user);
+        }
+        user = Client::connect(&server, "s1", "cust", "customer").await;
+        let first = user.next(STATUS).await["data"].clone();
+        // Whatever else the reload caused is told before somebody who comes later.
+        let fence = join(&server, &mut observer, &format!("fence{round}"), "agent").await;
+        hear(&mut user, "user_connected", &format!("fence{round}")).await;
+        let heard = observer.take_all(STATUS);
+        if heard.is_empty() {
+            quick += 1;
+            assert_eq!(first["connection_status"]["total_customer"], 1, "{first}");
+            assert_eq!(first["events"], json!([]), "{first}");
+            assert!(first.get("event_type").is_none(), "{first}");
+            assert_eq!(user.take_all(STATUS), Vec::<Value>::new(), "exactly one");
+        } else {
+            // A busy machine took longer than the window: then both are told, and this round proves nothing.
+            let left = |frame: &Value| is_event(frame, "user_disconnected", "cust");
+            assert!(heard.iter().any(left), "{heard:?}");
+            user.take_all(STATUS);
+        }
+        fence.close().await;
+        hear(&mut observer, "user_disconnected", &format!("fence{round}")).await;
+        hear(&mut user, "user_disconnected", &format!("fence{round}")).await;
+    }
+    assert!(quick > 0, "no round was within a window");
+}
+
+#[tokio::test]
 async fn presence_a_users_type_is_that_of_the_first_connection() {
     let server = Server::start();
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;

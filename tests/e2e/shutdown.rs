@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::raw::handshake;
 use crate::support::{Client, Frame, Http, PATIENCE, RawWs, Server, eventually};
 
 #[test]
@@ -48,6 +49,55 @@ fn shutdown_drains_refuses_and_exits_0() {
         assert_eq!(server.wait_exit(PATIENCE), Some(0), "{signal}");
         assert!(Http::try_connect(server.http_addr()).is_err());
     }
+}
+
+/// Whoever comes while the drain begins is refused with 503 or sent away with 1001: a bare end would look like a fault.
+#[test]
+fn shutdown_tells_also_those_who_come_in_its_first_moment() {
+    let (mut greeted, mut refused) = (0, 0);
+    for try_number in 0..12 {
+        let server = Server::builder().env("DRAIN_TIMEOUT", "3s").start();
+        // It never answers its close: the listeners stay for it.
+        let deaf = RawWs::connect(&server, "s0", "deaf", "agent");
+        let request = handshake(&format!("/ws/s{try_number}/u/agent"), &[]);
+        let (all_but_the_end, end) = request.split_at(request.len() - 2);
+        let mut waiting: Vec<_> = (0..150)
+            .map(|_| {
+                let mut http = Http::connect(server.http_addr());
+                http.write(all_but_the_end.as_bytes());
+                http
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(fastrand::u64(0..6_000)));
+                server.signal("TERM");
+            });
+            // Spread over the moment of the signal.
+            for http in &mut waiting {
+                http.write(end.as_bytes());
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        for http in waiting {
+            match RawWs::upgraded(http) {
+                Ok(mut ws) => {
+                    assert_eq!(ws.expect_close(), 1001);
+                    greeted += 1;
+                }
+                Err(refusal) => {
+                    refusal.assert_error(503);
+                    refused += 1;
+                }
+            }
+        }
+        drop(deaf);
+    }
+    eprintln!("{greeted} greeted, {refused} refused");
+    assert!(
+        greeted > 0 && refused > 0,
+        "{greeted} greeted, {refused} refused: not near the moment"
+    );
 }
 
 #[test]

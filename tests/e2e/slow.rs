@@ -8,7 +8,7 @@ use crate::presence::is_event;
 use crate::support::{Client, Frame, Opcode, PATIENCE, RawWs, Server};
 
 /// A server whose queues are small and whose patience is short.
-fn impatient() -> Server {
+pub fn impatient() -> Server {
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
         .env("SEND_TIMEOUT", "1s");
@@ -19,7 +19,7 @@ fn impatient() -> Server {
 }
 
 /// Says numbered messages of this size, up to `most` or until `enough`; the numbers that were acknowledged, in order.
-async fn say_many(
+pub async fn say_many(
     client: &mut Client,
     size: usize,
     most: usize,

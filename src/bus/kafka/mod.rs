@@ -26,7 +26,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
-use super::{Ack, Delivery, Status};
+use super::{Ack, Delivery, Health, Status};
 use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
@@ -48,7 +48,8 @@ struct Shared {
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
     offsets: Offsets,
-    status: Mutex<Status>,
+    /// How it is, and what is wrong.
+    status: Mutex<(Status, Option<String>)>,
     stop: AtomicBool,
 }
 
@@ -67,7 +68,7 @@ impl Kafka {
             max_record_bytes,
             metrics,
             offsets: Offsets::default(),
-            status: Mutex::new(Status::Connecting),
+            status: Mutex::new((Status::Connecting, None)),
             stop: AtomicBool::new(false),
         });
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
@@ -90,8 +91,13 @@ impl Kafka {
         self.producer.publish(record, ack);
     }
 
-    pub fn status(&self) -> Status {
-        self.shared.status()
+    pub fn health(&self) -> Health {
+        let (status, detail) = self.shared.status.lock().clone();
+        Health {
+            mode: "kafka",
+            status,
+            detail,
+        }
     }
 
     pub fn stop(&self, patience: Duration) {
@@ -106,11 +112,11 @@ impl Kafka {
 
 impl Shared {
     fn status(&self) -> Status {
-        *self.status.lock()
+        self.status.lock().0
     }
 
-    fn set_status(&self, status: Status) {
-        *self.status.lock() = status;
+    fn set_status(&self, status: Status, detail: Option<String>) {
+        *self.status.lock() = (status, detail);
     }
 
     fn is_stopping(&self) -> bool {

@@ -305,19 +305,27 @@ impl Watch {
         if status == before && (had_failed || !self.has_failed) {
             return;
         }
-        self.shared.set_status(status);
-        match result {
-            Ok(Found::All) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
+        let detail = match result {
+            Ok(Found::All) => {
+                tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected");
+                None
+            }
             Ok(Found::Missing(absent)) => {
                 let names: Vec<_> = absent
                     .iter()
                     .map(|&topic| self.shared.topic_name(topic))
                     .collect();
-                tracing::warn!(topics = names.join(","), "Kafka topics are missing");
+                let names = names.join(",");
+                tracing::warn!(topics = names, "Kafka topics are missing");
+                Some(format!("topics are missing: {names}"))
             }
-            Ok(Found::Created) => {}
-            Err(error) => tracing::warn!(%error, "Kafka does not answer"),
-        }
+            Ok(Found::Created) => None,
+            Err(error) => {
+                tracing::warn!(%error, "Kafka does not answer");
+                Some("the broker does not answer".to_owned())
+            }
+        };
+        self.shared.set_status(status, detail);
     }
 }
 

@@ -45,11 +45,7 @@ impl RawWs {
     /// As [`Self::connect`], with so small a receive buffer that the kernel hides no backlog from the server.
     #[track_caller]
     pub fn connect_narrow(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
-        let addr = server.http_addr();
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
-        socket.set_recv_buffer_size(4096).expect("set the receive buffer");
-        socket.connect(&addr.into()).expect("connect");
-        let mut http = Http::over(socket.into()).expect("a connected socket");
+        let mut http = Http::over(narrow(server.http_addr(), 4096)).expect("a connected socket");
         http.write(handshake(&format!("/ws/{session}/{user}/{user_type}"), &[]).as_bytes());
         let mut ws = Self::upgraded(http).expect("an upgrade");
         assert_eq!(ws.read_json()["type"], "connection_established");
@@ -152,6 +148,39 @@ impl RawWs {
             Err(error) if is_reset(&error) => Ok(0),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes over what the kernel has, at most so many bytes, and waits for none. False when the stream has ended.
+    pub fn gulp(&mut self, most: usize) -> io::Result<bool> {
+        self.stream.set_nonblocking(true)?;
+        let end = self.buffer.len() + most;
+        let mut chunk = [0; 64 * 1024];
+        let is_open = loop {
+            let room = chunk.len().min(end - self.buffer.len());
+            if room == 0 {
+                break Ok(true);
+            }
+            match self.stream.read(&mut chunk[..room]) {
+                Ok(0) => break Ok(false),
+                Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(true),
+                Err(error) if is_reset(&error) => break Ok(false),
+                Err(error) => break Err(error),
+            }
+        };
+        self.stream.set_nonblocking(false)?;
+        is_open
+    }
+
+    /// The whole frames among what was read so far.
+    pub fn buffered_frames(&mut self) -> Vec<Frame> {
+        let (mut frames, mut at) = (Vec::new(), 0);
+        while let Some((frame, size)) = Frame::decode(&self.buffer[at..]) {
+            frames.push(frame);
+            at += size;
+        }
+        self.buffer.drain(..at);
+        frames
     }
 
     /// The next text frame as JSON; other frames are an error.
@@ -262,6 +291,17 @@ impl RawWs {
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_linger(Some(Duration::ZERO)).expect("set linger");
     }
+}
+
+/// A connected socket with a receive buffer of this size, which the kernel doubles and no longer grows by itself.
+#[track_caller]
+pub fn narrow(addr: SocketAddr, receive_buffer: usize) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
+    socket
+        .set_recv_buffer_size(receive_buffer)
+        .expect("set the receive buffer");
+    socket.connect(&addr.into()).expect("connect");
+    socket.into()
 }
 
 /// The bytes of a good handshake with extra headers.
