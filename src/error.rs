@@ -12,6 +12,8 @@ pub enum StartError {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error("REDIS_URL: the address is not one the Redis client can use")]
+    RedisUrl,
     #[error("cannot start a thread")]
     Thread(#[from] io::Error),
 }

@@ -21,7 +21,8 @@ use crate::http::router::Door;
 use crate::http::{Http, listener};
 use crate::life::Life;
 use crate::metrics::Metrics;
-use crate::presence::Presence;
+use crate::presence::inbox::Inbox;
+use crate::presence::{Parts, Presence};
 use crate::session::Registry;
 use crate::session::typists::Typists;
 use crate::ws::connection;
@@ -116,9 +117,11 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
     // A restart under the same name is another node.
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
+    let inbox = Arc::new(Inbox::default());
     let delivery = Delivery::new(
         Arc::clone(&registry),
         Arc::clone(&typists),
+        Arc::clone(&inbox),
         Arc::clone(&metrics),
         node.clone(),
         config.max_record_bytes,
@@ -133,7 +136,15 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
             Arc::clone(&metrics),
         )?),
     };
-    let presence = Presence::start(Arc::clone(&registry), config.presence_flush, Arc::clone(&metrics));
+    let bus = Arc::new(bus);
+    let parts = Parts {
+        inbox,
+        registry: Arc::clone(&registry),
+        bus: Arc::clone(&bus),
+        metrics: Arc::clone(&metrics),
+        node: node.clone(),
+    };
+    let presence = Presence::start(parts, &config)?;
     warn_of_halves(&config);
     tracing::info!(
         kafka = bus.health().mode,
@@ -186,9 +197,6 @@ fn warn_of_halves(config: &Config) {
         }
         (None, Some(_)) => tracing::warn!("Redis without Kafka: messages stay on this node"),
         _ => {}
-    }
-    if config.redis.is_some() {
-        tracing::warn!("REDIS_* is set, but this version keeps presence in the process");
     }
 }
 

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
 use crate::metrics::Metrics;
+use crate::presence::inbox::Inbox;
 use crate::protocol::frame;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
@@ -28,6 +29,7 @@ const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Delivery {
     registry: Arc<Registry>,
     typists: Arc<Typists>,
+    presence: Arc<Inbox>,
     metrics: Arc<Metrics>,
     /// This node's mark on what it publishes.
     node: String,
@@ -53,6 +55,7 @@ impl Delivery {
     pub fn new(
         registry: Arc<Registry>,
         typists: Arc<Typists>,
+        presence: Arc<Inbox>,
         metrics: Arc<Metrics>,
         node: String,
         max_record_bytes: usize,
@@ -60,6 +63,7 @@ impl Delivery {
         Self {
             registry,
             typists,
+            presence,
             metrics,
             node,
             max_record_bytes,
@@ -114,8 +118,7 @@ impl Delivery {
                 self.typing(&typing);
                 Ok(())
             }
-            // Presence of other nodes comes with the shared presence store.
-            (Form::Old, Topic::Status) => Ok(()),
+            (Form::Old, Topic::Status) => self.status(value, incoming.node.is_some()),
             (Form::Unknown, _) => Err(Poison::UnknownForm),
         }
     }
@@ -178,6 +181,19 @@ impl Delivery {
         }
         self.index.clear();
         self.metrics.batch(records, &total);
+    }
+
+    /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
+    fn status(&mut self, value: &[u8], is_ours: bool) -> Result<(), Poison> {
+        let (session_id, foreign) = self.converter.status(value, is_ours)?;
+        let Some(session) = self.registry.get(session_id.as_str()) else {
+            return Ok(());
+        };
+        match foreign {
+            Some(payload) => self.add(session, &payload),
+            None => self.presence.is_stale(&session_id),
+        }
+        Ok(())
     }
 
     /// A typist on another node, or of another service.

@@ -32,7 +32,7 @@ pub const TICK: Duration = Duration::from_millis(250);
 pub struct Chat {
     pub registry: Arc<Registry>,
     pub typists: Arc<Typists>,
-    pub bus: Bus,
+    pub bus: Arc<Bus>,
     pub presence: Presence,
     pub metrics: Arc<Metrics>,
     /// `MAX_RECORD_BYTES`: checked before the log does.
@@ -73,7 +73,7 @@ impl Chat {
             };
             server::connection_established(who, &timestamp())
         });
-        self.presence.joined(session_id, &member.outbox);
+        self.presence.joined(session_id, &member.user_id, &member.outbox);
         tracing::info!(
             "WebSocket client connected: {} ({user_type}) to session {session_id}",
             member.user_id
@@ -96,8 +96,8 @@ impl Chat {
             if self.typists.stop(session_id, user_id) == Some(Home::Here) {
                 self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
             }
-            self.presence.left(session_id);
         }
+        self.presence.left(session_id, user_id);
         tracing::info!(
             "WebSocket client disconnected: {user_id} ({}) from session {session_id}",
             speaker.user_type
@@ -170,6 +170,7 @@ impl Chat {
             self.typists.stop(at.0, at.1);
             true
         };
+        self.presence.typing(at.0, at.1, is_typing);
         if is_news {
             self.show_typing(&speaker.session, at.1, user_type, is_typing);
         }
@@ -253,9 +254,11 @@ impl Chat {
 
     /// Ends presence and the bus: what was published gets its outcome, as far as `patience` allows.
     pub async fn stop(self: &Arc<Self>, patience: Duration) {
-        let chat = Arc::clone(self);
+        let began = Instant::now();
+        self.presence.stop(patience / 2).await;
+        let (chat, left) = (Arc::clone(self), patience.saturating_sub(began.elapsed()));
         // It joins threads and waits for the log: not for a worker of the runtime.
-        let _ = tokio::task::spawn_blocking(move || chat.bus.stop(patience)).await;
+        let _ = tokio::task::spawn_blocking(move || chat.bus.stop(left)).await;
     }
 
     /// What happens by itself: typing ends, and messages without an answer get one.

@@ -1,25 +1,29 @@
 //! Who is connected, told to everyone in the session: beside the message path, which never waits for it.
 //!
-//! Joins and leaves mark their session; one task takes the marks of a window, folds them into net changes and
-//! sends one status frame per session. The store behind this door is the node's own rosters ("embedded").
+//! Joins and leaves mark their session in the [`inbox`]; one task takes the marks of a window, folds them into net
+//! changes and sends one status frame per session. The store behind this door is the node's own rosters
+//! ([`embedded`]) or, for all nodes together, [`redis`].
 
-mod pipeline;
+mod embedded;
+pub mod inbox;
+mod redis;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
-use crate::bus::Health;
+use crate::bus::{Bus, Health};
+use crate::config::Config;
+use crate::error::StartError;
 use crate::metrics::Metrics;
-use crate::protocol::ids::SessionId;
+use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
 use crate::ws::Outbox;
+use inbox::Inbox;
 
 /// The presence store can't be asked now.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -27,76 +31,102 @@ use crate::ws::Outbox;
 pub struct Unavailable;
 
 pub struct Presence {
-    registry: Arc<Registry>,
     inbox: Arc<Inbox>,
+    store: Store,
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Sessions with something to tell. It holds at most one entry per session that has or had a connection within
-/// the window, so it is bounded by the connections themselves.
-#[derive(Default)]
-struct Inbox {
-    changed: Mutex<HashMap<SessionId, Change, RandomState>>,
-    wake: Notify,
+/// Two closed variants, as with the bus.
+enum Store {
+    Embedded(Arc<Registry>),
+    Redis(Arc<redis::Store>),
 }
 
-#[derive(Default)]
-struct Change {
-    /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
-    snapshot_for: Vec<Arc<Outbox>>,
+/// What presence is made of.
+pub struct Parts {
+    pub inbox: Arc<Inbox>,
+    pub registry: Arc<Registry>,
+    pub bus: Arc<Bus>,
+    pub metrics: Arc<Metrics>,
+    /// `NODE_ID` and the boot id.
+    pub node: String,
 }
 
 impl Presence {
     /// Starts the pipeline task on the current runtime.
-    pub fn start(registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) -> Self {
-        let inbox = Arc::new(Inbox::default());
-        let (marks, sessions) = (Arc::clone(&inbox), Arc::clone(&registry));
-        supervise::spawn("presence", move || {
-            pipeline::run(
-                Arc::clone(&marks),
-                Arc::clone(&sessions),
-                window,
-                Arc::clone(&metrics),
-            )
-        });
-        Self { registry, inbox }
+    ///
+    /// # Errors
+    ///
+    /// A Redis address that the client library refuses.
+    pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
+        let inbox = Arc::clone(&parts.inbox);
+        let window = config.presence_flush;
+        let (store, task) = match &config.redis {
+            None => {
+                let registry = Arc::clone(&parts.registry);
+                let task = supervise::spawn("presence", move || {
+                    let (inbox, registry) = (Arc::clone(&parts.inbox), Arc::clone(&parts.registry));
+                    embedded::run(inbox, registry, window, Arc::clone(&parts.metrics))
+                });
+                (Store::Embedded(registry), task)
+            }
+            Some(settings) => {
+                let (store, task) = redis::start(parts, &settings.url, window, config.presence_ttl)?;
+                (Store::Redis(store), task)
+            }
+        };
+        Ok(Self {
+            inbox,
+            store,
+            task: Mutex::new(Some(task)),
+        })
     }
 
     /// A connection has come. Where that changes nothing, because its user was here already or is back within the
     /// window, it gets a snapshot of its own.
-    pub fn joined(&self, session_id: &SessionId, outbox: &Arc<Outbox>) {
-        self.inbox.mark(session_id, Some(outbox));
+    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, outbox: &Arc<Outbox>) {
+        self.inbox.joined(session_id, user_id, outbox);
     }
 
-    /// The last connection of a user has gone.
-    pub fn left(&self, session_id: &SessionId) {
-        self.inbox.mark(session_id, None);
+    /// A connection has gone.
+    pub fn left(&self, session_id: &SessionId, user_id: &UserId) {
+        self.inbox.left(session_id, user_id);
+    }
+
+    /// A user here types, or has stopped.
+    pub fn typing(&self, session_id: &SessionId, user_id: &UserId, is_typing: bool) {
+        if matches!(self.store, Store::Redis(_)) {
+            self.inbox.typing(session_id, user_id, is_typing);
+        }
     }
 
     /// Everyone connected to a session; an unknown one is empty.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
-        let session = self.registry.get(session_id.as_str());
-        Ok(session
-            .map(|session| session.with_roster(|roster| roster.connected()).status())
-            .unwrap_or_default())
+        match &self.store {
+            Store::Embedded(registry) => {
+                let session = registry.get(session_id.as_str());
+                let connected = session.map(|session| session.with_roster(|roster| roster.connected()));
+                Ok(connected.map(|connected| connected.status()).unwrap_or_default())
+            }
+            Store::Redis(store) => store.status(session_id).await,
+        }
     }
 
     pub fn health(&self) -> Health {
-        Health::embedded()
+        match &self.store {
+            Store::Embedded(_) => Health::embedded(),
+            Store::Redis(store) => store.health(),
+        }
     }
-}
 
-impl Inbox {
-    fn mark(&self, session_id: &SessionId, outbox: Option<&Arc<Outbox>>) {
-        let is_first = {
-            let mut changed = self.changed.lock();
-            let is_first = changed.is_empty();
-            let change = changed.entry(session_id.clone()).or_default();
-            change.snapshot_for.extend(outbox.cloned());
-            is_first
-        };
-        // One wake per window, not per join.
-        if is_first {
-            self.wake.notify_one();
+    /// Takes this node's users out of the store, as far as `patience` allows.
+    pub async fn stop(&self, patience: Duration) {
+        self.inbox.stop();
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && tokio::time::timeout(patience, task).await.is_err()
+        {
+            tracing::warn!("presence could not be removed in time: other nodes will, within PRESENCE_TTL");
         }
     }
 }

@@ -11,6 +11,7 @@ use simd_json::tape::{Object, Value};
 use super::ids::{SessionId, UserId, is_valid_id};
 use super::json::{self, Passed, Reader};
 use super::server;
+use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, ShownStatus, StatusEvent};
 
 /// The header that marks a native record, and its only value.
 pub const FRAME_HEADER: &str = "livechat-frame";
@@ -190,6 +191,25 @@ impl Converter {
         })
     }
 
+    /// A record of the status topic: its session, and, where another service wrote it, the frame it stands for.
+    pub fn status(&mut self, value: &[u8], is_ours: bool) -> Result<(SessionId, Option<Vec<u8>>), Poison> {
+        self.read(value, |record| {
+            let text = |name| last(&record, name).and_then(json::text);
+            let session_id = text("session_id")
+                .and_then(SessionId::parse)
+                .ok_or(Poison::MissingField)?;
+            if is_ours {
+                return Ok((session_id, None));
+            }
+            let status = last(&record, "connection_status")
+                .filter(Value::is_object)
+                .ok_or(Poison::MissingField)?;
+            let at = text("timestamp").map_or_else(super::timestamp, str::to_owned);
+            let payload = server::foreign_status(&session_id, Passed(status), &at);
+            Ok((session_id, Some(payload)))
+        })
+    }
+
     fn read<T>(
         &mut self,
         value: &[u8],
@@ -280,6 +300,36 @@ pub fn typing_value(
         user_type,
         is_typing,
         timestamp: at,
+    };
+    serde_json::to_vec(&record).unwrap_or_default()
+}
+
+/// The value of a connection-status record, as other services read it, with the events of this change.
+pub fn status_value(
+    session_id: &SessionId,
+    status: &ConnectionStatus,
+    events: &[StatusEvent],
+    at: &str,
+) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Record<'a> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        session_id: &'a SessionId,
+        #[serde(flatten)]
+        shown: ShownStatus<'a>,
+        timestamp: &'a str,
+        #[serde(flatten)]
+        last: Option<&'a StatusEvent>,
+        events: &'a [StatusEvent],
+    }
+    let record = Record {
+        kind: "connection_status",
+        session_id,
+        shown: ShownStatus::of(status),
+        timestamp: at,
+        last: events.last(),
+        events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
     };
     serde_json::to_vec(&record).unwrap_or_default()
 }

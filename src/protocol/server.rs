@@ -1,7 +1,5 @@
 //! Text frames a client receives: `{type, success, data, error?, request_id?}`, each encoded once.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -9,7 +7,8 @@ use super::client::RequestId;
 use super::code::WireError;
 use super::frame;
 use super::ids::{SessionId, UserId, UserType};
-use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, MAX_LISTED_USERS, StatusEvent};
+use super::json::Passed;
+use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, ShownStatus, StatusEvent};
 
 #[derive(Serialize)]
 struct Envelope<'a, D: Serialize> {
@@ -185,42 +184,42 @@ pub fn connection_status_update(
     timestamp: &str,
 ) -> Bytes {
     #[derive(Serialize)]
-    struct Listed<'a> {
-        users: &'a BTreeMap<UserId, super::status::ConnectedUser>,
-        customer_connected: bool,
-        agent_connected: bool,
-        total_customer: usize,
-        total_agent: usize,
-    }
-    #[derive(Serialize)]
     struct Data<'a> {
         session_id: &'a SessionId,
-        connection_status: Listed<'a>,
-        #[serde(skip_serializing_if = "std::ops::Not::not")]
-        users_truncated: bool,
+        #[serde(flatten)]
+        shown: ShownStatus<'a>,
         timestamp: &'a str,
         #[serde(flatten)]
         last: Option<&'a StatusEvent>,
         events: &'a [StatusEvent],
     }
-    let none = BTreeMap::new();
-    let users_truncated = status.users.len() > MAX_LISTED_USERS;
     let data = Data {
         session_id,
-        connection_status: Listed {
-            users: if users_truncated { &none } else { &status.users },
-            customer_connected: status.customer_connected,
-            agent_connected: status.agent_connected,
-            total_customer: status.total_customer,
-            total_agent: status.total_agent,
-        },
-        users_truncated,
+        shown: ShownStatus::of(status),
         timestamp,
         last: events.last(),
         // The newest are kept: event_* are the last of the list.
         events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
     };
     frame::text(&payload("connection_status_update", data, None))
+}
+
+/// The payload of a status that another service wrote: passed on, without events.
+pub(super) fn foreign_status(session_id: &SessionId, status: Passed<'_, '_>, timestamp: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        session_id: &'a SessionId,
+        connection_status: Passed<'a, 'a>,
+        timestamp: &'a str,
+        events: [(); 0],
+    }
+    let data = Data {
+        session_id,
+        connection_status: status,
+        timestamp,
+        events: [],
+    };
+    payload("connection_status_update", data, None)
 }
 
 #[cfg(test)]

@@ -32,6 +32,11 @@ pub struct ConnectionStatus {
 }
 
 impl ConnectionStatus {
+    /// Whether it is shown without its list.
+    pub fn is_large(&self) -> bool {
+        self.users.len() > MAX_LISTED_USERS
+    }
+
     pub fn of(users: impl IntoIterator<Item = ConnectedUser>) -> Self {
         let users: BTreeMap<_, _> = users
             .into_iter()
@@ -45,6 +50,41 @@ impl ConnectionStatus {
             total_customer,
             total_agent,
             users,
+        }
+    }
+}
+
+/// A status as frames and records carry it: without the list where that is long.
+#[derive(Serialize)]
+pub(super) struct ShownStatus<'a> {
+    connection_status: Listed<'a>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    users_truncated: bool,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    users: &'a BTreeMap<UserId, ConnectedUser>,
+    customer_connected: bool,
+    agent_connected: bool,
+    total_customer: usize,
+    total_agent: usize,
+}
+
+impl<'a> ShownStatus<'a> {
+    pub fn of(status: &'a ConnectionStatus) -> Self {
+        static NONE: BTreeMap<UserId, ConnectedUser> = BTreeMap::new();
+        let users_truncated = status.is_large();
+        let connection_status = Listed {
+            users: if users_truncated { &NONE } else { &status.users },
+            customer_connected: status.customer_connected,
+            agent_connected: status.agent_connected,
+            total_customer: status.total_customer,
+            total_agent: status.total_agent,
+        };
+        Self {
+            connection_status,
+            users_truncated,
         }
     }
 }

@@ -75,6 +75,17 @@ impl Roster {
         self.users.get(user_id).map_or(0, |user| user.connections)
     }
 
+    /// What is held of one user: type, since when, connections.
+    pub fn held(&self, user_id: &UserId) -> Option<(UserType, Timestamp, usize)> {
+        let user = self.users.get(user_id).filter(|user| user.connections > 0)?;
+        Some((user.user_type, user.joined_at, user.connections))
+    }
+
+    /// Everyone who is held.
+    pub fn ids(&self) -> Vec<UserId> {
+        self.users.keys().cloned().collect()
+    }
+
     /// How many users there are, gone but unannounced ones included.
     pub fn len(&self) -> usize {
         self.users.len()

@@ -1,6 +1,6 @@
 //! End-to-end tests: the built binary as a process, spoken to over its sockets. `support` says how.
 //!
-//! Names begin with what they need: `kafka_…` and `services_…` start a broker or Redis, everything else is embedded.
+//! Names begin with what they need: `kafka_…`, `redis_…` and `services_…` start a broker or Redis, everything else is embedded.
 
 mod support;
 
@@ -30,4 +30,7 @@ mod kafka_faults;
 mod kafka_records;
 mod kafka_shutdown;
 mod kafka_topics;
+mod redis_cluster;
+mod redis_faults;
+mod redis_two_nodes;
 mod services;

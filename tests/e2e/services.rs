@@ -3,6 +3,8 @@
 
 #[path = "kafka_java.rs"]
 mod java;
+#[path = "redis_resp.rs"]
+mod resp;
 #[path = "kafka_tap.rs"]
 mod tap;
 
@@ -17,6 +19,7 @@ use crate::support::{Server, ServerBuilder};
 
 use self::java::succeeded;
 pub use self::java::{Kafka, Record, Stored};
+pub use self::resp::{RedisClient, Resp, users_key};
 pub use self::tap::{Heard, Tap};
 
 /// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
@@ -40,7 +43,6 @@ pub fn kafka() -> Kafka {
 
 /// The Redis all tests share.
 #[track_caller]
-#[allow(dead_code)] // Kafka tests don't need it.
 pub fn redis_url() -> String {
     from_environment("TEST_REDIS_URL")
 }
@@ -201,6 +203,95 @@ impl PrivateBroker {
 }
 
 impl Drop for PrivateBroker {
+    fn drop(&mut self) {
+        let _ = self.script("kill", &[]);
+    }
+}
+
+/// A Redis of a test's own, to be killed, paused and emptied. Keeps nothing on disk: a new start is an empty Redis. Gone when
+/// dropped.
+pub struct PrivateRedis {
+    dir: TempDir,
+    port: u16,
+    args: &'static str,
+}
+
+impl PrivateRedis {
+    #[track_caller]
+    pub fn started() -> Self {
+        Self::started_with("")
+    }
+
+    /// With arguments of redis-server's, for example `--requirepass x`.
+    #[track_caller]
+    pub fn started_with(args: &'static str) -> Self {
+        let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
+        let dir = tempfile::Builder::new()
+            .prefix("redis-")
+            .tempdir_in(scratch)
+            .expect("a folder for the Redis");
+        let redis = Self {
+            dir,
+            port: free_port(),
+            args,
+        };
+        redis.start();
+        redis
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// With a password, be it right or wrong.
+    pub fn url_with(&self, password: &str) -> String {
+        format!("redis://:{password}@127.0.0.1:{}", self.port)
+    }
+
+    #[track_caller]
+    pub fn client(&self) -> RedisClient {
+        RedisClient::connect(&self.url())
+    }
+
+    #[track_caller]
+    pub fn start(&self) {
+        self.verb("start", &[&self.port.to_string()]);
+    }
+
+    #[track_caller]
+    pub fn kill(&self) {
+        self.verb("kill", &[]);
+    }
+
+    #[track_caller]
+    pub fn pause(&self) {
+        self.verb("pause", &[]);
+    }
+
+    #[track_caller]
+    pub fn resume(&self) {
+        self.verb("resume", &[]);
+    }
+
+    #[track_caller]
+    fn verb(&self, verb: &str, more: &[&str]) {
+        succeeded(verb, self.script(verb, more));
+    }
+
+    fn script(&self, verb: &str, more: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/redis-local.sh");
+        let mut command = Command::new(script);
+        command.env("REDIS_ARGS", self.args).stdin(Stdio::null());
+        command
+            .arg(verb)
+            .arg(self.dir.path())
+            .args(more)
+            .output()
+            .expect("run redis-local.sh")
+    }
+}
+
+impl Drop for PrivateRedis {
     fn drop(&mut self) {
         let _ = self.script("kill", &[]);
     }

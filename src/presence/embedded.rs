@@ -1,4 +1,5 @@
-//! The pipeline task: marks in, one status frame per session and window out.
+//! Presence in the process: the node's own rosters are the store. Marks in, one status frame per session and
+//! window out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Change, Inbox};
+use super::inbox::{Change, Inbox};
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::server;
@@ -31,16 +32,15 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
             .min()
             .copied();
         tokio::select! {
-            () = inbox.wake.notified() => sleep(window).await,
+            () = inbox.marked() => sleep(window).await,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
-        let mut changes = std::mem::take(&mut *inbox.changed.lock());
+        if inbox.is_stopping() {
+            return;
+        }
+        let mut changes = inbox.take().sessions;
         for (session_id, change) in held.drain() {
-            changes
-                .entry(session_id)
-                .or_default()
-                .snapshot_for
-                .extend(change.snapshot_for);
+            changes.entry(session_id).or_default().merge(change);
         }
         let now = Instant::now();
         next_frame.retain(|_, at| *at > now);
@@ -69,14 +69,14 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
 async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
     let (events, connected) =
         session.with_roster(|roster| (roster.take_changes(MAX_LISTED_EVENTS), roster.connected()));
-    if events.is_empty() && change.snapshot_for.is_empty() {
+    if events.is_empty() && change.joiners.is_empty() {
         return false;
     }
     let status = connected.status();
     metrics.status_frames.inc();
     let frame = server::connection_status_update(&session.id, &status, &events, &timestamp());
     if events.is_empty() {
-        for outbox in &change.snapshot_for {
+        for outbox in &change.joiners {
             outbox.insist(&frame);
         }
     } else {

@@ -1,0 +1,108 @@
+//! What the pipeline task is to look at: marks, folded per session, so that they are bounded by what there is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::protocol::ids::{SessionId, UserId};
+use crate::ws::Outbox;
+
+/// Sessions with something to tell, and typists.
+#[derive(Default)]
+pub struct Inbox {
+    changes: Mutex<Changes>,
+    wake: Notify,
+    is_stopping: AtomicBool,
+}
+
+#[derive(Default)]
+pub struct Changes {
+    pub sessions: HashMap<SessionId, Change, RandomState>,
+    /// Who types and who has stopped, for the store's readers.
+    pub typing: HashMap<(SessionId, UserId), bool, RandomState>,
+}
+
+#[derive(Default)]
+pub struct Change {
+    /// Users whose connections here have changed.
+    pub users: HashSet<UserId, RandomState>,
+    /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
+    pub joiners: Vec<Arc<Outbox>>,
+    /// Other nodes are to be told again: the last time failed.
+    pub republish: bool,
+}
+
+impl Change {
+    pub fn merge(&mut self, other: Self) {
+        self.users.extend(other.users);
+        self.joiners.extend(other.joiners);
+        self.republish |= other.republish;
+    }
+}
+
+impl Inbox {
+    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, outbox: &Arc<Outbox>) {
+        self.mark(session_id, |change| {
+            change.users.insert(user_id.clone());
+            change.joiners.push(Arc::clone(outbox));
+        });
+    }
+
+    pub fn left(&self, session_id: &SessionId, user_id: &UserId) {
+        self.mark(session_id, |change| {
+            change.users.insert(user_id.clone());
+        });
+    }
+
+    /// The store knows more of a session than we do.
+    pub fn is_stale(&self, session_id: &SessionId) {
+        self.mark(session_id, |_| {});
+    }
+
+    pub fn republish(&self, session_id: &SessionId) {
+        self.mark(session_id, |change| change.republish = true);
+    }
+
+    pub fn typing(&self, session_id: &SessionId, user_id: &UserId, is_typing: bool) {
+        self.changes
+            .lock()
+            .typing
+            .insert((session_id.clone(), user_id.clone()), is_typing);
+        self.wake.notify_one();
+    }
+
+    fn mark(&self, session_id: &SessionId, set: impl FnOnce(&mut Change)) {
+        let is_first = {
+            let sessions = &mut self.changes.lock().sessions;
+            let is_first = sessions.is_empty();
+            set(sessions.entry(session_id.clone()).or_default());
+            is_first
+        };
+        // One wake per window, not per join.
+        if is_first {
+            self.wake.notify_one();
+        }
+    }
+
+    pub fn take(&self) -> Changes {
+        std::mem::take(&mut *self.changes.lock())
+    }
+
+    /// Resolves when there is something to look at.
+    pub async fn marked(&self) {
+        self.wake.notified().await;
+    }
+
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,76 @@
+-- Sets how many connections a node holds of some users of one session: absolute, so that a repeat changes nothing.
+--
+-- KEYS  1 the session's users: user id -> JSON   2 the session's meta: version, totals (in the same slot)
+-- ARGV  1 node   2 whether the node's other users here are gone ('1')   3 whether a snapshot is wanted ('1')
+--       then for each user: id, type, joined_at, connections
+-- Reply version, ids of users that are new, ids of users that are gone, snapshot (or empty)
+local users, meta, node = KEYS[1], KEYS[2], ARGV[1]
+local came, gone, totals, listed = {}, {}, {}, {}
+
+local function read(raw)
+    local ok, user = pcall(cjson.decode, raw)
+    -- What is no object is somebody else's accident: it is replaced or left alone.
+    if ok and type(user) == 'table' then return user end
+end
+
+local function count(user, step)
+    local kind = tostring(user.user_type)
+    totals[kind] = (totals[kind] or 0) + step
+end
+
+local function release(id, user)
+    -- A user without nodes was written by the old server: not ours to remove.
+    if type(user.nodes) ~= 'table' or not user.nodes[node] then return end
+    user.nodes[node] = nil
+    if next(user.nodes) == nil then
+        redis.call('HDEL', users, id)
+        gone[#gone + 1] = id
+        count(user, -1)
+    else
+        redis.call('HSET', users, id, cjson.encode(user))
+    end
+end
+
+for at = 4, #ARGV, 4 do
+    local id, connections = ARGV[at], tonumber(ARGV[at + 3])
+    listed[id] = true
+    local raw = redis.call('HGET', users, id)
+    local user = raw and read(raw)
+    if connections > 0 then
+        if not user then
+            user = { user_id = id, user_type = ARGV[at + 1], joined_at = ARGV[at + 2] }
+            came[#came + 1] = id
+            count(user, 1)
+        end
+        if type(user.nodes) ~= 'table' then user.nodes = {} end
+        if user.nodes[node] ~= connections then
+            user.nodes[node] = connections
+            redis.call('HSET', users, id, cjson.encode(user))
+        end
+    elseif user then
+        release(id, user)
+    end
+end
+
+if ARGV[2] == '1' then
+    local all = redis.call('HGETALL', users)
+    for at = 1, #all, 2 do
+        local user = not listed[all[at]] and read(all[at + 1])
+        if user then release(all[at], user) end
+    end
+end
+
+local version = tonumber(redis.call('HGET', meta, 'version') or '0')
+if #came > 0 or #gone > 0 then
+    local time = redis.call('TIME')
+    version = math.max(version + 1, time[1] * 1000000 + time[2])
+    if redis.call('EXISTS', users) == 0 then
+        redis.call('DEL', meta)
+    else
+        redis.call('HSET', meta, 'version', string.format('%.0f', version))
+        for kind, step in pairs(totals) do
+            if step ~= 0 then redis.call('HINCRBY', meta, 'total_' .. kind, step) end
+        end
+    end
+end
+return { string.format('%.0f', version), came, gone, ARGV[3] == '1' and redis.call('HVALS', users) or {} }

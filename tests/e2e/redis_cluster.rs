@@ -1,0 +1,307 @@
+//! What the Redis tests share: nodes with one Kafka and one Redis, and connections that count what they are told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::SplitSink;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::services::{OUTAGE, Topics, unique};
+use crate::support::{Response, Server, ServerBuilder};
+
+const STATUS: &str = "connection_status_update";
+
+/// Topics and a Redis that several nodes share.
+pub struct Cluster {
+    pub topics: Topics,
+    pub redis: String,
+}
+
+impl Cluster {
+    #[track_caller]
+    pub fn on(redis: &str) -> Self {
+        Self {
+            topics: Topics::new(),
+            redis: redis.to_owned(),
+        }
+    }
+
+    pub fn node(&self, name: &str) -> ServerBuilder {
+        self.topics.node(name).env("REDIS_URL", &self.redis)
+    }
+
+    /// Nodes of these names, ready; a short PRESENCE_TTL where one is given.
+    #[track_caller]
+    pub fn nodes<const N: usize>(&self, names: [&str; N], ttl: Option<&str>) -> [Server; N] {
+        let nodes = names.map(|name| {
+            let node = self.node(name);
+            match ttl {
+                Some(ttl) => node.env("PRESENCE_TTL", ttl),
+                None => node,
+            }
+            .spawn()
+        });
+        for node in &nodes {
+            node.wait_ready();
+        }
+        nodes
+    }
+}
+
+/// One connection (a tab, a device). Reads by itself and counts the events it is told.
+pub struct Tab {
+    pub user: String,
+    name: String,
+    sink: tokio::sync::Mutex<SplitSink<WebSocketStream<TcpStream>, Message>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What a [`Tab`] has read.
+#[derive(Default)]
+pub struct Seen {
+    /// The data of every status frame, in order.
+    pub statuses: Vec<Value>,
+    /// How often each event was told.
+    events: HashMap<(String, String), usize>,
+    /// All other frames, in order.
+    pub others: Vec<Value>,
+    pub ended: Option<Option<u16>>,
+}
+
+impl Seen {
+    pub fn joins(&self, user: &str) -> usize {
+        self.count("user_connected", user)
+    }
+
+    pub fn leaves(&self, user: &str) -> usize {
+        self.count("user_disconnected", user)
+    }
+
+    fn count(&self, event: &str, user: &str) -> usize {
+        let key = (event.to_owned(), user.to_owned());
+        self.events.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The newest snapshot: user ids and their types.
+    pub fn shown(&self) -> Option<BTreeMap<String, String>> {
+        Some(users_of(&self.statuses.last()?["connection_status"]))
+    }
+
+    pub fn has_text(&self, text: &str) -> bool {
+        self.others
+            .iter()
+            .any(|frame| frame["type"] == "new_message" && frame["data"]["message"] == text)
+    }
+
+    fn take(&mut self, text: &str) {
+        let mut frame: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        if frame["type"] != STATUS {
+            return self.others.push(frame);
+        }
+        let data = frame["data"].take();
+        for event in data["events"].as_array().expect("events are always there") {
+            let text = |name: &str| event[name].as_str().expect("a string").to_owned();
+            *self
+                .events
+                .entry((text("event_type"), text("event_user_id")))
+                .or_default() += 1;
+        }
+        self.statuses.push(data);
+    }
+}
+
+fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tab {
+    /// Connects, and returns when the greeting is there.
+    pub async fn open(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
+        let url = format!("ws://{}/ws/{session}/{user}/{user_type}", server.http_addr());
+        let stream = TcpStream::connect(server.http_addr()).await.expect("connect");
+        let (ws, _) = tokio_tungstenite::client_async(&url, stream)
+            .await
+            .unwrap_or_else(|error| panic!("{url}: {error}"));
+        let (sink, mut frames) = ws.split();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let shared = Arc::clone(&seen);
+        tokio::spawn(async move {
+            let mut code = None;
+            while let Some(Ok(message)) = frames.next().await {
+                match message {
+                    Message::Text(text) => locked(&shared).take(&text),
+                    Message::Close(close) => code = Some(close.map_or(1005, |close| close.code.into())),
+                    _ => {}
+                }
+            }
+            locked(&shared).ended = Some(code);
+        });
+        let tab = Self {
+            user: user.to_owned(),
+            name: format!("{session}/{user}"),
+            sink: sink.into(),
+            seen,
+        };
+        tab.until("the greeting", |seen| !seen.others.is_empty()).await;
+        tab
+    }
+
+    /// As [`Tab::open`]; returns when this connection has been told that its user is there.
+    pub async fn join(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
+        let tab = Self::open(server, session, user, user_type).await;
+        tab.until("its own join", |seen| seen.joins(user) > 0).await;
+        tab
+    }
+
+    pub async fn send(&self, frame: Value) {
+        let sent = self
+            .sink
+            .lock()
+            .await
+            .send(Message::text(frame.to_string()))
+            .await;
+        sent.unwrap_or_else(|error| panic!("{}: send: {error}", self.name));
+    }
+
+    /// Says it, and waits until the log has it.
+    pub async fn say(&self, text: &str) {
+        self.send(json!({"type": "send_message", "request_id": text, "data": {"message": text}}))
+            .await;
+        let is_answer = |frame: &Value| frame["request_id"] == text;
+        self.until("the answer to a message", |seen| {
+            seen.others.iter().any(is_answer)
+        })
+        .await;
+        self.look(|seen| {
+            let answer = seen.others.iter().find(|frame| is_answer(frame)).unwrap();
+            assert_eq!(answer["type"], "message_sent", "{answer}");
+        });
+    }
+
+    /// Closes properly, and waits for the echo.
+    pub async fn close(self) {
+        let _ = self.sink.lock().await.close().await;
+        self.until("the end of the stream", |seen| seen.ended.is_some())
+            .await;
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&locked(&self.seen))
+    }
+
+    /// Waits until it holds for what was read; panics after [`OUTAGE`].
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&Seen) -> bool) {
+        let deadline = Instant::now() + OUTAGE;
+        while !self.look(&mut holds) {
+            let summary = || {
+                self.look(|seen| {
+                    let (last, ended) = (seen.statuses.last(), seen.ended);
+                    let mut events: Vec<_> = seen.events.iter().collect();
+                    events.sort();
+                    format!(
+                        "{} status frames, the last: {last:?}; {} other frames; ended: {ended:?}; events: {events:?}",
+                        seen.statuses.len(),
+                        seen.others.len()
+                    )
+                })
+            };
+            assert!(
+                Instant::now() < deadline,
+                "{}: never happened: {what}; {}",
+                self.name,
+                summary()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Whatever the nodes were to tell these connections before now is told: on each node somebody comes and goes, and all heard it.
+pub async fn fence(nodes: &[&Server], session: &str, tabs: &[&Tab]) {
+    for node in nodes {
+        let name = unique("fence");
+        let guest = Tab::join(node, session, &name, "admin").await;
+        for tab in tabs {
+            tab.until("the fence comes", |seen| seen.joins(&name) == 1).await;
+        }
+        guest.close().await;
+        for tab in tabs {
+            tab.until("the fence goes", |seen| seen.leaves(&name) == 1).await;
+        }
+    }
+}
+
+/// User ids and types of a `connection_status`.
+pub fn users_of(status: &Value) -> BTreeMap<String, String> {
+    let users = status["users"]
+        .as_object()
+        .unwrap_or_else(|| panic!("no users: {status}"));
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    users
+        .iter()
+        .map(|(id, user)| (id.clone(), text(&user["user_type"])))
+        .collect()
+}
+
+pub fn ask_status(node: &Server, session: &str) -> Response {
+    node.get(&format!("/api/session/{session}/connection-status"))
+}
+
+/// REST's users of a session, or None when it does not answer with 200 now.
+pub fn rest(node: &Server, session: &str) -> Option<BTreeMap<String, String>> {
+    let answer = ask_status(node, session);
+    (answer.status == 200).then(|| users_of(&answer.json()["data"]))
+}
+
+/// Who is truly there: users and types by session.
+#[derive(Clone, Default)]
+pub struct Truth(pub BTreeMap<String, BTreeMap<String, String>>);
+
+impl Truth {
+    pub fn join(&mut self, session: &str, user: &str, user_type: &str) {
+        self.0
+            .entry(session.to_owned())
+            .or_default()
+            .insert(user.to_owned(), user_type.to_owned());
+    }
+
+    pub fn leave(&mut self, session: &str, user: &str) {
+        self.0.get_mut(session).expect("a session").remove(user);
+    }
+
+    /// Waits until REST of every session says so on every node; returns how long it took.
+    pub async fn agreed(&self, nodes: &[&Server]) -> Duration {
+        let started = Instant::now();
+        for node in nodes {
+            for (session, users) in &self.0 {
+                loop {
+                    let answer = rest(node, session);
+                    if answer.as_ref() == Some(users) {
+                        break;
+                    }
+                    assert!(
+                        started.elapsed() < OUTAGE,
+                        "REST of {session} never agreed: {answer:?}, should be {users:?}; health: {}",
+                        node.health()
+                    );
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+        started.elapsed()
+    }
+
+    /// REST says so now: for facts that must have stayed.
+    pub fn still(&self, nodes: &[&Server]) {
+        for node in nodes {
+            for (session, users) in &self.0 {
+                assert_eq!(rest(node, session).as_ref(), Some(users), "REST of {session}");
+            }
+        }
+    }
+}
