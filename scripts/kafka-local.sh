@@ -129,13 +129,7 @@ start() {
         : >"$dir/formatted"
     fi
     spawn "$dir" kafka "${JVM[@]}" -Xms128m -Xmx512m kafka.Kafka "$dir/server.properties"
-    local pid
-    read -r pid _ <"$dir/kafka.pid"
-    if ! wait_for 90 "Kafka on port $port" "$pid" ready "$port"; then
-        tail -n 40 "$dir/kafka.log" >&2
-        service_verb kafka kill "$dir"
-        exit 1
-    fi
+    await_service kafka Kafka "$dir" "$port" 90
 }
 
 usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 64; }

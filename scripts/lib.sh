@@ -93,6 +93,20 @@ group_alive() {
     return 1
 }
 
+# group_stopped PGID: every thread of the group has stopped. The kernel lets one thread take the SIGSTOP and stop the others: until
+# that one has had its turn, which takes a while on a busy machine, they work on.
+group_stopped() {
+    local pid file stat
+    for pid in $(pgrep -g "$1" 2>/dev/null); do
+        for file in "/proc/$pid/task/"*/stat; do
+            # A thread that has ended meanwhile has no file.
+            { read -r stat <"$file"; } 2>/dev/null || continue
+            stat=${stat##*) }
+            case ${stat%% *} in T | Z | X) ;; *) return 1 ;; esac
+        done
+    done
+}
+
 # read_pid FILE: the process recorded there, if it is alive and still the same one (pids are reused: the file also holds its
 # start time).
 read_pid() {
@@ -122,6 +136,18 @@ spawn() {
     wait_for 10 "$name" 0 test -f "$dir/$name.pid"
 }
 
+# await_service NAME WHAT DIR PORT SECONDS: waits until a service that was just spawned answers, as the caller's `ready PORT` sees
+# it. One that does not shows the end of its log and is ended, and so is the script.
+await_service() {
+    local name=$1 what=$2 dir=$3 port=$4 seconds=$5 pid
+    read -r pid _ <"$dir/$name.pid"
+    if ! wait_for "$seconds" "$what on port $port" "$pid" ready "$port"; then
+        tail -n 40 "$dir/$name.log" >&2
+        service_verb "$name" kill "$dir"
+        exit 1
+    fi
+}
+
 # service_verb NAME VERB DIR: stop, kill, pause and resume are the same for every service started by spawn.
 service_verb() {
     local name=$1 verb=$2 dir=$3 pid
@@ -134,7 +160,7 @@ service_verb() {
     case $verb in
         stop) stop_group "$pid" 15; rm -f "$dir/$name.pid" ;;
         kill) kill -KILL -- "-$pid"; while group_alive "$pid"; do sleep 0.05; done; rm -f "$dir/$name.pid" ;;
-        pause) kill -STOP -- "-$pid" ;;
+        pause) kill -STOP -- "-$pid"; until group_stopped "$pid"; do sleep 0.01; done ;;
         resume) kill -CONT -- "-$pid" ;;
     esac
 }

@@ -42,13 +42,7 @@ start() {
     if [ -n "${REDIS_ARGS:-}" ]; then read -ra extra <<<"$REDIS_ARGS"; fi
     # Without snapshots a start on the same DIR is a Redis that lost everything: the harder case for its clients.
     spawn "$dir" redis "$(server)" --bind 127.0.0.1 --port "$port" --dir "$dir" --save '' --appendonly no --daemonize no "${extra[@]}"
-    local pid
-    read -r pid _ <"$dir/redis.pid"
-    if ! wait_for 30 "Redis on port $port" "$pid" ready "$port"; then
-        tail -n 40 "$dir/redis.log" >&2
-        service_verb redis kill "$dir"
-        exit 1
-    fi
+    await_service redis Redis "$dir" "$port" 30
 }
 
 usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 64; }

@@ -34,8 +34,8 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// would hold its place for ever.
 const MAX_LIFE: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// Sockets beyond `MAX_CONNECTIONS` that may be open for plain HTTP, health above all.
-const SPARE_SOCKETS: usize = 48;
+/// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis.
+const KEPT_SHARE: usize = 4;
 
 /// Binds without SO_REUSEPORT: two processes on one port would silently split the clients.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -50,6 +50,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
 pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: CancellationToken) {
     let sockets = Arc::new(AtomicUsize::new(0));
+    let spare = spare_sockets(http.config.limits.max_connections);
     let mut logged: Option<Instant> = None;
     let connections = tokio_util::task::TaskTracker::new();
     loop {
@@ -78,7 +79,7 @@ pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: Can
                 .limits
                 .max_connections
                 .saturating_sub(http.limits.connections())
-                + SPARE_SOCKETS
+                + spare
         {
             http.metrics.accept_errors.inc();
             continue;
@@ -92,6 +93,15 @@ pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: Can
     drop(listener);
     connections.close();
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+}
+
+/// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
+fn spare_sockets(max_connections: usize) -> usize {
+    let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
+    let beyond = usize::try_from(descriptors)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(max_connections);
+    beyond - beyond / KEPT_SHARE
 }
 
 /// Counts a socket that speaks HTTP.
