@@ -264,6 +264,20 @@ fn degraded(nodes: &[&Server], since: Instant) -> Duration {
     waited
 }
 
+/// Somebody who comes and goes meanwhile does not make it well.
+async fn stays_degraded(nodes: &[&Server], session: &str) {
+    for _ in 0..8 {
+        for node in nodes {
+            let passer = Tab::open(node, session, "passes-by", "customer").await;
+            passer.close().await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for node in nodes {
+            assert_ne!(redis_status(node), "ok", "Redis is still away");
+        }
+    }
+}
+
 async fn well(nodes: &[&Server]) {
     for node in nodes {
         eventually_async("health is ok again", async || {
@@ -306,6 +320,7 @@ async fn outage(begins: fn(&PrivateRedis), ends: fn(&PrivateRedis), length: Dura
     let second = town.talk("still during").await;
     let told = degraded(&nodes, down);
     rest_503(&nodes, &town.sessions[1]);
+    stays_degraded(&nodes, &town.sessions[0]).await;
     tokio::time::sleep(length.saturating_sub(down.elapsed())).await;
     let third = town.talk("just before the end").await;
     eprintln!(

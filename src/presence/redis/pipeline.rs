@@ -96,7 +96,8 @@ impl Pipeline {
             let is_stopping = self.parts.inbox.is_stopping();
             self.take_marks();
             match self.round().await {
-                Ok(()) => self.store.succeed(),
+                Ok(()) if self.store.is_connected() => self.store.succeed(),
+                Ok(()) => {}
                 Err(error) => {
                     self.store.fail(&error);
                     self.next_heartbeat = Instant::now() + RETRY;
@@ -160,7 +161,16 @@ impl Pipeline {
             .retain(|session_id, _| registry.contains(session_id.as_str()));
         self.shown
             .retain(|session_id, _| registry.contains(session_id.as_str()));
+        self.begin_resync();
+    }
+
+    /// Everything is to be written again. What the store then says is new, or not, is no measure of what other
+    /// nodes know: they are told of every change that is under way.
+    fn begin_resync(&mut self) {
         self.needs_resync = true;
+        for change in self.pending.values_mut() {
+            change.republish |= !change.users.is_empty();
+        }
     }
 
     async fn round(&mut self) -> Result<(), RedisError> {
@@ -169,7 +179,7 @@ impl Pipeline {
                 return Ok(());
             }
             self.store.connect().await?;
-            self.needs_resync = true;
+            self.begin_resync();
         }
         let mut ended = self.write(Vec::new()).await?;
         if self.needs_resync {
@@ -248,7 +258,7 @@ impl Pipeline {
         self.next_heartbeat = Instant::now() + self.heartbeat;
         if !had_lease && std::mem::replace(&mut self.has_had_lease, true) {
             tracing::warn!("Redis has lost this node's lease: presence is written again");
-            self.needs_resync = true;
+            self.begin_resync();
             self.hold_until = Some(Instant::now() + 2 * self.heartbeat + self.window);
             self.reap_after = Instant::now() + self.ttl;
             return Ok(Vec::new());

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_session_s_keys_share_a_slot() {
-        assert_eq!(slot("123456789"), 0x31C3 % 16384);
+        assert_eq!(slot("123456789"), 0x31C3);
         for id in ["s1", "a@b", "018f4e3a-7c1e-7000-8000-000000000000", "~"] {
             assert_eq!(slot(&users_key(id)), slot(&meta_key(id)));
         }
