@@ -118,10 +118,11 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
+    let marks = Arc::clone(&inbox);
     let delivery = Delivery::new(
         Arc::clone(&registry),
         Arc::clone(&typists),
-        Arc::clone(&inbox),
+        Box::new(move |session_id| marks.is_stale(session_id)),
         Arc::clone(&metrics),
         node.clone(),
         config.max_record_bytes,

@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
 use crate::metrics::Metrics;
-use crate::presence::inbox::Inbox;
 use crate::protocol::frame;
+use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
 use crate::session::fanout::{self, Delivered, Patience, SLICE, WaitBudget};
@@ -26,10 +26,14 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Of poison records at most one log line in this time; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Told of a session whose users have changed on another node.
+pub type ChangedElsewhere = Box<dyn Fn(&SessionId) + Send>;
+
 pub struct Delivery {
     registry: Arc<Registry>,
     typists: Arc<Typists>,
-    presence: Arc<Inbox>,
+    /// Hears of sessions that have changed on other nodes.
+    changed_elsewhere: ChangedElsewhere,
     metrics: Arc<Metrics>,
     /// This node's mark on what it publishes.
     node: String,
@@ -55,7 +59,7 @@ impl Delivery {
     pub fn new(
         registry: Arc<Registry>,
         typists: Arc<Typists>,
-        presence: Arc<Inbox>,
+        changed_elsewhere: ChangedElsewhere,
         metrics: Arc<Metrics>,
         node: String,
         max_record_bytes: usize,
@@ -63,7 +67,7 @@ impl Delivery {
         Self {
             registry,
             typists,
-            presence,
+            changed_elsewhere,
             metrics,
             node,
             max_record_bytes,
@@ -191,7 +195,7 @@ impl Delivery {
         };
         match foreign {
             Some(payload) => self.add(session, &payload),
-            None => self.presence.is_stale(&session_id),
+            None => (self.changed_elsewhere)(&session_id),
         }
         Ok(())
     }

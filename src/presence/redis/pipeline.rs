@@ -180,6 +180,10 @@ impl Pipeline {
             }
             self.store.connect().await?;
             self.begin_resync();
+            // What a Redis that slept has missed is no sign of death.
+            if self.has_had_lease {
+                self.reap_after = Instant::now() + self.ttl;
+            }
         }
         let mut ended = self.write(Vec::new()).await?;
         if self.needs_resync {
@@ -221,8 +225,8 @@ impl Pipeline {
             pipeline.cmd("SREM").arg(sessions_key(&self.store.node)).arg(ids);
             skipped += 1;
         }
-        for ((session_id, user_id), is_typing) in self.typing.drain() {
-            let key = typing_key(&session_id, &user_id);
+        for ((session_id, user_id), &is_typing) in &self.typing {
+            let key = typing_key(session_id, user_id);
             if is_typing {
                 pipeline
                     .cmd("SET")
@@ -254,6 +258,7 @@ impl Pipeline {
             wants.push(wants_snapshot);
         }
         let mut answers = self.store.send(&mut pipeline).await?.into_iter();
+        self.typing.clear();
         let (had_lease, ended) = store::read_heartbeat(answers.next().unwrap_or(Ok(Value::Nil))?)?;
         self.next_heartbeat = Instant::now() + self.heartbeat;
         if !had_lease && std::mem::replace(&mut self.has_had_lease, true) {
