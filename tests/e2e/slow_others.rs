@@ -194,9 +194,11 @@ async fn slow_readers_of_one_session_do_not_delay_another() {
             last = readers;
         }
         flooded.store(true, Ordering::Relaxed);
-        // The two of the other session are left: it was a flood.
+        // At most the two of the other session are left: it was a flood.
         eventually("the stopped ones are cut", || {
-            attacked.health()["connections"] == 2
+            attacked.health()["connections"]
+                .as_u64()
+                .is_some_and(|left| left <= 2)
         });
         drop(last);
     });
@@ -210,14 +212,17 @@ async fn slow_readers_of_one_session_do_not_delay_another() {
         .map(|(sent, heard)| *heard - *sent)
         .collect();
     latencies.sort_unstable();
-    let (median, last) = (latencies[latencies.len() / 2], latencies[latencies.len() - 1]);
-    eprintln!("{} words, median {median:?}, worst {last:?}", latencies.len());
-    // Without an attack it is below a millisecond; the rest is for a busy machine.
-    assert!(
-        median < Duration::from_millis(250),
-        "median {median:?}, worst {last:?} of {}",
-        latencies.len()
+    let at = |share: usize| latencies[latencies.len() * share / 100];
+    let told = format!(
+        "{} words: median {:?}, three quarters within {:?}, 99 of 100 within {:?}",
+        latencies.len(),
+        at(50),
+        at(75),
+        at(99)
     );
+    eprintln!("{told}");
+    // Without a flood each takes less than a millisecond; the rest is for a busy machine.
+    assert!(at(75) < Duration::from_millis(250), "{told}");
 }
 
 /// The wait is the bound itself: a connection may speak plain HTTP for 60 s, and its last answer may take 5 s more.
