@@ -186,7 +186,6 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         tracker: TaskTracker::new(),
         life,
         port,
-        node,
     })
 }
 

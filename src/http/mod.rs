@@ -34,6 +34,4 @@ pub struct Http {
     pub cors: Cors,
     /// The bound port, as health shows it.
     pub port: u16,
-    /// `NODE_ID` and the boot id.
-    pub node: String,
 }

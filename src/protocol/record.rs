@@ -11,7 +11,7 @@ use simd_json::tape::{Object, Value};
 use super::ids::{SessionId, UserId, is_valid_id};
 use super::json::{self, Passed, Reader};
 use super::server;
-use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, ShownStatus, StatusEvent};
+use super::status::{ConnectionStatus, StatusChange, StatusEvent};
 
 /// The header that marks a native record, and its only value.
 pub const FRAME_HEADER: &str = "livechat-frame";
@@ -315,21 +315,13 @@ pub fn status_value(
     struct Record<'a> {
         #[serde(rename = "type")]
         kind: &'static str,
-        session_id: &'a SessionId,
         #[serde(flatten)]
-        shown: ShownStatus<'a>,
-        timestamp: &'a str,
-        #[serde(flatten)]
-        last: Option<&'a StatusEvent>,
-        events: &'a [StatusEvent],
+        change: StatusChange<'a>,
     }
+    let change = StatusChange::of(session_id, status, events, at);
     let record = Record {
         kind: "connection_status",
-        session_id,
-        shown: ShownStatus::of(status),
-        timestamp: at,
-        last: events.last(),
-        events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
+        change,
     };
     serde_json::to_vec(&record).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use super::code::WireError;
 use super::frame;
 use super::ids::{SessionId, UserId, UserType};
 use super::json::Passed;
-use super::status::{ConnectionStatus, MAX_LISTED_EVENTS, ShownStatus, StatusEvent};
+use super::status::{ConnectionStatus, StatusChange, StatusEvent};
 
 #[derive(Serialize)]
 struct Envelope<'a, D: Serialize> {
@@ -183,24 +183,7 @@ pub fn connection_status_update(
     events: &[StatusEvent],
     timestamp: &str,
 ) -> Bytes {
-    #[derive(Serialize)]
-    struct Data<'a> {
-        session_id: &'a SessionId,
-        #[serde(flatten)]
-        shown: ShownStatus<'a>,
-        timestamp: &'a str,
-        #[serde(flatten)]
-        last: Option<&'a StatusEvent>,
-        events: &'a [StatusEvent],
-    }
-    let data = Data {
-        session_id,
-        shown: ShownStatus::of(status),
-        timestamp,
-        last: events.last(),
-        // The newest are kept: event_* are the last of the list.
-        events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
-    };
+    let data = StatusChange::of(session_id, status, events, timestamp);
     frame::text(&payload("connection_status_update", data, None))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::ids::{UserId, UserType};
+use super::ids::{SessionId, UserId, UserType};
 
 /// Above this many users a status frame carries totals and no list, at most once a second.
 pub const MAX_LISTED_USERS: usize = 100;
@@ -54,12 +54,18 @@ impl ConnectionStatus {
     }
 }
 
-/// A status as frames and records carry it: without the list where that is long.
+/// A session's status and its net changes, as frames and records carry them: without the list of users where that
+/// is long.
 #[derive(Serialize)]
-pub(super) struct ShownStatus<'a> {
+pub(super) struct StatusChange<'a> {
+    session_id: &'a SessionId,
     connection_status: Listed<'a>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     users_truncated: bool,
+    timestamp: &'a str,
+    #[serde(flatten)]
+    last: Option<&'a StatusEvent>,
+    events: &'a [StatusEvent],
 }
 
 #[derive(Serialize)]
@@ -71,8 +77,13 @@ struct Listed<'a> {
     total_agent: usize,
 }
 
-impl<'a> ShownStatus<'a> {
-    pub fn of(status: &'a ConnectionStatus) -> Self {
+impl<'a> StatusChange<'a> {
+    pub fn of(
+        session_id: &'a SessionId,
+        status: &'a ConnectionStatus,
+        events: &'a [StatusEvent],
+        timestamp: &'a str,
+    ) -> Self {
         static NONE: BTreeMap<UserId, ConnectedUser> = BTreeMap::new();
         let users_truncated = status.is_large();
         let connection_status = Listed {
@@ -83,8 +94,13 @@ impl<'a> ShownStatus<'a> {
             total_agent: status.total_agent,
         };
         Self {
+            session_id,
             connection_status,
             users_truncated,
+            timestamp,
+            last: events.last(),
+            // The newest are kept: event_* are the last of the list.
+            events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
         }
     }
 }

@@ -105,7 +105,7 @@ impl Pipeline {
                 }
             }
             if is_stopping {
-                if let Err(error) = self.store.leave().await {
+                if let Err(error) = self.store.bury(&self.store.node).await {
                     self.store.fail(&error);
                 }
                 return;

@@ -243,19 +243,7 @@ impl Store {
         Ok(snapshot(values.iter().map(Vec::as_slice)))
     }
 
-    /// Removes this node: its lease and its list of sessions.
-    pub async fn leave(&self) -> Result<(), RedisError> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("DEL")
-            .arg(sessions_key(&self.node))
-            .cmd("ZREM")
-            .arg(LEASES)
-            .arg(&self.node);
-        self.send(&mut pipeline).await.map(|_| ())
-    }
-
-    /// Removes a dead node of which nothing is left.
+    /// Removes a node of which nothing is left: its lease and its list of sessions.
     pub async fn bury(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         pipeline
