@@ -56,6 +56,9 @@ pub struct Metrics {
     pub kafka_reconnects: Count,
     pub kafka_gaps: Count,
     pub kafka_up: Level,
+    pub redis_up: Level,
+    pub redis_pipelines: Count,
+    pub nodes_reaped: Count,
 }
 
 impl Default for Metrics {
@@ -138,6 +141,17 @@ impl Default for Metrics {
                 "Times offsets were missing from a partition: its records are lost to this node",
             ),
             kafka_up: level(r, "kafka_up", "Whether the broker answered the last probe"),
+            redis_up: level(r, "redis_up", "Whether Redis answered the last time"),
+            redis_pipelines: count(
+                r,
+                "redis_pipelines",
+                "Pipelines of presence changes sent to Redis",
+            ),
+            nodes_reaped: count(
+                r,
+                "nodes_reaped",
+                "Dead nodes whose users this node has taken out of Redis",
+            ),
             registry,
         }
     }

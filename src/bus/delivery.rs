@@ -86,6 +86,13 @@ impl Delivery {
         }
     }
 
+    /// Reading goes on, maybe behind a gap: what other nodes said of their users meanwhile is asked again.
+    pub fn resume(&self) {
+        for session in self.registry.all() {
+            (self.changed_elsewhere)(&session.id);
+        }
+    }
+
     fn try_push(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
         let value = incoming.value.ok_or(Poison::Tombstone)?;
         if value.len() > self.max_record_bytes {

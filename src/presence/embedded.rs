@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::LARGE_SESSION_INTERVAL;
 use super::inbox::{Change, Inbox};
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
@@ -15,10 +16,6 @@ use crate::protocol::status::{MAX_LISTED_EVENTS, MAX_LISTED_USERS};
 use crate::protocol::timestamp;
 use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
-
-/// A session with more than [`MAX_LISTED_USERS`] users gets at most one status frame in this time: else n joins
-/// cost n squared frames.
-const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) {
     // When each large session may have its next frame. Entries of the past are dropped in every round.

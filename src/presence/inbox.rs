@@ -1,8 +1,8 @@
 //! What the pipeline task is to look at: marks, folded per session, so that they are bounded by what there is.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
@@ -16,7 +16,8 @@ use crate::ws::Outbox;
 pub struct Inbox {
     changes: Mutex<Changes>,
     wake: Notify,
-    is_stopping: AtomicBool,
+    /// How long the task may take for its end, once it is to end.
+    stopping: OnceLock<Duration>,
 }
 
 #[derive(Default)]
@@ -32,15 +33,12 @@ pub struct Change {
     pub users: HashSet<UserId, RandomState>,
     /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
     pub joiners: Vec<Arc<Outbox>>,
-    /// Other nodes are to be told again: the last time failed.
-    pub republish: bool,
 }
 
 impl Change {
     pub fn merge(&mut self, other: Self) {
         self.users.extend(other.users);
         self.joiners.extend(other.joiners);
-        self.republish |= other.republish;
     }
 }
 
@@ -61,10 +59,6 @@ impl Inbox {
     /// The store knows more of a session than we do.
     pub fn is_stale(&self, session_id: &SessionId) {
         self.mark(session_id, |_| {});
-    }
-
-    pub fn republish(&self, session_id: &SessionId) {
-        self.mark(session_id, |change| change.republish = true);
     }
 
     pub fn typing(&self, session_id: &SessionId, user_id: &UserId, is_typing: bool) {
@@ -97,12 +91,22 @@ impl Inbox {
         self.wake.notified().await;
     }
 
-    pub fn stop(&self) {
-        self.is_stopping.store(true, Ordering::SeqCst);
+    /// Wakes the task: something it waits for may have come.
+    pub fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
+    /// The task is to end within `patience`.
+    pub fn stop(&self, patience: Duration) {
+        let _ = self.stopping.set(patience);
         self.wake.notify_one();
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.is_stopping.load(Ordering::SeqCst)
+        self.stopping.get().is_some()
+    }
+
+    pub fn patience(&self) -> Duration {
+        self.stopping.get().copied().unwrap_or_default()
     }
 }

@@ -25,6 +25,10 @@ use crate::supervise;
 use crate::ws::Outbox;
 use inbox::Inbox;
 
+/// A session with more than [`crate::protocol::status::MAX_LISTED_USERS`] users gets at most one status frame in this
+/// time: else n joins cost n squared bytes.
+const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The presence store can't be asked now.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the presence store is not available")]
@@ -121,7 +125,7 @@ impl Presence {
 
     /// Takes this node's users out of the store, as far as `patience` allows.
     pub async fn stop(&self, patience: Duration) {
-        self.inbox.stop();
+        self.inbox.stop(patience);
         let task = self.task.lock().take();
         if let Some(task) = task
             && tokio::time::timeout(patience, task).await.is_err()

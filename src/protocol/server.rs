@@ -262,6 +262,7 @@ mod tests {
         let event = |i: usize| StatusEvent {
             event_type: EventType::UserConnected,
             event_user_id: UserId::parse(&format!("u{i}")).unwrap(),
+            event_id: None,
         };
         let value = json(&connection_status_update(
             &session_id,

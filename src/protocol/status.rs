@@ -118,6 +118,9 @@ pub enum EventType {
 pub struct StatusEvent {
     pub event_type: EventType,
     pub event_user_id: UserId,
+    /// In records only: whoever reads them knows a repeated one by it. Unique within the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
 }
 
 #[cfg(test)]

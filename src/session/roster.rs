@@ -118,6 +118,7 @@ impl Roster {
                 events.push(StatusEvent {
                     event_type,
                     event_user_id: user_id.clone(),
+                    event_id: None,
                 });
             }
             !has_left
@@ -133,6 +134,7 @@ impl Roster {
             events.push(StatusEvent {
                 event_type: EventType::UserConnected,
                 event_user_id: user_id.clone(),
+                event_id: None,
             });
         }
         events

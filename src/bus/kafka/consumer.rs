@@ -86,6 +86,7 @@ impl Thread {
         }
         consumer.assign(&partitions)?;
         self.consumer = Some(consumer);
+        self.delivery.resume();
         Ok(())
     }
 

@@ -1,10 +1,13 @@
 -- Sets how many connections a node holds of some users of one session: absolute, so that a repeat changes nothing.
 --
--- KEYS  1 the session's users: user id -> JSON   2 the session's meta: version, totals (in the same slot)
--- ARGV  1 node   2 whether the node's other users here are gone ('1')   3 whether a snapshot is wanted ('1')
---       then for each user: id, type, joined_at, connections
--- Reply version, ids of users that are new, ids of users that are gone, snapshot (or empty)
-local users, meta, node = KEYS[1], KEYS[2], ARGV[1]
+-- KEYS  1 the session's users: user id -> JSON   2 its meta: version, totals
+--       3 leaves that the others are not known to have heard of: user id -> version   (all in the same slot)
+-- ARGV  1 node   2 what is listed: 'some' of its users here, 'all' of them, or 'left': none, it is gone
+--       3 whether a snapshot is wanted ('1')   then for each user: id, type, joined_at, connections
+-- Reply version, ids of users that are new, ids of users that are gone, leaves to tell (id, version, …; for 'left'
+--       only, those of a reaper before us included), snapshot (or empty)
+local users, meta, untold = KEYS[1], KEYS[2], KEYS[3]
+local node, listing = ARGV[1], ARGV[2]
 local came, gone, totals, listed = {}, {}, {}, {}
 
 local function read(raw)
@@ -52,7 +55,7 @@ for at = 4, #ARGV, 4 do
     end
 end
 
-if ARGV[2] == '1' then
+if listing ~= 'some' then
     local all = redis.call('HGETALL', users)
     for at = 1, #all, 2 do
         local user = not listed[all[at]] and read(all[at + 1])
@@ -73,4 +76,12 @@ if #came > 0 or #gone > 0 then
         end
     end
 end
-return { string.format('%.0f', version), came, gone, ARGV[3] == '1' and redis.call('HVALS', users) or {} }
+version = string.format('%.0f', version)
+
+local left = {}
+if listing == 'left' then
+    -- Kept until the log has them: whoever takes over from a reaper that died meanwhile tells them again.
+    for _, id in ipairs(gone) do redis.call('HSET', untold, id, version) end
+    left = redis.call('HGETALL', untold)
+end
+return { version, came, gone, left, ARGV[3] == '1' and redis.call('HVALS', users) or {} }

@@ -1,15 +1,21 @@
 //! Presence of all nodes in Redis.
 //!
-//! - [`store`]: keys, scripts, and the one connection
-//! - [`pipeline`]: the task that owns all writes: folds, sends, shows, publishes
-//! - [`shown`]: what clients here were shown, and so what is news to them
+//! - [`store`]: the one connection, scripts and what they answer; [`keys`]: what is in Redis
+//! - [`pipeline`]: the task that owns all writes: folds a window's marks and sends them
+//! - [`audience`]: the clients here; [`shown`]: what one session was shown, and so what is news to it
+//! - [`news`]: the other nodes, and what is still to be told
+//! - [`reaper`]: takes back what dead nodes held, ourselves before included
 //!
 //! Writes are absolute ("this node holds k connections of this user"), so that a repeat after a timeout changes
 //! nothing. Records on the status topic only say that a session has changed: the truth is asked of Redis, and
 //! what clients are told is the difference to what they were shown. So whatever is repeated, by a reaper that
 //! took over from a dead reaper or by a retry, is told once.
 
+mod audience;
+mod keys;
+mod news;
 mod pipeline;
+mod reaper;
 mod shown;
 mod store;
 
@@ -27,6 +33,31 @@ pub use store::Store;
 /// A lease is renewed at least so often, and Redis looked after.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// The times of a lease. A node that dies just after a heartbeat, and a reaper that dies having just claimed it,
+/// still let the last leave be told within `PRESENCE_TTL`.
+#[derive(Clone, Copy)]
+struct Times {
+    window: Duration,
+    heartbeat: Duration,
+    lease: Duration,
+    /// How long a reaper has a dead node for itself without another heartbeat.
+    claim: Duration,
+    ttl: Duration,
+}
+
+impl Times {
+    fn of(window: Duration, ttl: Duration) -> Self {
+        let heartbeat = MAX_HEARTBEAT.min(ttl / 12);
+        Self {
+            window,
+            heartbeat,
+            lease: ttl / 2,
+            claim: 3 * heartbeat,
+            ttl,
+        }
+    }
+}
+
 /// Starts the pipeline task. A Redis that is down is no error.
 pub fn start(
     parts: Parts,
@@ -34,13 +65,27 @@ pub fn start(
     window: Duration,
     ttl: Duration,
 ) -> Result<(Arc<Store>, JoinHandle<()>), StartError> {
-    // A dead node's lease ends, and then some node's heartbeat finds it: both within the TTL.
-    let (lease, heartbeat) = (ttl * 2 / 3, MAX_HEARTBEAT.min(ttl / 6));
-    let store = Arc::new(Store::new(url, parts.node.clone(), lease).map_err(|_| StartError::RedisUrl)?);
+    let store = Arc::new(Store::new(url).map_err(|_| StartError::RedisUrl)?);
     let for_task = Arc::clone(&store);
-    let parts = Arc::new(parts);
+    let (parts, times) = (Arc::new(parts), Times::of(window, ttl));
     let task = supervise::spawn("presence", move || {
-        Pipeline::new(Arc::clone(&for_task), Arc::clone(&parts), window, heartbeat, ttl).run()
+        Pipeline::new(Arc::clone(&for_task), Arc::clone(&parts), times).run()
     });
     Ok((store, task))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leave_is_told_within_the_ttl_also_when_the_reaper_dies() {
+        for ttl in [1, 3, 10, 60, 3600].map(Duration::from_secs) {
+            let times = Times::of(Duration::from_millis(10), ttl);
+            // The lease, the heartbeat that finds it, the claim of a reaper that dies, the heartbeat that finds that.
+            let longest = times.lease + times.heartbeat + times.claim + times.heartbeat;
+            assert!(longest < ttl, "{longest:?} of {ttl:?}");
+            assert!(times.claim > 2 * times.heartbeat && times.lease > 5 * times.heartbeat);
+        }
+    }
 }

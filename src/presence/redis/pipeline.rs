@@ -1,83 +1,102 @@
-//! The pipeline task: takes the marks of a window, writes them in one pipeline, shows and publishes what changed.
+//! The pipeline task: takes the marks of a window, writes them in one pipeline, and hands on what changed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::{RedisError, Value};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::shown::{Next, Shown};
-use super::store::{self, Applied, Held, Store, sessions_key, typing_key};
+use super::audience::Audience;
+use super::news::{self, News};
+use super::store::{self, Applied, Held, Lease, Listing, Store};
+use super::{Times, keys};
 use crate::presence::Parts;
 use crate::presence::inbox::Change;
+use crate::protocol::format_timestamp;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::record::{self, Form, Outgoing, Topic};
-use crate::protocol::status::{ConnectionStatus, EventType, StatusEvent};
-use crate::protocol::{format_timestamp, server, timestamp};
+use crate::protocol::status::StatusEvent;
 use crate::session::Session;
-use crate::session::fanout::deliver_in_slices;
 
 /// The most sessions of one pipeline: a round trip stays short, and so does Redis's pause for others.
-const MAX_PIPELINE: usize = 500;
-/// How long to leave a Redis alone that has failed.
-const RETRY: Duration = Duration::from_millis(250);
+pub const MAX_PIPELINE: usize = 500;
+/// How long to leave a Redis alone that has failed; doubled up to the second while it keeps failing.
+const MIN_RETRY: Duration = Duration::from_millis(250);
+const MAX_RETRY: Duration = Duration::from_secs(1);
 /// How long the old server's readers see somebody type.
 const TYPING_SECONDS: u32 = 30;
-/// How long a reaper waits for the log to have its news.
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(5);
 /// Typists that wait for Redis, at most: they are forgotten in half a minute anyway.
 const MAX_TYPING: usize = 10_000;
 
+/// What is not written yet of one session.
+#[derive(Default)]
+struct Pending {
+    change: Change,
+    /// Other nodes are to be told, whatever Redis says has changed: an earlier time failed, or was not seen.
+    is_news: bool,
+    /// Events they have not been told.
+    events: Vec<StatusEvent>,
+}
+
+impl Pending {
+    fn merge(&mut self, other: Self) {
+        self.change.merge(other.change);
+        self.is_news |= other.is_news;
+        self.events.extend(other.events);
+    }
+}
+
 pub struct Pipeline {
-    store: Arc<Store>,
-    parts: Arc<Parts>,
-    window: Duration,
-    heartbeat: Duration,
-    ttl: Duration,
-    /// Marks that are not written yet.
-    pending: HashMap<SessionId, Change>,
+    pub(super) store: Arc<Store>,
+    pub(super) parts: Arc<Parts>,
+    pub(super) times: Times,
+    /// This node's name in Redis: `NODE_ID` and boot id and, after a lost lease, a number. Whoever was declared
+    /// dead stays dead: what a reaper still takes from the old name can't hurt the new one.
+    pub(super) node: Arc<str>,
+    /// How often the lease was lost.
+    losses: u32,
+    /// Our names before, with sessions that may still be under them.
+    pub(super) former: Vec<Arc<str>>,
+    pub(super) audience: Audience,
+    pub(super) news: News,
+    pending: HashMap<SessionId, Pending>,
     typing: HashMap<(SessionId, UserId), bool>,
-    shown: HashMap<SessionId, Shown>,
-    /// Sessions in [`Self::shown`] with something that has to wait for its time.
-    waiting: HashSet<SessionId>,
-    /// Sessions nobody is in any more, and whether the others know: then they leave our list.
-    released: HashMap<SessionId, Arc<AtomicBool>>,
-    next_heartbeat: Instant,
+    /// Sessions that have ended, but are on our list in Redis.
+    pub(super) stale: Vec<SessionId>,
+    pub(super) next_heartbeat: Instant,
+    retry: Duration,
     /// Everything is to be written again: the connection is new, or Redis has lost it.
     needs_resync: bool,
+    /// Redis seems to have lost everything.
+    is_empty: bool,
     /// Redis has lost what nodes wrote: until all have written it again, what it says is not shown.
     hold_until: Option<Instant>,
-    /// Changes that were written in that time.
-    held_back: HashMap<SessionId, Change>,
+    /// What was written in that time.
+    held_back: HashMap<SessionId, Pending>,
     /// Nobody is declared dead before: after a loss every lease is new.
     reap_after: Instant,
     has_had_lease: bool,
 }
 
 impl Pipeline {
-    pub fn new(
-        store: Arc<Store>,
-        parts: Arc<Parts>,
-        window: Duration,
-        heartbeat: Duration,
-        ttl: Duration,
-    ) -> Self {
+    pub fn new(store: Arc<Store>, parts: Arc<Parts>, times: Times) -> Self {
         let now = Instant::now();
         Self {
+            audience: Audience::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
+            news: News::new(Arc::clone(&parts.bus), Arc::clone(&parts.inbox)),
+            node: parts.node.as_str().into(),
             store,
             parts,
-            window,
-            heartbeat,
-            ttl,
+            times,
+            losses: 0,
+            former: Vec::new(),
             pending: HashMap::new(),
             typing: HashMap::new(),
-            shown: HashMap::new(),
-            waiting: HashSet::new(),
-            released: HashMap::new(),
+            stale: Vec::new(),
             next_heartbeat: now,
+            retry: MIN_RETRY,
             needs_resync: true,
+            is_empty: false,
             hold_until: None,
             held_back: HashMap::new(),
             reap_after: now,
@@ -90,22 +109,29 @@ impl Pipeline {
         loop {
             let due = self.due();
             tokio::select! {
-                () = self.parts.inbox.marked() => sleep(self.window).await,
+                () = self.parts.inbox.marked() => sleep(self.times.window).await,
                 () = sleep_until(due) => {}
             }
             let is_stopping = self.parts.inbox.is_stopping();
             self.take_marks();
             match self.round().await {
-                Ok(()) if self.store.is_connected() => self.store.succeed(),
+                Ok(()) if self.store.is_connected() => {
+                    self.retry = MIN_RETRY;
+                    if self.hold_until.is_none() {
+                        self.store.succeed();
+                    }
+                }
                 Ok(()) => {}
                 Err(error) => {
                     self.store.fail(&error);
-                    self.next_heartbeat = Instant::now() + RETRY;
+                    self.next_heartbeat = Instant::now() + self.retry;
+                    self.retry = MAX_RETRY.min(2 * self.retry);
                     self.forget_what_a_resync_finds();
                 }
             }
+            self.parts.metrics.redis_up.set(self.store.is_connected().into());
             if is_stopping {
-                if let Err(error) = self.store.bury(&self.store.node).await {
+                if let Err(error) = self.leave().await {
                     self.store.fail(&error);
                 }
                 return;
@@ -114,62 +140,80 @@ impl Pipeline {
     }
 
     fn due(&self) -> Instant {
-        let shown = self
-            .waiting
-            .iter()
-            .filter_map(|id| self.shown.get(id))
-            .map(Shown::next_frame);
-        shown
-            .chain(self.hold_until)
-            .chain([self.next_heartbeat])
-            .min()
-            .unwrap_or(self.next_heartbeat)
+        let others = [self.audience.due(), self.hold_until];
+        let others = others.into_iter().flatten();
+        others.fold(self.next_heartbeat, Instant::min)
     }
 
     fn take_marks(&mut self) {
+        let now = Instant::now();
         let changes = self.parts.inbox.take();
         for (session_id, change) in changes.sessions {
-            self.pending.entry(session_id).or_default().merge(change);
+            self.pending.entry(session_id).or_default().change.merge(change);
         }
         self.typing.extend(changes.typing);
         if self.typing.len() > MAX_TYPING {
             self.typing.clear();
         }
-        let now = Instant::now();
-        let is_due = |shown: &Shown| now >= shown.next_frame();
-        for session_id in self
-            .waiting
-            .extract_if(|id| self.shown.get(id).is_none_or(is_due))
-        {
+        for session_id in self.audience.take_due(now) {
             self.pending.entry(session_id).or_default();
+        }
+        if now >= self.next_heartbeat {
+            self.take_failed_news();
         }
         if self.hold_until.is_some_and(|until| now >= until) {
             self.hold_until = None;
+            self.store.settle(false);
             for session in self.parts.registry.all() {
                 self.pending.entry(session.id.clone()).or_default();
             }
-            for (session_id, change) in self.held_back.drain() {
-                self.pending.entry(session_id).or_default().merge(change);
+            for (session_id, pending) in self.held_back.drain() {
+                self.pending.entry(session_id).or_default().merge(pending);
             }
         }
     }
 
-    /// While Redis is away, marks of sessions that have ended would pile up; our list of sessions, there, has them.
+    /// What the log has refused is tried again, once per heartbeat.
+    fn take_failed_news(&mut self) {
+        match self.news.take_failed() {
+            Some(failed) => {
+                for (session_id, events) in failed {
+                    let pending = self.pending.entry(session_id).or_default();
+                    pending.is_news = true;
+                    pending.events.extend(events);
+                }
+            }
+            None => {
+                for session in self.parts.registry.all() {
+                    self.pending.entry(session.id.clone()).or_default().is_news = true;
+                }
+                self.begin_resync();
+            }
+        }
+    }
+
+    /// While Redis is away, marks would pile up: of sessions that have ended, our list of sessions, there, has them,
+    /// and of all others the rosters know more.
     fn forget_what_a_resync_finds(&mut self) {
         let registry = &self.parts.registry;
         self.pending
             .retain(|session_id, _| registry.contains(session_id.as_str()));
-        self.shown
+        for pending in self.pending.values_mut() {
+            pending.change.joiners.retain(|outbox| outbox.is_open());
+        }
+        self.held_back
             .retain(|session_id, _| registry.contains(session_id.as_str()));
+        self.audience.forget_the_gone();
         self.begin_resync();
     }
 
-    /// Everything is to be written again. What the store then says is new, or not, is no measure of what other
-    /// nodes know: they are told of every change that is under way.
+    /// Everything is to be written again. What Redis then says is new, or not, is no measure of what other nodes
+    /// know: they are told of every change that is under way.
     fn begin_resync(&mut self) {
         self.needs_resync = true;
-        for change in self.pending.values_mut() {
-            change.republish |= !change.users.is_empty();
+        for pending in self.pending.values_mut() {
+            pending.is_news |= !pending.change.users.is_empty();
+            pending.change.users.clear();
         }
     }
 
@@ -182,359 +226,231 @@ impl Pipeline {
             self.begin_resync();
             // What a Redis that slept has missed is no sign of death.
             if self.has_had_lease {
-                self.reap_after = Instant::now() + self.ttl;
+                self.reap_after = Instant::now() + self.times.ttl;
             }
         }
-        let mut ended = self.write(Vec::new()).await?;
+        let mut dead = self.write(Vec::new()).await?;
         if self.needs_resync {
             self.resync().await?;
         }
         while !self.pending.is_empty() && !self.needs_resync {
             let batch: Vec<SessionId> = self.pending.keys().take(MAX_PIPELINE).cloned().collect();
-            ended = self.write(batch).await?;
+            dead = self.write(batch).await?;
         }
-        if Instant::now() >= self.reap_after {
-            for node in ended {
-                // Our own would have shown above.
-                if node != self.store.node {
-                    self.reap(&node).await?;
-                }
-            }
+        self.take_back_stale().await?;
+        let former = self.former.clone();
+        for node in former.into_iter().chain(dead.into_iter().map(Arc::from)) {
+            self.reap(node).await?;
         }
         Ok(())
     }
 
-    /// Renews the lease and writes a batch. Gives the nodes whose lease has ended.
-    async fn write(&mut self, batch: Vec<SessionId>) -> Result<Vec<String>, RedisError> {
+    /// Renews the lease, takes what is settled off the lists, and writes a batch. Gives the dead nodes that are ours
+    /// to take back.
+    pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<Vec<String>, RedisError> {
         let now = Instant::now();
+        let claim = match now >= self.reap_after {
+            true => self.times.claim,
+            false => Duration::ZERO,
+        };
         let mut pipeline = redis::pipe();
-        self.store.add_heartbeat(&mut pipeline);
-        let mut skipped = 1;
-        let here: Vec<&SessionId> = batch
+        self.store
+            .add_heartbeat(&mut pipeline, &self.node, self.times.lease, claim);
+        let registry = &self.parts.registry;
+        let is_here = |id: &SessionId| registry.contains(id.as_str());
+        let settled = self.news.settled(&self.node, is_here);
+        for ((node, session_id), left) in &settled {
+            if !left.is_empty() {
+                let left: Vec<&str> = left.iter().map(UserId::as_str).collect();
+                let key = keys::untold(session_id.as_str(), node);
+                pipeline.cmd("HDEL").arg(key).arg(left);
+            }
+            let key = keys::sessions(node);
+            pipeline.cmd("SREM").arg(key).arg(session_id.as_str());
+        }
+        // After the removals: who has come back meanwhile stays on the list.
+        let here: Vec<&str> = batch
             .iter()
-            .filter(|id| self.parts.registry.contains(id.as_str()))
+            .filter(|id| is_here(id))
+            .map(|id| id.as_str())
             .collect();
         if !here.is_empty() {
-            let ids: Vec<&str> = here.iter().map(|id| id.as_str()).collect();
-            pipeline.cmd("SADD").arg(sessions_key(&self.store.node)).arg(ids);
-            skipped += 1;
-        }
-        let told: Vec<SessionId> = self.take_told();
-        if !told.is_empty() {
-            let ids: Vec<&str> = told.iter().map(SessionId::as_str).collect();
-            pipeline.cmd("SREM").arg(sessions_key(&self.store.node)).arg(ids);
-            skipped += 1;
+            pipeline.cmd("SADD").arg(keys::sessions(&self.node)).arg(here);
         }
         for ((session_id, user_id), &is_typing) in &self.typing {
-            let key = typing_key(session_id, user_id);
-            if is_typing {
-                pipeline
+            let key = keys::typing(session_id, user_id);
+            match is_typing {
+                true => pipeline
                     .cmd("SET")
                     .arg(key)
                     .arg("true")
                     .arg("EX")
-                    .arg(TYPING_SECONDS);
-            } else {
-                pipeline.cmd("DEL").arg(key);
-            }
-            skipped += 1;
+                    .arg(TYPING_SECONDS),
+                false => pipeline.cmd("DEL").arg(key),
+            };
         }
+        let before = pipeline.len();
         let mut wants = Vec::with_capacity(batch.len());
         for session_id in &batch {
-            let users = self.pending.get(session_id).map(|change| change.users.iter());
-            let held = self.held(session_id, users.into_iter().flatten());
-            let wants_snapshot = self
-                .shown
+            let users = self
+                .pending
                 .get(session_id)
-                .is_none_or(|shown| shown.wants_snapshot(now));
+                .map(|pending| pending.change.users.iter());
+            let session = self.parts.registry.get(session_id.as_str());
+            let held = held(session.as_deref(), users.into_iter().flatten());
+            let wants_snapshot = self.audience.wants_snapshot(session_id, now);
+            let listing = Listing::Some(&held);
             self.store.add_apply(
                 &mut pipeline,
-                &self.store.node,
+                &self.node,
                 session_id.as_str(),
-                &held,
-                false,
+                listing,
                 wants_snapshot,
             );
             wants.push(wants_snapshot);
         }
+        self.parts.metrics.redis_pipelines.inc();
         let mut answers = self.store.send(&mut pipeline).await?.into_iter();
         self.typing.clear();
-        let (had_lease, ended) = store::read_heartbeat(answers.next().unwrap_or(Ok(Value::Nil))?)?;
-        self.next_heartbeat = Instant::now() + self.heartbeat;
-        if !had_lease && std::mem::replace(&mut self.has_had_lease, true) {
-            tracing::warn!("Redis has lost this node's lease: presence is written again");
-            self.begin_resync();
-            self.hold_until = Some(Instant::now() + 2 * self.heartbeat + self.window);
-            self.reap_after = Instant::now() + self.ttl;
+        self.news.forget(&settled);
+        let (lease, dead) = store::read_heartbeat(answers.next().unwrap_or(Ok(Value::Nil))?)?;
+        self.next_heartbeat = Instant::now() + self.times.heartbeat;
+        if std::mem::replace(&mut self.has_had_lease, true) && lease != Lease::Held {
+            self.lose_lease(lease);
             return Ok(Vec::new());
         }
-        self.has_had_lease = true;
-        for ((session_id, wanted), answer) in batch.into_iter().zip(wants).zip(answers.skip(skipped - 1)) {
-            let change = self.pending.remove(&session_id).unwrap_or_default();
+        for ((session_id, wanted), answer) in batch.into_iter().zip(wants).zip(answers.skip(before - 1)) {
+            let pending = self.pending.remove(&session_id).unwrap_or_default();
             match answer.and_then(|answer| store::read_applied(answer, wanted)) {
-                Ok(applied) => self.applied(session_id, change, applied).await,
+                Ok(applied) => self.applied(session_id, pending, applied).await,
                 // Somebody else's value under our key, say: this session has no presence, the others do.
                 Err(error) => {
-                    tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence")
+                    tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence");
                 }
             }
         }
-        Ok(ended)
+        Ok(dead)
     }
 
-    /// What this node holds of these users, from the roster of this moment.
-    fn held<'a>(&self, session_id: &SessionId, users: impl Iterator<Item = &'a UserId>) -> Vec<Held> {
-        let session = self.parts.registry.get(session_id.as_str());
-        users
-            .map(|user_id| {
-                let held = session
-                    .as_ref()
-                    .and_then(|session| session.with_roster(|roster| roster.held(user_id)));
-                let user_id = user_id.clone();
-                match held {
-                    Some((user_type, joined_at, connections)) => Held {
-                        user_id,
-                        user_type,
-                        joined_at: format_timestamp(joined_at),
-                        connections,
-                    },
-                    None => Held::none(user_id),
-                }
-            })
-            .collect()
+    /// Redis was emptied or restored, or believed us dead: begins anew under another name.
+    fn lose_lease(&mut self, lease: Lease) {
+        tracing::warn!(lease = ?lease, "Redis has lost this node's lease: presence is written again");
+        let now = Instant::now();
+        self.losses += 1;
+        let name = format!("{}.{}", self.parts.node, self.losses).into();
+        self.former.push(std::mem::replace(&mut self.node, name));
+        self.has_had_lease = false;
+        self.is_empty = lease == Lease::Absent;
+        self.stale.clear();
+        self.begin_resync();
+        self.audience.distrust();
+        self.store.settle(true);
+        self.hold_until = Some(now + 2 * self.times.heartbeat + self.times.window);
+        self.reap_after = now + self.times.ttl;
+        self.next_heartbeat = now;
     }
 
     /// A change is written: tells clients here and nodes elsewhere.
-    async fn applied(&mut self, session_id: SessionId, change: Change, applied: Applied) {
-        let is_news = !applied.came.is_empty() || !applied.gone.is_empty() || change.republish;
+    async fn applied(&mut self, session_id: SessionId, mut pending: Pending, applied: Applied) {
+        pending.events.extend(news::events(&applied));
+        pending.is_news |= !pending.events.is_empty();
         let session = self.parts.registry.get(session_id.as_str());
+        let place = || (Arc::clone(&self.node), session_id.clone());
         if self.hold_until.is_some() {
-            let held_back = Change {
-                users: Default::default(),
-                joiners: change.joiners,
-                republish: is_news,
-            };
-            self.held_back
-                .entry(session_id.clone())
-                .or_default()
-                .merge(held_back);
-            if session.is_none() {
-                self.released.insert(session_id, Arc::new(AtomicBool::new(true)));
-            }
+            pending.change.users.clear();
+            let held_back = self.held_back.entry(session_id.clone());
+            held_back.or_default().merge(pending);
             return;
         }
-        if is_news {
-            let events = events(&applied);
-            let told = self.publish(&session_id, applied.snapshot.as_ref(), &events);
-            if session.is_none() {
-                self.released.insert(session_id.clone(), told);
+        if let Some(deferred) = self.audience.take_deferred(&session_id) {
+            pending.is_news = true;
+            pending.events.splice(0..0, deferred);
+        }
+        match (&applied.snapshot, pending.is_news) {
+            (Some(status), true) => {
+                let receipt = self.news.publish(&session_id, status, pending.events);
+                if session.is_none() {
+                    let place = place();
+                    self.news.settle_with(place, receipt, Vec::new());
+                }
             }
-        } else if session.is_none() {
-            self.released
-                .entry(session_id.clone())
-                .or_insert_with(|| Arc::new(AtomicBool::new(true)));
+            (None, true) => self.audience.defer(&session_id, pending.events),
+            (_, false) if session.is_none() => {
+                let place = place();
+                self.news.settle_without(place);
+            }
+            (_, false) => {}
         }
         match session {
-            Some(session) => self.show(&session, change, applied).await,
-            None => drop(self.shown.remove(&session_id)),
-        }
-    }
-
-    async fn show(&mut self, session: &Arc<Session>, change: Change, applied: Applied) {
-        let now = Instant::now();
-        let shown = match (self.shown.get_mut(&session.id), &applied.snapshot) {
-            (Some(shown), _) => shown,
-            (None, Some(status)) => {
-                let before = Shown::before(status, &applied.came, now);
-                self.shown.entry(session.id.clone()).or_insert(before)
+            Some(session) => {
+                self.audience
+                    .show(&session, pending.change.joiners, applied)
+                    .await
             }
-            (None, None) => return,
-        };
-        shown.joiners.extend(change.joiners);
-        if let Some(status) = applied.snapshot {
-            shown.update(applied.version, status);
-        } else {
-            self.waiting.insert(session.id.clone());
-            return;
-        }
-        loop {
-            match shown.next(now) {
-                Next::Everyone(events) => {
-                    self.parts.metrics.status_frames.inc();
-                    let frame =
-                        server::connection_status_update(&session.id, &shown.status, &events, &timestamp());
-                    deliver_in_slices(&session.members(), &frame).await;
-                }
-                Next::Joiners => {
-                    self.parts.metrics.status_frames.inc();
-                    let frame =
-                        server::connection_status_update(&session.id, &shown.status, &[], &timestamp());
-                    for outbox in shown.joiners.drain(..) {
-                        outbox.insist(&frame);
-                    }
-                }
-                Next::Later(_) => {
-                    self.waiting.insert(session.id.clone());
-                    return;
-                }
-                Next::Nothing => return,
-            }
+            None => self.audience.forget(&session_id),
         }
     }
 
-    /// Publishes a session's status; the flag rises when the log has it.
-    fn publish(
-        &self,
-        session_id: &SessionId,
-        snapshot: Option<&ConnectionStatus>,
-        events: &[StatusEvent],
-    ) -> Arc<AtomicBool> {
-        let told = Arc::new(AtomicBool::new(false));
-        let (rises, inbox, id) = (
-            Arc::clone(&told),
-            Arc::clone(&self.parts.inbox),
-            session_id.clone(),
-        );
-        // Of a large session whose snapshot was not asked for, the last one shown stands in.
-        let status = snapshot.or_else(|| self.shown.get(session_id).map(|shown| &shown.status));
-        let Some(status) = status else { return told };
-        let outgoing = Outgoing {
-            topic: Topic::Status,
-            key: session_id.clone(),
-            value: record::status_value(session_id, status, events, &timestamp()),
-            form: Form::Old,
-            message_id: None,
-        };
-        self.parts.bus.publish(
-            outgoing,
-            Box::new(move |outcome| match outcome {
-                Ok(()) => rises.store(true, Ordering::Release),
-                Err(_) => inbox.republish(&id),
-            }),
-        );
-        told
-    }
-
-    /// Sessions that nobody is in and whose end the others know.
-    fn take_told(&mut self) -> Vec<SessionId> {
-        let registry = &self.parts.registry;
-        self.released
-            .retain(|session_id, _| !registry.contains(session_id.as_str()));
-        let told: Vec<SessionId> = self
-            .released
-            .iter()
-            .filter(|(_, told)| told.load(Ordering::Acquire))
-            .map(|(session_id, _)| session_id.clone())
-            .collect();
-        for session_id in &told {
-            self.released.remove(session_id);
-        }
-        told
-    }
-
-    /// Writes all that this node holds, and takes back what it no longer does.
+    /// Writes all that this node holds, and finds what it no longer does.
     async fn resync(&mut self) -> Result<(), RedisError> {
         let sessions = self.parts.registry.all();
         for batch in sessions.chunks(MAX_PIPELINE) {
             let mut pipeline = redis::pipe();
             let ids: Vec<&str> = batch.iter().map(|session| session.id.as_str()).collect();
-            pipeline.cmd("SADD").arg(sessions_key(&self.store.node)).arg(ids);
+            pipeline.cmd("SADD").arg(keys::sessions(&self.node)).arg(ids);
             for session in batch {
                 let users = session.with_roster(|roster| roster.ids());
-                let held = self.held(&session.id, users.iter());
-                self.store.add_apply(
-                    &mut pipeline,
-                    &self.store.node,
-                    session.id.as_str(),
-                    &held,
-                    true,
-                    false,
-                );
+                let held = held(Some(session), users.iter());
+                let id = session.id.as_str();
+                self.store
+                    .add_apply(&mut pipeline, &self.node, id, Listing::All(&held), false);
+                for former in &self.former {
+                    self.store
+                        .add_apply(&mut pipeline, former, id, Listing::All(&[]), false);
+                }
             }
-            self.store.send(&mut pipeline).await?;
-        }
-        for session_id in self.store.sessions_of(&self.store.node, true).await? {
-            if let Some(session_id) = SessionId::parse(&session_id)
-                && !self.parts.registry.contains(session_id.as_str())
-            {
-                let node = self.store.node.clone();
-                self.take_back(&node, vec![session_id]).await?;
+            let answers = self.store.send(&mut pipeline).await?;
+            for (session, answers) in batch.iter().zip(answers[1..].chunks(1 + self.former.len())) {
+                let pending = self.pending.entry(session.id.clone()).or_default();
+                for answer in answers.iter().flatten().cloned() {
+                    let events = news::events(&store::read_applied(answer, false)?);
+                    pending.is_news |= !events.is_empty();
+                    // Where Redis has lost everything, all who are here seem new; others know them.
+                    if !self.is_empty {
+                        pending.events.extend(events);
+                    }
+                }
             }
         }
+        let listed = self.store.sessions_of(&self.node, None).await?;
+        self.stale = listed.iter().filter_map(|id| SessionId::parse(id)).collect();
+        let registry = &self.parts.registry;
+        self.stale.retain(|id| !registry.contains(id.as_str()));
         self.needs_resync = false;
-        // What happened meanwhile, here and elsewhere, shows in what Redis says now.
-        if self.hold_until.is_none() {
-            for session in sessions {
-                self.pending.entry(session.id.clone()).or_default();
-            }
-        }
+        self.is_empty = false;
         Ok(())
     }
 
-    /// Declares a node dead: takes back what it held, tells everyone, and only then forgets that there was
-    /// something to tell, so that a reaper's own death repeats, never loses.
-    async fn reap(&mut self, node: &str) -> Result<(), RedisError> {
-        let sessions = self.store.sessions_of(node, false).await?;
-        if sessions.is_empty() {
-            tracing::warn!(node, "a node has died: its users have left");
-            return self.store.bury(node).await;
-        }
-        let sessions = sessions.iter().filter_map(|id| SessionId::parse(id)).collect();
-        self.take_back(node, sessions).await?;
-        // The rest, and the burial, in the next round.
-        self.next_heartbeat = Instant::now();
-        Ok(())
-    }
-
-    async fn take_back(&mut self, node: &str, sessions: Vec<SessionId>) -> Result<(), RedisError> {
-        let mut pipeline = redis::pipe();
-        for session_id in &sessions {
-            self.store
-                .add_apply(&mut pipeline, node, session_id.as_str(), &[], true, true);
-        }
-        let answers = self.store.send(&mut pipeline).await?;
-        let mut told = Vec::new();
-        for (session_id, answer) in sessions.into_iter().zip(answers) {
-            let Ok(applied) = answer.and_then(|answer| store::read_applied(answer, true)) else {
-                continue;
-            };
-            told.push((
-                session_id.clone(),
-                self.publish(&session_id, applied.snapshot.as_ref(), &events(&applied)),
-            ));
-            if let Some(session) = self.parts.registry.get(session_id.as_str())
-                && self.hold_until.is_none()
-            {
-                self.show(&session, Change::default(), applied).await;
-            }
-        }
-        let deadline = Instant::now() + PUBLISH_PATIENCE;
-        while told.iter().any(|(_, told)| !told.load(Ordering::Acquire)) && Instant::now() < deadline {
-            sleep(Duration::from_millis(5)).await;
-        }
-        let is_told = |told: &&(SessionId, Arc<AtomicBool>)| told.1.load(Ordering::Acquire);
-        let done: Vec<&str> = told
-            .iter()
-            .filter(is_told)
-            .map(|(session_id, _)| session_id.as_str())
-            .collect();
-        if !done.is_empty() {
-            let mut remove = redis::pipe();
-            remove.cmd("SREM").arg(sessions_key(node)).arg(done);
-            self.store.send(&mut remove).await?;
-        }
-        Ok(())
+    pub(super) fn is_holding(&self) -> bool {
+        self.hold_until.is_some()
     }
 }
 
-fn events(applied: &Applied) -> Vec<StatusEvent> {
-    let event = |event_type| {
-        move |user_id: &UserId| StatusEvent {
-            event_type,
-            event_user_id: user_id.clone(),
-        }
-    };
-    let gone = applied.gone.iter().map(event(EventType::UserDisconnected));
-    gone.chain(applied.came.iter().map(event(EventType::UserConnected)))
+/// What this node holds of these users, from the roster of this moment.
+fn held<'a>(session: Option<&Session>, users: impl Iterator<Item = &'a UserId>) -> Vec<Held> {
+    users
+        .map(|user_id| {
+            let held = session.and_then(|session| session.with_roster(|roster| roster.held(user_id)));
+            let user_id = user_id.clone();
+            match held {
+                Some((user_type, joined_at, connections)) => Held {
+                    user_id,
+                    user_type,
+                    joined_at: format_timestamp(joined_at),
+                    connections,
+                },
+                None => Held::none(user_id),
+            }
+        })
         .collect()
 }

@@ -3,25 +3,23 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::presence::LARGE_SESSION_INTERVAL;
 use crate::protocol::ids::UserId;
 use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, StatusEvent};
 use crate::ws::Outbox;
 
-/// A large session gets at most one frame in this time: else n joins cost n squared bytes.
-pub const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
-
 pub struct Shown {
     version: u64,
-    users: BTreeSet<UserId>,
+    /// Whom clients believe to be here, by the events they were told.
+    told: BTreeSet<UserId>,
     pub status: ConnectionStatus,
-    /// Changes that no frame has told yet.
-    unsent: Vec<StatusEvent>,
     /// Connections that have come and have been shown nothing yet.
     pub joiners: Vec<Arc<Outbox>>,
+    /// Events other nodes have not been told, because the snapshot was not asked for.
+    pub unpublished: Option<Vec<StatusEvent>>,
     next_frame: Instant,
 }
 
@@ -32,24 +30,24 @@ pub enum Next {
     Everyone(Vec<StatusEvent>),
     /// To those who have come.
     Joiners,
-    /// Something, at this time.
-    Later(Instant),
+    /// Something, at [`Shown::next_frame`].
+    Later,
     Nothing,
 }
 
 impl Shown {
     /// Nothing was shown before: whoever was there already is no news, `came` is.
     pub fn before(status: &ConnectionStatus, came: &[UserId], now: Instant) -> Self {
-        let mut users: BTreeSet<_> = status.users.keys().cloned().collect();
+        let mut told: BTreeSet<_> = status.users.keys().cloned().collect();
         for user_id in came {
-            users.remove(user_id);
+            told.remove(user_id);
         }
         Self {
             version: 0,
-            users,
+            told,
             status: ConnectionStatus::default(),
-            unsent: Vec::new(),
             joiners: Vec::new(),
+            unpublished: None,
             next_frame: now,
         }
     }
@@ -65,51 +63,54 @@ impl Shown {
 
     /// Takes over a snapshot; one older than what is shown is none.
     pub fn update(&mut self, version: u64, status: ConnectionStatus) {
-        if version < self.version {
-            return;
+        if version >= self.version {
+            self.version = version;
+            self.status = status;
         }
-        self.version = version;
-        let users: BTreeSet<_> = status.users.keys().cloned().collect();
-        for (event_type, changed) in [
-            (EventType::UserDisconnected, self.users.difference(&users)),
-            (EventType::UserConnected, users.difference(&self.users)),
-        ] {
-            for user_id in changed {
-                // Who is back before it was told that he went was never away.
-                let untold = self
-                    .unsent
-                    .iter()
-                    .position(|event| event.event_user_id == *user_id);
-                match untold {
-                    Some(at) => drop(self.unsent.remove(at)),
-                    None => self.unsent.push(StatusEvent {
-                        event_type,
-                        event_user_id: user_id.clone(),
-                    }),
-                }
-            }
-        }
-        self.users = users;
-        self.status = status;
     }
 
-    /// What to send, and to count as sent.
+    /// Redis has lost what it knew: its versions may begin anew.
+    pub fn distrust(&mut self) {
+        self.version = 0;
+    }
+
+    /// What to send, and to count as sent. Who went and is back before that was told was never away.
     pub fn next(&mut self, now: Instant) -> Next {
-        if self.unsent.is_empty() && self.joiners.is_empty() {
+        let users = &self.status.users;
+        let gone = self.told.iter().filter(|id| !users.contains_key(*id));
+        let came = users.keys().filter(|id| !self.told.contains(*id));
+        let event = |event_type| {
+            move |user_id: &UserId| StatusEvent {
+                event_type,
+                event_user_id: user_id.clone(),
+                event_id: None,
+            }
+        };
+        let events: Vec<_> = gone
+            .map(event(EventType::UserDisconnected))
+            .chain(came.map(event(EventType::UserConnected)))
+            .take(MAX_LISTED_EVENTS)
+            .collect();
+        if events.is_empty() && self.joiners.is_empty() {
             return Next::Nothing;
         }
         if self.status.is_large() {
             if now < self.next_frame {
-                return Next::Later(self.next_frame);
+                return Next::Later;
             }
             self.next_frame = now + LARGE_SESSION_INTERVAL;
         }
-        if self.unsent.is_empty() {
+        if events.is_empty() {
             return Next::Joiners;
         }
         self.joiners.clear();
-        let rest = self.unsent.split_off(self.unsent.len().min(MAX_LISTED_EVENTS));
-        Next::Everyone(std::mem::replace(&mut self.unsent, rest))
+        for event in &events {
+            match event.event_type {
+                EventType::UserConnected => drop(self.told.insert(event.event_user_id.clone())),
+                EventType::UserDisconnected => drop(self.told.remove(&event.event_user_id)),
+            }
+        }
+        Next::Everyone(events)
     }
 }
 
@@ -140,6 +141,12 @@ mod tests {
         assert_eq!((events.len(), events[0].event_user_id.as_str()), (1, "u2"));
         shown.update(4, status([]));
         assert_eq!(shown.next(now), Next::Nothing, "an older snapshot");
+        shown.distrust();
+        shown.update(4, status([]));
+        let Next::Everyone(events) = shown.next(now) else {
+            panic!()
+        };
+        assert_eq!(events.len(), 2, "older, but Redis has begun anew");
     }
 
     #[test]
@@ -155,7 +162,7 @@ mod tests {
             };
             told += events.len();
             if step < 2 {
-                assert_eq!(shown.next(now), Next::Later(now + LARGE_SESSION_INTERVAL));
+                assert_eq!(shown.next(now), Next::Later);
             }
         }
         assert_eq!(told, 250);

@@ -2,6 +2,7 @@
 //! whose requests travel in the same pipeline.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,20 +11,21 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, Value};
 use serde::Deserialize;
 
-use super::super::Unavailable;
+use super::keys;
 use crate::bus::{Health, Status};
+use crate::presence::Unavailable;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus};
 
 /// How long Redis may take to accept us, and to answer.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a REST request waits: its answer is promised within a second.
+const REST_PATIENCE: Duration = Duration::from_millis(700);
 
 const APPLY: &str = include_str!("apply.lua");
 const HEARTBEAT: &str = include_str!("heartbeat.lua");
-
-/// Leases of all nodes.
-const LEASES: &str = "livechat:nodes";
+const BURY: &str = include_str!("bury.lua");
 
 /// Error codes that are about the server and not about one key: nothing else will work either.
 const SERVER_ERRORS: [&str; 12] = [
@@ -43,14 +45,13 @@ const SERVER_ERRORS: [&str; 12] = [
 
 pub struct Store {
     client: Client,
-    /// This node's name and boot id.
-    pub node: String,
-    /// The lease's length.
-    lease: Duration,
     apply: redis::Script,
     heartbeat: redis::Script,
+    bury: redis::Script,
     /// `None` while Redis is away.
     connection: Mutex<Option<MultiplexedConnection>>,
+    /// Redis answers, but not all nodes have written what they hold: it knows too little.
+    is_settling: AtomicBool,
     health: Mutex<(Status, Option<String>)>,
 }
 
@@ -79,40 +80,34 @@ pub struct Applied {
     pub version: u64,
     pub came: Vec<UserId>,
     pub gone: Vec<UserId>,
+    /// Leaves to tell after a node has died, each with the version of its own time.
+    pub left: Vec<(UserId, u64)>,
     /// There when it was asked for.
     pub snapshot: Option<ConnectionStatus>,
 }
 
-pub fn users_key(session_id: &str) -> String {
-    format!("session:{session_id}:users")
-}
-
-/// In the slot of [`users_key`]: the braces hold that key's whole name.
-pub fn meta_key(session_id: &str) -> String {
-    format!("{{session:{session_id}:users}}:meta")
-}
-
-pub fn typing_key(session_id: &SessionId, user_id: &UserId) -> String {
-    format!("session:{session_id}:typing:{user_id}")
-}
-
-/// The sessions that a node may hold somebody in.
-pub fn sessions_key(node: &str) -> String {
-    format!("livechat:node:{node}:sessions")
+/// What a change says of a node's users in a session.
+pub enum Listing<'a> {
+    /// These; others stay.
+    Some(&'a [Held]),
+    /// These are all.
+    All(&'a [Held]),
+    /// None: the node has gone, and what that changes is kept until the log has it.
+    Left,
 }
 
 impl Store {
-    pub fn new(url: &str, node: String, lease: Duration) -> Result<Self, RedisError> {
+    pub fn new(url: &str) -> Result<Self, RedisError> {
         let info = url
             .into_connection_info()?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self {
             client: Client::open(info)?,
-            node,
-            lease,
             apply: redis::Script::new(APPLY),
             heartbeat: redis::Script::new(HEARTBEAT),
+            bury: redis::Script::new(BURY),
             connection: Mutex::new(None),
+            is_settling: AtomicBool::new(false),
             health: Mutex::new((Status::Connecting, None)),
         })
     }
@@ -169,12 +164,9 @@ impl Store {
         let connect = self.client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
-        load.cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(APPLY)
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(HEARTBEAT);
+        for script in [APPLY, HEARTBEAT, BURY] {
+            load.cmd("SCRIPT").arg("LOAD").arg(script);
+        }
         timeout(ANSWER_PATIENCE, load.query_async::<()>(&mut connection)).await?;
         *self.connection.lock() = Some(connection);
         Ok(())
@@ -191,7 +183,7 @@ impl Store {
             pipeline.ignore_errors().query_async(&mut connection),
         )
         .await?;
-        let is_servers = |error: &&RedisError| error.code().is_some_and(|code| SERVER_ERRORS.contains(&code));
+        let is_servers = |error: &&RedisError| is_servers(error);
         match answers
             .iter()
             .filter_map(|answer| answer.as_ref().err())
@@ -202,31 +194,34 @@ impl Store {
         }
     }
 
-    /// Adds the renewal of our lease.
-    pub fn add_heartbeat(&self, pipeline: &mut Pipeline) {
-        pipeline
-            .cmd("EVALSHA")
-            .arg(self.heartbeat.get_hash())
-            .arg(1)
-            .arg(LEASES)
-            .arg(&self.node)
-            .arg(self.lease.as_millis().to_string());
+    /// Adds the renewal of a node's lease; with a `claim` it also takes on dead nodes for so long.
+    pub fn add_heartbeat(&self, pipeline: &mut Pipeline, node: &str, lease: Duration, claim: Duration) {
+        let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
+        command.arg(2).arg(keys::LEASES).arg(keys::CLAIMS);
+        command
+            .arg(node)
+            .arg(lease.as_millis().to_string())
+            .arg(claim.as_millis().to_string());
     }
 
-    /// Adds a change of one session; `is_all` where `held` is everything that `node` holds of it.
+    /// Adds a change of one session.
     pub fn add_apply(
         &self,
         pipeline: &mut Pipeline,
         node: &str,
         session_id: &str,
-        held: &[Held],
-        is_all: bool,
+        listing: Listing<'_>,
         wants_snapshot: bool,
     ) {
-        let flag = |set: bool| if set { "1" } else { "0" };
-        let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(2);
-        command.arg(users_key(session_id)).arg(meta_key(session_id));
-        command.arg(node).arg(flag(is_all)).arg(flag(wants_snapshot));
+        let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
+        command.arg(keys::users(session_id)).arg(keys::meta(session_id));
+        command.arg(keys::untold(session_id, node)).arg(node);
+        let (name, held) = match listing {
+            Listing::Some(held) => ("some", held),
+            Listing::All(held) => ("all", held),
+            Listing::Left => ("left", [].as_slice()),
+        };
+        command.arg(name).arg(if wants_snapshot { "1" } else { "0" });
         for user in held {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
             command.arg(&user.joined_at).arg(user.connections);
@@ -236,52 +231,88 @@ impl Store {
     /// Who is connected, for REST.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         let connection = self.connection.lock().clone();
-        let mut connection = connection.ok_or(Unavailable)?;
+        let mut connection = connection
+            .filter(|_| !self.is_settling.load(Ordering::Acquire))
+            .ok_or(Unavailable)?;
         let mut read = redis::cmd("HVALS");
-        read.arg(users_key(session_id.as_str()));
-        let values: Vec<Vec<u8>> = read.query_async(&mut connection).await.map_err(|_| Unavailable)?;
+        read.arg(keys::users(session_id.as_str()));
+        let values: Vec<Vec<u8>> = timeout(REST_PATIENCE, read.query_async(&mut connection))
+            .await
+            .map_err(|_| Unavailable)?;
         Ok(snapshot(values.iter().map(Vec::as_slice)))
     }
 
-    /// Removes a node of which nothing is left: its lease and its list of sessions.
+    /// Notes whether Redis knows less than the nodes do.
+    pub fn settle(&self, is_settling: bool) {
+        self.is_settling.store(is_settling, Ordering::Release);
+    }
+
+    /// Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
     pub async fn bury(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("DEL")
-            .arg(sessions_key(node))
-            .cmd("ZREM")
-            .arg(LEASES)
-            .arg(node);
+        let command = pipeline.cmd("EVALSHA").arg(self.bury.get_hash());
+        command.arg(2).arg(keys::LEASES).arg(keys::CLAIMS).arg(node);
         self.send(&mut pipeline).await.map(|_| ())
     }
 
-    /// Up to some hundred sessions in which a node may hold somebody; all of them for `all`.
-    pub async fn sessions_of(&self, node: &str, all: bool) -> Result<Vec<String>, RedisError> {
+    /// Ends a node's lease: whoever sees it takes back what is left.
+    pub async fn expire(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
-        if all {
-            pipeline.cmd("SMEMBERS").arg(sessions_key(node));
-        } else {
-            pipeline.cmd("SRANDMEMBER").arg(sessions_key(node)).arg(500);
-        }
+        pipeline.cmd("ZADD").arg(keys::LEASES).arg(0).arg(node);
+        self.send(&mut pipeline).await.map(|_| ())
+    }
+
+    /// Sessions in which a node may hold somebody: all, or `some` of them.
+    pub async fn sessions_of(&self, node: &str, some: Option<usize>) -> Result<Vec<String>, RedisError> {
+        let mut pipeline = redis::pipe();
+        match some {
+            None => pipeline.cmd("SMEMBERS").arg(keys::sessions(node)),
+            Some(count) => pipeline.cmd("SRANDMEMBER").arg(keys::sessions(node)).arg(count),
+        };
         let answer = self.send(&mut pipeline).await?.pop().unwrap_or(Ok(Value::Nil))?;
         Ok(redis::from_redis_value(answer)?)
     }
 }
 
-/// A dead node's answer to its heartbeat: whether our lease was there, and whose has ended.
-pub fn read_heartbeat(answer: Value) -> Result<(bool, Vec<String>), RedisError> {
-    let (held, ended): (i64, Vec<String>) = redis::from_redis_value(answer)?;
-    Ok((held == 1, ended))
+/// How a node's heartbeat found its own lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    Held,
+    /// It was not renewed in time, or Redis has been restored.
+    Ended,
+    /// It is the first, or it has been lost with all the rest.
+    Absent,
+}
+
+/// A heartbeat's answer: our lease, and the dead nodes that are ours to take back.
+pub fn read_heartbeat(answer: Value) -> Result<(Lease, Vec<String>), RedisError> {
+    let (found, dead): (String, Vec<String>) = redis::from_redis_value(answer)?;
+    let lease = match found.as_str() {
+        "held" => Lease::Held,
+        "ended" => Lease::Ended,
+        _ => Lease::Absent,
+    };
+    Ok((lease, dead))
 }
 
 pub fn read_applied(answer: Value, wanted_snapshot: bool) -> Result<Applied, RedisError> {
-    type Reply = (String, Vec<String>, Vec<String>, Vec<Vec<u8>>);
-    let (version, came, gone, values): Reply = redis::from_redis_value(answer)?;
+    type Reply = (
+        String,
+        Vec<String>,
+        Vec<String>,
+        Vec<(String, String)>,
+        Vec<Vec<u8>>,
+    );
+    let (version, came, gone, left, values): Reply = redis::from_redis_value(answer)?;
     let ids = |ids: Vec<String>| ids.iter().filter_map(|id| UserId::parse(id)).collect();
+    let left = left
+        .iter()
+        .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
     Ok(Applied {
         version: version.parse().unwrap_or(0),
         came: ids(came),
         gone: ids(gone),
+        left: left.collect(),
         snapshot: wanted_snapshot.then(|| snapshot(values.iter().map(Vec::as_slice))),
     })
 }
@@ -322,6 +353,16 @@ fn away() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
 }
 
+/// Whether nothing else will work either. What a script met carries the code in its text, with older servers.
+fn is_servers(error: &RedisError) -> bool {
+    let is_one = |code: &str| SERVER_ERRORS.contains(&code);
+    let within = |text: &str| {
+        text.split_whitespace()
+            .any(|word| word.strip_prefix('-').is_some_and(is_one))
+    };
+    error.code().is_some_and(is_one) || error.detail().is_some_and(within)
+}
+
 fn describe(error: &RedisError) -> String {
     error
         .code()
@@ -331,32 +372,6 @@ fn describe(error: &RedisError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// CRC-16/XMODEM of what is between the braces, or of the whole key (the cluster specification).
-    fn slot(key: &str) -> u16 {
-        let hashed = match (key.find('{'), key.find('}')) {
-            (Some(open), Some(close)) if close > open + 1 => &key[open + 1..close],
-            _ => key,
-        };
-        let crc = hashed.bytes().fold(0u16, |crc, byte| {
-            (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
-                if crc & 0x8000 == 0 {
-                    crc << 1
-                } else {
-                    crc << 1 ^ 0x1021
-                }
-            })
-        });
-        crc % 16384
-    }
-
-    #[test]
-    fn a_session_s_keys_share_a_slot() {
-        assert_eq!(slot("123456789"), 0x31C3);
-        for id in ["s1", "a@b", "018f4e3a-7c1e-7000-8000-000000000000", "~"] {
-            assert_eq!(slot(&users_key(id)), slot(&meta_key(id)));
-        }
-    }
 
     #[test]
     fn foreign_values_are_left_out_and_old_ones_are_users() {
