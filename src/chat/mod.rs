@@ -97,7 +97,7 @@ impl Chat {
                 self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
             }
         }
-        self.presence.left(session_id, user_id);
+        self.presence.left(session_id, user_id, is_last);
         tracing::info!(
             "WebSocket client disconnected: {user_id} ({}) from session {session_id}",
             speaker.user_type

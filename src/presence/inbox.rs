@@ -1,6 +1,6 @@
 //! What the pipeline task is to look at: marks, folded per session, so that they are bounded by what there is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,15 +29,18 @@ pub struct Changes {
 
 #[derive(Default)]
 pub struct Change {
-    /// Users whose connections here have changed.
-    pub users: HashSet<UserId, RandomState>,
+    /// Users whose connections here have changed, and whether the last of them went: who is here all the same has
+    /// come anew, maybe as another type.
+    pub users: HashMap<UserId, bool, RandomState>,
     /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
     pub joiners: Vec<Arc<Outbox>>,
 }
 
 impl Change {
     pub fn merge(&mut self, other: Self) {
-        self.users.extend(other.users);
+        for (user_id, has_left) in other.users {
+            *self.users.entry(user_id).or_default() |= has_left;
+        }
         self.joiners.extend(other.joiners);
     }
 }
@@ -45,14 +48,14 @@ impl Change {
 impl Inbox {
     pub fn joined(&self, session_id: &SessionId, user_id: &UserId, outbox: &Arc<Outbox>) {
         self.mark(session_id, |change| {
-            change.users.insert(user_id.clone());
+            change.users.entry(user_id.clone()).or_default();
             change.joiners.push(Arc::clone(outbox));
         });
     }
 
-    pub fn left(&self, session_id: &SessionId, user_id: &UserId) {
+    pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
         self.mark(session_id, |change| {
-            change.users.insert(user_id.clone());
+            *change.users.entry(user_id.clone()).or_default() |= is_last;
         });
     }
 

@@ -92,9 +92,9 @@ impl Presence {
         self.inbox.joined(session_id, user_id, outbox);
     }
 
-    /// A connection has gone.
-    pub fn left(&self, session_id: &SessionId, user_id: &UserId) {
-        self.inbox.left(session_id, user_id);
+    /// A connection has gone, maybe its user's last.
+    pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
+        self.inbox.left(session_id, user_id, is_last);
     }
 
     /// A user here types, or has stopped.

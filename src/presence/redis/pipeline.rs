@@ -198,7 +198,15 @@ impl Pipeline {
         let registry = &self.parts.registry;
         self.pending
             .retain(|session_id, _| registry.contains(session_id.as_str()));
-        for pending in self.pending.values_mut() {
+        for (session_id, pending) in &mut self.pending {
+            let session = registry.get(session_id.as_str());
+            let is_here = |user_id: &UserId| {
+                let session = session.as_ref();
+                session.is_some_and(|session| session.with_roster(|roster| roster.held(user_id).is_some()))
+            };
+            let before = pending.change.users.len();
+            pending.change.users.retain(|user_id, _| is_here(user_id));
+            pending.is_news |= pending.change.users.len() < before;
             pending.change.joiners.retain(|outbox| outbox.is_open());
         }
         self.held_back
@@ -213,7 +221,6 @@ impl Pipeline {
         self.needs_resync = true;
         for pending in self.pending.values_mut() {
             pending.is_news |= !pending.change.users.is_empty();
-            pending.change.users.clear();
         }
     }
 
@@ -292,10 +299,7 @@ impl Pipeline {
         let before = pipeline.len();
         let mut wants = Vec::with_capacity(batch.len());
         for session_id in &batch {
-            let users = self
-                .pending
-                .get(session_id)
-                .map(|pending| pending.change.users.iter());
+            let users = self.pending.get(session_id).map(|pending| &pending.change.users);
             let session = self.parts.registry.get(session_id.as_str());
             let held = held(session.as_deref(), users.into_iter().flatten());
             let wants_snapshot = self.audience.wants_snapshot(session_id, now);
@@ -400,7 +404,12 @@ impl Pipeline {
             pipeline.cmd("SADD").arg(keys::sessions(&self.node)).arg(ids);
             for session in batch {
                 let users = session.with_roster(|roster| roster.ids());
-                let held = held(Some(session), users.iter());
+                let changed = self.pending.get(&session.id).map(|pending| &pending.change.users);
+                let is_anew = |user_id| changed.and_then(|users| users.get(user_id)).unwrap_or(&false);
+                let held = held(
+                    Some(session),
+                    users.iter().map(|user_id| (user_id, is_anew(user_id))),
+                );
                 let id = session.id.as_str();
                 self.store
                     .add_apply(&mut pipeline, &self.node, id, Listing::All(&held), false);
@@ -436,10 +445,10 @@ impl Pipeline {
     }
 }
 
-/// What this node holds of these users, from the roster of this moment.
-fn held<'a>(session: Option<&Session>, users: impl Iterator<Item = &'a UserId>) -> Vec<Held> {
+/// What this node holds of these users (and whether they have come anew), from the roster of this moment.
+fn held<'a>(session: Option<&Session>, users: impl Iterator<Item = (&'a UserId, &'a bool)>) -> Vec<Held> {
     users
-        .map(|user_id| {
+        .map(|(user_id, &anew)| {
             let held = session.and_then(|session| session.with_roster(|roster| roster.held(user_id)));
             let user_id = user_id.clone();
             match held {
@@ -448,6 +457,7 @@ fn held<'a>(session: Option<&Session>, users: impl Iterator<Item = &'a UserId>) 
                     user_type,
                     joined_at: format_timestamp(joined_at),
                     connections,
+                    anew,
                 },
                 None => Held::none(user_id),
             }

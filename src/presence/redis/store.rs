@@ -61,6 +61,8 @@ pub struct Held {
     pub user_type: UserType,
     pub joined_at: String,
     pub connections: usize,
+    /// Meanwhile there was none.
+    pub anew: bool,
 }
 
 impl Held {
@@ -71,6 +73,7 @@ impl Held {
             user_type: UserType::Customer,
             joined_at: String::new(),
             connections: 0,
+            anew: false,
         }
     }
 }
@@ -221,10 +224,12 @@ impl Store {
             Listing::All(held) => ("all", held),
             Listing::Left => ("left", [].as_slice()),
         };
-        command.arg(name).arg(if wants_snapshot { "1" } else { "0" });
+        let flag = |set: bool| if set { "1" } else { "0" };
+        command.arg(name).arg(flag(wants_snapshot));
         for user in held {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
             command.arg(&user.joined_at).arg(user.connections);
+            command.arg(flag(user.anew));
         }
     }
 
