@@ -195,22 +195,23 @@ impl News {
     }
 
     /// Sessions that others know of and that can leave their node's list, but for those of `node` that are in use
-    /// again. What the log has refused of other nodes is forgotten: it is found again on their lists.
+    /// again or have something pending. What the log has refused of other nodes is forgotten: it is found again on their lists.
     pub fn settled(
         &mut self,
         node: &str,
         is_in_use: impl Fn(&SessionId) -> bool,
+        is_pending: impl Fn(&SessionId) -> bool,
     ) -> Vec<(Place, Vec<UserId>)> {
         self.unsettled
             .retain(|(of, session_id), unsettled| match &**of == node {
                 true => !is_in_use(session_id),
                 false => !unsettled.receipt.is(Outcome::Failed),
             });
-        let told = self
-            .unsettled
-            .iter()
-            .filter(|(_, unsettled)| unsettled.receipt.is(Outcome::Told));
-        told.map(|(place, unsettled)| (place.clone(), unsettled.left.clone()))
+        let settled = self.unsettled.iter().filter(|((of, session_id), unsettled)| {
+            unsettled.receipt.is(Outcome::Told) && !(**of == *node && is_pending(session_id))
+        });
+        settled
+            .map(|(place, unsettled)| (place.clone(), unsettled.left.clone()))
             .collect()
     }
 

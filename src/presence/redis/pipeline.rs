@@ -265,7 +265,8 @@ impl Pipeline {
             .add_heartbeat(&mut pipeline, &self.node, self.times.lease, claim);
         let registry = &self.parts.registry;
         let is_here = |id: &SessionId| registry.contains(id.as_str());
-        let settled = self.news.settled(&self.node, is_here);
+        let is_pending = |id: &SessionId| self.pending.contains_key(id);
+        let settled = self.news.settled(&self.node, is_here, is_pending);
         for ((node, session_id), left) in &settled {
             if !left.is_empty() {
                 let left: Vec<&str> = left.iter().map(UserId::as_str).collect();
@@ -275,13 +276,15 @@ impl Pipeline {
             let key = keys::sessions(node);
             pipeline.cmd("SREM").arg(key).arg(session_id.as_str());
         }
-        // After the removals: who has come back meanwhile stays on the list.
-        let here: Vec<&str> = batch
+        // Asked once: what is counted in this pipeline is on our list by this pipeline.
+        let sessions: Vec<_> = batch.iter().map(|id| registry.get(id.as_str())).collect();
+        let here: Vec<&str> = sessions
             .iter()
-            .filter(|id| is_here(id))
-            .map(|id| id.as_str())
+            .flatten()
+            .map(|session| session.id.as_str())
             .collect();
         if !here.is_empty() {
+            // After the removals: who has come back meanwhile stays on the list.
             pipeline.cmd("SADD").arg(keys::sessions(&self.node)).arg(here);
         }
         for ((session_id, user_id), &is_typing) in &self.typing {
@@ -298,9 +301,8 @@ impl Pipeline {
         }
         let before = pipeline.len();
         let mut wants = Vec::with_capacity(batch.len());
-        for session_id in &batch {
+        for (session_id, session) in batch.iter().zip(&sessions) {
             let users = self.pending.get(session_id).map(|pending| &pending.change.users);
-            let session = self.parts.registry.get(session_id.as_str());
             let held = held(session.as_deref(), users.into_iter().flatten());
             let wants_snapshot = self.audience.wants_snapshot(session_id, now);
             let listing = Listing::Some(&held);
@@ -323,10 +325,12 @@ impl Pipeline {
             self.lose_lease(lease);
             return Ok(Vec::new());
         }
-        for ((session_id, wanted), answer) in batch.into_iter().zip(wants).zip(answers.skip(before - 1)) {
+        let was_here = sessions.iter().map(Option::is_some);
+        let answers = wants.into_iter().zip(was_here).zip(answers.skip(before - 1));
+        for (session_id, ((wanted, was_here), answer)) in batch.into_iter().zip(answers) {
             let pending = self.pending.remove(&session_id).unwrap_or_default();
             match answer.and_then(|answer| store::read_applied(answer, wanted)) {
-                Ok(applied) => self.applied(session_id, pending, applied).await,
+                Ok(applied) => self.applied(session_id, pending, applied, was_here).await,
                 // Somebody else's value under our key, say: this session has no presence, the others do.
                 Err(error) => {
                     tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence");
@@ -354,8 +358,15 @@ impl Pipeline {
         self.next_heartbeat = now;
     }
 
-    /// A change is written: tells clients here and nodes elsewhere.
-    async fn applied(&mut self, session_id: SessionId, mut pending: Pending, applied: Applied) {
+    /// A change is written: tells clients here and nodes elsewhere. A session that was not here any more when it was
+    /// written can leave our list; one that ended since is marked again.
+    async fn applied(
+        &mut self,
+        session_id: SessionId,
+        mut pending: Pending,
+        applied: Applied,
+        was_here: bool,
+    ) {
         pending.events.extend(news::events(&applied));
         pending.is_news |= !pending.events.is_empty();
         let session = self.parts.registry.get(session_id.as_str());
@@ -373,13 +384,13 @@ impl Pipeline {
         match (&applied.snapshot, pending.is_news) {
             (Some(status), true) => {
                 let receipt = self.news.publish(&session_id, status, pending.events);
-                if session.is_none() {
+                if !was_here {
                     let place = place();
                     self.news.settle_with(place, receipt, Vec::new());
                 }
             }
             (None, true) => self.audience.defer(&session_id, pending.events),
-            (_, false) if session.is_none() => {
+            (_, false) if !was_here => {
                 let place = place();
                 self.news.settle_without(place);
             }
