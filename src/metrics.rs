@@ -58,6 +58,7 @@ pub struct Metrics {
     pub kafka_up: Level,
     pub redis_up: Level,
     pub redis_pipelines: Count,
+    pub redis_refusals: Count,
     pub nodes_reaped: Count,
 }
 
@@ -146,6 +147,11 @@ impl Default for Metrics {
                 r,
                 "redis_pipelines",
                 "Pipelines of presence changes sent to Redis",
+            ),
+            redis_refusals: count(
+                r,
+                "redis_refusals",
+                "Changes of a session's presence that Redis refused",
             ),
             nodes_reaped: count(
                 r,

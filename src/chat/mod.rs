@@ -94,6 +94,7 @@ impl Chat {
         if is_last {
             // Who types on another node still does.
             if self.typists.stop(session_id, user_id) == Some(Home::Here) {
+                self.presence.typing(session_id, user_id, false);
                 self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
             }
         }

@@ -54,7 +54,9 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
                 next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
             }
             if tell(&session, change, &metrics).await {
-                next_frame.entry(session_id.clone()).or_insert(now);
+                // A full frame has a pause after it in any session: a crowd that leaves is told as slowly as one that
+                // comes.
+                next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
                 held.insert(session_id, Change::default());
             }
         }

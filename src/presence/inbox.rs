@@ -1,6 +1,7 @@
 //! What the pipeline task is to look at: marks, folded per session, so that they are bounded by what there is.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::ws::Outbox;
 pub struct Inbox {
     changes: Mutex<Changes>,
     wake: Notify,
+    is_nudged: AtomicBool,
     /// How long the task may take for its end, once it is to end.
     stopping: OnceLock<Duration>,
 }
@@ -94,9 +96,14 @@ impl Inbox {
         self.wake.notified().await;
     }
 
-    /// Wakes the task: something it waits for may have come.
+    /// Wakes the task: something it waits for has come.
     pub fn nudge(&self) {
+        self.is_nudged.store(true, Ordering::Release);
         self.wake.notify_one();
+    }
+
+    pub fn take_nudge(&self) -> bool {
+        self.is_nudged.swap(false, Ordering::AcqRel)
     }
 
     /// The task is to end within `patience`.

@@ -50,7 +50,14 @@ for at = 4, #ARGV, 5 do
             came[#came + 1] = id
             count(user, 1)
         end
-        if type(user.nodes) ~= 'table' then user.nodes = {} end
+        if type(user.nodes) ~= 'table' then
+            user.nodes = {}
+            -- One of the old server's is ours from now on, and counted.
+            if came[#came] ~= id then
+                count(user, 1)
+                is_changed = true
+            end
+        end
         local is_new_value = user.nodes[node] ~= connections
         -- Who left and is back, and was nowhere else, is who that is now.
         if ARGV[at + 4] == '1' and is_only_holder(user.nodes)

@@ -1,6 +1,6 @@
 -- Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
 --
--- KEYS  1 leases   2 claims (in the same slot)
+-- KEYS  1 leases   2 claims   3 nodes that have not written yet all that they hold   (all in the same slot)
 -- ARGV  1 node
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -8,4 +8,5 @@ local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not ends or tonumber(ends) <= now then
     redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[2], ARGV[1])
+    redis.call('SREM', KEYS[3], ARGV[1])
 end

@@ -1,20 +1,25 @@
 -- Renews a node's lease by Redis's own clock, and claims dead nodes for it to take back: one reaper each, as long
 -- as that one lives.
 --
--- KEYS  1 leases: node -> when it ends, in milliseconds   2 claims: dead node -> "until reaper" (in the same slot)
+-- KEYS  1 leases: node -> when it ends, in milliseconds   2 claims: dead node -> "until reaper"
+--       3 epoch: when this Redis was first used; gone when Redis is emptied
+--       4 nodes that have not written yet all that they hold   (all in the same slot)
 -- ARGV  1 node   2 the lease's length   3 a claim's length, both in milliseconds; 0 claims nobody
--- Reply how the lease was found ('held', 'ended', 'absent'), the dead nodes that are ours to take back
+--       4 whether the node has not written yet all that it holds ('1')
+-- Reply whether the lease was there and had not ended, epoch, the dead nodes that are ours to take back, the nodes
+--       that live and have written all, those that live and have not
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local node, claim = ARGV[1], tonumber(ARGV[3])
 
+redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'NX')
 local ends = redis.call('ZSCORE', KEYS[1], node)
-local found = not ends and 'absent' or tonumber(ends) > now and 'held' or 'ended'
+local held = ends and tonumber(ends) > now
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[2])), node)
 
 local ours = {}
 if claim > 0 then
-    for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now), 'LIMIT', 0, 16)) do
+    for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now), 'LIMIT', 0, 64)) do
         local till, reaper = string.match(redis.call('HGET', KEYS[2], dead) or '', '^(%d+) (.*)$')
         if not till or tonumber(till) <= now or reaper == node then
             redis.call('HSET', KEYS[2], dead, string.format('%.0f %s', now + claim, node))
@@ -22,4 +27,10 @@ if claim > 0 then
         end
     end
 end
-return { found, ours }
+redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[4], node)
+local done, writing = {}, {}
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')) do
+    local list = redis.call('SISMEMBER', KEYS[4], other) == 1 and writing or done
+    list[#list + 1] = other
+end
+return { held and 1 or 0, redis.call('GET', KEYS[3]), ours, done, writing }

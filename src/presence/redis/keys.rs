@@ -7,6 +7,10 @@ use crate::protocol::ids::{SessionId, UserId};
 pub const LEASES: &str = "livechat:nodes";
 /// Claims of dead nodes: a hash, in the slot of [`LEASES`].
 pub const CLAIMS: &str = "{livechat:nodes}:claims";
+/// When this Redis was first used: another one, or none, means that it was emptied. In the slot of [`LEASES`].
+pub const EPOCH: &str = "{livechat:nodes}:epoch";
+/// Nodes that have not written yet all that they hold: a set, in the slot of [`LEASES`].
+pub const WRITING: &str = "{livechat:nodes}:writing";
 
 /// User id to JSON; the old server's name.
 pub fn users(session_id: &str) -> String {
@@ -63,5 +67,7 @@ mod tests {
             assert_eq!(slot(&users(id)), slot(&untold(id, "node{+1}.2")));
         }
         assert_eq!(slot(LEASES), slot(CLAIMS));
+        assert_eq!(slot(LEASES), slot(EPOCH));
+        assert_eq!(slot(LEASES), slot(WRITING));
     }
 }

@@ -1,6 +1,7 @@
 //! Presence of all nodes in Redis.
 //!
 //! - [`store`]: the one connection, scripts and what they answer; [`keys`]: what is in Redis
+//! - [`standing`]: this node's name and lease, and whether Redis knows all that it should
 //! - [`pipeline`]: the task that owns all writes: folds a window's marks and sends them
 //! - [`audience`]: the clients here; [`shown`]: what one session was shown, and so what is news to it
 //! - [`news`]: the other nodes, and what is still to be told
@@ -17,6 +18,7 @@ mod news;
 mod pipeline;
 mod reaper;
 mod shown;
+mod standing;
 mod store;
 
 use std::sync::Arc;

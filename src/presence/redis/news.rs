@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use super::store::Applied;
-use crate::bus::{Bus, Status};
+use crate::bus::Bus;
 use crate::presence::inbox::Inbox;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::record::{self, Form, Outgoing, Topic};
@@ -16,6 +16,8 @@ use crate::protocol::timestamp;
 
 /// Sessions whose news waits for the log, at most. With more, only that there is news is remembered.
 const MAX_WAITING: usize = 20_000;
+/// The most sessions that one pipeline takes off the lists.
+const MAX_SETTLED: usize = 1_000;
 
 /// What became of a publication.
 #[derive(Clone)]
@@ -51,7 +53,9 @@ impl Receipt {
 pub struct Unsettled {
     receipt: Receipt,
     /// Users whose leave is kept in Redis until then.
-    pub left: Vec<UserId>,
+    left: Vec<UserId>,
+    /// Whether what the log refuses is kept in [`News::failed`].
+    is_own: bool,
 }
 
 /// A node (name, boot and, after a lost lease, a number) and a session.
@@ -92,9 +96,9 @@ impl News {
         let id = session_id.clone();
         self.publish_all(session_id, status, events, false, move |events| {
             let Failed { sessions, lost } = &mut *failed.lock();
-            if sessions.len() >= MAX_WAITING {
-                sessions.clear();
+            if sessions.len() >= MAX_WAITING && !sessions.contains_key(&id) {
                 *lost = true;
+                return;
             }
             let kept = sessions.entry(id.clone()).or_default();
             kept.extend(events);
@@ -156,33 +160,44 @@ impl News {
         }
     }
 
-    /// What is to be published again; `None` when that is everything.
+    /// What is to be published again; `None` when that is everything. Ask only when the log answers.
     pub fn take_failed(&mut self) -> Option<HashMap<SessionId, Vec<StatusEvent>>> {
-        let mut failed = self.failed.lock();
-        if failed.lost && self.bus.health().status == Status::Ok {
-            *failed = Failed::default();
+        // Of other nodes' sessions, what was refused is still in Redis, and found again there.
+        self.unsettled
+            .retain(|_, unsettled| unsettled.is_own || !unsettled.receipt.is(Outcome::Failed));
+        let failed = std::mem::take(&mut *self.failed.lock());
+        if failed.lost {
+            // They are on our list in Redis, and found again there.
+            self.unsettled.clear();
             return None;
         }
-        Some(std::mem::take(&mut failed.sessions))
+        Some(failed.sessions)
     }
 
     /// The session leaves the node's list as soon as the log has the news.
-    pub fn settle_with(&mut self, place: Place, receipt: Receipt, left: Vec<UserId>) {
-        if self.unsettled.len() >= MAX_WAITING {
-            // They stay on the lists in Redis.
-            self.unsettled.clear();
+    pub fn settle_with(&mut self, place: Place, receipt: Receipt, left: Vec<UserId>, is_own: bool) {
+        if self.is_full() && !self.is_unsettled(&place) {
+            // It stays on the list in Redis.
             self.failed.lock().lost = true;
+            return;
         }
-        self.unsettled.insert(place, Unsettled { receipt, left });
+        let unsettled = Unsettled {
+            receipt,
+            left,
+            is_own,
+        };
+        self.unsettled.insert(place, unsettled);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.unsettled.len() >= MAX_WAITING
     }
 
     /// As [`Self::settle_with`], where nothing is published, unless it waits for something already.
     pub fn settle_without(&mut self, place: Place) {
-        let receipt = Receipt::told();
-        self.unsettled.entry(place).or_insert(Unsettled {
-            receipt,
-            left: Vec::new(),
-        });
+        if !self.is_unsettled(&place) {
+            self.settle_with(place, Receipt::told(), Vec::new(), false);
+        }
     }
 
     /// Whether a session of a node's list waits for the log.
@@ -194,8 +209,8 @@ impl News {
         self.unsettled.is_empty()
     }
 
-    /// Sessions that others know of and that can leave their node's list, but for those of `node` that are in use
-    /// again or have something pending. What the log has refused of other nodes is forgotten: it is found again on their lists.
+    /// Some sessions that others know of and that can leave their node's list, but for those of `node`, this one,
+    /// that are in use again or have something pending.
     pub fn settled(
         &mut self,
         node: &str,
@@ -203,14 +218,12 @@ impl News {
         is_pending: impl Fn(&SessionId) -> bool,
     ) -> Vec<(Place, Vec<UserId>)> {
         self.unsettled
-            .retain(|(of, session_id), unsettled| match &**of == node {
-                true => !is_in_use(session_id),
-                false => !unsettled.receipt.is(Outcome::Failed),
-            });
+            .retain(|(of, session_id), _| **of != *node || !is_in_use(session_id));
         let settled = self.unsettled.iter().filter(|((of, session_id), unsettled)| {
             unsettled.receipt.is(Outcome::Told) && !(**of == *node && is_pending(session_id))
         });
         settled
+            .take(MAX_SETTLED)
             .map(|(place, unsettled)| (place.clone(), unsettled.left.clone()))
             .collect()
     }

@@ -1,5 +1,5 @@
 //! Takes back what nodes held that hold it no more: dead ones, and this one under an earlier name or in sessions
-//! that ended while Redis was away.
+//! that ended unseen.
 //!
 //! A session stays on its node's list until the log has the news, and the leaves stay beside its users: a reaper's
 //! own death repeats, never loses.
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::keys;
 use super::news::{self, Place};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
-use super::store::{self, Listing};
+use super::store::{self, LONG, Listing, SHORT};
 use crate::protocol::ids::SessionId;
 
 /// Names of our own that we still take back ourselves; of more, the other nodes do, as of any dead one.
@@ -21,20 +21,27 @@ const MAX_FORMER: usize = 4;
 const LOG_SHARE: f64 = 0.6;
 
 impl Pipeline {
-    /// Takes back some sessions of a dead node, or forgets it when there are none left.
+    /// Takes back some sessions of a dead node, or all of an earlier name of our own; forgets it when there are none
+    /// left.
     pub(super) async fn reap(&mut self, node: Arc<str>) -> Result<(), RedisError> {
-        let listed = self.store.sessions_of(&node, Some(MAX_PIPELINE)).await?;
+        if self.news.is_full() {
+            return Ok(());
+        }
+        let is_own = self.standing.former.contains(&node);
+        let some = (!is_own).then_some(MAX_PIPELINE);
+        let listed = self.store.sessions_of(&node, some).await?;
         if listed.is_empty() {
-            if self.former.contains(&node) {
+            if is_own {
                 self.store.expire(&node).await?;
-                self.former.retain(|former| *former != node);
+                self.standing.former.retain(|former| *former != node);
             } else {
                 tracing::warn!(%node, "a node has died: its users have left");
                 self.parts.metrics.nodes_reaped.inc();
             }
             return self.store.bury(&node).await;
         }
-        let mut foreign = redis::pipe();
+        let mut foreign = self.begin();
+        let nothing = foreign.len();
         let mut places = Vec::new();
         for id in &listed {
             match SessionId::parse(id) {
@@ -42,62 +49,79 @@ impl Pipeline {
                 None => drop(foreign.cmd("SREM").arg(keys::sessions(&node)).arg(id)),
             }
         }
-        if !foreign.is_empty() {
-            self.store.send(&mut foreign).await?;
+        if foreign.len() > nothing && self.send(foreign, SHORT).await?.is_none() {
+            return Ok(());
         }
         places.retain(|place| !self.news.is_unsettled(place));
-        if !places.is_empty() {
-            // There may be more: the log's answer wakes us.
-            self.take_back(places).await?;
-        }
-        let surplus = self.former.len().saturating_sub(MAX_FORMER);
-        self.former.drain(..surplus);
+        self.take_back(places).await?;
+        let surplus = self.standing.former.len().saturating_sub(MAX_FORMER);
+        self.standing.former.drain(..surplus);
         Ok(())
     }
 
     /// Takes our own users out of sessions that ended unseen.
     pub(super) async fn take_back_stale(&mut self) -> Result<(), RedisError> {
-        while !self.stale.is_empty() {
-            let rest = self.stale.split_off(self.stale.len().min(MAX_PIPELINE));
-            let ended = std::mem::replace(&mut self.stale, rest);
-            let registry = &self.parts.registry;
-            let ended = ended.into_iter().filter(|id| !registry.contains(id.as_str()));
-            let places = ended.map(|id| (Arc::clone(&self.node), id)).collect();
-            self.take_back(places).await?;
-        }
-        Ok(())
+        let name = Arc::clone(&self.standing.name);
+        let listed = self.store.sessions_of(&name, None).await?;
+        let listed = listed.iter().filter_map(|id| SessionId::parse(id));
+        let registry = &self.parts.registry;
+        let ended = listed.filter(|id| !registry.contains(id.as_str()));
+        let mut places: Vec<Place> = ended.map(|id| (Arc::clone(&name), id)).collect();
+        places.retain(|place| !self.news.is_unsettled(place));
+        self.take_back(places).await
     }
 
     /// Takes all users of these nodes out of these sessions and tells everyone.
     async fn take_back(&mut self, places: Vec<Place>) -> Result<(), RedisError> {
-        let mut pipeline = redis::pipe();
-        for (node, session_id) in &places {
-            self.store
-                .add_apply(&mut pipeline, node, session_id.as_str(), Listing::Left, true);
-        }
-        let answers = self.store.send(&mut pipeline).await?;
-        for (place, answer) in places.into_iter().zip(answers) {
-            let applied = match answer.and_then(|answer| store::read_applied(answer, true)) {
-                Ok(applied) => applied,
-                Err(error) => {
-                    tracing::warn!(session_id = %place.1, code = error.code(), "Redis refuses a session's presence");
-                    self.news.settle_without(place);
-                    continue;
-                }
-            };
-            let left = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
-            let events = news::leaves(&applied.left);
-            if let Some(status) = &applied.snapshot {
-                let receipt = self.news.publish_left(&place.1, status, events);
-                self.news.settle_with(place.clone(), receipt, left);
+        for places in places.chunks(MAX_PIPELINE) {
+            let mut pipeline = self.begin();
+            for (node, session_id) in places {
+                self.store
+                    .add_apply(&mut pipeline, node, session_id.as_str(), Listing::Left, true);
             }
-            if let Some(session) = self.parts.registry.get(place.1.as_str())
-                && !self.is_holding()
-            {
-                self.audience.show(&session, Vec::new(), applied).await;
+            let Some(answers) = self.send(pipeline, LONG).await? else {
+                return Ok(());
+            };
+            for (place, answer) in places.iter().zip(answers) {
+                match answer.and_then(|answer| store::read_applied(answer, true)) {
+                    Ok(applied) => self.taken_back(place, applied).await,
+                    Err(error) => {
+                        self.refused(&place.1, &error);
+                        self.news.settle_without(place.clone());
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    async fn taken_back(&mut self, place: &Place, applied: store::Applied) {
+        let (node, session_id) = place;
+        let session = self.parts.registry.get(session_id.as_str());
+        let left = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
+        let is_former = self.standing.former.contains(node);
+        match &applied.snapshot {
+            // What is here was written again, and told, under the name of now.
+            Some(_) if is_former && session.is_some() && applied.left.is_empty() => {
+                self.news.settle_without(place.clone());
+            }
+            Some(status) => {
+                let events = news::leaves(&applied.left);
+                // On a list that is looked at again, what the log refuses is found again.
+                let is_own = *node == self.standing.name;
+                let receipt = match is_own {
+                    true => self.news.publish(session_id, status, events),
+                    false => self.news.publish_left(session_id, status, events),
+                };
+                self.news.settle_with(place.clone(), receipt, left, is_own);
+            }
+            None => {}
+        }
+        if let Some(session) = session
+            && !self.standing.is_holding()
+        {
+            self.audience.show(&session, Vec::new(), applied).await;
+        }
     }
 
     /// The orderly end: nobody is left here, and the others know.
@@ -112,9 +136,10 @@ impl Pipeline {
             sleep(self.times.window).await;
         }
         // What is left, if anything, is for the others, at once.
-        self.store.expire(&self.node).await?;
-        if self.store.sessions_of(&self.node, Some(1)).await?.is_empty() {
-            self.store.bury(&self.node).await?;
+        let name = Arc::clone(&self.standing.name);
+        self.store.expire(&name).await?;
+        if self.store.sessions_of(&name, Some(1)).await?.is_empty() {
+            self.store.bury(&name).await?;
         }
         Ok(())
     }

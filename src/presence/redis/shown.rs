@@ -54,7 +54,7 @@ impl Shown {
 
     /// Whether a snapshot would be shown at once, and so is worth asking for.
     pub fn wants_snapshot(&self, now: Instant) -> bool {
-        !self.status.is_large() || now >= self.next_frame
+        now >= self.next_frame
     }
 
     pub fn next_frame(&self) -> Instant {
@@ -94,10 +94,11 @@ impl Shown {
         if events.is_empty() && self.joiners.is_empty() {
             return Next::Nothing;
         }
-        if self.status.is_large() {
-            if now < self.next_frame {
-                return Next::Later;
-            }
+        if now < self.next_frame {
+            return Next::Later;
+        }
+        // A full frame has a pause after it in any session: a crowd that leaves is told as slowly as one that comes.
+        if self.status.is_large() || events.len() == MAX_LISTED_EVENTS {
             self.next_frame = now + LARGE_SESSION_INTERVAL;
         }
         if events.is_empty() {

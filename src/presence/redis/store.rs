@@ -2,13 +2,14 @@
 //! whose requests travel in the same pipeline.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, Value};
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, RedisResult, Value};
 use serde::Deserialize;
 
 use super::keys;
@@ -17,9 +18,12 @@ use crate::presence::Unavailable;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus};
 
-/// How long Redis may take to accept us, and to answer.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long Redis may take to accept us.
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it may take to answer.
+pub const SHORT: Duration = Duration::from_secs(1);
+/// How long it may take for a pipeline of many sessions: other clients' commands, and other nodes', come between.
+pub const LONG: Duration = Duration::from_secs(4);
 /// How long a REST request waits: its answer is promised within a second.
 const REST_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -52,6 +56,8 @@ pub struct Store {
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Redis answers, but not all nodes have written what they hold: it knows too little.
     is_settling: AtomicBool,
+    /// How many names of this node's were in use: none is used twice, also when the task begins anew.
+    names: AtomicU32,
     health: Mutex<(Status, Option<String>)>,
 }
 
@@ -110,7 +116,8 @@ impl Store {
             heartbeat: redis::Script::new(HEARTBEAT),
             bury: redis::Script::new(BURY),
             connection: Mutex::new(None),
-            is_settling: AtomicBool::new(false),
+            is_settling: AtomicBool::new(true),
+            names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
         })
     }
@@ -159,33 +166,40 @@ impl Store {
         *health = (Status::Ok, None);
     }
 
-    /// Connects and brings the scripts along.
-    pub async fn connect(&self) -> Result<(), RedisError> {
+    /// Connects, brings the scripts along, and says which server process this is, if it tells.
+    pub async fn connect(&self) -> Result<Option<String>, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_PATIENCE))
-            .set_response_timeout(Some(ANSWER_PATIENCE));
+            // Each caller has a patience of its own.
+            .set_response_timeout(None);
         let connect = self.client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
         for script in [APPLY, HEARTBEAT, BURY] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
-        timeout(ANSWER_PATIENCE, load.query_async::<()>(&mut connection)).await?;
+        timeout(CONNECT_PATIENCE, load.query_async::<()>(&mut connection)).await?;
+        let mut info = redis::cmd("INFO");
+        let info: RedisResult<String> =
+            timeout(CONNECT_PATIENCE, info.arg("server").query_async(&mut connection)).await;
         *self.connection.lock() = Some(connection);
-        Ok(())
+        let info = info.unwrap_or_default();
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+        Ok(run_id.map(|id| id.trim().to_owned()))
     }
 
     /// Sends a pipeline; each command has its own result, unless the server as a whole refuses.
-    pub async fn send(&self, pipeline: &mut Pipeline) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
+    pub async fn send(
+        &self,
+        pipeline: &mut Pipeline,
+        patience: Duration,
+    ) -> Result<Vec<RedisResult<Value>>, RedisError> {
         let connection = self.connection.lock().clone();
         let Some(mut connection) = connection else {
             return Err(away());
         };
-        let answers: Vec<Result<Value, RedisError>> = timeout(
-            ANSWER_PATIENCE * 2,
-            pipeline.ignore_errors().query_async(&mut connection),
-        )
-        .await?;
+        let answers: Vec<RedisResult<Value>> =
+            timeout(patience, pipeline.ignore_errors().query_async(&mut connection)).await?;
         let is_servers = |error: &&RedisError| is_servers(error);
         match answers
             .iter()
@@ -197,14 +211,25 @@ impl Store {
         }
     }
 
-    /// Adds the renewal of a node's lease; with a `claim` it also takes on dead nodes for so long.
-    pub fn add_heartbeat(&self, pipeline: &mut Pipeline, node: &str, lease: Duration, claim: Duration) {
+    /// Adds the renewal of a node's lease; with a `claim` it also takes on dead nodes for so long. `is_writing` while
+    /// the node has not written all that it holds.
+    pub fn add_heartbeat(
+        &self,
+        pipeline: &mut Pipeline,
+        node: &str,
+        lease: Duration,
+        claim: Duration,
+        is_writing: bool,
+    ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
-        command.arg(2).arg(keys::LEASES).arg(keys::CLAIMS);
+        command
+            .arg(4)
+            .arg(&[keys::LEASES, keys::CLAIMS, keys::EPOCH, keys::WRITING]);
         command
             .arg(node)
             .arg(lease.as_millis().to_string())
-            .arg(claim.as_millis().to_string());
+            .arg(claim.as_millis().to_string())
+            .arg(flag(is_writing));
     }
 
     /// Adds a change of one session.
@@ -224,7 +249,6 @@ impl Store {
             Listing::All(held) => ("all", held),
             Listing::Left => ("left", [].as_slice()),
         };
-        let flag = |set: bool| if set { "1" } else { "0" };
         command.arg(name).arg(flag(wants_snapshot));
         for user in held {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
@@ -247,6 +271,14 @@ impl Store {
         Ok(snapshot(values.iter().map(Vec::as_slice)))
     }
 
+    /// The node's next name: `NODE_ID` and boot id, and from the second on a number.
+    pub fn next_name(&self, node: &str) -> Arc<str> {
+        match self.names.fetch_add(1, Ordering::Relaxed) {
+            0 => node.into(),
+            number => format!("{node}.{number}").into(),
+        }
+    }
+
     /// Notes whether Redis knows less than the nodes do.
     pub fn settle(&self, is_settling: bool) {
         self.is_settling.store(is_settling, Ordering::Release);
@@ -256,15 +288,16 @@ impl Store {
     pub async fn bury(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("EVALSHA").arg(self.bury.get_hash());
-        command.arg(2).arg(keys::LEASES).arg(keys::CLAIMS).arg(node);
-        self.send(&mut pipeline).await.map(|_| ())
+        let names = [keys::LEASES, keys::CLAIMS, keys::WRITING];
+        command.arg(names.len()).arg(&names).arg(node);
+        self.send(&mut pipeline, SHORT).await.map(|_| ())
     }
 
     /// Ends a node's lease: whoever sees it takes back what is left.
     pub async fn expire(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("ZADD").arg(keys::LEASES).arg(0).arg(node);
-        self.send(&mut pipeline).await.map(|_| ())
+        self.send(&mut pipeline, SHORT).await.map(|_| ())
     }
 
     /// Sessions in which a node may hold somebody: all, or `some` of them.
@@ -274,30 +307,37 @@ impl Store {
             None => pipeline.cmd("SMEMBERS").arg(keys::sessions(node)),
             Some(count) => pipeline.cmd("SRANDMEMBER").arg(keys::sessions(node)).arg(count),
         };
-        let answer = self.send(&mut pipeline).await?.pop().unwrap_or(Ok(Value::Nil))?;
+        let answer = self
+            .send(&mut pipeline, SHORT)
+            .await?
+            .pop()
+            .unwrap_or(Ok(Value::Nil))?;
         Ok(redis::from_redis_value(answer)?)
     }
 }
 
-/// How a node's heartbeat found its own lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lease {
-    Held,
-    /// It was not renewed in time, or Redis has been restored.
-    Ended,
-    /// It is the first, or it has been lost with all the rest.
-    Absent,
+/// A heartbeat's answer.
+pub struct Heartbeat {
+    /// Whether our lease was there and had not ended.
+    pub is_held: bool,
+    pub epoch: String,
+    /// Dead nodes that are ours to take back.
+    pub dead: Vec<String>,
+    /// The nodes that live and have written all that they hold, and those that live and have not.
+    pub done: Vec<String>,
+    pub writing: Vec<String>,
 }
 
-/// A heartbeat's answer: our lease, and the dead nodes that are ours to take back.
-pub fn read_heartbeat(answer: Value) -> Result<(Lease, Vec<String>), RedisError> {
-    let (found, dead): (String, Vec<String>) = redis::from_redis_value(answer)?;
-    let lease = match found.as_str() {
-        "held" => Lease::Held,
-        "ended" => Lease::Ended,
-        _ => Lease::Absent,
-    };
-    Ok((lease, dead))
+pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {
+    type Reply = (i64, String, Vec<String>, Vec<String>, Vec<String>);
+    let (held, epoch, dead, done, writing): Reply = redis::from_redis_value(answer)?;
+    Ok(Heartbeat {
+        is_held: held == 1,
+        epoch,
+        dead,
+        done,
+        writing,
+    })
 }
 
 pub fn read_applied(answer: Value, wanted_snapshot: bool) -> Result<Applied, RedisError> {
@@ -352,6 +392,10 @@ async fn timeout<T>(
     tokio::time::timeout(patience, future)
         .await
         .unwrap_or_else(|_| Err(away()))
+}
+
+fn flag(set: bool) -> &'static str {
+    if set { "1" } else { "0" }
 }
 
 fn away() -> RedisError {

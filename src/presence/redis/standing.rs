@@ -1,0 +1,299 @@
+//! How this node stands with Redis: its name there, its lease, and whether Redis knows all that it should.
+//!
+//! Each connection has a name of its own. What Redis still reads of an earlier connection's pipeline, after newer
+//! writes, is then of a name that is taken back like a dead node's, and can neither bring back who has left nor
+//! remove who has come.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{RedisError, RedisResult, Value};
+use tokio::time::Instant;
+
+use super::pipeline::{MAX_RETRY, Pipeline};
+use super::store::{CONNECT_PATIENCE, read_heartbeat};
+use super::{Times, keys};
+use crate::bus::Status;
+
+pub struct Standing {
+    /// `NODE_ID` and boot id and, from the second connection on, a number.
+    pub name: Arc<str>,
+    /// Our names before, with sessions that may still be under them.
+    pub former: Vec<Arc<str>>,
+    /// Whether Redis has answered under this name, and when it last did under any.
+    is_confirmed: bool,
+    answered: Option<Instant>,
+    /// What tells one Redis from another: the process, and what it holds.
+    run_id: Option<String>,
+    epoch: Option<String>,
+    /// Other nodes that were last seen alive, without what changes with their connections.
+    peers: HashSet<String>,
+    hold: Option<Hold>,
+    /// Redis was emptied: all who are written again seem new to it, and are not.
+    pub is_rebuilding: bool,
+    /// Nobody is declared dead before: others may just be coming back, too.
+    reap_after: Instant,
+    /// Dead nodes that are ours to take back.
+    pub dead: Vec<String>,
+}
+
+/// Redis has lost something: what it says is not shown until all nodes have written again.
+struct Hold {
+    /// Nodes that were there and have not written all again; and whether some of them are about to.
+    missing: HashSet<String>,
+    is_some_writing: bool,
+    /// When this node had written all that it holds.
+    written: Option<Instant>,
+}
+
+/// What Redis has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// Everything.
+    Emptied,
+    /// Maybe the last seconds: it is another process.
+    Restarted,
+    /// Only us: we were silent for too long.
+    Lease,
+}
+
+impl Standing {
+    pub fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            former: Vec::new(),
+            is_confirmed: false,
+            answered: None,
+            run_id: None,
+            epoch: None,
+            peers: HashSet::new(),
+            hold: None,
+            is_rebuilding: false,
+            reap_after: Instant::now(),
+            dead: Vec::new(),
+        }
+    }
+
+    pub fn is_holding(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// This node has written all that it holds.
+    pub fn wrote_all(&mut self) {
+        self.is_rebuilding = false;
+        if let Some(hold) = &mut self.hold {
+            hold.written.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Ends the hold when the other nodes are back, or have had the time to be. Whether it ended now.
+    pub fn end_hold(&mut self, times: Times) -> bool {
+        let is_over = |hold: &Hold| {
+            let since = hold.written.map(|at| at.elapsed()).unwrap_or_default();
+            let all_are_back = hold.missing.is_empty() && since >= times.heartbeat + times.window;
+            let patience = if hold.is_some_writing {
+                times.ttl
+            } else {
+                grace(times)
+            };
+            all_are_back || since >= patience
+        };
+        self.hold.take_if(|hold| is_over(hold)).is_some()
+    }
+
+    fn note_nodes(&mut self, done: &[String], writing: &[String]) {
+        let own = base(&self.name);
+        let others = |names: &[String]| -> HashSet<String> {
+            let names = names.iter().map(|name| base(name));
+            names.filter(|name| *name != own).map(str::to_owned).collect()
+        };
+        let (done, writing) = (others(done), others(writing));
+        if let Some(hold) = &mut self.hold {
+            // The name of an earlier connection may still be there beside one that is written to.
+            hold.missing
+                .retain(|name| writing.contains(name) || !done.contains(name));
+            hold.is_some_writing = !hold.missing.is_disjoint(&writing);
+        } else {
+            self.peers = &done | &writing;
+        }
+    }
+}
+
+/// How long another node may need to find that Redis is back, and to connect.
+fn grace(times: Times) -> Duration {
+    times
+        .ttl
+        .min(MAX_RETRY + 2 * CONNECT_PATIENCE + 2 * times.heartbeat)
+}
+
+/// A node's name without the number of its connection.
+fn base(name: &str) -> &str {
+    let boot = name.rfind('+').unwrap_or(0);
+    name[boot..].find('.').map_or(name, |dot| &name[..boot + dot])
+}
+
+impl Pipeline {
+    pub(super) async fn connect(&mut self) -> Result<(), RedisError> {
+        // Until the first answer nobody knows what is in it.
+        self.store.settle(true);
+        let run_id = self.store.connect().await?;
+        let standing = &mut self.standing;
+        let is_another = match (&standing.run_id, &run_id) {
+            (Some(known), Some(found)) => known != found,
+            _ => false,
+        };
+        standing.run_id = run_id.or(standing.run_id.take());
+        let pause = match standing.answered {
+            // What a Redis that slept has missed is no sign of death.
+            Some(answered) if answered.elapsed() >= self.times.lease => self.times.ttl,
+            _ => grace(self.times),
+        };
+        standing.reap_after = standing.reap_after.max(Instant::now() + pause);
+        if is_another {
+            self.lose(Loss::Restarted);
+        } else if standing.answered.is_some() {
+            self.begin_anew();
+        }
+        Ok(())
+    }
+
+    /// A pipeline begins with our heartbeat: what is written has a lease, or else somebody to take it back.
+    pub(super) fn begin(&self) -> redis::Pipeline {
+        let mut pipeline = redis::pipe();
+        let standing = &self.standing;
+        let is_safe = Instant::now() >= standing.reap_after;
+        let claim = if is_safe { self.times.claim } else { Duration::ZERO };
+        let lease = self.times.lease;
+        self.store
+            .add_heartbeat(&mut pipeline, &standing.name, lease, claim, self.is_resyncing);
+        pipeline
+    }
+
+    /// Sends a pipeline of [`Self::begin`]; the answers but for the heartbeat's. `None` when Redis has lost us, or
+    /// more: then they mean nothing, and all is to be written again.
+    pub(super) async fn send(
+        &mut self,
+        mut pipeline: redis::Pipeline,
+        patience: Duration,
+    ) -> Result<Option<Vec<RedisResult<Value>>>, RedisError> {
+        // Asked at the end, too: it may be emptied between two commands.
+        pipeline.cmd("GET").arg(keys::EPOCH);
+        self.parts.metrics.redis_pipelines.inc();
+        let mut answers = self.store.send(&mut pipeline, patience).await?;
+        let epoch = answers.pop().unwrap_or(Ok(Value::Nil))?;
+        let epoch: Option<String> = redis::from_redis_value(epoch)?;
+        let heartbeat = read_heartbeat(answers.remove(0)?)?;
+        let now = Instant::now();
+        self.next_heartbeat = now + self.times.heartbeat;
+        let standing = &mut self.standing;
+        let known = standing.epoch.replace(heartbeat.epoch.clone());
+        let is_emptied =
+            known.is_some_and(|known| known != heartbeat.epoch) || epoch != Some(heartbeat.epoch);
+        let was_confirmed = std::mem::replace(&mut standing.is_confirmed, true);
+        let is_first = standing.answered.replace(now).is_none();
+        standing.dead = heartbeat.dead;
+        if is_emptied && !is_first {
+            self.lose(Loss::Emptied);
+            return Ok(None);
+        }
+        if was_confirmed && !heartbeat.is_held {
+            self.lose(Loss::Lease);
+            return Ok(None);
+        }
+        standing.note_nodes(&heartbeat.done, &heartbeat.writing);
+        if !standing.is_holding() {
+            self.store.settle(false);
+        }
+        Ok(Some(answers))
+    }
+
+    fn lose(&mut self, loss: Loss) {
+        tracing::warn!(?loss, "Redis has lost presence: it is written again");
+        let now = Instant::now();
+        let standing = &mut self.standing;
+        standing.reap_after = now + self.times.ttl;
+        standing.dead.clear();
+        standing.is_rebuilding = loss == Loss::Emptied;
+        if loss != Loss::Lease {
+            let missing = match standing.hold.take() {
+                Some(hold) => hold.missing,
+                None => std::mem::take(&mut standing.peers),
+            };
+            standing.hold = Some(Hold {
+                missing,
+                is_some_writing: false,
+                written: None,
+            });
+            self.store.settle(true);
+            self.audience.distrust();
+        }
+        self.begin_anew();
+    }
+
+    /// Goes on under another name and writes everything again.
+    fn begin_anew(&mut self) {
+        let name = self.store.next_name(&self.parts.node);
+        let standing = &mut self.standing;
+        standing.former.push(std::mem::replace(&mut standing.name, name));
+        standing.is_confirmed = false;
+        if let Some(hold) = &mut standing.hold {
+            hold.written = None;
+        }
+        self.next_heartbeat = Instant::now();
+        self.begin_resync();
+    }
+
+    /// Whether other nodes can be told anything.
+    pub(super) fn has_log(&self) -> bool {
+        self.parts.bus.health().status == Status::Ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times() -> Times {
+        Times::of(Duration::from_millis(10), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_node_is_known_whatever_its_connection() {
+        assert_eq!(base("host+9949663f105b"), "host+9949663f105b");
+        assert_eq!(base("host+9949663f105b.12"), "host+9949663f105b");
+        assert_eq!(base("a.b+c+9949663f105b.1"), "a.b+c+9949663f105b");
+        assert_eq!(base("odd"), "odd");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_ends_when_all_have_written_and_at_last_without_them() {
+        let mut standing = Standing::new("a+1.1".into());
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        standing.note_nodes(&names(&["a+1.1", "b+2"]), &names(&["c+3.4"]));
+        assert_eq!(standing.peers, ["b+2", "c+3"].map(str::to_owned).into());
+        let hold = |standing: &mut Standing| {
+            standing.hold = Some(Hold {
+                missing: standing.peers.clone(),
+                is_some_writing: false,
+                written: None,
+            });
+        };
+        hold(&mut standing);
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert!(!standing.end_hold(times()), "this node has not written");
+        standing.wrote_all();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!standing.end_hold(times()), "the others are missing");
+        standing.note_nodes(&names(&["b+2.1", "c+3.4"]), &names(&["c+3.5"]));
+        tokio::time::advance(grace(times())).await;
+        assert!(!standing.end_hold(times()), "one is about to write");
+        standing.note_nodes(&names(&["b+2.1", "c+3.5"]), &[]);
+        assert!(standing.end_hold(times()) && !standing.is_holding());
+
+        hold(&mut standing);
+        standing.wrote_all();
+        tokio::time::advance(grace(times())).await;
+        assert!(standing.end_hold(times()), "they may be dead");
+    }
+}
