@@ -2,7 +2,8 @@
 # A real Redis without a container engine: Debian's redis-server, bound to 127.0.0.1, nothing kept on disk.
 #
 #   redis-local.sh prepare           install redis-server if it is missing
-#   redis-local.sh start DIR PORT    start and wait until it answers; REDIS_ARGS adds arguments, e.g. "--requirepass x"
+#   redis-local.sh start DIR PORT    start and wait until it answers; REDIS_ARGS adds arguments, e.g. "--requirepass x";
+#                                    with REDIS_MAY_LOAD=yes an answer that it still loads its data will do
 #   redis-local.sh stop DIR          orderly end
 #   redis-local.sh kill DIR          SIGKILL
 #   redis-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
@@ -18,7 +19,7 @@ prepare() {
 
 server() { command -v redis-server || command -v valkey-server; }
 
-# ready PORT: PONG, or NOAUTH where a password is set: it answers, which is all that is asked. LOADING is not ready.
+# ready PORT: PONG, or NOAUTH where a password is set: it answers, which is all that is asked. LOADING is not ready by default.
 ready() {
     local answer
     # shellcheck disable=SC2016
@@ -29,6 +30,7 @@ ready() {
         printf "%s" "$line"' _ "$1" 2>/dev/null) || return 1
     case $answer in
         +PONG* | -NOAUTH*) return 0 ;;
+        -LOADING*) [ "${REDIS_MAY_LOAD:-}" = yes ] ;;
         *) return 1 ;;
     esac
 }

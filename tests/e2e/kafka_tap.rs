@@ -1,5 +1,6 @@
-//! A client for crowds: many of them can send and receive at once, through outages, and be asked afterwards what they heard.
+//! Clients for crowds: many of them can send and receive at once, through outages, and be asked afterwards what they heard.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,12 +16,118 @@ use crate::support::Server;
 
 use super::OUTAGE;
 
-/// A client whose reading goes on by itself, so that many can send and receive at once. Keeps every frame.
-pub struct Tap {
+/// What a [`Reader`] makes of the frames it reads.
+pub trait Notes: Default + Send + 'static {
+    fn take(&mut self, frame: Value, text: &str);
+
+    /// The stream has ended, with this close code if there was a close frame.
+    fn end(&mut self, code: Option<u16>);
+
+    fn has_ended(&self) -> bool;
+
+    /// For who waits in vain.
+    fn summary(&self) -> String;
+}
+
+/// A connection whose reading goes on by itself, so that many can send and receive at once.
+pub struct Reader<N> {
     name: String,
     sink: tokio::sync::Mutex<SplitSink<WebSocketStream<TcpStream>, Message>>,
-    heard: Arc<Mutex<Heard>>,
+    notes: Arc<Mutex<N>>,
+}
+
+/// A check that failed while it looked has said so already.
+fn locked<N>(notes: &Mutex<N>) -> MutexGuard<'_, N> {
+    notes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<N: Notes> Reader<N> {
+    /// Connects, and returns when the greeting is there: the first frame, which the notes do not get.
+    pub async fn connect(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
+        let url = format!("ws://{}/ws/{session}/{user}/{user_type}", server.http_addr());
+        let stream = TcpStream::connect(server.http_addr()).await.expect("connect");
+        let (ws, _) = tokio_tungstenite::client_async(&url, stream)
+            .await
+            .unwrap_or_else(|error| panic!("{url}: {error}"));
+        let (sink, mut frames) = ws.split();
+        let greeting = tokio::time::timeout(OUTAGE, frames.next()).await;
+        let greeting = greeting.unwrap_or_else(|_| panic!("{url}: no greeting"));
+        let Some(Ok(Message::Text(greeting))) = greeting else {
+            panic!("{url}: the first frame: {greeting:?}")
+        };
+        assert_eq!(
+            parsed(&greeting)["type"],
+            "connection_established",
+            "{url}: the first frame"
+        );
+        let notes = Arc::new(Mutex::new(N::default()));
+        let shared = Arc::clone(&notes);
+        tokio::spawn(async move {
+            let mut code = None;
+            // tungstenite answers pings and echoes the close by itself, as long as somebody reads.
+            while let Some(Ok(message)) = frames.next().await {
+                match message {
+                    Message::Text(text) => locked(&shared).take(parsed(&text), &text),
+                    Message::Close(close) => code = Some(close.map_or(1005, |close| close.code.into())),
+                    _ => {}
+                }
+            }
+            locked(&shared).end(code);
+        });
+        Self {
+            name: format!("{session}/{user}"),
+            sink: sink.into(),
+            notes,
+        }
+    }
+
+    /// Sends a frame; false when the server has closed.
+    pub async fn send(&self, frame: Value) -> bool {
+        let message = Message::text(frame.to_string());
+        self.sink.lock().await.send(message).await.is_ok()
+    }
+
+    /// Closes properly, and waits for the end of the stream.
+    pub async fn close(&self) {
+        let _ = self.sink.lock().await.close().await;
+        self.until("the end of the stream", N::has_ended).await;
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&N) -> T) -> T {
+        look(&locked(&self.notes))
+    }
+
+    /// Waits until it holds for what was read; panics after [`OUTAGE`].
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&N) -> bool) {
+        let deadline = tokio::time::Instant::now() + OUTAGE;
+        while !self.look(&mut holds) {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{}: never happened: {what}; {}",
+                self.name,
+                self.look(N::summary)
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// A client of the chat. Keeps every frame.
+pub struct Tap {
+    reader: Reader<Heard>,
     sent: AtomicU64,
+}
+
+impl Deref for Tap {
+    type Target = Reader<Heard>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.reader
+    }
 }
 
 /// What a [`Tap`] has read, each kind in its order.
@@ -56,9 +163,10 @@ impl Heard {
     fn answers(&self) -> u64 {
         (self.acks.len() + self.errors.len()) as u64
     }
+}
 
-    fn take(&mut self, text: &str) {
-        let mut frame: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+impl Notes for Heard {
+    fn take(&mut self, mut frame: Value, text: &str) {
         match frame["type"].as_str() {
             Some("new_message") => self.messages.push((text.to_owned(), frame["data"].take())),
             Some("message_sent") => self.acks.push(frame["data"].take()),
@@ -66,11 +174,22 @@ impl Heard {
             _ => self.others.push(frame),
         }
     }
-}
 
-/// A check that failed while it looked has said so already.
-fn locked(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&mut self, code: Option<u16>) {
+        self.ended = Some(code);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    fn summary(&self) -> String {
+        let (messages, acks, errors) = (self.messages.len(), self.acks.len(), self.errors.len());
+        let (last, ended) = (self.errors.last(), self.ended);
+        format!(
+            "{messages} messages, {acks} acknowledgements, {errors} errors (the last: {last:?}), ended: {ended:?}"
+        )
+    }
 }
 
 fn id_of(data: &Value) -> String {
@@ -83,50 +202,10 @@ fn id_of(data: &Value) -> String {
 impl Tap {
     /// Connects, and returns when the greeting is there.
     pub async fn connect(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
-        let url = format!("ws://{}/ws/{session}/{user}/{user_type}", server.http_addr());
-        let stream = TcpStream::connect(server.http_addr()).await.expect("connect");
-        let (ws, _) = tokio_tungstenite::client_async(&url, stream)
-            .await
-            .unwrap_or_else(|error| panic!("{url}: {error}"));
-        let (sink, mut frames) = ws.split();
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        let shared = Arc::clone(&heard);
-        tokio::spawn(async move {
-            let mut code = None;
-            // tungstenite answers pings and echoes the close by itself, as long as somebody reads.
-            while let Some(Ok(message)) = frames.next().await {
-                match message {
-                    Message::Text(text) => locked(&shared).take(&text),
-                    Message::Close(close) => code = Some(close.map_or(1005, |close| close.code.into())),
-                    _ => {}
-                }
-            }
-            locked(&shared).ended = Some(code);
-        });
-        let tap = Self {
-            name: format!("{session}/{user}"),
-            sink: sink.into(),
-            heard,
+        Self {
+            reader: Reader::connect(server, session, user, user_type).await,
             sent: AtomicU64::new(0),
-        };
-        tap.until("the greeting", |heard| !heard.others.is_empty()).await;
-        tap.look(|heard| {
-            assert_eq!(
-                heard.others[0]["type"], "connection_established",
-                "the first frame"
-            )
-        });
-        tap
-    }
-
-    /// Sends a frame; false when the server has closed.
-    pub async fn send(&self, frame: Value) -> bool {
-        self.sink
-            .lock()
-            .await
-            .send(Message::text(frame.to_string()))
-            .await
-            .is_ok()
+        }
     }
 
     /// `send_message`, with the text as its `client_message_id`, too; false when the server has closed. Waits while `window`
@@ -168,36 +247,4 @@ impl Tap {
         }
         unreachable!()
     }
-
-    pub fn look<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
-        look(&locked(&self.heard))
-    }
-
-    /// Waits until it holds for what was read; panics after [`OUTAGE`].
-    pub async fn until(&self, what: &str, mut holds: impl FnMut(&Heard) -> bool) {
-        let deadline = tokio::time::Instant::now() + OUTAGE;
-        while !self.look(&mut holds) {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{}: never happened: {what}; {}",
-                self.name,
-                self.look(summary)
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-fn summary(heard: &Heard) -> String {
-    let Heard {
-        messages,
-        acks,
-        errors,
-        ended,
-        ..
-    } = heard;
-    let (messages, acks, number, last) = (messages.len(), acks.len(), errors.len(), errors.last());
-    format!(
-        "{messages} messages, {acks} acknowledgements, {number} errors (the last: {last:?}), ended: {ended:?}"
-    )
 }

@@ -1,17 +1,15 @@
 //! What the Redis tests share: nodes with one Kafka and one Redis, and connections that count what they are told.
 
+#[path = "redis_town.rs"]
+pub mod town;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::SplitSink;
-use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 
-use crate::services::{OUTAGE, Topics, unique};
+use crate::services::{Notes, OUTAGE, Reader, RedisClient, Topics, unique, users_key};
 use crate::support::{Response, Server, ServerBuilder};
 
 const STATUS: &str = "connection_status_update";
@@ -53,12 +51,18 @@ impl Cluster {
     }
 }
 
-/// One connection (a tab, a device). Reads by itself and counts the events it is told.
+/// One connection (a tab, a device). Counts the events it is told.
 pub struct Tab {
     pub user: String,
-    name: String,
-    sink: tokio::sync::Mutex<SplitSink<WebSocketStream<TcpStream>, Message>>,
-    seen: Arc<Mutex<Seen>>,
+    reader: Reader<Seen>,
+}
+
+impl Deref for Tab {
+    type Target = Reader<Seen>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.reader
+    }
 }
 
 /// What a [`Tab`] has read.
@@ -97,9 +101,10 @@ impl Seen {
             .iter()
             .any(|frame| frame["type"] == "new_message" && frame["data"]["message"] == text)
     }
+}
 
-    fn take(&mut self, text: &str) {
-        let mut frame: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+impl Notes for Seen {
+    fn take(&mut self, mut frame: Value, _: &str) {
         if frame["type"] != STATUS {
             return self.others.push(frame);
         }
@@ -113,42 +118,34 @@ impl Seen {
         }
         self.statuses.push(data);
     }
-}
 
-fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&mut self, code: Option<u16>) {
+        self.ended = Some(code);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    fn summary(&self) -> String {
+        let (last, ended) = (self.statuses.last(), self.ended);
+        let mut events: Vec<_> = self.events.iter().collect();
+        events.sort();
+        format!(
+            "{} status frames, the last: {last:?}; {} other frames; ended: {ended:?}; events: {events:?}",
+            self.statuses.len(),
+            self.others.len()
+        )
+    }
 }
 
 impl Tab {
     /// Connects, and returns when the greeting is there.
     pub async fn open(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
-        let url = format!("ws://{}/ws/{session}/{user}/{user_type}", server.http_addr());
-        let stream = TcpStream::connect(server.http_addr()).await.expect("connect");
-        let (ws, _) = tokio_tungstenite::client_async(&url, stream)
-            .await
-            .unwrap_or_else(|error| panic!("{url}: {error}"));
-        let (sink, mut frames) = ws.split();
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let shared = Arc::clone(&seen);
-        tokio::spawn(async move {
-            let mut code = None;
-            while let Some(Ok(message)) = frames.next().await {
-                match message {
-                    Message::Text(text) => locked(&shared).take(&text),
-                    Message::Close(close) => code = Some(close.map_or(1005, |close| close.code.into())),
-                    _ => {}
-                }
-            }
-            locked(&shared).ended = Some(code);
-        });
-        let tab = Self {
+        Self {
             user: user.to_owned(),
-            name: format!("{session}/{user}"),
-            sink: sink.into(),
-            seen,
-        };
-        tab.until("the greeting", |seen| !seen.others.is_empty()).await;
-        tab
+            reader: Reader::connect(server, session, user, user_type).await,
+        }
     }
 
     /// As [`Tab::open`]; returns when this connection has been told that its user is there.
@@ -159,13 +156,7 @@ impl Tab {
     }
 
     pub async fn send(&self, frame: Value) {
-        let sent = self
-            .sink
-            .lock()
-            .await
-            .send(Message::text(frame.to_string()))
-            .await;
-        sent.unwrap_or_else(|error| panic!("{}: send: {error}", self.name));
+        assert!(self.reader.send(frame).await, "{} was closed", self.user);
     }
 
     /// Says it, and waits until the log has it.
@@ -185,39 +176,7 @@ impl Tab {
 
     /// Closes properly, and waits for the echo.
     pub async fn close(self) {
-        let _ = self.sink.lock().await.close().await;
-        self.until("the end of the stream", |seen| seen.ended.is_some())
-            .await;
-    }
-
-    pub fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&locked(&self.seen))
-    }
-
-    /// Waits until it holds for what was read; panics after [`OUTAGE`].
-    pub async fn until(&self, what: &str, mut holds: impl FnMut(&Seen) -> bool) {
-        let deadline = Instant::now() + OUTAGE;
-        while !self.look(&mut holds) {
-            let summary = || {
-                self.look(|seen| {
-                    let (last, ended) = (seen.statuses.last(), seen.ended);
-                    let mut events: Vec<_> = seen.events.iter().collect();
-                    events.sort();
-                    format!(
-                        "{} status frames, the last: {last:?}; {} other frames; ended: {ended:?}; events: {events:?}",
-                        seen.statuses.len(),
-                        seen.others.len()
-                    )
-                })
-            };
-            assert!(
-                Instant::now() < deadline,
-                "{}: never happened: {what}; {}",
-                self.name,
-                summary()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.reader.close().await;
     }
 }
 
@@ -304,4 +263,44 @@ impl Truth {
             }
         }
     }
+
+    /// Redis says so now, user by user.
+    #[track_caller]
+    pub fn in_redis(&self, redis: &mut RedisClient) {
+        for (session, users) in &self.0 {
+            assert_eq!(&stored(redis, session), users, "Redis of {session}");
+        }
+    }
+}
+
+/// Users and types of a session as they stand in Redis.
+pub fn stored(redis: &mut RedisClient, session: &str) -> BTreeMap<String, String> {
+    let user_type = |value: &str| {
+        let value: Value = serde_json::from_str(value).unwrap_or_else(|error| panic!("{error}: {value}"));
+        value["user_type"].as_str().expect("a type").to_owned()
+    };
+    let users = redis.hgetall(&users_key(session));
+    users
+        .into_iter()
+        .map(|(user, value)| (user, user_type(&value)))
+        .collect()
+}
+
+/// For each `(session, user)` who has left, the `event_id` of each such event in the status topic: what a reader finds who is
+/// none of our nodes.
+pub fn leaves_in_the_log(topics: &Topics) -> BTreeMap<(String, String), Vec<Option<String>>> {
+    let mut leaves: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for record in topics.kafka.consume(&topics.status) {
+        let record = record.json();
+        let session = record["session_id"].as_str().expect("a session_id");
+        for event in record["events"].as_array().expect("events are always there") {
+            if event["event_type"] == "user_disconnected" {
+                let user = event["event_user_id"].as_str().expect("an event_user_id");
+                let id = event["event_id"].as_str().map(str::to_owned);
+                let person = (session.to_owned(), user.to_owned());
+                leaves.entry(person).or_default().push(id);
+            }
+        }
+    }
+    leaves
 }

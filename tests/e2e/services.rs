@@ -8,6 +8,7 @@ mod resp;
 #[path = "kafka_tap.rs"]
 mod tap;
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use crate::support::{Server, ServerBuilder};
 use self::java::succeeded;
 pub use self::java::{Kafka, Record, Stored};
 pub use self::resp::{RedisClient, Resp, users_key};
-pub use self::tap::{Heard, Tap};
+pub use self::tap::{Heard, Notes, Reader, Tap};
 
 /// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
 pub const OUTAGE: Duration = Duration::from_secs(60);
@@ -122,25 +123,96 @@ impl Drop for Topics {
     }
 }
 
-/// A broker of a test's own, to be killed and paused. Gone when dropped.
-pub struct PrivateBroker {
+/// A service of a test's own, to be killed and paused. Gone when dropped.
+pub struct Service {
     dir: TempDir,
     port: u16,
+    /// In `scripts/`.
+    script: &'static str,
+    env: (&'static str, &'static str),
 }
+
+impl Service {
+    /// Reserves a folder and a port; nothing runs yet.
+    #[track_caller]
+    fn new(script: &'static str, env: (&'static str, &'static str)) -> Self {
+        let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
+        let dir = tempfile::Builder::new().prefix("private-").tempdir_in(scratch);
+        Self {
+            dir: dir.expect("a folder for a service"),
+            port: free_port(),
+            script,
+            env,
+        }
+    }
+
+    /// Starts it, on its old data if it ran before and keeps any, and waits until it answers.
+    #[track_caller]
+    pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    #[track_caller]
+    fn start_with(&self, env: &[(&str, &str)]) {
+        succeeded("start", self.run("start", &[&self.port.to_string()], env));
+    }
+
+    /// An orderly end.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.verb("stop");
+    }
+
+    #[track_caller]
+    pub fn kill(&self) {
+        self.verb("kill");
+    }
+
+    #[track_caller]
+    pub fn pause(&self) {
+        self.verb("pause");
+    }
+
+    #[track_caller]
+    pub fn resume(&self) {
+        self.verb("resume");
+    }
+
+    #[track_caller]
+    fn verb(&self, verb: &str) {
+        succeeded(verb, self.run(verb, &[], &[]));
+    }
+
+    fn run(&self, verb: &str, more: &[&str], env: &[(&str, &str)]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("scripts")
+            .join(self.script);
+        let mut command = Command::new(script);
+        command.envs([self.env]).envs(env.iter().copied());
+        command.arg(verb).arg(self.dir.path()).args(more);
+        let output = command.stdin(Stdio::null()).output();
+        output.unwrap_or_else(|error| panic!("{}: {error}", self.script))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.run("kill", &[], &[]);
+    }
+}
+
+/// A Kafka broker of a test's own.
+pub struct PrivateBroker(Service);
 
 impl PrivateBroker {
     /// Reserves a folder and a port; nothing runs yet.
     #[track_caller]
     pub fn new() -> Self {
-        let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
-        let dir = tempfile::Builder::new()
-            .prefix("broker-")
-            .tempdir_in(scratch)
-            .expect("a folder for the broker");
-        Self {
-            dir,
-            port: free_port(),
-        }
+        // It is restarted often: let it come back before the session of its last life has timed out by the default.
+        Self(Service::new(
+            "kafka-local.sh",
+            ("KAFKA_SESSION_TIMEOUT_MS", "3000"),
+        ))
     }
 
     #[track_caller]
@@ -153,70 +225,31 @@ impl PrivateBroker {
     pub fn kafka(&self) -> Kafka {
         Kafka::at(format!("127.0.0.1:{}", self.port))
     }
+}
 
-    /// Starts it, on its old data if it ran before, and waits until it answers.
-    #[track_caller]
-    pub fn start(&self) {
-        self.verb("start", &[&self.port.to_string()]);
-    }
+impl Deref for PrivateBroker {
+    type Target = Service;
 
-    /// An orderly end.
-    #[track_caller]
-    pub fn stop(&self) {
-        self.verb("stop", &[]);
-    }
-
-    #[track_caller]
-    pub fn kill(&self) {
-        self.verb("kill", &[]);
-    }
-
-    #[track_caller]
-    pub fn pause(&self) {
-        self.verb("pause", &[]);
-    }
-
-    #[track_caller]
-    pub fn resume(&self) {
-        self.verb("resume", &[]);
-    }
-
-    #[track_caller]
-    fn verb(&self, verb: &str, more: &[&str]) {
-        succeeded(verb, self.script(verb, more));
-    }
-
-    fn script(&self, verb: &str, more: &[&str]) -> Output {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-local.sh");
-        let mut command = Command::new(script);
-        // It is restarted often: let it come back before the session of its last life has timed out by the default.
-        command
-            .env("KAFKA_SESSION_TIMEOUT_MS", "3000")
-            .stdin(Stdio::null());
-        command
-            .arg(verb)
-            .arg(self.dir.path())
-            .args(more)
-            .output()
-            .expect("run kafka-local.sh")
+    fn deref(&self) -> &Service {
+        &self.0
     }
 }
 
-impl Drop for PrivateBroker {
-    fn drop(&mut self) {
-        let _ = self.script("kill", &[]);
-    }
-}
-
-/// A Redis of a test's own, to be killed, paused and emptied. Keeps nothing on disk: a new start is an empty Redis. Gone when
-/// dropped.
-pub struct PrivateRedis {
-    dir: TempDir,
-    port: u16,
-    args: &'static str,
-}
+/// A Redis of a test's own. Keeps nothing on disk unless it is told to: a new start is an empty Redis.
+pub struct PrivateRedis(Service);
 
 impl PrivateRedis {
+    /// Reserves a folder and a port; nothing runs yet.
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::new_with("")
+    }
+
+    #[track_caller]
+    fn new_with(args: &'static str) -> Self {
+        Self(Service::new("redis-local.sh", ("REDIS_ARGS", args)))
+    }
+
     #[track_caller]
     pub fn started() -> Self {
         Self::started_with("")
@@ -225,18 +258,15 @@ impl PrivateRedis {
     /// With arguments of redis-server's, for example `--requirepass x`.
     #[track_caller]
     pub fn started_with(args: &'static str) -> Self {
-        let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
-        let dir = tempfile::Builder::new()
-            .prefix("redis-")
-            .tempdir_in(scratch)
-            .expect("a folder for the Redis");
-        let redis = Self {
-            dir,
-            port: free_port(),
-            args,
-        };
+        let redis = Self::new_with(args);
         redis.start();
         redis
+    }
+
+    /// Starts it with these arguments on what it has saved; it need not have loaded that when this returns.
+    #[track_caller]
+    pub fn start_loading(&self, args: &str) {
+        self.start_with(&[("REDIS_ARGS", args), ("REDIS_MAY_LOAD", "yes")]);
     }
 
     pub fn url(&self) -> String {
@@ -252,48 +282,13 @@ impl PrivateRedis {
     pub fn client(&self) -> RedisClient {
         RedisClient::connect(&self.url())
     }
-
-    #[track_caller]
-    pub fn start(&self) {
-        self.verb("start", &[&self.port.to_string()]);
-    }
-
-    #[track_caller]
-    pub fn kill(&self) {
-        self.verb("kill", &[]);
-    }
-
-    #[track_caller]
-    pub fn pause(&self) {
-        self.verb("pause", &[]);
-    }
-
-    #[track_caller]
-    pub fn resume(&self) {
-        self.verb("resume", &[]);
-    }
-
-    #[track_caller]
-    fn verb(&self, verb: &str, more: &[&str]) {
-        succeeded(verb, self.script(verb, more));
-    }
-
-    fn script(&self, verb: &str, more: &[&str]) -> Output {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/redis-local.sh");
-        let mut command = Command::new(script);
-        command.env("REDIS_ARGS", self.args).stdin(Stdio::null());
-        command
-            .arg(verb)
-            .arg(self.dir.path())
-            .args(more)
-            .output()
-            .expect("run redis-local.sh")
-    }
 }
 
-impl Drop for PrivateRedis {
-    fn drop(&mut self) {
-        let _ = self.script("kill", &[]);
+impl Deref for PrivateRedis {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.0
     }
 }
 

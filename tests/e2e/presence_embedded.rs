@@ -1,0 +1,3 @@
+//! The presence contract over the store in the process.
+
+crate::presence::contract!(Embedded);

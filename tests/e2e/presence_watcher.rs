@@ -1,0 +1,135 @@
+//! A connection that stays, and checks all that it is told of who is there: nothing twice, nothing that does not add up.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Frame, Opcode, RawWs};
+
+pub struct Watcher {
+    pub name: String,
+    told: Arc<Mutex<Told>>,
+    /// To close it with, while the thread reads.
+    socket: TcpStream,
+    reader: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// Who is there, as the frames so far add up; None before the first.
+    users: Option<BTreeSet<String>>,
+    events: u64,
+    wrong: Vec<String>,
+}
+
+impl Watcher {
+    /// Takes over a connection from its greeting on.
+    pub fn start(name: String, mut ws: RawWs) -> Self {
+        // A quiet session is no fault, and the stream ends when the node does.
+        ws.set_read_timeout(Duration::from_secs(3600));
+        let socket = ws.stream().try_clone().expect("a second handle of the socket");
+        let told = Arc::new(Mutex::new(Told::default()));
+        let shared = Arc::clone(&told);
+        let reader = thread::spawn(move || {
+            while let Some(frame) = ws.read_frame() {
+                if frame.is(Opcode::Close) {
+                    ws.try_write(&Frame::new(Opcode::Close, &frame.payload).encode());
+                } else if frame.is(Opcode::Text) {
+                    let frame: Value = serde_json::from_slice(&frame.payload).expect("JSON in a text frame");
+                    if frame["type"] == "connection_status_update" {
+                        locked(&shared).take(&frame["data"]);
+                    }
+                }
+            }
+        });
+        Self {
+            name,
+            told,
+            socket,
+            reader,
+        }
+    }
+
+    /// Who is there, by what it was told; None before the first frame.
+    pub fn there(&self) -> Option<BTreeSet<String>> {
+        locked(&self.told).users.clone()
+    }
+
+    /// Asks for the end; [`Watcher::end`] waits for it.
+    pub fn close(&self) {
+        let closed = (&self.socket).write_all(&Frame::close(1000, "").encode());
+        closed.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// Nothing was wrong so far.
+    pub fn check(&self) {
+        let told = locked(&self.told);
+        let first: Vec<_> = told.wrong.iter().take(5).collect();
+        let wrong = told.wrong.len();
+        assert!(
+            wrong == 0,
+            "{} was told {wrong} wrong things: {first:#?}",
+            self.name
+        );
+    }
+
+    /// Waits for the end of the stream; how many events it was told.
+    pub fn end(self) -> u64 {
+        self.check();
+        let Self { name, told, .. } = self;
+        assert!(self.reader.join().is_ok(), "{name}: its reader failed");
+        let told = locked(&told);
+        assert_eq!(told.wrong, [""; 0], "{name}");
+        told.events
+    }
+}
+
+fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Told {
+    /// Each event of a frame changes who is there, once for a user, and together they give what the frame lists.
+    fn take(&mut self, data: &Value) {
+        let status = &data["connection_status"];
+        let (Some(listed), Some(events)) = (status["users"].as_object(), data["events"].as_array()) else {
+            return self.wrong.push(format!("no users or events: {data}"));
+        };
+        for (total, of_type) in [("total_customer", "customer"), ("total_agent", "agent")] {
+            let count = listed
+                .values()
+                .filter(|user| user["user_type"] == of_type)
+                .count();
+            if status[total] != count {
+                self.wrong.push(format!("{total} is not {count}: {data}"));
+            }
+        }
+        let listed: BTreeSet<String> = listed.keys().cloned().collect();
+        let mut changed = BTreeSet::new();
+        if let Some(mut users) = self.users.take() {
+            for event in events {
+                let user = event["event_user_id"].as_str().unwrap_or_default().to_owned();
+                let is_news = match event["event_type"].as_str() {
+                    Some("user_connected") => users.insert(user.clone()),
+                    Some("user_disconnected") => users.remove(&user),
+                    _ => false,
+                };
+                if !is_news || !changed.insert(user) {
+                    self.wrong
+                        .push(format!("an event that changes nothing: {event} in {data}"));
+                }
+            }
+            if users != listed {
+                self.wrong
+                    .push(format!("with these events it is {users:?}: {data}"));
+            }
+        }
+        self.events += events.len() as u64;
+        self.users = Some(listed);
+    }
+}

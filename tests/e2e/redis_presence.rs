@@ -1,0 +1,3 @@
+//! The presence contract over Redis.
+
+crate::presence::contract!(Redis);
