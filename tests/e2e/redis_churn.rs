@@ -278,7 +278,7 @@ impl Churn {
                 )),
             }
         }
-        let mut keys = BTreeSet::from(["livechat:nodes".to_owned()]);
+        let mut keys = BTreeSet::from(["livechat:nodes", "{livechat:nodes}:epoch"].map(str::to_owned));
         for session in 0..SESSIONS {
             if !self.model.users(session).is_empty() {
                 let users = users_key(&session_id(session));

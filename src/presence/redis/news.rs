@@ -17,7 +17,7 @@ use crate::protocol::timestamp;
 /// Sessions whose news waits for the log, at most. With more, only that there is news is remembered.
 const MAX_WAITING: usize = 20_000;
 /// The most sessions that one pipeline takes off the lists.
-const MAX_SETTLED: usize = 1_000;
+pub const MAX_SETTLED: usize = 1_000;
 
 /// What became of a publication.
 #[derive(Clone)]

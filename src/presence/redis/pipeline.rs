@@ -8,7 +8,7 @@ use redis::RedisError;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::audience::Audience;
-use super::news::{self, News};
+use super::news::{self, MAX_SETTLED, News};
 use super::standing::Standing;
 use super::store::{self, Applied, Held, LONG, Listing, SHORT, Store};
 use super::{Times, keys};
@@ -326,6 +326,10 @@ impl Pipeline {
         };
         self.typing.clear();
         self.news.forget(&settled);
+        if settled.len() == MAX_SETTLED {
+            // There are more.
+            self.next_heartbeat = now;
+        }
         let was_here = sessions.iter().map(Option::is_some);
         // The heartbeat's answer is not among them.
         let answers = wants
