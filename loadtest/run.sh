@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds the server and the load generator, starts a Kafka of its own, measures, and prints tables and the ratios that matter.
+#
+#   loadtest/run.sh                                   workloads A to E, median of 5: some 25 minutes
+#   loadtest/run.sh all --rounds 1 --seconds 3        a quick look: some 3 minutes
+#   loadtest/run.sh messages --workload a             any command of livechat-loadtest (--help lists them)
+#   loadtest/run.sh presence flush --json flush.json
+#
+# LOADTEST_PROFILE=ci builds without the minutes that fat LTO takes; figures to be published need the default, release.
+# Nothing else should run on the machine meanwhile, and its descriptor limit must allow 10,100 sockets in a process.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
+
+have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
+if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
+
+PROFILE=${LOADTEST_PROFILE:-release}
+cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
+TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$PROFILE
+
+SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-loadtest.XXXXXX")
+cleanup() {
+    local status=$?
+    trap '' INT TERM HUP
+    set +e
+    end_child 10
+    stop_services "$SCRATCH"
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
+limit=$(ulimit -Sn)
+if [ "$limit" != unlimited ] && [ "$limit" -lt 10300 ]; then
+    log "warning: the descriptor limit is $limit; D and E open 10,000 sockets in one process (ulimit -n)"
+fi
+
+run_child cargo_here build --profile "$PROFILE" --locked --package livechat-ws --package livechat-loadtest
+run_child "$SCRIPTS_DIR/redis-local.sh" prepare
+run_child "$SCRIPTS_DIR/kafka-local.sh" prepare
+KAFKA_PORT=$(free_port)
+run_child "$SCRIPTS_DIR/kafka-local.sh" start "$SCRATCH/kafka" "$KAFKA_PORT"
+export KAFKA_BROKERS=127.0.0.1:$KAFKA_PORT
+
+commit=$(git -C "$REPO_DIR" rev-parse --short HEAD 2>/dev/null || echo unknown)
+log "$(uname -sr), $(nproc) cores, $(date -u +%FT%TZ), commit $commit, load $(cut -d' ' -f1 /proc/loadavg)"
+# What the measured programs write is gone with the rest, also when we are interrupted.
+export TMPDIR=$SCRATCH
+[ $# -gt 0 ] || set -- all
+[ "$1" = remote ] || set -- "$@" --server "$TARGET/livechat-ws"
+run_child "$TARGET/livechat-loadtest" "$@"

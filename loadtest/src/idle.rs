@@ -1,0 +1,167 @@
+//! The workload D: connections that do nothing, and what they hold.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::crowd::{Crowd, Id, Watcher};
+use crate::node::{Kind, Node, Programs};
+use crate::report::{Figures, Report, column, progress};
+use crate::services::kafka_brokers;
+
+const TURN: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Until allocators have given back what the joins took.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Connections before the first look, so that code which runs first now counts for no connection.
+const FIRST: usize = 100;
+
+#[derive(Args, Clone)]
+pub struct Options {
+    #[command(flatten)]
+    pub programs: Programs,
+    #[arg(long, default_value_t = 10_000)]
+    pub connections: usize,
+    #[arg(long, default_value_t = 5_000)]
+    pub sessions: usize,
+    #[arg(long, value_delimiter = ',')]
+    pub arms: Option<Vec<Arm>>,
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds in which nothing happens
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arm {
+    Floor,
+    Embedded,
+    KafkaRedis,
+}
+
+impl Arm {
+    pub fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Floor => Kind::Floor { is_batched: false },
+            Self::Embedded => Kind::Server {
+                has_kafka: false,
+                has_redis: false,
+            },
+            Self::KafkaRedis => Kind::Server {
+                has_kafka: true,
+                has_redis: true,
+            },
+        }
+    }
+}
+
+#[derive(Default)]
+struct Sleepers {
+    greeted: usize,
+}
+
+impl Watcher for Sleepers {
+    fn opened(&mut self, _id: Id, _now: Instant) {
+        self.greeted += 1;
+    }
+    fn frame(&mut self, _id: Id, _payload: &[u8], _now: Instant) {}
+}
+
+pub fn run(options: &Options) -> Result<Vec<Report>> {
+    let columns = [
+        column("rss_kib_per_connection", "RSS, KiB per connection", 2),
+        column("rss_mib", "RSS with all, MiB", 1),
+        column("rss_before_mib", "before, MiB", 1),
+        column("rss_after_mib", "when they have left, MiB", 1),
+        column("cpu_percent", "CPU when idle, % of a core", 2),
+    ];
+    let title = format!(
+        "D: {} idle connections in {} sessions",
+        options.connections, options.sessions
+    );
+    let mut report = Report::new(title, &columns);
+    let all = || {
+        let kafka_redis = kafka_brokers().map(|_| Arm::KafkaRedis);
+        [Arm::Floor, Arm::Embedded]
+            .into_iter()
+            .chain(kafka_redis)
+            .collect()
+    };
+    let arms: Vec<Arm> = options.arms.clone().unwrap_or_else(all);
+    for round in 0..options.rounds {
+        for &arm in &arms {
+            let figures = measure(options, arm)?;
+            progress(&format!(
+                "D round {}: {} {:.2} KiB per connection",
+                round + 1,
+                arm.name(),
+                figures["rss_kib_per_connection"]
+            ));
+            report.add(&arm.name(), figures);
+        }
+    }
+    report.note(format!("Before: after {FIRST} connections have come and gone."));
+    Ok(vec![report])
+}
+
+fn measure(options: &Options, arm: Arm) -> Result<Figures> {
+    let node = Node::start(&options.programs, arm.kind(), &[])?;
+    let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
+    let mut crowd = Crowd::new()?;
+    fill(&mut crowd, &node, FIRST, FIRST)?;
+    crowd.drop_all();
+    std::thread::sleep(SETTLE);
+    let before = node.process.rss()?;
+    fill(&mut crowd, &node, options.connections, options.sessions)?;
+    std::thread::sleep(SETTLE);
+    let (cpu, started) = (node.process.cpu()?, Instant::now());
+    std::thread::sleep(Duration::from_secs(options.seconds));
+    let idle = (node.process.cpu()? - cpu).as_secs_f64() / started.elapsed().as_secs_f64();
+    let with = node.process.rss()?;
+    crowd.drop_all();
+    std::thread::sleep(2 * SETTLE);
+    let grown = with.saturating_sub(before) as f64;
+    Ok(Figures::from([
+        (
+            "rss_kib_per_connection",
+            grown / 1024.0 / options.connections as f64,
+        ),
+        ("rss_mib", mib(with)),
+        ("rss_before_mib", mib(before)),
+        ("rss_after_mib", mib(node.process.rss()?)),
+        ("cpu_percent", idle * 100.0),
+    ]))
+}
+
+fn fill(crowd: &mut Crowd, node: &Node, connections: usize, sessions: usize) -> Result<()> {
+    let (mut sleepers, started) = (Sleepers::default(), Instant::now());
+    let mut opened = 0;
+    while sleepers.greeted < connections {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "{} of {connections} clients are in",
+            sleepers.greeted
+        );
+        while opened < connections && opened - sleepers.greeted < 256 {
+            crowd.open(
+                node.addr,
+                &format!("/ws/s{}/u{opened}/customer", opened % sessions),
+            )?;
+            opened += 1;
+        }
+        crowd.turn(TURN, &mut sleepers)?;
+    }
+    ensure!(
+        crowd.settle(SETTLE, PATIENCE, &mut sleepers)?,
+        "frames do not end"
+    );
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! The load generator's parts, and what the bare loop (`src/bin/floor`) shares with it.
+//!
+//! - [`crowd`]: thousands of clients on one epoll; [`ws`] has their frames
+//! - [`message`]: messages to all of them (workloads A, B, C); [`template`] says what they look like
+//! - [`idle`]: connections that do nothing (D)
+//! - [`presence`]: connect storms (E), and what presence adds to them
+//! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
+//! - [`feed`]: how the bare loop gets messages
+//! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
+//! - [`remote`]: other servers
+
+#![deny(unsafe_code)]
+
+pub mod crowd;
+pub mod feed;
+pub mod idle;
+pub mod kafka;
+pub mod message;
+pub mod node;
+pub mod presence;
+pub mod process;
+pub mod remote;
+pub mod report;
+pub mod services;
+pub mod targets;
+pub mod template;
+pub mod ws;

@@ -1,0 +1,16 @@
+//! Chat messages from a publisher to every socket of their session: what a delivery costs, and how long it takes.
+//!
+//! - [`marker`]: what a message carries to be measured
+//! - [`publisher`]: sends by a clock; [`http`] for servers that take messages so
+//! - [`readers`]: counts, checks and times what arrives
+//! - [`slow`]: one that reads too little
+//! - [`workload`]: A, B and C
+//! - [`run`]: one round of one arm
+
+pub mod http;
+pub mod marker;
+pub mod publisher;
+pub mod readers;
+pub mod run;
+pub mod slow;
+pub mod workload;

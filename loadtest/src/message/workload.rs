@@ -1,0 +1,280 @@
+//! The workloads A, B and C, over the bare loop and the server.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use super::publisher::{Pace, SENDER, Sink};
+use super::run::{Publish, Shape, Target, measure};
+use super::{marker, slow};
+use crate::kafka::{Form, Producer};
+use crate::node::{Kind, Node, Programs, brokers};
+use crate::report::{Column, Figures, Report, column, progress};
+use crate::template::{Template, Values};
+
+/// A frame's payload, about that of a short chat message.
+const PAYLOAD: usize = 280;
+/// Enough that there is always more to fetch.
+pub const UNDER_WAY: u64 = 20_000;
+
+pub const COLUMNS: [Column; 9] = [
+    column("cpu_us", "CPU, us per delivery", 3),
+    column("deliveries_per_s", "deliveries a second", 0),
+    column("p50_ms", "p50, ms", 2),
+    column("p99_ms", "p99, ms", 2),
+    column("max_ms", "max, ms", 1),
+    column("rss_mib", "RSS, MiB", 1),
+    column("sent_percent", "sent, % of due", 0),
+    column("lost", "lost", 0),
+    column("doubled", "doubled", 0),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// 1,000 sockets in 10 sessions, 200 messages a second
+    A,
+    /// 2,000 sockets in 1,000 sessions, 5,000 messages a second
+    B,
+    /// As A, but as many messages as are taken
+    C,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arm {
+    /// The bare loop, one `send` per socket and message
+    Floor,
+    /// The bare loop, one `send` per socket for all messages that came together
+    FloorBatched,
+    /// The same behind librdkafka
+    FloorKafka,
+    /// livechat-ws with Kafka, native records
+    Kafka,
+    /// The same with presence in Redis
+    KafkaRedis,
+    /// livechat-ws with Kafka, records of the old form
+    KafkaOld,
+    /// livechat-ws with Kafka, and one more client that reads too little
+    KafkaSlow,
+    /// livechat-ws alone, messages over clients' sockets
+    Embedded,
+}
+
+#[derive(Args, Clone)]
+pub struct Options {
+    #[command(flatten)]
+    pub programs: Programs,
+    #[arg(long = "workload", value_delimiter = ',', default_values = ["a", "b", "c"])]
+    pub workloads: Vec<Workload>,
+    /// What is compared; by default the bare loops and Kafka
+    #[arg(long, value_delimiter = ',')]
+    pub arms: Option<Vec<Arm>>,
+    /// Another binary of the server, measured in turn with the first in all its arms
+    #[arg(long, value_name = "FILE")]
+    pub other_server: Option<std::path::PathBuf>,
+    /// How often each arm is measured; the arms take turns
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds before the measured part
+    #[arg(long, default_value_t = 2.0)]
+    pub warmup: f64,
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 10.0)]
+    pub seconds: f64,
+    /// In C, how many messages may be under way: the more, the larger the batches
+    #[arg(long, default_value_t = UNDER_WAY)]
+    pub under_way: u64,
+}
+
+impl Arm {
+    pub fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+
+    fn kind(self) -> Kind {
+        let server = |has_kafka, has_redis| Kind::Server { has_kafka, has_redis };
+        match self {
+            Self::Floor => Kind::Floor { is_batched: false },
+            Self::FloorBatched => Kind::Floor { is_batched: true },
+            Self::FloorKafka => Kind::FloorKafka,
+            Self::Kafka | Self::KafkaOld | Self::KafkaSlow => server(true, false),
+            Self::KafkaRedis => server(true, true),
+            Self::Embedded => server(false, false),
+        }
+    }
+
+    fn message(self) -> Result<Template> {
+        match self {
+            Self::KafkaOld => padded(OLD, PAYLOAD + OLD.len() - NATIVE.len()),
+            Self::Embedded => padded(SEND_MESSAGE, PAYLOAD + SEND_MESSAGE.len() - NATIVE.len()),
+            _ => padded(NATIVE, PAYLOAD),
+        }
+    }
+
+    fn publish(self, node: &Node) -> Result<Publish> {
+        let form = match self {
+            Self::Floor | Self::FloorBatched => return Ok(Publish::By(Sink::feed(node.addr)?)),
+            Self::Embedded => return Ok(Publish::BySocket),
+            Self::KafkaOld => Form::Old,
+            Self::FloorKafka | Self::Kafka | Self::KafkaRedis | Self::KafkaSlow => Form::Native,
+        };
+        let topics = node.topics.as_ref().context("no topics")?;
+        Ok(Publish::By(Sink::Kafka(Producer::new(
+            &brokers()?,
+            &topics.messages,
+            form,
+        )?)))
+    }
+}
+
+impl Workload {
+    fn arms(self) -> Vec<Arm> {
+        match self {
+            Self::A => vec![
+                Arm::Floor,
+                Arm::FloorKafka,
+                Arm::Kafka,
+                Arm::KafkaOld,
+                Arm::KafkaRedis,
+                Arm::KafkaSlow,
+            ],
+            Self::B => vec![Arm::Floor, Arm::FloorKafka, Arm::Kafka],
+            Self::C => vec![Arm::FloorBatched, Arm::FloorKafka, Arm::Kafka],
+        }
+    }
+
+    fn shape(self, arm: Arm, options: &Options) -> Shape {
+        let (sockets, sessions, pace) = match self {
+            Self::A => (1_000, 10, Pace::Rate(200.0)),
+            Self::B => (2_000, 1_000, Pace::Rate(5_000.0)),
+            Self::C => (1_000, 10, Pace::UnderWay(options.under_way)),
+        };
+        Shape {
+            sockets,
+            sessions,
+            pace,
+            warmup: Duration::from_secs_f64(options.warmup),
+            steady: Duration::from_secs_f64(options.seconds),
+            in_flight: 256,
+            has_slow_reader: arm == Arm::KafkaSlow,
+        }
+    }
+
+    pub fn title(self) -> String {
+        let help = self
+            .to_possible_value()
+            .and_then(|value| Some(value.get_help()?.to_string()));
+        format!("{self:?}: {}", help.unwrap_or_default())
+    }
+}
+
+pub fn run(options: &Options) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for workload in &options.workloads {
+        let arms = options.arms.clone().unwrap_or_else(|| workload.arms());
+        let mut report = Report::new(workload.title(), &COLUMNS);
+        for round in 0..options.rounds {
+            for &arm in &arms {
+                let mut programs = vec![(arm.name(), options.programs.clone())];
+                if let (Kind::Server { .. }, Some(other)) = (arm.kind(), &options.other_server) {
+                    let other = Programs {
+                        server: other.clone(),
+                        ..options.programs.clone()
+                    };
+                    programs.push((format!("{}, other", arm.name()), other));
+                }
+                for (name, programs) in programs {
+                    let figures = one(*workload, arm, &programs, options)
+                        .with_context(|| format!("workload {workload:?}, {name}"))?;
+                    progress(&line(*workload, round, &name, &figures));
+                    report.add(&name, figures);
+                }
+            }
+        }
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+fn one(workload: Workload, arm: Arm, programs: &Programs, options: &Options) -> Result<Figures> {
+    let patient = slow::SETTINGS.map(|(name, value)| (name, value.to_owned()));
+    let settings = if arm == Arm::KafkaSlow { &patient[..] } else { &[] };
+    let node = Node::start(programs, arm.kind(), settings)?;
+    let target = Target {
+        addr: node.addr,
+        pid: Some(node.process.pid()),
+        path: Template::parse("/ws/{session}/{user}/customer"),
+        hello: Vec::new(),
+    };
+    measure(
+        &workload.shape(arm, options),
+        &target,
+        arm.publish(&node)?,
+        &arm.message()?,
+    )
+}
+
+pub fn line(workload: Workload, round: usize, name: &str, figures: &Figures) -> String {
+    let mut text = format!("{workload:?} round {}: {name}:", round + 1);
+    for (column, unit) in [
+        ("cpu_us", "us per delivery"),
+        ("deliveries_per_s", "deliveries a second"),
+        ("p99_ms", "ms p99"),
+    ] {
+        if let Some(value) = figures.get(column) {
+            text.push_str(&format!(" {value:.2} {unit},"));
+        }
+    }
+    text.push_str(&format!(
+        " lost {}, doubled {}",
+        figures["lost"], figures["doubled"]
+    ));
+    text
+}
+
+const NATIVE: &str = r#"{"type":"new_message","success":true,"data":{"message_id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"timestamp":"2026-01-01T00:00:00Z"}}"#;
+const OLD: &str = r#"{"id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"read_at":null,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
+const SEND_MESSAGE: &str = r#"{"type":"send_message","data":{"message":"{marker}{padding}"}}"#;
+
+/// A message of this length: the same text in each form, so that the frames that arrive are alike.
+fn padded(text: &str, length: usize) -> Result<Template> {
+    let values = Values {
+        session: "s0",
+        user: SENDER,
+        number: 0,
+        marker: &[b'0'; marker::LENGTH],
+    };
+    let bare = Template::parse(&text.replace("{padding}", "")).text(values).len();
+    Template::with_marker(&text.replace("{padding}", &".".repeat(length.saturating_sub(bare))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_json_of_the_right_length_with_the_same_text() {
+        let mut texts = Vec::new();
+        for arm in [Arm::Kafka, Arm::KafkaOld, Arm::Embedded] {
+            let values = Values {
+                session: "s0",
+                user: SENDER,
+                number: 1,
+                marker: &[b'0'; marker::LENGTH],
+            };
+            let text = arm.message().unwrap().text(values);
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let message = json["message"]
+                .as_str()
+                .or_else(|| json["data"]["message"].as_str());
+            texts.push(message.unwrap().len());
+            if arm == Arm::Kafka {
+                assert_eq!(text.len(), PAYLOAD);
+            }
+        }
+        assert!(texts.iter().all(|length| *length >= marker::LENGTH));
+        assert_eq!(texts[0], texts[1], "native and old");
+    }
+}

@@ -1,0 +1,121 @@
+//! What presence costs, and what it tells clients.
+//!
+//! - [`storm`]: many joins in many sessions at once, and then all leave
+//! - [`large`]: many joins in one session
+//! - [`trickle`]: a steady coming and going
+//! - [`flush`]: storm and trickle for several flush windows
+
+mod flush;
+mod large;
+mod storm;
+mod trickle;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::node::{Kind, Node, Programs};
+use crate::report::Report;
+use crate::services::kafka_brokers;
+
+/// How every status frame of the server begins.
+const STATUS_FRAME: &[u8] = b"{\"type\":\"connection_status_update\"";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Many joins in many sessions as fast as the machine allows, then all leave at once
+    Storm(storm::Options),
+    /// Many joins in one session
+    Large(large::Options),
+    /// The storm and a steady coming and going, for several flush windows
+    Flush(flush::Options),
+}
+
+/// What all of them need.
+#[derive(Args, Clone)]
+pub struct Common {
+    #[command(flatten)]
+    programs: Programs,
+    /// How often each arm is measured; the arms take turns
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How many clients may be between connect and greeting at a time
+    #[arg(long, default_value_t = 256)]
+    in_flight: usize,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arm {
+    /// The bare loop: upgrades and nothing else
+    Floor,
+    /// Nothing of presence but the mark that a session has changed: joins between two flushes, which are a second apart
+    None,
+    /// Presence in the process
+    Embedded,
+    /// Presence in a Redis of the test's own
+    Redis,
+    /// The same, and status records published to the brokers of KAFKA_BROKERS
+    RedisKafka,
+}
+
+impl Arm {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// By default all that can be had here.
+    fn default_set() -> Vec<Self> {
+        let mut arms = vec![Self::Floor, Self::None, Self::Embedded, Self::Redis];
+        arms.extend(kafka_brokers().map(|_| Self::RedisKafka));
+        arms
+    }
+}
+
+/// A fresh server with what its arm needs.
+fn start(common: &Common, arm: Arm, window: Duration) -> Result<Node> {
+    let (has_kafka, has_redis) = match arm {
+        Arm::Floor => return Node::start(&common.programs, Kind::Floor { is_batched: false }, &[]),
+        Arm::None | Arm::Embedded => (false, false),
+        Arm::Redis => (false, true),
+        Arm::RedisKafka => (true, true),
+    };
+    let settings = [("PRESENCE_FLUSH", format!("{}ms", window.as_millis()))];
+    Node::start(&common.programs, Kind::Server { has_kafka, has_redis }, &settings)
+}
+
+/// Microseconds of a whole for each of `count`.
+fn us_each(total: Duration, count: usize) -> f64 {
+    total.as_secs_f64() * 1e6 / count as f64
+}
+
+/// Runs a workload.
+///
+/// # Errors
+///
+/// What could not be started, or did not do what it should: nothing is measured by halves.
+pub fn run(command: &Command) -> Result<Vec<Report>> {
+    match command {
+        Command::Storm(options) => storm::run(options),
+        Command::Large(options) => large::run(options),
+        Command::Flush(options) => flush::run(options),
+    }
+}
+
+/// The workload E: everyone comes back at once.
+pub fn reconnect(programs: &Programs, rounds: usize) -> Result<Vec<Report>> {
+    storm::run(&storm::Options {
+        common: Common {
+            programs: programs.clone(),
+            rounds,
+            in_flight: 256,
+        },
+        joins: 10_000,
+        sessions: 5_000,
+        flush: 10,
+        arms: None,
+    })
+}
