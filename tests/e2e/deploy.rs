@@ -364,7 +364,15 @@ fn the_image_gets_neither_secrets_nor_build_products() {
     for path in [".env", ".git", "target"] {
         assert!(ignored.contains(&path), "{path}");
     }
-    for needed in ["src", "Cargo.toml", "Cargo.lock", "tests", "benches", "examples", "loadtest"] {
+    for needed in [
+        "src",
+        "Cargo.toml",
+        "Cargo.lock",
+        "tests",
+        "benches",
+        "examples",
+        "loadtest",
+    ] {
         assert!(
             !ignored.contains(&needed),
             "cargo needs {needed} to read the manifest"
