@@ -289,7 +289,7 @@ impl Churn {
         for (node, _) in self.up() {
             let key = format!("livechat:node:{}:sessions", ids[node]);
             let expected: BTreeSet<_> = self.model.sessions_of(node).into_iter().map(session_id).collect();
-            let listed = redis.smembers(&key);
+            let listed = redis.zrange(&key).into_iter().collect();
             all.compare(&format!("the sessions of {}", ids[node]), &listed, &expected);
             if !expected.is_empty() {
                 keys.insert(key);
@@ -455,7 +455,8 @@ fn who_left_while_her_join_was_written_does_not_outlive_her_node() {
     let ann = RawWs::connect(&b, &session, "ann", "customer");
     proxy.wait_held();
     leave(ann, Leave::Close);
-    proxy.cut_after(&["SREM", &session]);
+    // From the join on only what takes the session off the list names that.
+    proxy.cut_after(&[":sessions", &session]);
     proxy.release();
     proxy.wait_cut();
     b.signal("KILL");

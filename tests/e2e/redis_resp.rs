@@ -1,6 +1,6 @@
 //! A Redis client by hand (RESP2 over a blocking socket): what the server wrote is looked at by code that is not the server's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
@@ -107,11 +107,6 @@ impl RedisClient {
     #[track_caller]
     pub fn zrange(&mut self, key: &str) -> Vec<String> {
         self.command(&["ZRANGE", key, "0", "-1"]).texts()
-    }
-
-    #[track_caller]
-    pub fn smembers(&mut self, key: &str) -> BTreeSet<String> {
-        self.command(&["SMEMBERS", key]).texts().into_iter().collect()
     }
 
     /// Seconds to live; -1 without an end, -2 without the key.

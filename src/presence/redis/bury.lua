@@ -2,6 +2,7 @@
 --
 -- KEYS  1 leases   2 claims   3 nodes that have not written yet all that they hold   (all in the same slot)
 -- ARGV  1 node
+-- Reply whether it is forgotten
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
@@ -9,4 +10,6 @@ if not ends or tonumber(ends) <= now then
     redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[2], ARGV[1])
     redis.call('SREM', KEYS[3], ARGV[1])
+    return 1
 end
+return 0

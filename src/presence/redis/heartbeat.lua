@@ -5,7 +5,7 @@
 --       3 epoch: when this Redis was first used; gone when Redis is emptied
 --       4 nodes that have not written yet all that they hold   (all in the same slot)
 -- ARGV  1 node   2 the lease's length   3 a claim's length, both in milliseconds; 0 claims nobody
---       4 whether the node has not written yet all that it holds ('1')
+--       4 whether the node has not written yet all that it holds ('1')   then the node's names before
 -- Reply whether the lease was there and had not ended, epoch, the dead nodes that are ours to take back, the nodes
 --       that live and have written all, those that live and have not
 local time = redis.call('TIME')
@@ -28,6 +28,7 @@ if claim > 0 then
     end
 end
 redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[4], node)
+for at = 5, #ARGV do redis.call('SREM', KEYS[4], ARGV[at]) end
 local done, writing = {}, {}
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')) do
     local list = redis.call('SISMEMBER', KEYS[4], other) == 1 and writing or done

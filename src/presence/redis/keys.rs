@@ -32,7 +32,7 @@ pub fn typing(session_id: &SessionId, user_id: &UserId) -> String {
     format!("session:{session_id}:typing:{user_id}")
 }
 
-/// The sessions that a node may hold somebody in: a set.
+/// The sessions that a node may hold somebody in: a sorted set, each with the number of the pipeline that wrote last.
 pub fn sessions(node: &str) -> String {
     format!("livechat:node:{node}:sessions")
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -15,47 +15,78 @@ use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, St
 use crate::protocol::timestamp;
 
 /// Sessions whose news waits for the log, at most. With more, only that there is news is remembered.
-const MAX_WAITING: usize = 20_000;
+pub const MAX_WAITING: usize = 20_000;
 /// The most sessions that one pipeline takes off the lists.
 pub const MAX_SETTLED: usize = 1_000;
 
-/// What became of a publication.
+/// What became of a publication, maybe of several records.
 #[derive(Clone)]
-pub struct Receipt(Arc<AtomicU8>);
+pub struct Receipt(Arc<Open>);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Unknown = 0,
-    Told = 1,
-    Failed = 2,
+struct Open {
+    left: AtomicUsize,
+    has_failed: AtomicBool,
 }
 
 impl Receipt {
-    fn new(outcome: Outcome) -> Self {
-        Self(Arc::new(AtomicU8::new(outcome as u8)))
+    fn of(records: usize) -> Self {
+        Self(Arc::new(Open {
+            left: AtomicUsize::new(records),
+            has_failed: AtomicBool::new(false),
+        }))
     }
 
     /// There was nothing to publish.
     pub fn told() -> Self {
-        Self::new(Outcome::Told)
+        Self::of(0)
     }
 
-    fn set(&self, outcome: Outcome) {
-        self.0.store(outcome as u8, Ordering::Release);
+    /// One more has its outcome.
+    fn note(&self, is_ok: bool) {
+        if !is_ok {
+            self.0.has_failed.store(true, Ordering::Release);
+        }
+        self.0.left.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn is(&self, outcome: Outcome) -> bool {
-        self.0.load(Ordering::Acquire) == outcome as u8
+    fn has_failed(&self) -> bool {
+        self.0.has_failed.load(Ordering::Acquire)
+    }
+
+    fn is_told(&self) -> bool {
+        self.0.left.load(Ordering::Acquire) == 0 && !self.has_failed()
     }
 }
 
 /// A session of a node's list that can leave it when the log has the news.
 pub struct Unsettled {
-    receipt: Receipt,
+    pub receipt: Receipt,
     /// Users whose leave is kept in Redis until then.
-    left: Vec<UserId>,
+    pub left: Vec<UserId>,
     /// Whether what the log refuses is kept in [`News::failed`].
-    is_own: bool,
+    pub is_own: bool,
+    /// The number of the pipeline that had written to it last, where somebody else may write again.
+    pub number: Option<u64>,
+}
+
+impl Unsettled {
+    pub fn own(receipt: Receipt) -> Self {
+        Self {
+            receipt,
+            left: Vec::new(),
+            is_own: true,
+            number: None,
+        }
+    }
+}
+
+/// What is to be done about one whose news the log has.
+pub struct Settled {
+    pub place: Place,
+    pub left: Vec<UserId>,
+    /// Whether it leaves the list: it is not in use again.
+    pub removes: bool,
+    pub number: Option<u64>,
 }
 
 /// A node (name, boot and, after a lost lease, a number) and a session.
@@ -117,19 +148,22 @@ impl News {
         self.publish_all(session_id, status, events, true, drop)
     }
 
-    /// One record, or several where there are more events than one has room for; the receipt is the last one's.
+    /// One record, or several where there are more events than one has room for.
     /// `nudges`: the pipeline task goes on when it is there.
     fn publish_all(
         &self,
         session_id: &SessionId,
         status: &ConnectionStatus,
-        mut events: Vec<StatusEvent>,
+        events: Vec<StatusEvent>,
         nudges: bool,
         on_failure: impl Fn(Vec<StatusEvent>) + Clone + Send + Sync + 'static,
     ) -> Receipt {
-        loop {
-            let rest = events.split_off(events.len().min(MAX_LISTED_EVENTS));
-            let receipt = Receipt::new(Outcome::Unknown);
+        let mut parts: Vec<_> = events.chunks(MAX_LISTED_EVENTS).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let receipt = Receipt::of(parts.len());
+        for events in parts {
             let (theirs, on_failure, inbox) = (receipt.clone(), on_failure.clone(), Arc::clone(&self.inbox));
             let outgoing = Outgoing {
                 topic: Topic::Status,
@@ -141,63 +175,61 @@ impl News {
             self.bus.publish(
                 outgoing,
                 Box::new(move |outcome| {
-                    if outcome.is_ok() {
-                        theirs.set(Outcome::Told);
-                        if nudges {
-                            inbox.nudge();
-                        }
-                    } else {
-                        // Tried again with a heartbeat: a log that refuses at once is left alone until then.
-                        theirs.set(Outcome::Failed);
-                        on_failure(events);
+                    theirs.note(outcome.is_ok());
+                    // A log that refuses is left alone until the next upkeep.
+                    match outcome {
+                        Ok(()) if nudges => inbox.nudge(),
+                        Ok(()) => {}
+                        Err(_) => on_failure(events),
                     }
                 }),
             );
-            if rest.is_empty() {
-                return receipt;
-            }
-            events = rest;
         }
+        receipt
     }
 
-    /// What is to be published again; `None` when that is everything. Ask only when the log answers.
-    pub fn take_failed(&mut self) -> Option<HashMap<SessionId, Vec<StatusEvent>>> {
-        // Of other nodes' sessions, what was refused is still in Redis, and found again there.
-        self.unsettled
-            .retain(|_, unsettled| unsettled.is_own || !unsettled.receipt.is(Outcome::Failed));
+    /// What is to be published again; `None` when that is everything. Ask only when the log answers. Under other names
+    /// than `node`, this one, what was refused is found again on the lists in Redis.
+    pub fn take_failed(&mut self, node: &str) -> Option<HashMap<SessionId, Vec<StatusEvent>>> {
+        self.unsettled.retain(|(of, _), unsettled| {
+            let is_kept_here = unsettled.is_own && **of == *node;
+            is_kept_here || !unsettled.receipt.has_failed()
+        });
         let failed = std::mem::take(&mut *self.failed.lock());
         if failed.lost {
             // They are on our list in Redis, and found again there.
-            self.unsettled.clear();
+            self.unsettled
+                .retain(|_, unsettled| !unsettled.receipt.has_failed());
             return None;
         }
         Some(failed.sessions)
     }
 
     /// The session leaves the node's list as soon as the log has the news.
-    pub fn settle_with(&mut self, place: Place, receipt: Receipt, left: Vec<UserId>, is_own: bool) {
+    pub fn settle_with(&mut self, place: Place, unsettled: Unsettled) {
         if self.is_full() && !self.is_unsettled(&place) {
             // It stays on the list in Redis.
             self.failed.lock().lost = true;
             return;
         }
-        let unsettled = Unsettled {
-            receipt,
-            left,
-            is_own,
-        };
         self.unsettled.insert(place, unsettled);
+    }
+
+    /// As [`Self::settle_with`], where nothing is published, unless it waits for something already.
+    pub fn settle_without(&mut self, place: Place, number: Option<u64>) {
+        if !self.is_unsettled(&place) {
+            let mut unsettled = Unsettled::own(Receipt::told());
+            unsettled.number = number;
+            self.settle_with(place, unsettled);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.unsettled.len()
     }
 
     pub fn is_full(&self) -> bool {
         self.unsettled.len() >= MAX_WAITING
-    }
-
-    /// As [`Self::settle_with`], where nothing is published, unless it waits for something already.
-    pub fn settle_without(&mut self, place: Place) {
-        if !self.is_unsettled(&place) {
-            self.settle_with(place, Receipt::told(), Vec::new(), false);
-        }
     }
 
     /// Whether a session of a node's list waits for the log.
@@ -216,21 +248,27 @@ impl News {
         node: &str,
         is_in_use: impl Fn(&SessionId) -> bool,
         is_pending: impl Fn(&SessionId) -> bool,
-    ) -> Vec<(Place, Vec<UserId>)> {
-        self.unsettled
-            .retain(|(of, session_id), _| **of != *node || !is_in_use(session_id));
+    ) -> Vec<Settled> {
+        self.unsettled.retain(|(of, session_id), unsettled| {
+            **of != *node || !unsettled.left.is_empty() || !is_in_use(session_id)
+        });
         let settled = self.unsettled.iter().filter(|((of, session_id), unsettled)| {
-            unsettled.receipt.is(Outcome::Told) && !(**of == *node && is_pending(session_id))
+            unsettled.receipt.is_told() && !(**of == *node && is_pending(session_id))
         });
         settled
             .take(MAX_SETTLED)
-            .map(|(place, unsettled)| (place.clone(), unsettled.left.clone()))
+            .map(|(place, unsettled)| Settled {
+                place: place.clone(),
+                left: unsettled.left.clone(),
+                removes: *place.0 != *node || !is_in_use(&place.1),
+                number: unsettled.number,
+            })
             .collect()
     }
 
-    /// They have left the list.
-    pub fn forget(&mut self, places: &[(Place, Vec<UserId>)]) {
-        for (place, _) in places {
+    /// It is done.
+    pub fn forget(&mut self, settled: &[Settled]) {
+        for Settled { place, .. } in settled {
             self.unsettled.remove(place);
         }
     }

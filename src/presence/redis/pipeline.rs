@@ -8,7 +8,7 @@ use redis::RedisError;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::audience::Audience;
-use super::news::{self, MAX_SETTLED, News};
+use super::news::{self, MAX_SETTLED, MAX_WAITING, News, Settled, Unsettled};
 use super::standing::Standing;
 use super::store::{self, Applied, Held, LONG, Listing, SHORT, Store};
 use super::{Times, keys};
@@ -69,7 +69,15 @@ pub struct Pipeline {
     held_back: HashMap<SessionId, Pending>,
     /// All sessions are pending; our list may have others.
     pub(super) is_resyncing: bool,
+    /// Sessions that are on our list, and not here, are to be looked for.
+    has_stale: bool,
     pub(super) next_heartbeat: Instant,
+    /// When dead nodes, and what the log has refused, are looked after again.
+    next_upkeep: Instant,
+    /// Dead nodes are taken back in this round.
+    pub(super) wants_dead: bool,
+    /// Numbers the pipelines.
+    number: u64,
     retry: Duration,
     refusal_logged: Option<Instant>,
 }
@@ -87,7 +95,11 @@ impl Pipeline {
             typing: HashMap::new(),
             held_back: HashMap::new(),
             is_resyncing: true,
+            has_stale: true,
             next_heartbeat: Instant::now(),
+            next_upkeep: Instant::now(),
+            wants_dead: false,
+            number: 0,
             retry: MIN_RETRY,
             refusal_logged: None,
         }
@@ -104,6 +116,10 @@ impl Pipeline {
                 () = sleep_until(due) => {}
             }
             let is_stopping = self.parts.inbox.is_stopping();
+            if is_stopping {
+                // A Redis that is away has one more chance.
+                self.next_heartbeat = Instant::now();
+            }
             self.take_marks();
             match self.round().await {
                 Ok(()) if self.store.is_connected() => {
@@ -115,6 +131,7 @@ impl Pipeline {
                 Ok(()) => {}
                 Err(error) => {
                     self.store.fail(&error);
+                    self.standing.is_uncertain |= !store::is_answer(&error);
                     self.next_heartbeat = Instant::now() + self.retry;
                     self.retry = MAX_RETRY.min(2 * self.retry);
                     self.forget_what_a_resync_finds();
@@ -132,8 +149,11 @@ impl Pipeline {
     }
 
     fn due(&self) -> Instant {
-        let shown = self.audience.due();
-        shown.map_or(self.next_heartbeat, |due| due.min(self.next_heartbeat))
+        if !self.store.is_connected() {
+            return self.next_heartbeat;
+        }
+        let next = self.next_heartbeat.min(self.next_upkeep);
+        self.audience.due().map_or(next, |due| due.min(next))
     }
 
     fn take_marks(&mut self) {
@@ -149,7 +169,7 @@ impl Pipeline {
         for session_id in self.audience.take_due(now) {
             self.pending.entry(session_id).or_default();
         }
-        if now >= self.next_heartbeat && self.has_log() {
+        if now >= self.next_upkeep && self.store.is_connected() && self.has_log() {
             self.take_failed_news();
         }
         if self.standing.end_hold(self.times) {
@@ -164,7 +184,7 @@ impl Pipeline {
 
     /// What the log has refused is tried again, once per heartbeat.
     fn take_failed_news(&mut self) {
-        match self.news.take_failed() {
+        match self.news.take_failed(&self.standing.name) {
             Some(failed) => {
                 for (session_id, events) in failed {
                     let pending = self.pending.entry(session_id).or_default();
@@ -187,9 +207,12 @@ impl Pipeline {
         self.typing.clear();
         let registry = &self.parts.registry;
         for waiting in [&mut self.pending, &mut self.held_back] {
+            let mut kept = 0;
             waiting.retain(|session_id, pending| {
                 let Some(session) = registry.get(session_id.as_str()) else {
-                    return false;
+                    // What others were not told is nowhere else.
+                    kept += usize::from(pending.is_news);
+                    return pending.is_news && kept <= MAX_WAITING;
                 };
                 pending.is_news |= !pending.change.users.is_empty();
                 let is_here = |id: &UserId| session.with_roster(|roster| roster.held(id).is_some());
@@ -204,7 +227,7 @@ impl Pipeline {
     /// Everything is to be written again. What Redis then says is new, or not, is no measure of what other nodes
     /// know: they are told of every change that is under way.
     pub(super) fn begin_resync(&mut self) {
-        self.is_resyncing = true;
+        (self.is_resyncing, self.has_stale) = (true, true);
         for pending in self.pending.values_mut() {
             pending.is_news |= !pending.change.users.is_empty();
         }
@@ -214,29 +237,48 @@ impl Pipeline {
     }
 
     async fn round(&mut self) -> Result<(), RedisError> {
-        let is_beat = Instant::now() >= self.next_heartbeat || self.parts.inbox.take_nudge();
+        let is_nudged = self.parts.inbox.take_nudge();
         if !self.store.is_connected() {
             if Instant::now() < self.next_heartbeat {
                 return Ok(());
             }
             self.connect().await?;
+            self.next_upkeep = Instant::now();
         }
+        let is_upkeep = is_nudged || Instant::now() >= self.next_upkeep;
+        if is_upkeep {
+            self.next_upkeep = Instant::now() + self.times.heartbeat;
+        }
+        self.wants_dead = is_upkeep && !self.news.is_full() && !self.standing.is_holding();
         if self.pending.is_empty() {
             self.write(Vec::new()).await?;
         }
         let mut losses = 0;
-        while !self.pending.is_empty() && losses < MAX_LOSSES {
+        while !self.pending.is_empty() {
             let batch = self.next_batch();
             losses += usize::from(!self.write(batch).await?);
-        }
-        if self.is_resyncing && losses < MAX_LOSSES {
-            self.take_back_stale().await?;
-            if self.pending.is_empty() {
-                self.is_resyncing = false;
-                self.standing.wrote_all();
+            if losses == MAX_LOSSES {
+                return Err(store::keeps_losing());
             }
         }
-        if is_beat && self.pending.is_empty() {
+        if self.is_resyncing {
+            self.release_former().await?;
+            // Redis may have lost us meanwhile: then there is more to write.
+            if !self.pending.is_empty() {
+                return Ok(());
+            }
+            self.is_resyncing = false;
+            self.standing.wrote_all();
+        }
+        // In a hold Redis knows too little for anything that is published.
+        if self.standing.is_holding() {
+            return Ok(());
+        }
+        if self.has_stale {
+            self.has_stale = false;
+            self.take_back_stale().await?;
+        }
+        if is_upkeep && self.pending.is_empty() {
             let former = self.standing.former.clone();
             let dead = std::mem::take(&mut self.standing.dead);
             for node in former.into_iter().chain(dead.into_iter().map(Arc::from)) {
@@ -270,19 +312,29 @@ impl Pipeline {
     /// Renews the lease, takes what is settled off the lists, and writes a batch. False when Redis has lost us.
     pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {
         let now = Instant::now();
+        self.number += 1;
         let mut pipeline = self.begin();
         let registry = &self.parts.registry;
         let is_here = |id: &SessionId| registry.contains(id.as_str());
         let is_pending = |id: &SessionId| self.pending.contains_key(id);
         let settled = self.news.settled(&self.standing.name, is_here, is_pending);
-        for ((node, session_id), left) in &settled {
+        for Settled {
+            place,
+            left,
+            removes,
+            number,
+        } in &settled
+        {
+            let (node, session_id) = (&place.0, place.1.as_str());
             if !left.is_empty() {
                 let left: Vec<&str> = left.iter().map(UserId::as_str).collect();
-                let key = keys::untold(session_id.as_str(), node);
+                let key = keys::untold(session_id, node);
                 pipeline.cmd("HDEL").arg(key).arg(left);
             }
-            let key = keys::sessions(node);
-            pipeline.cmd("SREM").arg(key).arg(session_id.as_str());
+            if *removes {
+                self.store
+                    .add_settle(&mut pipeline, node, &[(session_id, *number)]);
+            }
         }
         // Asked once: what is counted in this pipeline is on our list by this pipeline.
         let sessions: Vec<_> = batch.iter().map(|id| registry.get(id.as_str())).collect();
@@ -290,8 +342,10 @@ impl Pipeline {
         let here: Vec<&str> = here.map(|session| session.id.as_str()).collect();
         if !here.is_empty() {
             // After the removals: who has come back meanwhile stays on the list.
-            let key = keys::sessions(&self.standing.name);
-            pipeline.cmd("SADD").arg(key).arg(here);
+            let command = pipeline.cmd("ZADD").arg(keys::sessions(&self.standing.name));
+            for session_id in here {
+                command.arg(self.number).arg(session_id);
+            }
         }
         for ((session_id, user_id), &is_typing) in &self.typing {
             let key = keys::typing(session_id, user_id);
@@ -394,7 +448,7 @@ impl Pipeline {
             (Some(status), true) => {
                 let receipt = self.news.publish(&session_id, status, pending.events);
                 if !was_here {
-                    self.news.settle_with(place, receipt, Vec::new(), true);
+                    self.news.settle_with(place, Unsettled::own(receipt));
                 }
             }
             (None, true) if session.is_some() => self.audience.defer(&session_id, pending.events),
@@ -403,7 +457,7 @@ impl Pipeline {
                 let again = self.pending.entry(session_id.clone()).or_default();
                 (again.is_news, again.events) = (true, pending.events);
             }
-            (_, false) if !was_here => self.news.settle_without(place),
+            (_, false) if !was_here => self.news.settle_without(place, None),
             (_, false) => {}
         }
         match session {

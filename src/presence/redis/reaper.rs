@@ -9,85 +9,101 @@ use std::sync::Arc;
 use redis::RedisError;
 use tokio::time::{Instant, sleep};
 
-use super::keys;
-use super::news::{self, Place};
+use super::news::{self, Place, Unsettled};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
 use super::store::{self, LONG, Listing, SHORT};
 use crate::protocol::ids::SessionId;
 
-/// Names of our own that we still take back ourselves; of more, the other nodes do, as of any dead one.
-const MAX_FORMER: usize = 4;
 /// The part of the time for an orderly end in which the log may answer; the rest is for Redis.
 const LOG_SHARE: f64 = 0.6;
 
 impl Pipeline {
-    /// Takes back some sessions of a dead node, or all of an earlier name of our own; forgets it when there are none
-    /// left.
+    /// Takes back some sessions of a dead node, or of an earlier name of our own; forgets it when there are none left
+    /// and its lease has ended: until then something of it may still be under way.
     pub(super) async fn reap(&mut self, node: Arc<str>) -> Result<(), RedisError> {
         if self.news.is_full() {
             return Ok(());
         }
-        let is_own = self.standing.former.contains(&node);
-        let some = (!is_own).then_some(MAX_PIPELINE);
-        let listed = self.store.sessions_of(&node, some).await?;
+        // Those that wait for the log are first on the list.
+        let most = MAX_PIPELINE + self.news.len();
+        let listed = self.store.sessions_of(&node, most).await?;
         if listed.is_empty() {
-            if is_own {
-                self.store.expire(&node).await?;
+            let is_gone = self.store.bury(&node).await?;
+            if is_gone && self.standing.former.contains(&node) {
                 self.standing.former.retain(|former| *former != node);
-            } else {
+            } else if is_gone {
                 tracing::warn!(%node, "a node has died: its users have left");
                 self.parts.metrics.nodes_reaped.inc();
             }
-            return self.store.bury(&node).await;
-        }
-        let mut foreign = self.begin();
-        let nothing = foreign.len();
-        let mut places = Vec::new();
-        for id in &listed {
-            match SessionId::parse(id) {
-                Some(session_id) => places.push((Arc::clone(&node), session_id)),
-                None => drop(foreign.cmd("SREM").arg(keys::sessions(&node)).arg(id)),
-            }
-        }
-        if foreign.len() > nothing && self.send(foreign, SHORT).await?.is_none() {
             return Ok(());
         }
-        places.retain(|place| !self.news.is_unsettled(place));
-        self.take_back(places).await?;
-        let surplus = self.standing.former.len().saturating_sub(MAX_FORMER);
-        self.standing.former.drain(..surplus);
+        let mut places = Vec::new();
+        for (id, number) in &listed {
+            match SessionId::parse(id) {
+                Some(session_id) => places.push(((Arc::clone(&node), session_id), Some(*number))),
+                None => {
+                    let mut pipeline = self.begin();
+                    self.store.add_settle(&mut pipeline, &node, &[(id, None)]);
+                    self.send(pipeline, SHORT).await?;
+                }
+            }
+        }
+        places.retain(|(place, _)| !self.news.is_unsettled(place));
+        self.take_back(places).await
+    }
+
+    /// Takes our users out under earlier names, before anybody looks at what Redis says after a loss. Who left by that
+    /// is told when that can be: it is kept in Redis until then.
+    pub(super) async fn release_former(&mut self) -> Result<(), RedisError> {
+        if !self.standing.is_holding() {
+            return Ok(());
+        }
+        for node in self.standing.former.clone() {
+            let listed = self.store.sessions_of(&node, usize::MAX >> 1).await?;
+            for sessions in listed.chunks(MAX_PIPELINE) {
+                let mut pipeline = self.begin();
+                for (id, _) in sessions {
+                    self.store
+                        .add_apply(&mut pipeline, &node, id, Listing::Left, false);
+                }
+                if self.send(pipeline, LONG).await?.is_none() {
+                    return Ok(());
+                }
+            }
+        }
         Ok(())
     }
 
     /// Takes our own users out of sessions that ended unseen.
     pub(super) async fn take_back_stale(&mut self) -> Result<(), RedisError> {
         let name = Arc::clone(&self.standing.name);
-        let listed = self.store.sessions_of(&name, None).await?;
-        let listed = listed.iter().filter_map(|id| SessionId::parse(id));
+        let listed = self.store.sessions_of(&name, usize::MAX >> 1).await?;
+        let listed = listed.iter().filter_map(|(id, _)| SessionId::parse(id));
         let registry = &self.parts.registry;
         let ended = listed.filter(|id| !registry.contains(id.as_str()));
-        let mut places: Vec<Place> = ended.map(|id| (Arc::clone(&name), id)).collect();
-        places.retain(|place| !self.news.is_unsettled(place));
+        // Nobody else writes under this name: whatever the number is, it is ours.
+        let mut places: Vec<_> = ended.map(|id| ((Arc::clone(&name), id), None)).collect();
+        places.retain(|(place, _)| !self.news.is_unsettled(place));
         self.take_back(places).await
     }
 
     /// Takes all users of these nodes out of these sessions and tells everyone.
-    async fn take_back(&mut self, places: Vec<Place>) -> Result<(), RedisError> {
+    async fn take_back(&mut self, places: Vec<(Place, Option<u64>)>) -> Result<(), RedisError> {
         for places in places.chunks(MAX_PIPELINE) {
             let mut pipeline = self.begin();
-            for (node, session_id) in places {
+            for ((node, session_id), _) in places {
                 self.store
                     .add_apply(&mut pipeline, node, session_id.as_str(), Listing::Left, true);
             }
             let Some(answers) = self.send(pipeline, LONG).await? else {
                 return Ok(());
             };
-            for (place, answer) in places.iter().zip(answers) {
+            for ((place, number), answer) in places.iter().zip(answers) {
                 match answer.and_then(|answer| store::read_applied(answer, true)) {
-                    Ok(applied) => self.taken_back(place, applied).await,
+                    Ok(applied) => self.taken_back(place, *number, applied).await,
                     Err(error) => {
                         self.refused(&place.1, &error);
-                        self.news.settle_without(place.clone());
+                        self.news.settle_without(place.clone(), *number);
                     }
                 }
             }
@@ -95,7 +111,7 @@ impl Pipeline {
         Ok(())
     }
 
-    async fn taken_back(&mut self, place: &Place, applied: store::Applied) {
+    async fn taken_back(&mut self, place: &Place, number: Option<u64>, applied: store::Applied) {
         let (node, session_id) = place;
         let session = self.parts.registry.get(session_id.as_str());
         let left = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
@@ -103,7 +119,7 @@ impl Pipeline {
         match &applied.snapshot {
             // What is here was written again, and told, under the name of now.
             Some(_) if is_former && session.is_some() && applied.left.is_empty() => {
-                self.news.settle_without(place.clone());
+                self.news.settle_without(place.clone(), number);
             }
             Some(status) => {
                 let events = news::leaves(&applied.left);
@@ -113,19 +129,24 @@ impl Pipeline {
                     true => self.news.publish(session_id, status, events),
                     false => self.news.publish_left(session_id, status, events),
                 };
-                self.news.settle_with(place.clone(), receipt, left, is_own);
+                let unsettled = Unsettled {
+                    receipt,
+                    left,
+                    is_own,
+                    number,
+                };
+                self.news.settle_with(place.clone(), unsettled);
             }
             None => {}
         }
-        if let Some(session) = session
-            && !self.standing.is_holding()
-        {
+        if let Some(session) = session {
             self.audience.show(&session, Vec::new(), applied).await;
         }
     }
 
     /// The orderly end: nobody is left here, and the others know.
     pub(super) async fn leave(&mut self) -> Result<(), RedisError> {
+        self.wants_dead = false;
         let deadline = Instant::now() + self.parts.inbox.patience().mul_f64(LOG_SHARE);
         loop {
             // It takes what is settled off our list, too.
@@ -137,8 +158,10 @@ impl Pipeline {
         }
         // What is left, if anything, is for the others, at once.
         let name = Arc::clone(&self.standing.name);
-        self.store.expire(&name).await?;
-        if self.store.sessions_of(&name, Some(1)).await?.is_empty() {
+        for name in self.standing.former.iter().chain([&name]) {
+            self.store.expire(name).await?;
+        }
+        if self.store.sessions_of(&name, 1).await?.is_empty() {
             self.store.bury(&name).await?;
         }
         Ok(())

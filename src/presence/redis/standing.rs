@@ -4,7 +4,7 @@
 //! writes, is then of a name that is taken back like a dead node's, and can neither bring back who has left nor
 //! remove who has come.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use super::store::{CONNECT_PATIENCE, read_heartbeat};
 use super::{Times, keys};
 use crate::bus::Status;
 
+/// Names of our own that we still take back ourselves; of more, the other nodes do, as of any dead one.
+const MAX_FORMER: usize = 4;
+
 pub struct Standing {
     /// `NODE_ID` and boot id and, from the second connection on, a number.
     pub name: Arc<str>,
@@ -23,14 +26,16 @@ pub struct Standing {
     pub former: Vec<Arc<str>>,
     /// Whether Redis has answered under this name, and when it last did under any.
     is_confirmed: bool,
+    /// Whether what was sent last may still be executed later.
+    pub is_uncertain: bool,
     answered: Option<Instant>,
     /// What tells one Redis from another: the process, and what it holds.
     run_id: Option<String>,
     epoch: Option<String>,
-    /// Other nodes that were last seen alive, without what changes with their connections.
+    /// The names of other nodes that were last seen alive.
     peers: HashSet<String>,
     hold: Option<Hold>,
-    /// Redis was emptied: all who are written again seem new to it, and are not.
+    /// Redis has lost something: who is written again seems new to it, and is not.
     pub is_rebuilding: bool,
     /// Nobody is declared dead before: others may just be coming back, too.
     reap_after: Instant,
@@ -40,8 +45,9 @@ pub struct Standing {
 
 /// Redis has lost something: what it says is not shown until all nodes have written again.
 struct Hold {
-    /// Nodes that were there and have not written all again; and whether some of them are about to.
-    missing: HashSet<String>,
+    /// Nodes that were there and have not written all again, with their names before: who is back has another. And
+    /// whether some of them are about to.
+    missing: HashMap<String, HashSet<String>>,
     is_some_writing: bool,
     /// When this node had written all that it holds.
     written: Option<Instant>,
@@ -64,6 +70,7 @@ impl Standing {
             name,
             former: Vec::new(),
             is_confirmed: false,
+            is_uncertain: false,
             answered: None,
             run_id: None,
             epoch: None,
@@ -102,21 +109,34 @@ impl Standing {
         self.hold.take_if(|hold| is_over(hold)).is_some()
     }
 
-    fn note_nodes(&mut self, done: &[String], writing: &[String]) {
-        let own = base(&self.name);
-        let others = |names: &[String]| -> HashSet<String> {
-            let names = names.iter().map(|name| base(name));
-            names.filter(|name| *name != own).map(str::to_owned).collect()
-        };
-        let (done, writing) = (others(done), others(writing));
+    fn note_nodes(&mut self, done: Vec<String>, writing: Vec<String>) {
+        let own = base(&self.name).to_owned();
+        let is_other = |name: &String| base(name) != own;
         if let Some(hold) = &mut self.hold {
-            // The name of an earlier connection may still be there beside one that is written to.
-            hold.missing
-                .retain(|name| writing.contains(name) || !done.contains(name));
-            hold.is_some_writing = !hold.missing.is_disjoint(&writing);
+            let has_new = |names: &[String], node: &str, known: &HashSet<String>| {
+                let mut of_node = names.iter().filter(|name| base(name) == node);
+                of_node.any(|name| !known.contains(name))
+            };
+            hold.is_some_writing = false;
+            hold.missing.retain(|node, known| {
+                let is_writing = has_new(&writing, node, known);
+                hold.is_some_writing |= is_writing;
+                is_writing || !has_new(&done, node, known)
+            });
         } else {
-            self.peers = &done | &writing;
+            self.peers = done.into_iter().chain(writing).filter(is_other).collect();
         }
+    }
+
+    /// The nodes that were last seen, by what stays of their names.
+    fn last_seen(&self) -> HashMap<String, HashSet<String>> {
+        let mut seen = HashMap::<_, HashSet<_>>::new();
+        for name in &self.peers {
+            seen.entry(base(name).to_owned())
+                .or_default()
+                .insert(name.clone());
+        }
+        seen
     }
 }
 
@@ -151,9 +171,13 @@ impl Pipeline {
         };
         standing.reap_after = standing.reap_after.max(Instant::now() + pause);
         if is_another {
+            // Whether it is empty, too, makes no difference any more.
+            standing.epoch = None;
             self.lose(Loss::Restarted);
-        } else if standing.answered.is_some() {
+        } else if standing.is_uncertain && standing.answered.is_some() {
             self.begin_anew();
+        } else {
+            self.begin_resync();
         }
         Ok(())
     }
@@ -162,11 +186,22 @@ impl Pipeline {
     pub(super) fn begin(&self) -> redis::Pipeline {
         let mut pipeline = redis::pipe();
         let standing = &self.standing;
-        let is_safe = Instant::now() >= standing.reap_after;
-        let claim = if is_safe { self.times.claim } else { Duration::ZERO };
+        // Whoever claims a dead node keeps it from the others, and has to take it back in the same round.
+        let may_claim = self.wants_dead && Instant::now() >= standing.reap_after;
+        let claim = if may_claim {
+            self.times.claim
+        } else {
+            Duration::ZERO
+        };
         let lease = self.times.lease;
-        self.store
-            .add_heartbeat(&mut pipeline, &standing.name, lease, claim, self.is_resyncing);
+        self.store.add_heartbeat(
+            &mut pipeline,
+            &standing.name,
+            lease,
+            claim,
+            self.is_resyncing,
+            &standing.former,
+        );
         pipeline
     }
 
@@ -201,7 +236,7 @@ impl Pipeline {
             self.lose(Loss::Lease);
             return Ok(None);
         }
-        standing.note_nodes(&heartbeat.done, &heartbeat.writing);
+        standing.note_nodes(heartbeat.done, heartbeat.writing);
         if !standing.is_holding() {
             self.store.settle(false);
         }
@@ -214,11 +249,11 @@ impl Pipeline {
         let standing = &mut self.standing;
         standing.reap_after = now + self.times.ttl;
         standing.dead.clear();
-        standing.is_rebuilding = loss == Loss::Emptied;
+        standing.is_rebuilding |= loss != Loss::Lease;
         if loss != Loss::Lease {
             let missing = match standing.hold.take() {
                 Some(hold) => hold.missing,
-                None => std::mem::take(&mut standing.peers),
+                None => standing.last_seen(),
             };
             standing.hold = Some(Hold {
                 missing,
@@ -235,8 +270,15 @@ impl Pipeline {
     fn begin_anew(&mut self) {
         let name = self.store.next_name(&self.parts.node);
         let standing = &mut self.standing;
-        standing.former.push(std::mem::replace(&mut standing.name, name));
-        standing.is_confirmed = false;
+        let former = std::mem::replace(&mut standing.name, name);
+        // Under one that Redis never answered to there is nothing that we know of; if there is all the same, it is
+        // found like that of any dead node.
+        if std::mem::replace(&mut standing.is_confirmed, false) {
+            standing.former.push(former);
+            let surplus = standing.former.len().saturating_sub(MAX_FORMER);
+            standing.former.drain(..surplus);
+        }
+        standing.is_uncertain = false;
         if let Some(hold) = &mut standing.hold {
             hold.written = None;
         }
@@ -270,11 +312,11 @@ mod tests {
     async fn a_hold_ends_when_all_have_written_and_at_last_without_them() {
         let mut standing = Standing::new("a+1.1".into());
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        standing.note_nodes(&names(&["a+1.1", "b+2"]), &names(&["c+3.4"]));
-        assert_eq!(standing.peers, ["b+2", "c+3"].map(str::to_owned).into());
+        standing.note_nodes(names(&["a+1.1", "b+2"]), names(&["c+3.4"]));
+        assert_eq!(standing.peers, ["b+2", "c+3.4"].map(str::to_owned).into());
         let hold = |standing: &mut Standing| {
             standing.hold = Some(Hold {
-                missing: standing.peers.clone(),
+                missing: standing.last_seen(),
                 is_some_writing: false,
                 written: None,
             });
@@ -283,12 +325,13 @@ mod tests {
         tokio::time::advance(Duration::from_secs(100)).await;
         assert!(!standing.end_hold(times()), "this node has not written");
         standing.wrote_all();
+        standing.note_nodes(names(&["b+2", "c+3.4"]), vec![]);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(!standing.end_hold(times()), "the others are missing");
-        standing.note_nodes(&names(&["b+2.1", "c+3.4"]), &names(&["c+3.5"]));
+        assert!(!standing.end_hold(times()), "old names are no sign of life");
+        standing.note_nodes(names(&["b+2.1", "c+3.4"]), names(&["c+3.5"]));
         tokio::time::advance(grace(times())).await;
         assert!(!standing.end_hold(times()), "one is about to write");
-        standing.note_nodes(&names(&["b+2.1", "c+3.5"]), &[]);
+        standing.note_nodes(names(&["b+2.1", "c+3.5"]), vec![]);
         assert!(standing.end_hold(times()) && !standing.is_holding());
 
         hold(&mut standing);

@@ -30,6 +30,7 @@ const REST_PATIENCE: Duration = Duration::from_millis(700);
 const APPLY: &str = include_str!("apply.lua");
 const HEARTBEAT: &str = include_str!("heartbeat.lua");
 const BURY: &str = include_str!("bury.lua");
+const SETTLE: &str = include_str!("settle.lua");
 
 /// Error codes that are about the server and not about one key: nothing else will work either.
 const SERVER_ERRORS: [&str; 12] = [
@@ -52,6 +53,7 @@ pub struct Store {
     apply: redis::Script,
     heartbeat: redis::Script,
     bury: redis::Script,
+    settle: redis::Script,
     /// `None` while Redis is away.
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Redis answers, but not all nodes have written what they hold: it knows too little.
@@ -115,6 +117,7 @@ impl Store {
             apply: redis::Script::new(APPLY),
             heartbeat: redis::Script::new(HEARTBEAT),
             bury: redis::Script::new(BURY),
+            settle: redis::Script::new(SETTLE),
             connection: Mutex::new(None),
             is_settling: AtomicBool::new(true),
             names: AtomicU32::new(0),
@@ -175,7 +178,7 @@ impl Store {
         let connect = self.client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
-        for script in [APPLY, HEARTBEAT, BURY] {
+        for script in [APPLY, HEARTBEAT, BURY, SETTLE] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
         timeout(CONNECT_PATIENCE, load.query_async::<()>(&mut connection)).await?;
@@ -220,6 +223,7 @@ impl Store {
         lease: Duration,
         claim: Duration,
         is_writing: bool,
+        former: &[Arc<str>],
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
         command
@@ -230,6 +234,9 @@ impl Store {
             .arg(lease.as_millis().to_string())
             .arg(claim.as_millis().to_string())
             .arg(flag(is_writing));
+        for name in former {
+            command.arg(&**name);
+        }
     }
 
     /// Adds a change of one session.
@@ -285,12 +292,13 @@ impl Store {
     }
 
     /// Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
-    pub async fn bury(&self, node: &str) -> Result<(), RedisError> {
+    pub async fn bury(&self, node: &str) -> Result<bool, RedisError> {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("EVALSHA").arg(self.bury.get_hash());
         let names = [keys::LEASES, keys::CLAIMS, keys::WRITING];
         command.arg(names.len()).arg(&names).arg(node);
-        self.send(&mut pipeline, SHORT).await.map(|_| ())
+        let answer = self.send(&mut pipeline, SHORT).await?.pop();
+        Ok(redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?)
     }
 
     /// Ends a node's lease: whoever sees it takes back what is left.
@@ -300,20 +308,42 @@ impl Store {
         self.send(&mut pipeline, SHORT).await.map(|_| ())
     }
 
-    /// Sessions in which a node may hold somebody: all, or `some` of them.
-    pub async fn sessions_of(&self, node: &str, some: Option<usize>) -> Result<Vec<String>, RedisError> {
-        let mut pipeline = redis::pipe();
-        match some {
-            None => pipeline.cmd("SMEMBERS").arg(keys::sessions(node)),
-            Some(count) => pipeline.cmd("SRANDMEMBER").arg(keys::sessions(node)).arg(count),
-        };
-        let answer = self
-            .send(&mut pipeline, SHORT)
-            .await?
-            .pop()
-            .unwrap_or(Ok(Value::Nil))?;
-        Ok(redis::from_redis_value(answer)?)
+    /// Adds the removal of sessions from a node's list, each with the number it was seen with, if that matters.
+    pub fn add_settle(&self, pipeline: &mut Pipeline, node: &str, sessions: &[(&str, Option<u64>)]) {
+        let command = pipeline.cmd("EVALSHA").arg(self.settle.get_hash());
+        command.arg(1).arg(keys::sessions(node));
+        for (session_id, number) in sessions {
+            command.arg(*session_id);
+            command.arg(number.map_or_else(String::new, |number| number.to_string()));
+        }
     }
+
+    /// Up to `most` sessions in which a node may hold somebody, with the numbers of their last pipelines. A key that
+    /// is somebody else's lists nothing.
+    pub async fn sessions_of(&self, node: &str, most: usize) -> Result<Vec<(String, u64)>, RedisError> {
+        let mut pipeline = redis::pipe();
+        let command = pipeline.cmd("ZRANGE").arg(keys::sessions(node));
+        command.arg(0).arg(most - 1).arg("WITHSCORES");
+        let Some(Ok(answer)) = self.send(&mut pipeline, SHORT).await?.pop() else {
+            return Ok(Vec::new());
+        };
+        let listed: Vec<(Vec<u8>, f64)> = redis::from_redis_value(answer)?;
+        let name = |id: Vec<u8>| String::from_utf8_lossy(&id).into_owned();
+        Ok(listed
+            .into_iter()
+            .map(|(id, number)| (name(id), number as u64))
+            .collect())
+    }
+}
+
+/// Whether Redis has answered at all: then nothing that was sent before can still be executed later.
+pub fn is_answer(error: &RedisError) -> bool {
+    error.code().is_some()
+}
+
+/// Redis answers, and never knows us again.
+pub fn keeps_losing() -> RedisError {
+    std::io::Error::other("presence is lost again and again").into()
 }
 
 /// A heartbeat's answer.
