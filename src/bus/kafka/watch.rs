@@ -193,16 +193,15 @@ impl Watch {
     /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
     fn audit(&mut self, absent: &[Topic]) -> KafkaResult<()> {
         let (mut behind, mut is_stalled, mut has_gap) = (BTreeMap::new(), false, false);
-        for (at, _) in self.shared.offsets.all() {
+        for (at, before) in self.shared.offsets.all() {
             if absent.contains(&at.0) {
                 continue;
             }
             let (low, high) = self.watermarks(at)?;
-            // Asked after the log's end, so that what was delivered meanwhile is no gap.
             let Some(next) = self.shared.offsets.get(at) else {
                 continue;
             };
-            if next < low || next > high {
+            if let Some(start) = start_after_gap(before, next, low, high) {
                 has_gap = true;
                 self.shared.metrics.kafka_gaps.inc();
                 tracing::error!(
@@ -213,9 +212,7 @@ impl Watch {
                     high,
                     "records are missing from the log: this node goes on with what there is"
                 );
-                // Behind the oldest: the rest of the log is news. Beyond the newest: the log was cut short, and
-                // what is left of it has been read.
-                self.shared.offsets.begin(at, if next < low { low } else { high });
+                self.shared.offsets.begin(at, start);
             } else if next < high {
                 is_stalled |= self.behind.get(&at) == Some(&next);
                 behind.insert(at, next);
@@ -337,4 +334,31 @@ enum Found {
     Missing(Vec<Topic>),
     /// Some did not exist and have just been created.
     Created,
+}
+
+/// Where to go on when records are missing between the positions and the log's ends. The position is taken `before`
+/// the ends were asked for and after (`next`): what was delivered in between is no gap.
+fn start_after_gap(before: i64, next: i64, low: i64, high: i64) -> Option<i64> {
+    if next < low {
+        // Behind the oldest: the rest of the log is news.
+        Some(low)
+    } else if before > high {
+        // Beyond the newest: the log was cut short, and what is left of it has been read.
+        Some(high)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_delivered_during_a_look_is_no_gap() {
+        assert_eq!(start_after_gap(28, 29, 0, 28), None);
+        assert_eq!(start_after_gap(20, 28, 25, 28), None);
+        assert_eq!(start_after_gap(29, 29, 0, 28), Some(28), "the log was cut short");
+        assert_eq!(start_after_gap(4, 4, 5, 28), Some(5), "the oldest are gone");
+    }
 }
