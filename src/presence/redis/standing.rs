@@ -1,8 +1,8 @@
 //! How this node stands with Redis: its name there, its lease, and whether Redis knows all that it should.
 //!
-//! Each connection has a name of its own. What Redis still reads of an earlier connection's pipeline, after newer
-//! writes, is then of a name that is taken back like a dead node's, and can neither bring back who has left nor
-//! remove who has come.
+//! After a loss, and after a pipeline without an answer, the node goes on under another name. What Redis still reads
+//! of the earlier pipeline, after newer writes, is then of a name that is taken back like a dead node's, and can
+//! neither bring back who has left nor remove who has come.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::bus::Status;
 const MAX_FORMER: usize = 4;
 
 pub struct Standing {
-    /// `NODE_ID` and boot id and, from the second connection on, a number.
+    /// `NODE_ID` and boot id and, from the second name on, a number.
     pub name: Arc<str>,
     /// Our names before, with sessions that may still be under them.
     pub former: Vec<Arc<str>>,
