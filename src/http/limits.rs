@@ -35,6 +35,12 @@ pub struct Limits {
 /// A place for one connection, given back on drop.
 pub struct Ticket {
     limits: Arc<Limits>,
+    /// What it counts for beyond the process; boxed, since most servers have no such limits.
+    counted: Option<Box<Counted>>,
+}
+
+#[derive(Default)]
+struct Counted {
     ip: Option<IpAddr>,
     who: Option<Who>,
 }
@@ -65,20 +71,19 @@ impl Limits {
         // From here on the ticket gives back what is taken.
         let mut ticket = Ticket {
             limits: Arc::clone(self),
-            ip: None,
-            who: None,
+            counted: None,
         };
         if self.max_per_ip > 0 {
             if !take(&self.per_ip, ip, self.max_per_ip) {
                 return Err(Exceeded::Address);
             }
-            ticket.ip = Some(ip);
+            ticket.counted.get_or_insert_default().ip = Some(ip);
         }
         if self.max_per_user > 0 {
             if !take(&self.per_user, who.clone(), self.max_per_user) {
                 return Err(Exceeded::User);
             }
-            ticket.who = Some(who);
+            ticket.counted.get_or_insert_default().who = Some(who);
         }
         Ok(ticket)
     }
@@ -126,10 +131,11 @@ fn give_back<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: &K) {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.limits.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Some(ip) = &self.ip {
+        let Some(counted) = &self.counted else { return };
+        if let Some(ip) = &counted.ip {
             give_back(&self.limits.per_ip, ip);
         }
-        if let Some(who) = &self.who {
+        if let Some(who) = &counted.who {
             give_back(&self.limits.per_user, who);
         }
     }

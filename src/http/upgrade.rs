@@ -18,7 +18,7 @@ use super::framing::Watched;
 use super::limits::{Exceeded, Ticket};
 use super::response::{Answer, empty, error, error_with};
 use super::router::has_body;
-use crate::ws::connection::{self, Hello};
+use crate::ws::connection::{Connection, Hello};
 
 /// What a key is hashed with (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -55,9 +55,12 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
         Err(exceeded) => return refuse(http, exceeded),
     };
     let upgraded = hyper::upgrade::on(&mut request);
+    let arrival = Box::new(Arrival {
+        http: Arc::clone(http),
+        hello,
+    });
     // A task of its own: hyper's future for this connection is let go.
-    http.tracker
-        .spawn(serve(Arc::clone(http), upgraded, ticket, hello));
+    http.tracker.spawn(serve(arrival, upgraded, ticket));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -66,15 +69,40 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
     answer
 }
 
-async fn serve(http: Arc<Http>, upgraded: hyper::upgrade::OnUpgrade, ticket: Ticket, hello: Hello) {
-    let Some((socket, early)) = take_socket(upgraded).await else {
-        return;
-    };
+/// What is needed until the connection has joined: boxed, since a task keeps the room of its arguments to its end.
+struct Arrival {
+    http: Arc<Http>,
+    hello: Hello,
+}
+
+#[allow(
+    clippy::manual_async_fn,
+    reason = "an async fn holds its arguments twice: once as they come and once as they are used"
+)]
+fn serve(
+    arrival: Box<Arrival>,
+    upgraded: hyper::upgrade::OnUpgrade,
+    ticket: Ticket,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let _ticket = &ticket;
+        if let Some(connection) = begin(arrival, upgraded).await {
+            connection.run().await;
+        }
+    }
+}
+
+/// Waits for the socket and joins.
+async fn begin(arrival: Box<Arrival>, upgraded: hyper::upgrade::OnUpgrade) -> Option<Connection> {
+    let (socket, early) = take_socket(upgraded).await?;
+    let Arrival { http, hello } = *arrival;
     http.metrics.connections_opened.inc();
-    let shared = Arc::clone(&http.connections);
-    drop(http);
-    connection::run(socket, early, hello, shared).await;
-    drop(ticket);
+    Some(Connection::join(
+        socket,
+        early,
+        hello,
+        Arc::clone(&http.connections),
+    ))
 }
 
 /// The socket from under hyper, and what the client sent right behind its handshake.

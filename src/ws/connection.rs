@@ -1,17 +1,23 @@
 //! One connection from its upgrade to its end: frames in, and the close handshake.
 //!
-//! Idle, it holds a socket, a small task and no buffer: fastwebsockets' reader, with its 8 KiB, is made when the
-//! socket turns readable and dropped when the connection is between frames with nothing buffered.
+//! Idle, it holds a socket, a small task and no buffer: while it waits it reads into a buffer of its thread, and
+//! fastwebsockets' reader, with its 8 KiB, lives from the first byte of a frame until the connection is between frames
+//! with nothing buffered. What its task keeps meanwhile is [`Connection`], and each byte of it counts ten thousand
+//! times: tests/memory.rs says how many there are.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Role, WebSocketError};
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
@@ -28,6 +34,13 @@ use crate::session::Member;
 /// bytes would turn the end into a reset (RFC 6455, section 7.1.1).
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 4 << 20;
+
+/// What a connection that waits is read into: as much as fastwebsockets' own buffer holds.
+const SCRATCH_BYTES: usize = 8 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
+}
 
 /// What all connections share.
 pub struct Shared {
@@ -47,53 +60,33 @@ pub struct Hello {
 }
 
 /// Takes the connection out of its session, however its task ends.
-struct Membership<'a> {
-    chat: &'a Chat,
+struct Membership {
+    shared: Arc<Shared>,
     speaker: Speaker,
 }
 
-impl Drop for Membership<'_> {
+impl Drop for Membership {
     fn drop(&mut self) {
-        self.chat.leave(&self.speaker);
+        self.shared.chat.leave(&self.speaker);
     }
 }
 
-/// Serves one upgraded socket; `early` is what the client sent right behind its handshake.
-pub async fn run(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shared>) {
-    let (mut socket, write_half) = socket.into_split();
-    let outbox = Outbox::new(write_half, Arc::clone(&shared.outbox_limits));
-    {
-        let member = Member {
-            outbox: Arc::clone(&outbox),
-            user_id: hello.user_id,
-        };
-        let speaker = shared.chat.join(&hello.session_id, member, hello.user_type);
-        let membership = Membership {
-            chat: &shared.chat,
-            speaker,
-        };
-        // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
-        if shared.life.is_draining() {
-            outbox.close_for_drain();
-        }
-        converse(&mut socket, early, &membership.speaker, &shared).await;
-    }
-    // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
-    // now on neither the sweep nor MAX_CONNECTIONS would know of it.
-    if outbox.is_open() || Box::pin(linger(&mut socket)).await {
-        outbox.gone();
-    } else {
-        outbox.abort();
-    }
+/// A connection that has joined its session.
+pub struct Connection {
+    membership: Membership,
+    socket: OwnedReadHalf,
+    bucket: Bucket,
+    /// What there is of a message whose other fragments have not come.
+    unfinished: Option<Box<Inbound>>,
+    /// What the client sent right behind its handshake.
+    early: Option<Box<Bytes>>,
 }
 
-/// What a connection keeps between frames.
+/// What is known of the frames under way.
 struct Inbound {
     scanner: Mutex<Scanner>,
-    bucket: Bucket,
     /// The fragments of a message so far.
     partial: Vec<u8>,
-    early: Bytes,
 }
 
 /// How a burst of frames ended.
@@ -105,41 +98,117 @@ enum Burst {
     Over,
 }
 
-async fn converse(socket: &mut OwnedReadHalf, early: Bytes, speaker: &Speaker, shared: &Shared) {
-    let outbox = &speaker.member.outbox;
-    let mut inbound = Inbound {
-        scanner: Mutex::new(Scanner::new(shared.max_message_bytes)),
-        bucket: Bucket::default(),
-        partial: Vec::new(),
-        early,
-    };
-    loop {
-        if inbound.early.is_empty() {
+impl Connection {
+    /// Joins with an upgraded socket; `early` is what the client sent right behind its handshake.
+    pub fn join(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shared>) -> Self {
+        let (socket, write_half) = socket.into_split();
+        let outbox = Outbox::new(write_half, Arc::clone(&shared.outbox_limits));
+        let member = Member {
+            outbox,
+            user_id: hello.user_id,
+        };
+        let speaker = shared.chat.join(&hello.session_id, member, hello.user_type);
+        // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
+        if shared.life.is_draining() {
+            speaker.member.outbox.close_for_drain();
+        }
+        Self {
+            membership: Membership { shared, speaker },
+            socket,
+            bucket: Bucket::default(),
+            unfinished: None,
             // An empty buffer still pins hyper's 8 KiB.
-            inbound.early = Bytes::new();
-            tokio::select! {
-                () = outbox.closing() => return,
-                ready = socket.readable() => if ready.is_err() { return },
+            early: (!early.is_empty()).then(|| Box::new(early)),
+        }
+    }
+
+    /// Serves it to its end.
+    #[allow(
+        clippy::manual_async_fn,
+        reason = "an async fn holds its arguments twice: once as they come and once as they are used"
+    )]
+    pub fn run(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            // The parts are boxed, so that the idle task does not hold room for them.
+            while let Some(first) = poll_fn(|cx| self.poll_first(cx)).await {
+                if Box::pin(self.read_burst(first)).await == Burst::Over {
+                    break;
+                }
             }
+            Box::pin(self.end()).await;
         }
-        // Boxed, so that the idle task does not hold room for it.
-        if Box::pin(inbound.read_burst(socket, speaker, shared)).await == Burst::Over {
-            return;
+    }
+
+    /// Waits for bytes; `None` at the end of the connection, whoever ends it.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.membership.speaker.member.outbox.poll_closing(cx).is_ready() {
+            return Poll::Ready(None);
         }
+        if let Some(early) = self.early.take() {
+            return Poll::Ready(Some(*early));
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
+            let bytes = buffer.filled();
+            Poll::Ready((read.is_ok() && !bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
+        })
+    }
+
+    /// Leaves the session and lets go of the socket.
+    async fn end(self) {
+        let Self {
+            membership,
+            mut socket,
+            ..
+        } = self;
+        let outbox = Arc::clone(&membership.speaker.member.outbox);
+        drop(membership);
+        // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
+        // now on neither the sweep nor MAX_CONNECTIONS would know of it.
+        if outbox.is_open() || linger(&mut socket).await {
+            outbox.gone();
+        } else {
+            outbox.abort();
+        }
+    }
+
+    /// Reads on from `first` until the connection is between frames with nothing buffered.
+    async fn read_burst(&mut self, first: Bytes) -> Burst {
+        let Self {
+            membership: Membership { shared, speaker },
+            socket,
+            bucket,
+            unfinished,
+            ..
+        } = self;
+        let mut inbound = unfinished.take().unwrap_or_else(|| {
+            Box::new(Inbound {
+                scanner: Mutex::new(Scanner::new(shared.max_message_bytes)),
+                partial: Vec::new(),
+            })
+        });
+        let burst = inbound.read(first, socket, bucket, speaker, shared).await;
+        if burst == Burst::Idle && !inbound.scanner.lock().is_between_messages() {
+            *unfinished = Some(inbound);
+        }
+        burst
     }
 }
 
 impl Inbound {
-    async fn read_burst(&mut self, socket: &mut OwnedReadHalf, speaker: &Speaker, shared: &Shared) -> Burst {
-        let Self {
-            scanner,
-            bucket,
-            partial,
-            early,
-        } = self;
+    async fn read(
+        &mut self,
+        mut first: Bytes,
+        socket: &mut OwnedReadHalf,
+        bucket: &mut Bucket,
+        speaker: &Speaker,
+        shared: &Shared,
+    ) -> Burst {
+        let Self { scanner, partial } = self;
         let scanned = Scanned {
             scanner,
-            prefix: early,
+            prefix: &mut first,
             socket,
         };
         // All writing is the outbox's: the reader's own write half goes nowhere.

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,6 @@ use parking_lot::{Mutex, MutexGuard};
 use socket2::SockRef;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 
 use super::backlog::{Backlog, QueueLimits};
 use crate::clock;
@@ -50,8 +50,6 @@ pub enum Sent {
 pub struct Outbox {
     socket: OwnedWriteHalf,
     state: Mutex<State>,
-    /// Wakes the reader when somebody else closes the connection.
-    closing: Notify,
     /// Set with each ping of ours, cleared by any frame of the client's.
     awaiting_pong: AtomicBool,
     /// When the last ping went out ([`clock::now_ms`]).
@@ -65,6 +63,16 @@ struct State {
     phase: Phase,
     /// Whether a flusher lives. It changes under this lock only, so that no backlog is left without one.
     flushing: bool,
+    /// Wakes the reader when somebody else closes the connection.
+    reader: Option<Waker>,
+}
+
+impl State {
+    fn wake_reader(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -89,7 +97,6 @@ impl Outbox {
         Arc::new(Self {
             socket,
             state: Mutex::default(),
-            closing: Notify::new(),
             awaiting_pong: AtomicBool::new(false),
             pinged_at: AtomicU32::new(clock::now_ms()),
             limits,
@@ -190,12 +197,10 @@ impl Outbox {
         state.phase = Phase::Closing {
             since: clock::now_ms(),
         };
+        state.wake_reader();
         if !state.flushing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
-        } else {
-            drop(state);
         }
-        self.closing.notify_one();
         true
     }
 
@@ -216,9 +221,17 @@ impl Outbox {
         self.state.lock().phase == Phase::Open
     }
 
-    /// Resolves once somebody closes the connection.
-    pub async fn closing(&self) {
-        self.closing.notified().await;
+    /// Ready once somebody has closed the connection; the last task to ask is woken then.
+    pub fn poll_closing(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return Poll::Ready(());
+        }
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Notes a frame of the client's: it lives.
@@ -324,7 +337,7 @@ impl Outbox {
         state.phase = Phase::Dead;
         state.backlog.clear(&self.limits.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
-        self.closing.notify_one();
+        state.wake_reader();
     }
 }
 

@@ -79,6 +79,11 @@ impl Scanner {
         self.frames_ahead == 0 && self.have == 0 && self.payload_left == 0 && self.violation.is_none()
     }
 
+    /// Whether no fragment waits for the rest of its message: then there is nothing to remember.
+    pub fn is_between_messages(&self) -> bool {
+        self.is_idle() && self.fragments == 0
+    }
+
     /// Follows `bytes` and returns how many may pass: all, or those before a violation.
     pub fn scan(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
