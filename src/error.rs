@@ -14,6 +14,9 @@ pub enum StartError {
     },
     #[error("REDIS_URL: the address is not one the Redis client can use")]
     RedisUrl,
+    /// io_uring was asked for and this system has none.
+    #[error("FANOUT_IO=uring: io_uring is not available here (auto falls back to send)")]
+    Uring(#[source] io::Error),
     #[error("cannot start a thread")]
     Thread(#[from] io::Error),
 }

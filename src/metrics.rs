@@ -60,6 +60,7 @@ pub struct Metrics {
     pub redis_pipelines: Count,
     pub redis_refusals: Count,
     pub nodes_reaped: Count,
+    pub fanout_io_uring: Level,
 }
 
 impl Default for Metrics {
@@ -157,6 +158,11 @@ impl Default for Metrics {
                 r,
                 "nodes_reaped",
                 "Dead nodes whose users this node has taken out of Redis",
+            ),
+            fanout_io_uring: level(
+                r,
+                "fanout_io_uring",
+                "Whether a batch's sends go to the kernel together",
             ),
             registry,
         }

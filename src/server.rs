@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::bus::kafka::Kafka;
 use crate::bus::{Bus, Delivery, embedded};
 use crate::chat::{self, Chat};
-use crate::config::Config;
+use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
 use crate::http::cors::Cors;
 use crate::http::limits::Limits;
@@ -24,9 +24,11 @@ use crate::metrics::Metrics;
 use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
 use crate::session::Registry;
+use crate::session::outlet::Outlet;
 use crate::session::typists::Typists;
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
+use crate::ws::uring::Ring;
 use crate::ws::{OutboxLimits, QueueLimits};
 use crate::{shutdown, supervise};
 
@@ -126,6 +128,7 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         Arc::clone(&metrics),
         node.clone(),
         config.max_record_bytes,
+        outlet(config.fanout_io, &metrics)?,
     );
     let bus = match &config.kafka {
         None => Bus::Embedded(embedded::Embedded::start(delivery)?),
@@ -187,6 +190,24 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         life,
         port,
     })
+}
+
+/// How batches leave; says so where that is not as asked.
+fn outlet(wanted: FanoutIo, metrics: &Metrics) -> Result<Outlet, StartError> {
+    if wanted == FanoutIo::Send {
+        return Ok(Outlet::Send);
+    }
+    match (wanted, Ring::probe()) {
+        (_, Ok(())) => {
+            metrics.fanout_io_uring.set(1);
+            Ok(Outlet::Wanted)
+        }
+        (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
+        (_, Err(error)) => {
+            tracing::info!(%error, "no io_uring here: each socket gets a send of its own");
+            Ok(Outlet::Send)
+        }
+    }
 }
 
 /// Says what a half-shared node does not do.

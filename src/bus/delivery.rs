@@ -16,6 +16,7 @@ use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
 use crate::session::fanout::{self, Delivered, Patience, SLICE, WaitBudget};
+use crate::session::outlet::{Outlet, Round};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 
@@ -44,6 +45,7 @@ pub struct Delivery {
     /// Where a session stands in the batch, by its address: the batch holds it alive.
     index: HashMap<usize, usize, RandomState>,
     wait_budget: WaitBudget,
+    outlet: Outlet,
     poison_logged: Option<Instant>,
 }
 
@@ -55,6 +57,26 @@ struct Pending {
     chunks: Vec<Bytes>,
 }
 
+/// The same, closed: what is to be sent, and to whom.
+struct Ready {
+    session: Arc<Session>,
+    members: Arc<Vec<Member>>,
+    chunks: Vec<Bytes>,
+    records: u64,
+}
+
+impl From<Pending> for Ready {
+    fn from(mut pending: Pending) -> Self {
+        pending.chunks.push(pending.open.freeze());
+        Self {
+            members: pending.session.members(),
+            session: pending.session,
+            chunks: pending.chunks,
+            records: pending.records,
+        }
+    }
+}
+
 impl Delivery {
     pub fn new(
         registry: Arc<Registry>,
@@ -63,6 +85,7 @@ impl Delivery {
         metrics: Arc<Metrics>,
         node: String,
         max_record_bytes: usize,
+        outlet: Outlet,
     ) -> Self {
         Self {
             registry,
@@ -75,6 +98,7 @@ impl Delivery {
             batch: Vec::new(),
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
+            outlet,
             poison_logged: None,
         }
     }
@@ -159,39 +183,36 @@ impl Delivery {
         if self.batch.is_empty() {
             return;
         }
-        let mut total = Delivered::default();
-        let mut large = Vec::new();
-        let mut records = 0;
-        for mut pending in self.batch.drain(..) {
-            records += pending.records;
-            pending.chunks.push(pending.open.freeze());
-            let members = pending.session.members();
-            if members.len() > SLICE {
-                large.push((pending.session, members, pending.chunks, Delivered::default()));
-            } else {
-                let delivered = deliver_chunks(&members, &pending.chunks, &mut self.wait_budget);
-                log_broadcast(&pending.session, delivered, members.len(), pending.chunks.len());
-                total += delivered;
+        self.outlet.prepare(&self.metrics);
+        let batch: Vec<Ready> = self.batch.drain(..).map(Ready::from).collect();
+        let mut delivered = vec![Delivered::default(); batch.len()];
+        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut delivered);
+        let is_large = |ready: &Ready| ready.members.len() > SLICE;
+        for (slot, ready) in batch.iter().enumerate().filter(|(_, ready)| !is_large(ready)) {
+            send_chunks(&mut round, slot, &ready.members, &ready.chunks);
+        }
+        let largest = batch.iter().map(|ready| ready.members.len()).max().unwrap_or(0);
+        for start in (0..largest).step_by(SLICE) {
+            for (slot, ready) in batch.iter().enumerate().filter(|(_, ready)| is_large(ready)) {
+                let members = ready.members.get(start..).unwrap_or_default();
+                send_chunks(
+                    &mut round,
+                    slot,
+                    &members[..members.len().min(SLICE)],
+                    &ready.chunks,
+                );
             }
         }
-        let mut start = 0;
-        while !large.is_empty() {
-            large.retain(|(session, members, chunks, delivered)| {
-                let is_served = start >= members.len();
-                if is_served {
-                    log_broadcast(session, *delivered, members.len(), chunks.len());
-                    total += *delivered;
-                }
-                !is_served
-            });
-            for (_, members, chunks, delivered) in &mut large {
-                let slice = &members[start..members.len().min(start + SLICE)];
-                *delivered += deliver_chunks(slice, chunks, &mut self.wait_budget);
-            }
-            start += SLICE;
+        round.flush();
+        drop(round);
+        let mut total = Delivered::default();
+        for (ready, delivered) in batch.iter().zip(delivered) {
+            log_broadcast(ready, delivered);
+            total += delivered;
         }
         self.index.clear();
-        self.metrics.batch(records, &total);
+        self.metrics
+            .batch(batch.iter().map(|ready| ready.records).sum(), &total);
     }
 
     /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
@@ -248,18 +269,21 @@ impl Delivery {
     }
 }
 
-fn deliver_chunks(members: &[Member], chunks: &[Bytes], budget: &mut WaitBudget) -> Delivered {
-    let mut delivered = Delivered::default();
-    for chunk in chunks {
-        delivered += fanout::deliver(members, chunk, None, Patience::Wait(budget));
+/// Sends the chunks of one session in their order.
+fn send_chunks<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a [Bytes]) {
+    for (number, chunk) in chunks.iter().enumerate() {
+        if number > 0 {
+            round.flush();
+        }
+        round.send(slot, members, chunk);
     }
-    delivered
 }
 
-fn log_broadcast(session: &Session, delivered: Delivered, members: usize, chunks: usize) {
+fn log_broadcast(ready: &Ready, delivered: Delivered) {
     tracing::debug!(
-        "Broadcasted message to session {}: {}/{members} clients received",
-        session.id,
-        delivered.received() / chunks
+        "Broadcasted message to session {}: {}/{} clients received",
+        ready.session.id,
+        delivered.received() / ready.chunks.len(),
+        ready.members.len()
     );
 }

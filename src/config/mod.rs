@@ -27,8 +27,8 @@ pub use error::{ConfigError, Problem};
 pub use network::Network;
 pub use sources::load;
 pub use types::{
-    Environment, KafkaConfig, Limits, LogFormat, Origins, RedisConfig, Sasl, SaslMechanism, SecurityProtocol,
-    SessionIdFormat,
+    Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Origins, RedisConfig, Sasl, SaslMechanism,
+    SecurityProtocol, SessionIdFormat,
 };
 pub use variables::{Section, VARIABLES, Variable};
 
@@ -83,6 +83,8 @@ pub struct Config {
     pub trusted_proxies: Vec<Network>,
     /// What a session's id may look like.
     pub session_id_format: SessionIdFormat,
+    /// How a batch's frames reach their sockets.
+    pub fanout_io: FanoutIo,
     /// Bytes of a record's value; a longer one is skipped. At most `limits.send_queue_bytes`, else it could never be
     /// queued.
     pub max_record_bytes: usize,

@@ -7,8 +7,8 @@ use redis::IntoConnectionInfo;
 
 use super::parse::{self, choice, duration, number};
 use super::{
-    Config, ConfigError, Environment, KafkaConfig, Limits, LogFormat, Network, Origins, Problem, RedisConfig,
-    Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable,
+    Config, ConfigError, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Network, Origins, Problem,
+    RedisConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable,
 };
 
 /// Whether this build can speak TLS and SASL to Kafka.
@@ -169,6 +169,16 @@ pub(super) fn config(
             parse::list(text).map(str::parse::<Network>).collect()
         })
         .unwrap_or_default();
+    let fanout_io = r.required("FANOUT_IO", |text| {
+        choice(
+            text,
+            &[
+                ("auto", FanoutIo::Auto),
+                ("send", FanoutIo::Send),
+                ("uring", FanoutIo::Uring),
+            ],
+        )
+    });
     let session_id_format = r.required("SESSION_ID_FORMAT", |text| {
         choice(
             text,
@@ -198,6 +208,7 @@ pub(super) fn config(
         drain_timeout,
         trusted_proxies,
         session_id_format,
+        fanout_io,
         max_record_bytes,
         log_level,
         log_format,

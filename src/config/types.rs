@@ -57,6 +57,17 @@ impl fmt::Display for Origins {
     }
 }
 
+/// How a batch's frames reach their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FanoutIo {
+    /// io_uring where the kernel allows it, else one `send` per socket.
+    Auto,
+    /// One `send` per socket.
+    Send,
+    /// io_uring, or no start.
+    Uring,
+}
+
 /// What a session's id may look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionIdFormat {

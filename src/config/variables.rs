@@ -148,6 +148,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long connections are sent away in batches at shutdown; 0s: at once"),
     var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) whose X-Forwarded-For is believed"),
     var(Node, "SESSION_ID_FORMAT", "NAME", "any", "any, or uuid"),
+    var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),
     var(Node, "MAX_RECORD_BYTES", "BYTES", "131072", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES"),
 
     var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level, comma-separated"),

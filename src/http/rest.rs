@@ -46,6 +46,7 @@ struct Report<'a> {
     sessions: usize,
     kafka: Dependency,
     redis: Dependency,
+    fanout_io: &'static str,
 }
 
 /// `GET /health`: 200 while the process serves.
@@ -70,6 +71,11 @@ pub fn health(http: &Http) -> Answer {
             sessions: http.chat.registry.len(),
             kafka: Dependency::new(bus),
             redis: Dependency::new(presence),
+            fanout_io: if http.metrics.fanout_io_uring.get() == 1 {
+                "io_uring"
+            } else {
+                "send"
+            },
         },
     )
 }

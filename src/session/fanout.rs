@@ -35,7 +35,7 @@ impl Delivered {
         self.written + self.queued
     }
 
-    fn count(&mut self, sent: Sent) {
+    pub(super) fn count(&mut self, sent: Sent) {
         match sent {
             Sent::Written => self.written += 1,
             Sent::Queued => self.queued += 1,
@@ -51,13 +51,12 @@ impl std::ops::AddAssign for Delivered {
     }
 }
 
-/// What to do about a reader whose queue is full.
-pub enum Patience<'a> {
-    /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
-    Wait(&'a mut WaitBudget),
-    /// On the runtime, which may not, for what may be left out: it is.
+/// What to do about a reader whose queue is full, where nobody may wait for it.
+#[derive(Clone, Copy)]
+pub enum Patience {
+    /// What may be left out is.
     Drop,
-    /// On the runtime, for what may not be left out.
+    /// It may not be left out.
     Insist,
 }
 
@@ -94,19 +93,13 @@ impl WaitBudget {
 }
 
 /// Sends `chunk` to each of `members` but those of `except`.
-pub fn deliver(
-    members: &[Member],
-    chunk: &Bytes,
-    except: Option<&UserId>,
-    mut patience: Patience<'_>,
-) -> Delivered {
+pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
     let mut delivered = Delivered::default();
     for member in members {
         if except.is_some_and(|user_id| *user_id == member.user_id) {
             continue;
         }
-        let sent = match &mut patience {
-            Patience::Wait(budget) => send_or_close(member, chunk, budget),
+        let sent = match patience {
             Patience::Drop => member.outbox.send(chunk),
             Patience::Insist => member.outbox.insist(chunk),
         };
@@ -127,7 +120,8 @@ pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     delivered
 }
 
-fn send_or_close(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
+/// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
+pub(super) fn send_or_close(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
     let mut sent = member.outbox.send(chunk);
     if sent == Sent::Full {
         sent = wait_for_room(member, chunk, budget);

@@ -2,10 +2,11 @@
 //!
 //! - [`registry`]: the sessions of this node
 //! - [`roster`]: the users of one session on this node, by their connections
-//! - [`fanout`]: one chunk of frames to every member
+//! - [`fanout`]: one chunk of frames to every member; [`outlet`]: by a send each, or many at once
 //! - [`typists`]: who is typing, until it ends by itself
 
 pub mod fanout;
+pub mod outlet;
 pub mod registry;
 pub mod roster;
 pub mod typists;

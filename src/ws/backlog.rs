@@ -103,19 +103,26 @@ impl Backlog {
         self.has_shrunk && self.is_draining(limits)
     }
 
-    /// Begins with a chunk of which `written` bytes are sent: an empty queue takes one of any size.
+    /// Begins with a chunk of which `written` bytes are sent, before whatever was queued while it was: an empty queue
+    /// takes one of any size.
     pub fn begin(&mut self, chunk: Bytes, written: usize) {
-        self.push(chunk);
+        self.wake_up();
+        self.bytes += chunk.len() - written;
         self.offset = written;
-        self.bytes -= written;
+        self.queue.push_front(chunk);
     }
 
-    /// Queues a chunk whatever the limit: for what must be said.
-    pub fn push(&mut self, chunk: Bytes) {
+    /// The time of a backlog counts from its first chunk.
+    fn wake_up(&mut self) {
         if self.is_empty() {
             self.progress_at = clock::now_ms();
             self.has_shrunk = false;
         }
+    }
+
+    /// Queues a chunk whatever the limit: for what must be said.
+    pub fn push(&mut self, chunk: Bytes) {
+        self.wake_up();
         self.bytes += chunk.len();
         self.queue.push_back(chunk);
     }

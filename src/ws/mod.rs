@@ -5,6 +5,8 @@ pub mod connection;
 pub mod outbox;
 pub mod rate;
 pub mod scanner;
+#[cfg_attr(not(target_os = "linux"), path = "uring_absent.rs")]
+pub mod uring;
 
 pub use backlog::QueueLimits;
-pub use outbox::{Outbox, OutboxLimits, Queued, Sent};
+pub use outbox::{Begun, Outbox, OutboxLimits, Queued, Sent};

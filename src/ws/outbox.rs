@@ -5,6 +5,7 @@
 //! One small lock guards backlog and phase; it is never held across an await.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -46,6 +47,14 @@ pub enum Sent {
     Closed,
 }
 
+/// Who sends a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// The caller, who says with [`Outbox::complete`] how it went; until then everything else is queued.
+    Yours,
+    Done(Sent),
+}
+
 /// One connection's way out.
 pub struct Outbox {
     socket: OwnedWriteHalf,
@@ -61,13 +70,27 @@ pub struct Outbox {
 struct State {
     backlog: Backlog,
     phase: Phase,
-    /// Whether a flusher lives. It changes under this lock only, so that no backlog is left without one.
+    /// Whether somebody writes the socket without holding this lock: a flusher, or who has begun a send. It changes
+    /// under this lock only, so that no backlog is left without one.
     flushing: bool,
     /// Wakes the reader when somebody else closes the connection.
     reader: Option<Waker>,
 }
 
 impl State {
+    /// Whether what is to be sent must be queued behind something.
+    fn is_busy(&self) -> bool {
+        self.flushing || !self.backlog.is_empty()
+    }
+
+    fn queue(&mut self, chunk: &Bytes, limits: &QueueLimits) -> Sent {
+        if self.backlog.try_push(chunk, limits) {
+            Sent::Queued
+        } else {
+            Sent::Full
+        }
+    }
+
     fn wake_reader(&mut self) {
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -112,7 +135,7 @@ impl Outbox {
     /// connected. It may go over the limit once more; beyond that the reader is slow.
     pub fn insist(self: &Arc<Self>, frame: &Bytes) -> Sent {
         let mut state = self.state.lock();
-        if state.phase == Phase::Open && !state.backlog.is_empty() {
+        if state.phase == Phase::Open && state.is_busy() {
             if state.backlog.insist(frame, &self.limits.queue) {
                 return Sent::Queued;
             }
@@ -134,22 +157,77 @@ impl Outbox {
         if state.phase != Phase::Open {
             return Sent::Closed;
         }
-        if !state.backlog.is_empty() {
-            let has_room = state.backlog.try_push(chunk, &self.limits.queue);
-            return if has_room { Sent::Queued } else { Sent::Full };
+        if state.is_busy() {
+            return state.queue(chunk, &self.limits.queue);
         }
-        let written = match self.socket.try_write(chunk) {
-            Ok(written) if written == chunk.len() => return Sent::Written,
+        let result = self.socket.try_write(chunk);
+        self.settle(state, chunk, result)
+    }
+
+    /// Begins to send a chunk that the caller writes itself, without holding a lock meanwhile: many sockets' chunks go
+    /// to the kernel together.
+    pub fn begin(&self, chunk: &Bytes) -> Begun {
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return Begun::Done(Sent::Closed);
+        }
+        if state.is_busy() {
+            return Begun::Done(state.queue(chunk, &self.limits.queue));
+        }
+        state.flushing = true;
+        Begun::Yours
+    }
+
+    /// Takes the result of the send that was begun: as from `send(2)`.
+    pub fn complete(self: &Arc<Self>, chunk: &Bytes, result: io::Result<usize>) -> Sent {
+        let mut state = self.state.lock();
+        state.flushing = false;
+        if state.phase == Phase::Dead {
+            return Sent::Closed;
+        }
+        self.settle(state, chunk, result)
+    }
+
+    /// One `send` of a chunk that was begun.
+    pub fn send_now(&self, chunk: &Bytes) -> io::Result<usize> {
+        SockRef::from(self.socket.as_ref()).send(chunk)
+    }
+
+    /// The socket, for a chunk that was begun.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_ref().as_fd()
+    }
+
+    /// Queues what is left of a chunk that was written first, and sees that it goes on.
+    fn settle(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        chunk: &Bytes,
+        result: io::Result<usize>,
+    ) -> Sent {
+        let written = match result {
             Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                0
+            }
             Err(_) => {
                 self.fail(&mut state);
                 return Sent::Closed;
             }
         };
-        state.backlog.begin(chunk.clone(), written);
-        self.start_flusher(state);
-        Sent::Queued
+        let is_whole = written == chunk.len();
+        if !is_whole {
+            state.backlog.begin(chunk.clone(), written);
+        }
+        if !state.backlog.is_empty() {
+            self.start_flusher(state);
+        }
+        if is_whole { Sent::Written } else { Sent::Queued }
     }
 
     /// Answers a ping. At most one pong waits, whatever the peer sends.

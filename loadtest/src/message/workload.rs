@@ -48,8 +48,10 @@ pub enum Arm {
     FloorBatched,
     /// The same behind librdkafka
     FloorKafka,
-    /// livechat-ws with Kafka, native records
+    /// livechat-ws with Kafka, native records, one `send` per socket
     Kafka,
+    /// The same with many sends in one submission of io_uring
+    KafkaUring,
     /// The same with presence in Redis
     KafkaRedis,
     /// livechat-ws with Kafka, records of the old form
@@ -99,10 +101,20 @@ impl Arm {
             Self::Floor => Kind::Floor { is_batched: false },
             Self::FloorBatched => Kind::Floor { is_batched: true },
             Self::FloorKafka => Kind::FloorKafka,
-            Self::Kafka | Self::KafkaOld | Self::KafkaSlow => server(true, false),
+            Self::Kafka | Self::KafkaUring | Self::KafkaOld | Self::KafkaSlow => server(true, false),
             Self::KafkaRedis => server(true, true),
             Self::Embedded => server(false, false),
         }
+    }
+
+    /// Variables of the server's.
+    fn settings(self) -> Vec<(&'static str, String)> {
+        let fanout_io = if self == Self::KafkaUring { "uring" } else { "send" };
+        let mut settings = vec![("FANOUT_IO", fanout_io.to_owned())];
+        if self == Self::KafkaSlow {
+            settings.extend(slow::SETTINGS.map(|(name, value)| (name, value.to_owned())));
+        }
+        settings
     }
 
     fn message(self) -> Result<Template> {
@@ -118,7 +130,9 @@ impl Arm {
             Self::Floor | Self::FloorBatched => return Ok(Publish::By(Sink::feed(node.addr)?)),
             Self::Embedded => return Ok(Publish::BySocket),
             Self::KafkaOld => Form::Old,
-            Self::FloorKafka | Self::Kafka | Self::KafkaRedis | Self::KafkaSlow => Form::Native,
+            Self::FloorKafka | Self::Kafka | Self::KafkaUring | Self::KafkaRedis | Self::KafkaSlow => {
+                Form::Native
+            }
         };
         let topics = node.topics.as_ref().context("no topics")?;
         Ok(Publish::By(Sink::Kafka(Producer::new(
@@ -136,12 +150,13 @@ impl Workload {
                 Arm::Floor,
                 Arm::FloorKafka,
                 Arm::Kafka,
+                Arm::KafkaUring,
                 Arm::KafkaOld,
                 Arm::KafkaRedis,
                 Arm::KafkaSlow,
             ],
-            Self::B => vec![Arm::Floor, Arm::FloorKafka, Arm::Kafka],
-            Self::C => vec![Arm::FloorBatched, Arm::FloorKafka, Arm::Kafka],
+            Self::B => vec![Arm::Floor, Arm::FloorKafka, Arm::Kafka, Arm::KafkaUring],
+            Self::C => vec![Arm::FloorBatched, Arm::FloorKafka, Arm::Kafka, Arm::KafkaUring],
         }
     }
 
@@ -199,9 +214,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
 }
 
 fn one(workload: Workload, arm: Arm, programs: &Programs, options: &Options) -> Result<Figures> {
-    let patient = slow::SETTINGS.map(|(name, value)| (name, value.to_owned()));
-    let settings = if arm == Arm::KafkaSlow { &patient[..] } else { &[] };
-    let node = Node::start(programs, arm.kind(), settings)?;
+    let node = Node::start(programs, arm.kind(), &arm.settings())?;
     let target = Target {
         addr: node.addr,
         pid: Some(node.process.pid()),

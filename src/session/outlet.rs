@@ -1,0 +1,141 @@
+//! How a batch's frames leave: one `send` per socket, or many in one submission of io_uring.
+//!
+//! Both ways give the same outcome for each socket, and what a socket does not take is queued by its outbox.
+
+use std::io;
+
+use bytes::Bytes;
+
+use super::Member;
+use super::fanout::{Delivered, WaitBudget, send_or_close};
+use crate::metrics::Metrics;
+use crate::ws::uring::{self, Ring};
+use crate::ws::{Begun, Outbox, Sent};
+
+/// Fewer sends than this go out one by one: a submission costs more than it saves.
+const MIN_RING: usize = 4;
+
+/// One delivery thread's way out.
+pub enum Outlet {
+    /// One `send` per socket.
+    Send,
+    /// A ring that is made by the thread that uses it, at its first batch.
+    Wanted,
+    Ring(Box<Rings>),
+}
+
+/// A ring and where its results go: kept, so that a batch allocates nothing for them.
+pub struct Rings {
+    ring: Ring,
+    results: Vec<io::Result<usize>>,
+}
+
+impl Outlet {
+    /// Makes the ring where one is wanted and gives up one that has failed.
+    pub fn prepare(&mut self, metrics: &Metrics) {
+        *self = match std::mem::replace(self, Self::Send) {
+            Self::Wanted => match Ring::new() {
+                Ok(ring) => Self::Ring(Box::new(Rings {
+                    ring,
+                    results: Vec::with_capacity(uring::MAX_SENDS),
+                })),
+                Err(error) => {
+                    tracing::warn!(%error, "io_uring is not available: each socket gets a send of its own");
+                    Self::Send
+                }
+            },
+            Self::Ring(rings) if rings.ring.is_broken() => {
+                tracing::warn!("io_uring has failed: each socket gets a send of its own");
+                Self::Send
+            }
+            same => same,
+        };
+        metrics
+            .fanout_io_uring
+            .set(i64::from(matches!(self, Self::Ring(_))));
+    }
+}
+
+/// The sends of one batch. Dropped without [`Self::flush`] it would leave sockets without a writer: flush it.
+pub struct Round<'a> {
+    outlet: &'a mut Outlet,
+    budget: &'a mut WaitBudget,
+    /// What became of the chunks, by their slots.
+    delivered: &'a mut [Delivered],
+    /// Begun and not yet sent.
+    begun: Vec<(usize, &'a Member, &'a Bytes)>,
+}
+
+impl<'a> Round<'a> {
+    pub fn new(outlet: &'a mut Outlet, budget: &'a mut WaitBudget, delivered: &'a mut [Delivered]) -> Self {
+        Self {
+            outlet,
+            budget,
+            delivered,
+            begun: Vec::new(),
+        }
+    }
+
+    /// Sends a chunk to each of `members`, now or at the next flush, and counts what became of it in `slot`.
+    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: &'a Bytes) {
+        if !matches!(self.outlet, Outlet::Ring(_)) {
+            for member in members {
+                let sent = send_or_close(member, chunk, self.budget);
+                self.delivered[slot].count(sent);
+            }
+            return;
+        }
+        for member in members {
+            match member.outbox.begin(chunk) {
+                Begun::Yours => {
+                    self.begun.push((slot, member, chunk));
+                    if self.begun.len() == uring::MAX_SENDS {
+                        self.flush();
+                    }
+                }
+                Begun::Done(Sent::Full) => {
+                    // It may be waited for, and the others should not wait with it.
+                    self.flush();
+                    let sent = send_or_close(member, chunk, self.budget);
+                    self.delivered[slot].count(sent);
+                }
+                Begun::Done(sent) => self.delivered[slot].count(sent),
+            }
+        }
+    }
+
+    /// Sees that everything begun is sent or queued. A socket's next chunk may only be begun after it.
+    pub fn flush(&mut self) {
+        let Outlet::Ring(rings) = &mut *self.outlet else {
+            return;
+        };
+        if self.begun.len() < MIN_RING {
+            for (slot, member, chunk) in self.begun.drain(..) {
+                let sent = member.outbox.complete(chunk, member.outbox.send_now(chunk));
+                self.delivered[slot].count(sent);
+            }
+            return;
+        }
+        let Rings { ring, results } = &mut **rings;
+        let sends: Vec<_> = self
+            .begun
+            .iter()
+            .map(|(_, member, chunk)| (Outbox::socket(&member.outbox), chunk.as_ref()))
+            .collect();
+        ring.send_all(&sends, results);
+        for ((slot, member, chunk), result) in self.begun.drain(..).zip(results.drain(..)) {
+            self.delivered[slot].count(member.outbox.complete(chunk, result));
+        }
+    }
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        // A panic half way: what is begun must not stay without a writer.
+        for (_, member, chunk) in self.begun.drain(..) {
+            member
+                .outbox
+                .complete(chunk, Err(io::ErrorKind::WouldBlock.into()));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Many sends in one system call (io_uring), for a batch's fan-out. The only `unsafe` of the message path.
+//!
+//! Each send is `MSG_DONTWAIT`: the kernel does it while it takes the submission, or refuses it as `send` would, so
+//! that nothing is under way when [`Ring::send_all`] returns.
+
+#![allow(unsafe_code, reason = "the kernel is given buffers by address")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::{IoUring, opcode, types};
+
+/// Sends of one submission: more would hold back what the first recipients have to answer.
+pub const MAX_SENDS: usize = 256;
+
+/// `MSG_DONTWAIT | MSG_NOSIGNAL` of Linux.
+const FLAGS: i32 = 0x40 | 0x4000;
+const EINTR: i32 = 4;
+const EAGAIN: i32 = 11;
+const EBUSY: i32 = 16;
+
+/// One thread's ring.
+pub struct Ring {
+    ring: IoUring,
+    /// The kernel has refused a submission for good.
+    is_broken: bool,
+}
+
+impl Ring {
+    /// Makes a ring for the calling thread, which must be the only one to use it.
+    ///
+    /// # Errors
+    ///
+    /// A kernel older than 6.1, or one that forbids io_uring, as containers often do.
+    pub fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(MAX_SENDS as u32)?;
+        Ok(Self {
+            ring,
+            is_broken: false,
+        })
+    }
+
+    /// Whether this kernel does what is needed: a ring is made, used and dropped.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says against it.
+    pub fn probe() -> io::Result<()> {
+        use std::io::Read;
+        use std::os::fd::AsFd;
+        let (mut near, far) = std::os::unix::net::UnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        let mut results = Vec::new();
+        Self::new()?.send_all(&[(far.as_fd(), b"?")], &mut results);
+        results.pop().unwrap_or(Err(io::ErrorKind::Unsupported.into()))?;
+        near.read_exact(&mut [0])
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Sends each buffer to its socket, at most [`MAX_SENDS`]; the results are those of `send(2)`, in order.
+    pub fn send_all(&mut self, sends: &[(BorrowedFd<'_>, &[u8])], results: &mut Vec<io::Result<usize>>) {
+        assert!(sends.len() <= MAX_SENDS, "more sends than the ring has room for");
+        results.clear();
+        // What is never submitted was not sent: the caller queues it.
+        results.extend(sends.iter().map(|_| Err(io::ErrorKind::WouldBlock.into())));
+        for (number, (socket, bytes)) in sends.iter().enumerate() {
+            let send = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+                .flags(FLAGS)
+                .build()
+                .user_data(number as u64);
+            // SAFETY: the socket and the buffer are borrowed for the whole call, and `finish` does not return while
+            // the kernel may still look at them. The queue is empty and has room: see the assertion.
+            if unsafe { self.ring.submission().push(&send) }.is_err() {
+                unreachable!("an empty queue has room for MAX_SENDS");
+            }
+        }
+        self.finish(sends.len(), results);
+    }
+
+    /// Submits what is queued and waits for every completion.
+    fn finish(&mut self, count: usize, results: &mut [io::Result<usize>]) {
+        let mut done = 0;
+        while done < count {
+            let error = self.ring.submit_and_wait(count - done).err();
+            for completion in self.ring.completion() {
+                done += 1;
+                if let Some(result) = results.get_mut(completion.user_data() as usize) {
+                    *result = match completion.result() {
+                        sent @ 0.. => Ok(sent as usize),
+                        error => Err(io::Error::from_raw_os_error(-error)),
+                    };
+                }
+            }
+            match error.and_then(|error| error.raw_os_error()) {
+                None | Some(EINTR | EAGAIN | EBUSY) => {}
+                Some(_) => return self.give_up(count - done),
+            }
+        }
+    }
+
+    /// The kernel takes no more. What it has not taken goes with the ring; what it has is done, as every send is
+    /// `MSG_DONTWAIT`.
+    fn give_up(&mut self, left: usize) {
+        self.is_broken = true;
+        if self.ring.submission().len() < left {
+            // It holds buffers that are about to be freed. No kernel is known to do this.
+            std::process::abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn results_are_those_of_send() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (gone, widow) = UnixStream::pair().unwrap();
+        let (_silent, full) = UnixStream::pair().unwrap();
+        drop(gone);
+        let flood = vec![b'.'; 8 << 20];
+        let mut ring = Ring::new().expect("io_uring is there");
+        let mut results = Vec::new();
+        for _ in 0..3 {
+            ring.send_all(
+                &[
+                    (far.as_fd(), b"one"),
+                    (widow.as_fd(), b"nobody"),
+                    (full.as_fd(), &flood),
+                    (far.as_fd(), b"two"),
+                ],
+                &mut results,
+            );
+            assert_eq!(*results[0].as_ref().unwrap(), 3);
+            assert_eq!(results[1].as_ref().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            match &results[2] {
+                Ok(sent) => assert!((1..flood.len()).contains(sent), "{sent}"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            assert_eq!(*results[3].as_ref().unwrap(), 3);
+            let mut got = [0; 6];
+            near.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"onetwo");
+        }
+        assert_eq!(
+            results[2].as_ref().unwrap_err().kind(),
+            io::ErrorKind::WouldBlock,
+            "a full socket refuses"
+        );
+        assert!(!ring.is_broken());
+    }
+
+    #[test]
+    fn a_full_ring_is_sent_whole() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let sends = vec![(far.as_fd(), &b"x"[..]); MAX_SENDS];
+        let mut results = Vec::new();
+        let mut ring = Ring::new().expect("io_uring is there");
+        ring.send_all(&sends, &mut results);
+        assert!(results.len() == MAX_SENDS && results.iter().all(|sent| matches!(sent, Ok(1))));
+        near.read_exact(&mut [0; MAX_SENDS]).unwrap();
+        ring.send_all(&[], &mut results);
+        assert!(results.is_empty());
+    }
+}
