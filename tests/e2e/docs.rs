@@ -17,7 +17,15 @@ use crate::support::{Client, Http, Server};
 const WIDTH: usize = 120;
 
 /// What begins a path of ours in a code span.
-const FOLDERS: [&str; 6] = ["src/", "tests/", "scripts/", "examples/", "docs/", ".ci/"];
+const FOLDERS: [&str; 7] = [
+    "src/",
+    "tests/",
+    "benches/",
+    "scripts/",
+    "examples/",
+    "docs/",
+    ".ci/",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -1,0 +1,97 @@
+//! Batches of records through delivery, as the bus's thread does it, until the readers have them.
+
+use criterion::{Criterion, Throughput, criterion_group};
+use livechat_ws::protocol::ids::SessionId;
+
+use crate::support::{Record, Sessions, deliver, session_id};
+
+/// The text of a message: with it a payload has some 300 bytes.
+const TEXT: usize = 100;
+
+/// Makes a record with a text of this length.
+type Make = fn(&SessionId, usize) -> Record;
+
+/// A batch: `records` in each of so many sessions, each with as many sockets.
+struct Load {
+    name: &'static str,
+    record: Make,
+    sessions: usize,
+    sockets_each: usize,
+    records: usize,
+}
+
+const LOADS: [Load; 5] = [
+    Load {
+        name: "1_record_to_1_session_of_100",
+        record: Record::native,
+        sessions: 1,
+        sockets_each: 100,
+        records: 1,
+    },
+    Load {
+        name: "100_records_to_1_session_of_100",
+        record: Record::native,
+        sessions: 1,
+        sockets_each: 100,
+        records: 100,
+    },
+    Load {
+        name: "100_old_records_to_1_session_of_100",
+        record: Record::old,
+        sessions: 1,
+        sockets_each: 100,
+        records: 100,
+    },
+    Load {
+        name: "1_record_to_each_of_500_sessions_of_2",
+        record: Record::native,
+        sessions: 500,
+        sockets_each: 2,
+        records: 1,
+    },
+    // More than a slice of members.
+    Load {
+        name: "10_records_to_1_session_of_1000",
+        record: Record::native,
+        sessions: 1,
+        sockets_each: 1_000,
+        records: 10,
+    },
+];
+
+fn batches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("delivery");
+    for load in LOADS {
+        let mut parts = None;
+        let records = load.sessions * load.records;
+        group.throughput(Throughput::Elements((records * load.sockets_each) as u64));
+        group.bench_function(load.name, |b| {
+            let (sessions, delivery, batch) = parts.get_or_insert_with(|| {
+                let sessions = Sessions::open(load.sessions, load.sockets_each);
+                let delivery = sessions.delivery();
+                let batch: Vec<_> = (0..records)
+                    .map(|n| (load.record)(&session_id(n % load.sessions), TEXT))
+                    .collect();
+                (sessions, delivery, batch)
+            });
+            b.iter(|| sessions.deliver(delivery, batch));
+        });
+    }
+    group.finish();
+}
+
+/// What a node pays for the records of all others' sessions.
+fn strangers(c: &mut Criterion) {
+    let mut group = c.benchmark_group("delivery/not_here");
+    let sessions = Sessions::open(1, 1);
+    let mut delivery = sessions.delivery();
+    let forms: [(_, Make); 2] = [("native", Record::native), ("old", Record::old)];
+    for (name, record) in forms {
+        let batch: Vec<_> = (1..=100).map(|n| record(&session_id(n), TEXT)).collect();
+        group.throughput(Throughput::Elements(batch.len() as u64));
+        group.bench_function(name, |b| b.iter(|| deliver(&mut delivery, &batch)));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, batches, strangers);

@@ -1,0 +1,34 @@
+//! One chunk to the sockets of a session. An iteration ends when the readers have it, not when the calls return.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use livechat_ws::protocol::frame;
+use livechat_ws::session::fanout::WaitBudget;
+
+use crate::support::{Sessions, fan_out};
+
+const SOCKETS: [usize; 4] = [1, 10, 100, 1_000];
+const PAYLOAD: usize = 300;
+
+fn chunk(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fanout");
+    let chunk = frame::text(&[b'x'; PAYLOAD]);
+    for sockets in SOCKETS {
+        // Made when it runs: a filter may have left it out, and each sample comes in here anew.
+        let mut sessions = None;
+        let mut budget = WaitBudget::default();
+        group.throughput(Throughput::Elements(sockets as u64));
+        group.bench_function(BenchmarkId::new("sockets", sockets), |b| {
+            let sessions = sessions.get_or_insert_with(|| Sessions::open(1, sockets));
+            b.iter(|| {
+                sessions.expect(chunk.len() * sockets);
+                black_box(fan_out(&sessions.sessions[0], &chunk, &mut budget));
+                sessions.wait();
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, chunk);

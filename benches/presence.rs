@@ -1,0 +1,185 @@
+//! Presence: folding joins and leaves, encoding status frames, and the embedded store as a whole.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use livechat_ws::bus::Bus;
+use livechat_ws::bus::embedded::Embedded;
+use livechat_ws::config::{self, Command};
+use livechat_ws::presence::inbox::Inbox;
+use livechat_ws::presence::{Parts, Presence};
+use livechat_ws::protocol::ids::UserType;
+use livechat_ws::protocol::server;
+use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
+use livechat_ws::session::Roster;
+
+use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
+
+/// Users of a session: a chat, the longest list, and one without a list.
+const USERS: [usize; 3] = [2, 100, 1_000];
+
+fn full(users: usize) -> Roster {
+    let mut roster = Roster::default();
+    for n in 0..users {
+        roster.join(&user_id(n), UserType::Customer);
+    }
+    roster
+}
+
+/// All come, are told of, go, and are told of.
+fn roster(c: &mut Criterion) {
+    let mut group = c.benchmark_group("presence/roster");
+    for users in USERS {
+        let ids: Vec<_> = (0..users).map(user_id).collect();
+        group.throughput(Throughput::Elements(users as u64));
+        group.bench_function(BenchmarkId::from_parameter(users), |b| {
+            let mut roster = Roster::default();
+            b.iter(|| {
+                for user_id in &ids {
+                    roster.join(user_id, UserType::Customer);
+                }
+                black_box(roster.take_changes(usize::MAX));
+                for user_id in &ids {
+                    roster.leave(user_id);
+                }
+                black_box(roster.take_changes(usize::MAX));
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A status frame out of a roster, with as many events as one lists.
+fn frame(c: &mut Criterion) {
+    let mut group = c.benchmark_group("presence/status_frame");
+    let session_id = session_id(0);
+    for users in USERS {
+        let mut roster = full(users);
+        let events = roster.take_changes(MAX_LISTED_EVENTS);
+        group.throughput(Throughput::Elements(users as u64));
+        group.bench_function(BenchmarkId::from_parameter(users), |b| {
+            b.iter(|| {
+                let status = roster.connected().status();
+                server::connection_status_update(&session_id, &status, black_box(&events), TIMESTAMP)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The marks of a storm, and the task that takes them.
+fn inbox(c: &mut Criterion) {
+    const SESSIONS: usize = 1_000;
+    let mut group = c.benchmark_group("presence/inbox");
+    let (inbox, member) = (Inbox::default(), mute_member());
+    let ids: Vec<_> = (0..SESSIONS).map(session_id).collect();
+    group.throughput(Throughput::Elements(SESSIONS as u64));
+    group.bench_function("joins_of_1000_sessions", |b| {
+        b.iter(|| {
+            for session_id in &ids {
+                inbox.joined(session_id, &member.user_id, &member.outbox);
+            }
+            inbox.take()
+        });
+    });
+    group.finish();
+}
+
+/// Sessions of two whose second user goes and comes again.
+struct Store {
+    sessions: Sessions,
+    presence: Presence,
+    /// Lengths of the frames that tell it.
+    left: usize,
+    joined: usize,
+}
+
+impl Store {
+    fn start(sessions: usize) -> Self {
+        let sessions = Sessions::open(sessions, 2);
+        // The shortest window there is.
+        let env = |name: &str| (name == "PRESENCE_FLUSH").then(|| "1ms".to_owned());
+        let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
+            panic!("a configuration of defaults is valid");
+        };
+        let bus = Embedded::start(sessions.delivery()).expect("a thread");
+        let parts = Parts {
+            inbox: Arc::default(),
+            registry: Arc::clone(&sessions.registry),
+            bus: Arc::new(Bus::Embedded(bus)),
+            metrics: Arc::clone(&sessions.metrics),
+            node: "node".into(),
+        };
+        let presence = {
+            let _entered = sessions.runtime.enter();
+            Presence::start(parts, &config).expect("no address to be wrong")
+        };
+        let mut roster = full(2);
+        let mut told = || {
+            let (events, status) = (roster.take_changes(usize::MAX), roster.connected().status());
+            roster.leave(&user_id(1));
+            server::connection_status_update(&session_id(0), &status, &events, TIMESTAMP).len()
+        };
+        let (both, left) = (told(), told());
+        roster.join(&user_id(1), UserType::Customer);
+        let status = roster.connected().status();
+        let events = roster.take_changes(usize::MAX);
+        let joined = server::connection_status_update(&session_id(0), &status, &events, TIMESTAMP).len();
+        for session in &sessions.sessions {
+            let first = &session.members()[0];
+            presence.joined(&session.id, &first.user_id, &first.outbox);
+        }
+        sessions.expect(2 * both * sessions.sessions.len());
+        sessions.wait();
+        Self {
+            sessions,
+            presence,
+            left,
+            joined,
+        }
+    }
+
+    fn go_and_come(&self) {
+        let sessions = &self.sessions.sessions;
+        let seconds: Vec<_> = sessions
+            .iter()
+            .map(|session| session.members()[1].clone())
+            .collect();
+        self.sessions.expect(self.left * sessions.len());
+        for (session, member) in sessions.iter().zip(&seconds) {
+            let is_last = self.sessions.registry.leave(session, member) == Some(true);
+            self.presence.left(&session.id, &member.user_id, is_last);
+        }
+        self.sessions.wait();
+        for (session, member) in sessions.iter().zip(&seconds) {
+            let greeting = greeting(&session.id, &member.user_id);
+            self.sessions.expect(greeting.len() + 2 * self.joined);
+            let join = |_| greeting.clone();
+            self.sessions
+                .registry
+                .join(&session.id, member, UserType::Customer, join);
+            self.presence.joined(&session.id, &member.user_id, &member.outbox);
+        }
+        self.sessions.wait();
+    }
+}
+
+/// Until the readers know: two windows of a millisecond are in it.
+fn store(c: &mut Criterion) {
+    let mut group = c.benchmark_group("presence/embedded");
+    for sessions in [10, 500] {
+        let mut store = None;
+        group.throughput(Throughput::Elements(2 * sessions as u64));
+        group.bench_function(
+            BenchmarkId::new("one_goes_and_comes_in_sessions", sessions),
+            |b| {
+                let store = store.get_or_insert_with(|| Store::start(sessions));
+                b.iter(|| store.go_and_come());
+            },
+        );
+    }
+    group.finish();
+}
+
+criterion_group!(benches, roster, frame, inbox, store);
