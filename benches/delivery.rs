@@ -2,8 +2,9 @@
 
 use criterion::{Criterion, Throughput, criterion_group};
 use livechat_ws::protocol::ids::SessionId;
+use livechat_ws::session::outlet::Outlet;
 
-use crate::support::{Record, Sessions, deliver, session_id};
+use crate::support::{OUTLETS, Record, Sessions, deliver, session_id};
 
 /// The text of a message: with it a payload has some 300 bytes.
 const TEXT: usize = 100;
@@ -62,20 +63,22 @@ const LOADS: [Load; 5] = [
 fn batches(c: &mut Criterion) {
     let mut group = c.benchmark_group("delivery");
     for load in LOADS {
-        let mut parts = None;
         let records = load.sessions * load.records;
         group.throughput(Throughput::Elements((records * load.sockets_each) as u64));
-        group.bench_function(load.name, |b| {
-            let (sessions, delivery, batch) = parts.get_or_insert_with(|| {
-                let sessions = Sessions::open(load.sessions, load.sockets_each);
-                let delivery = sessions.delivery();
-                let batch: Vec<_> = (0..records)
-                    .map(|n| (load.record)(&session_id(n % load.sessions), TEXT))
-                    .collect();
-                (sessions, delivery, batch)
+        for (way, outlet) in OUTLETS {
+            let mut parts = None;
+            group.bench_function(format!("{}/{way}", load.name), |b| {
+                let (sessions, delivery, batch) = parts.get_or_insert_with(|| {
+                    let sessions = Sessions::open(load.sessions, load.sockets_each);
+                    let delivery = sessions.delivery(outlet());
+                    let batch: Vec<_> = (0..records)
+                        .map(|n| (load.record)(&session_id(n % load.sessions), TEXT))
+                        .collect();
+                    (sessions, delivery, batch)
+                });
+                b.iter(|| sessions.deliver(delivery, batch));
             });
-            b.iter(|| sessions.deliver(delivery, batch));
-        });
+        }
     }
     group.finish();
 }
@@ -84,7 +87,7 @@ fn batches(c: &mut Criterion) {
 fn strangers(c: &mut Criterion) {
     let mut group = c.benchmark_group("delivery/not_here");
     let sessions = Sessions::open(1, 1);
-    let mut delivery = sessions.delivery();
+    let mut delivery = sessions.delivery(Outlet::Send);
     let forms: [(_, Make); 2] = [("native", Record::native), ("old", Record::old)];
     for (name, record) in forms {
         let batch: Vec<_> = (1..=100).map(|n| record(&session_id(n), TEXT)).collect();

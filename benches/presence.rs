@@ -13,6 +13,7 @@ use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
 use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
 use livechat_ws::session::Roster;
+use livechat_ws::session::outlet::Outlet;
 
 use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
 
@@ -103,7 +104,7 @@ impl Store {
         let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
             panic!("a configuration of defaults is valid");
         };
-        let bus = Embedded::start(sessions.delivery()).expect("a thread");
+        let bus = Embedded::start(sessions.delivery(Outlet::Send)).expect("a thread");
         let parts = Parts {
             inbox: Arc::default(),
             registry: Arc::clone(&sessions.registry),

@@ -9,6 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use livechat_ws::session::fanout::SLICE;
+use livechat_ws::session::outlet::Outlet;
 
 #[path = "../benches/support/mod.rs"]
 mod support;
@@ -56,9 +57,9 @@ unsafe impl GlobalAlloc for Counting {
 const ATTEMPTS: usize = 100;
 
 /// What this thread allocates to deliver a batch straight to the sockets of so many recipients.
-fn allocations(recipients: usize, batch: &[Record]) -> u64 {
+fn allocations(recipients: usize, batch: &[Record], outlet: Outlet) -> u64 {
     let sessions = Sessions::open(1, recipients);
-    let mut delivery = sessions.delivery();
+    let mut delivery = sessions.delivery(outlet);
     // The first batch makes what delivery keeps.
     sessions.deliver(&mut delivery, batch);
     for _ in 0..ATTEMPTS {
@@ -77,46 +78,42 @@ fn allocations(recipients: usize, batch: &[Record]) -> u64 {
 }
 
 /// Asserts that recipients cost nothing, and says what the batch costs.
-fn for_any_number_of_recipients(batch: &[Record]) -> u64 {
-    let cost = |recipients: [usize; 3]| {
-        let costs = recipients.map(|recipients| allocations(recipients, batch));
+fn for_any_number_of_recipients(batch: &[Record], outlet: fn() -> Outlet) -> u64 {
+    let cost = |recipients: [usize; 5]| {
+        let costs = recipients.map(|recipients| allocations(recipients, batch, outlet()));
         let all_same = costs.iter().all(|cost| *cost == costs[0]);
         assert!(all_same, "{costs:?} allocations for {recipients:?} recipients");
         costs[0]
     };
-    let small = cost([1, 10, SLICE]);
-    let large = cost([SLICE + 1, 500, 1_000]);
-    // Sessions that are written in slices take turns: a batch that has such keeps one list of them.
-    assert!(
-        large <= small + 1,
-        "{large} allocations in a large session, {small} in a small one"
-    );
-    small
+    cost([1, 10, SLICE, SLICE + 1, 1_000])
 }
 
 fn batch(records: usize, record: impl Fn() -> Record) -> Vec<Record> {
     (0..records).map(|_| record()).collect()
 }
 
-/// A chunk is a buffer and the list it stands in. For a hundred records the buffer grows, by doubling.
-#[test]
-fn a_native_record_costs_its_chunk_and_a_recipient_nothing() {
-    let native = || Record::native(&session_id(0), 100);
-    let one = for_any_number_of_recipients(&batch(1, native));
-    assert!(one <= 2, "{one} allocations for a record");
-    let hundred = for_any_number_of_recipients(&batch(100, native));
-    assert!(hundred <= 12, "{hundred} allocations for a hundred records");
+/// A chunk is a buffer and the list it stands in. For a hundred records the buffer grows, by doubling. Old records have
+/// their session's id and the new payload, which grows as it is written: five.
+fn costs(outlet: fn() -> Outlet, way_out: u64) {
+    for (form, each) in [(Record::native as fn(&_, _) -> _, 0), (Record::old, 5)] {
+        let record = || form(&session_id(0), 100);
+        let one = for_any_number_of_recipients(&batch(1, record), outlet);
+        assert!(one <= 2 + way_out + each, "{one} allocations for a record");
+        let hundred = for_any_number_of_recipients(&batch(100, record), outlet);
+        assert!(
+            hundred <= 12 + way_out + 100 * each,
+            "{hundred} allocations for a hundred records"
+        );
+    }
 }
 
-/// Its session's id and the new payload, which grows as it is written, come to five.
 #[test]
-fn an_old_record_costs_its_conversion_and_a_recipient_nothing() {
-    let old = || Record::old(&session_id(0), 100);
-    let one = for_any_number_of_recipients(&batch(1, old));
-    assert!(one <= 2 + 5, "{one} allocations for a record");
-    let hundred = for_any_number_of_recipients(&batch(100, old));
-    assert!(
-        hundred <= 12 + 100 * 5,
-        "{hundred} allocations for a hundred records"
-    );
+fn a_recipient_costs_nothing_by_send() {
+    costs(|| Outlet::Send, 0);
+}
+
+/// Who is sent to in one submission stands in a list, one for a batch.
+#[test]
+fn a_recipient_costs_nothing_by_io_uring() {
+    costs(|| Outlet::Wanted, 1);
 }

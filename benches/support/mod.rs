@@ -15,7 +15,8 @@ use livechat_ws::bus::Delivery;
 use livechat_ws::metrics::Metrics;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
-use livechat_ws::session::fanout::{self, Delivered, Patience, WaitBudget};
+use livechat_ws::session::fanout::{Delivered, WaitBudget};
+use livechat_ws::session::outlet::{Outlet, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::ws::{Outbox, OutboxLimits, QueueLimits};
@@ -56,9 +57,21 @@ pub fn deliver(delivery: &mut Delivery, batch: &[Record]) {
 }
 
 /// One chunk to every member, as delivery sends it.
-pub fn fan_out(session: &Session, chunk: &Bytes, budget: &mut WaitBudget) -> Delivered {
-    fanout::deliver(&session.members(), chunk, None, Patience::Wait(budget))
+pub fn fan_out(session: &Session, chunk: &Bytes, outlet: &mut Outlet, budget: &mut WaitBudget) -> Delivered {
+    let members = session.members();
+    let mut delivered = [Delivered::default()];
+    let mut round = Round::new(outlet, budget, &mut delivered);
+    round.send(0, &members, chunk);
+    round.flush();
+    drop(round);
+    delivered[0]
 }
+
+/// Makes one way out.
+type Way = fn() -> Outlet;
+
+/// Both ways out, by their names in `FANOUT_IO`.
+pub const OUTLETS: [(&str, Way); 2] = [("send", || Outlet::Send), ("uring", || Outlet::Wanted)];
 
 /// Sessions, each with as many sockets.
 pub struct Sessions {
@@ -123,7 +136,7 @@ impl Sessions {
         opened
     }
 
-    pub fn delivery(&self) -> Delivery {
+    pub fn delivery(&self, outlet: Outlet) -> Delivery {
         Delivery::new(
             Arc::clone(&self.registry),
             Arc::new(Typists::default()),
@@ -131,6 +144,7 @@ impl Sessions {
             Arc::clone(&self.metrics),
             "node".into(),
             MAX_RECORD_BYTES,
+            outlet,
         )
     }
 

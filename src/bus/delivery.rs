@@ -42,6 +42,8 @@ pub struct Delivery {
     max_record_bytes: usize,
     converter: Converter,
     batch: Vec<Pending>,
+    /// What became of them; kept, so that a batch allocates nothing for it.
+    delivered: Vec<Delivered>,
     /// Where a session stands in the batch, by its address: the batch holds it alive.
     index: HashMap<usize, usize, RandomState>,
     wait_budget: WaitBudget,
@@ -55,25 +57,19 @@ struct Pending {
     records: u64,
     open: BytesMut,
     chunks: Vec<Bytes>,
+    /// To whom, once it is closed.
+    members: Option<Arc<Vec<Member>>>,
 }
 
-/// The same, closed: what is to be sent, and to whom.
-struct Ready {
-    session: Arc<Session>,
-    members: Arc<Vec<Member>>,
-    chunks: Vec<Bytes>,
-    records: u64,
-}
+impl Pending {
+    /// Nothing more is added: it goes to who is a member now.
+    fn close(&mut self) {
+        self.chunks.push(std::mem::take(&mut self.open).freeze());
+        self.members = Some(self.session.members());
+    }
 
-impl From<Pending> for Ready {
-    fn from(mut pending: Pending) -> Self {
-        pending.chunks.push(pending.open.freeze());
-        Self {
-            members: pending.session.members(),
-            session: pending.session,
-            chunks: pending.chunks,
-            records: pending.records,
-        }
+    fn members(&self) -> &[Member] {
+        self.members.as_ref().map_or(&[], |members| members)
     }
 }
 
@@ -96,6 +92,7 @@ impl Delivery {
             max_record_bytes,
             converter: Converter::default(),
             batch: Vec::new(),
+            delivered: Vec::new(),
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
             outlet,
@@ -166,6 +163,7 @@ impl Delivery {
                 records: 0,
                 open: BytesMut::new(),
                 chunks: Vec::new(),
+                members: None,
             });
             self.batch.len() - 1
         });
@@ -184,35 +182,39 @@ impl Delivery {
             return;
         }
         self.outlet.prepare(&self.metrics);
-        let batch: Vec<Ready> = self.batch.drain(..).map(Ready::from).collect();
-        let mut delivered = vec![Delivered::default(); batch.len()];
-        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut delivered);
-        let is_large = |ready: &Ready| ready.members.len() > SLICE;
-        for (slot, ready) in batch.iter().enumerate().filter(|(_, ready)| !is_large(ready)) {
-            send_chunks(&mut round, slot, &ready.members, &ready.chunks);
+        self.batch.iter_mut().for_each(Pending::close);
+        self.delivered.clear();
+        self.delivered.resize(self.batch.len(), Delivered::default());
+        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut self.delivered);
+        let sized = |is_large: bool| {
+            let batch = self.batch.iter().enumerate();
+            batch.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
+        };
+        for (slot, pending) in sized(false) {
+            send_chunks(&mut round, slot, pending.members(), &pending.chunks);
         }
-        let largest = batch.iter().map(|ready| ready.members.len()).max().unwrap_or(0);
-        for start in (0..largest).step_by(SLICE) {
-            for (slot, ready) in batch.iter().enumerate().filter(|(_, ready)| is_large(ready)) {
-                let members = ready.members.get(start..).unwrap_or_default();
+        let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
+        for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
+            for (slot, pending) in sized(true) {
+                let members = pending.members().get(start..).unwrap_or_default();
                 send_chunks(
                     &mut round,
                     slot,
                     &members[..members.len().min(SLICE)],
-                    &ready.chunks,
+                    &pending.chunks,
                 );
             }
         }
         round.flush();
         drop(round);
-        let mut total = Delivered::default();
-        for (ready, delivered) in batch.iter().zip(delivered) {
-            log_broadcast(ready, delivered);
-            total += delivered;
+        let (mut total, mut records) = (Delivered::default(), 0);
+        for (pending, delivered) in self.batch.drain(..).zip(&self.delivered) {
+            log_broadcast(&pending, *delivered);
+            total += *delivered;
+            records += pending.records;
         }
         self.index.clear();
-        self.metrics
-            .batch(batch.iter().map(|ready| ready.records).sum(), &total);
+        self.metrics.batch(records, &total);
     }
 
     /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
@@ -279,11 +281,11 @@ fn send_chunks<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], ch
     }
 }
 
-fn log_broadcast(ready: &Ready, delivered: Delivered) {
+fn log_broadcast(pending: &Pending, delivered: Delivered) {
     tracing::debug!(
         "Broadcasted message to session {}: {}/{} clients received",
-        ready.session.id,
-        delivered.received() / ready.chunks.len(),
-        ready.members.len()
+        pending.session.id,
+        delivered.received() / pending.chunks.len(),
+        pending.members().len()
     );
 }

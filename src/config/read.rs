@@ -426,6 +426,7 @@ fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
     let replication = r.required("KAFKA_TOPIC_REPLICATION", |text| {
         number(text, 1..=i32::from(i16::MAX))
     });
+    let pace = r.duration("KAFKA_PACE", Duration::ZERO, Duration::from_millis(100));
     let (security, sasl, ssl_ca) = kafka_security(r);
 
     Some(KafkaConfig {
@@ -435,6 +436,7 @@ fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
         topic_status,
         partitions,
         replication,
+        pace,
         security,
         sasl,
         ssl_ca,

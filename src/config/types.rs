@@ -133,6 +133,8 @@ pub struct KafkaConfig {
     pub partitions: i32,
     /// Replicas of a topic that this server creates.
     pub replication: i32,
+    /// How long a busy log's records gather for one fetch.
+    pub pace: Duration,
     /// How brokers are spoken to; anything but plaintext needs the cargo feature `kafka-tls`.
     pub security: SecurityProtocol,
     /// Who this server is to the brokers; there exactly with the two SASL protocols.

@@ -10,7 +10,7 @@ use super::Member;
 use super::fanout::{Delivered, WaitBudget, send_or_close};
 use crate::metrics::Metrics;
 use crate::ws::uring::{self, Ring};
-use crate::ws::{Begun, Outbox, Sent};
+use crate::ws::{Begun, Sent};
 
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
 const MIN_RING: usize = 4;
@@ -68,11 +68,16 @@ pub struct Round<'a> {
 
 impl<'a> Round<'a> {
     pub fn new(outlet: &'a mut Outlet, budget: &'a mut WaitBudget, delivered: &'a mut [Delivered]) -> Self {
+        let room = if matches!(outlet, Outlet::Ring(_)) {
+            uring::MAX_SENDS
+        } else {
+            0
+        };
         Self {
             outlet,
             budget,
             delivered,
-            begun: Vec::new(),
+            begun: Vec::with_capacity(room),
         }
     }
 
@@ -117,12 +122,11 @@ impl<'a> Round<'a> {
             return;
         }
         let Rings { ring, results } = &mut **rings;
-        let sends: Vec<_> = self
-            .begun
-            .iter()
-            .map(|(_, member, chunk)| (Outbox::socket(&member.outbox), chunk.as_ref()))
-            .collect();
-        ring.send_all(&sends, results);
+        let begun = self.begun.iter();
+        ring.send_all(
+            begun.map(|(_, member, chunk)| (member.outbox.socket(), chunk.as_ref())),
+            results,
+        );
         for ((slot, member, chunk), result) in self.begun.drain(..).zip(results.drain(..)) {
             self.delivered[slot].count(member.outbox.complete(chunk, result));
         }

@@ -54,7 +54,7 @@ impl Ring {
         let (mut near, far) = std::os::unix::net::UnixStream::pair()?;
         near.set_nonblocking(true)?;
         let mut results = Vec::new();
-        Self::new()?.send_all(&[(far.as_fd(), b"?")], &mut results);
+        Self::new()?.send_all(std::iter::once((far.as_fd(), &b"?"[..])), &mut results);
         results.pop().unwrap_or(Err(io::ErrorKind::Unsupported.into()))?;
         near.read_exact(&mut [0])
     }
@@ -63,24 +63,35 @@ impl Ring {
         self.is_broken
     }
 
-    /// Sends each buffer to its socket, at most [`MAX_SENDS`]; the results are those of `send(2)`, in order.
-    pub fn send_all(&mut self, sends: &[(BorrowedFd<'_>, &[u8])], results: &mut Vec<io::Result<usize>>) {
-        assert!(sends.len() <= MAX_SENDS, "more sends than the ring has room for");
+    /// Sends each buffer to its socket; the results are those of `send(2)`, in order. What is not sent, because there
+    /// are more than [`MAX_SENDS`] or the ring is broken, "would block".
+    pub fn send_all<'a>(
+        &mut self,
+        sends: impl Iterator<Item = (BorrowedFd<'a>, &'a [u8])>,
+        results: &mut Vec<io::Result<usize>>,
+    ) {
         results.clear();
-        // What is never submitted was not sent: the caller queues it.
-        results.extend(sends.iter().map(|_| Err(io::ErrorKind::WouldBlock.into())));
-        for (number, (socket, bytes)) in sends.iter().enumerate() {
+        // Broken until it is through: a panic of the iterator's would leave addresses in the queue.
+        let is_broken = std::mem::replace(&mut self.is_broken, true);
+        for (number, (socket, bytes)) in sends.enumerate() {
+            results.push(Err(io::ErrorKind::WouldBlock.into()));
+            if is_broken || number >= MAX_SENDS {
+                continue;
+            }
             let send = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
                 .flags(FLAGS)
                 .build()
                 .user_data(number as u64);
-            // SAFETY: the socket and the buffer are borrowed for the whole call, and `finish` does not return while
-            // the kernel may still look at them. The queue is empty and has room: see the assertion.
+            // SAFETY: the socket and the buffer are borrowed for longer than this call, and `finish` does not return
+            // while the kernel may still look at them. A queue that is not finished is never submitted again.
             if unsafe { self.ring.submission().push(&send) }.is_err() {
-                unreachable!("an empty queue has room for MAX_SENDS");
+                return;
             }
         }
-        self.finish(sends.len(), results);
+        if !is_broken {
+            self.is_broken = false;
+            self.finish(results.len().min(MAX_SENDS), results);
+        }
     }
 
     /// Submits what is queued and waits for every completion.
@@ -134,12 +145,13 @@ mod tests {
         let mut results = Vec::new();
         for _ in 0..3 {
             ring.send_all(
-                &[
-                    (far.as_fd(), b"one"),
+                [
+                    (far.as_fd(), &b"one"[..]),
                     (widow.as_fd(), b"nobody"),
                     (full.as_fd(), &flood),
                     (far.as_fd(), b"two"),
-                ],
+                ]
+                .into_iter(),
                 &mut results,
             );
             assert_eq!(*results[0].as_ref().unwrap(), 3);
@@ -164,13 +176,27 @@ mod tests {
     #[test]
     fn a_full_ring_is_sent_whole() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let sends = vec![(far.as_fd(), &b"x"[..]); MAX_SENDS];
+        let sends = |count| std::iter::repeat_n((far.as_fd(), &b"x"[..]), count);
         let mut results = Vec::new();
         let mut ring = Ring::new().expect("io_uring is there");
-        ring.send_all(&sends, &mut results);
+        ring.send_all(sends(MAX_SENDS), &mut results);
         assert!(results.len() == MAX_SENDS && results.iter().all(|sent| matches!(sent, Ok(1))));
         near.read_exact(&mut [0; MAX_SENDS]).unwrap();
-        ring.send_all(&[], &mut results);
+        ring.send_all(sends(0), &mut results);
         assert!(results.is_empty());
+        ring.send_all(sends(MAX_SENDS + 1), &mut results);
+        assert!(results[..MAX_SENDS].iter().all(Result::is_ok));
+        assert!(results[MAX_SENDS].is_err(), "one too many is not sent");
+        near.read_exact(&mut [0; MAX_SENDS]).unwrap();
+        // A panic half way leaves addresses in the queue: they are never submitted.
+        let half = sends(3).inspect(|_| panic!("half way"));
+        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ring.send_all(sends(2).chain(half), &mut Vec::new());
+        }));
+        assert!(unwound.is_err() && ring.is_broken());
+        ring.send_all(sends(1), &mut results);
+        assert!(results[0].is_err());
+        near.set_nonblocking(true).unwrap();
+        assert_eq!(near.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 45] = [
+const VARIABLES: [&str; 47] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -36,6 +36,7 @@ const VARIABLES: [&str; 45] = [
     "FANOUT_IO",
     "MAX_RECORD_BYTES",
     "KAFKA_TOPIC_PARTITIONS",
+    "KAFKA_PACE",
     "KAFKA_TOPIC_REPLICATION",
     "LOG_LEVEL",
     "LOG_FORMAT",

@@ -11,6 +11,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::offsets::Partition;
+use super::pace::{self, Pace};
 use super::{Context, Shared};
 use crate::bus::Delivery;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
@@ -34,6 +35,7 @@ pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
     let mut thread = Thread {
         shared: Arc::clone(shared),
         delivery,
+        pace: Pace::new(shared.config.pace, Instant::now()),
         next: HashMap::new(),
         consumer: None,
         error_logged: None,
@@ -58,6 +60,7 @@ pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
 struct Thread {
     shared: Arc<Shared>,
     delivery: Delivery,
+    pace: Pace,
     /// The next offset of each partition of the assignment.
     next: HashMap<Partition, i64>,
     consumer: Option<NodeConsumer>,
@@ -113,6 +116,11 @@ impl Thread {
             self.shared.offsets.advance(&self.next);
         }
         self.consumer = Some(consumer);
+        let is_full = records == MAX_BATCH || bytes >= MAX_BATCH_BYTES;
+        let wait = self.pace.after(records, is_full, Instant::now());
+        if !wait.is_zero() {
+            thread::sleep(wait);
+        }
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
@@ -174,8 +182,9 @@ fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
     shared
         .consumer_config()
         .set("fetch.min.bytes", "1")
-        // The defaults rest a second after a full queue and half after an error.
-        .set("fetch.queue.backoff.ms", "10")
+        .set("queued.min.messages", pace::FEW)
+        .set("fetch.queue.backoff.ms", pace::FETCH_BACKOFF_MS)
+        // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
         .create_with_context(Context)

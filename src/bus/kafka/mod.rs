@@ -10,6 +10,7 @@
 
 mod consumer;
 mod offsets;
+mod pace;
 mod producer;
 mod topic_id;
 mod watch;

@@ -1,6 +1,6 @@
 //! The bare loop behind librdkafka: what it has fetched is grouped by key, and each group is one `send` per socket.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use livechat_loadtest::kafka;
@@ -12,6 +12,9 @@ use crate::rooms::{Batch, Rooms};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// As the server's (src/bus/kafka/pace.rs).
+const WINDOW: Duration = Duration::from_millis(20);
+const WORTH_WAITING: f64 = 2.0;
 
 /// A consumer with the server's settings, at the end of the topic.
 pub fn consumer(brokers: &str, topic: &str, properties: &[String]) -> Result<BaseConsumer> {
@@ -20,7 +23,8 @@ pub fn consumer(brokers: &str, topic: &str, properties: &[String]) -> Result<Bas
         .set("group.id", "livechat-floor")
         .set("enable.auto.commit", "false")
         .set("fetch.min.bytes", "1")
-        .set("fetch.queue.backoff.ms", "10")
+        .set("queued.min.messages", "4")
+        .set("fetch.queue.backoff.ms", "2")
         .set("queued.max.messages.kbytes", "16384");
     for property in properties {
         let (name, value) = property.split_once('=').context("--set needs NAME=VALUE")?;
@@ -38,8 +42,10 @@ pub fn consumer(brokers: &str, topic: &str, properties: &[String]) -> Result<Bas
     Ok(consumer)
 }
 
-pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms) {
+/// As the server, it lets the records of a busy log gather for `pace`.
+pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms, pace: Duration) {
     let mut batch = Batch::default();
+    let (mut since, mut records, mut is_busy) = (Instant::now(), 0, false);
     loop {
         let mut wait = POLL;
         while !batch.is_full() {
@@ -55,6 +61,15 @@ pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms) {
             }
             wait = Duration::ZERO;
         }
-        batch.send(rooms);
+        let is_full = batch.is_full();
+        records += batch.send(rooms);
+        if since.elapsed() >= WINDOW {
+            let meanwhile = records as f64 * pace.as_secs_f64() / since.elapsed().as_secs_f64();
+            is_busy = meanwhile >= WORTH_WAITING;
+            (since, records) = (Instant::now(), 0);
+        }
+        if is_busy && !is_full {
+            std::thread::sleep(pace);
+        }
     }
 }

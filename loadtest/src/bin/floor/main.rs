@@ -34,6 +34,9 @@ struct Cli {
     /// Another property of the consumer, for example fetch.wait.max.ms=2; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE")]
     properties: Vec<String>,
+    /// How long a busy topic's records gather, in milliseconds: as KAFKA_PACE
+    #[arg(long, default_value_t = 2)]
+    pace: u64,
 }
 
 fn main() -> Result<()> {
@@ -43,7 +46,8 @@ fn main() -> Result<()> {
     if let (Some(brokers), Some(topic)) = (&cli.kafka, &cli.topic) {
         let consumer = kafka::consumer(brokers, topic, &cli.properties)?;
         let rooms = Arc::clone(&rooms);
-        std::thread::spawn(move || kafka::deliver(&consumer, &rooms));
+        let pace = std::time::Duration::from_millis(cli.pace);
+        std::thread::spawn(move || kafka::deliver(&consumer, &rooms, pace));
     }
     net::run(cli.listen, &rooms, cli.batch)
 }

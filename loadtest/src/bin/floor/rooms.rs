@@ -82,11 +82,14 @@ impl Batch {
         self.records >= MAX_RECORDS || self.bytes >= MAX_BYTES
     }
 
-    pub fn send(&mut self, rooms: &Rooms) {
-        (self.records, self.bytes) = (0, 0);
+    /// Sends everything; gives the number of messages.
+    pub fn send(&mut self, rooms: &Rooms) -> usize {
+        let records = std::mem::take(&mut self.records);
+        self.bytes = 0;
         for (session, frames) in self.sessions.iter_mut().filter(|(_, frames)| !frames.is_empty()) {
             rooms.send(session, frames);
             frames.clear();
         }
+        records
     }
 }
