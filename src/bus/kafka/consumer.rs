@@ -184,6 +184,7 @@ fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
         .set("fetch.min.bytes", "1")
         .set("queued.min.messages", pace::FEW)
         .set("fetch.queue.backoff.ms", pace::FETCH_BACKOFF_MS)
+        .set("fetch.wait.max.ms", pace::FETCH_WAIT_MS)
         // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)

@@ -25,6 +25,7 @@ pub fn consumer(brokers: &str, topic: &str, properties: &[String]) -> Result<Bas
         .set("fetch.min.bytes", "1")
         .set("queued.min.messages", "4")
         .set("fetch.queue.backoff.ms", "2")
+        .set("fetch.wait.max.ms", "10")
         .set("queued.max.messages.kbytes", "16384");
     for property in properties {
         let (name, value) = property.split_once('=').context("--set needs NAME=VALUE")?;
