@@ -4,6 +4,7 @@
 //! - [`message`]: messages to all of them (workloads A, B, C); [`template`] says what they look like
 //! - [`idle`]: connections that do nothing (D)
 //! - [`presence`]: connect storms (E), and what presence adds to them
+//! - [`foreign`]: records of sessions that a node does not have
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
 //! - [`feed`]: how the bare loop gets messages
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
@@ -13,6 +14,7 @@
 
 pub mod crowd;
 pub mod feed;
+pub mod foreign;
 pub mod idle;
 pub mod kafka;
 pub mod message;

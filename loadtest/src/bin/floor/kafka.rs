@@ -46,7 +46,10 @@ pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms) {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     let key = message.key().and_then(|key| std::str::from_utf8(key).ok());
-                    if let (Some(session), Some(payload)) = (key, message.payload()) {
+                    // What nobody here gets costs a look-up, as it does the server.
+                    if let (Some(session), Some(payload)) = (key, message.payload())
+                        && rooms.has(session)
+                    {
                         batch.push(session, payload);
                     }
                 }
