@@ -5,6 +5,7 @@
 //! - [`idle`]: connections that do nothing (D)
 //! - [`presence`]: connect storms (E), and what presence adds to them
 //! - [`foreign`]: records of sessions that a node does not have
+//! - [`scale`]: what all of that comes to for a cluster; computed, not measured
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
 //! - [`feed`]: how the bare loop gets messages
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
@@ -23,6 +24,7 @@ pub mod presence;
 pub mod process;
 pub mod remote;
 pub mod report;
+pub mod scale;
 pub mod services;
 pub mod targets;
 pub mod template;
