@@ -51,5 +51,8 @@ log "$(uname -sr), $(nproc) cores, $(date -u +%FT%TZ), commit $commit, load $(cu
 # What the measured programs write is gone with the rest, also when we are interrupted.
 export TMPDIR=$SCRATCH
 [ $# -gt 0 ] || set -- all
-[ "$1" = remote ] || set -- "$@" --server "$TARGET/livechat-ws"
+case $1 in
+    remote | scale) ;;
+    *) set -- "$@" --server "$TARGET/livechat-ws" ;;
+esac
 run_child "$TARGET/livechat-loadtest" "$@"

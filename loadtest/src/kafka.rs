@@ -122,15 +122,32 @@ impl Producer {
 
     /// Hands a record over; waits while the queue is full.
     pub fn send(&self, session: &str, number: usize, payload: &[u8]) -> Result<()> {
-        let mut record = BaseRecord::to(&self.topic).payload(payload);
-        record = match self.form {
+        let record = self.record(session, payload);
+        self.hand_over(match self.form {
             Form::Old => record.partition(number as i32 % PARTITIONS),
+            Form::Foreign | Form::Native => record,
+        })
+    }
+
+    /// One such record into every partition: who has them all has read all that was there before.
+    pub fn send_everywhere(&self, session: &str, payload: &[u8]) -> Result<()> {
+        (0..PARTITIONS)
+            .try_for_each(|partition| self.hand_over(self.record(session, payload).partition(partition)))
+    }
+
+    fn record<'a>(&'a self, session: &'a str, payload: &'a [u8]) -> BaseRecord<'a, str, [u8]> {
+        let record = BaseRecord::to(&self.topic).payload(payload);
+        match self.form {
+            Form::Old => record,
             Form::Foreign => record.key(session),
             Form::Native => record.key(session).headers(OwnedHeaders::new().insert(Header {
                 key: "livechat-frame",
                 value: Some("1"),
             })),
-        };
+        }
+    }
+
+    fn hand_over(&self, mut record: BaseRecord<'_, str, [u8]>) -> Result<()> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),

@@ -4,6 +4,8 @@
 //! - [`message`]: messages to all of them (workloads A, B, C); [`template`] says what they look like
 //! - [`idle`]: connections that do nothing (D)
 //! - [`presence`]: connect storms (E), and what presence adds to them
+//! - [`foreign`]: records of sessions that a node does not have
+//! - [`scale`]: what all of that comes to for a cluster; computed, not measured
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
 //! - [`feed`]: how the bare loop gets messages
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
@@ -13,6 +15,7 @@
 
 pub mod crowd;
 pub mod feed;
+pub mod foreign;
 pub mod idle;
 pub mod kafka;
 pub mod message;
@@ -21,6 +24,7 @@ pub mod presence;
 pub mod process;
 pub mod remote;
 pub mod report;
+pub mod scale;
 pub mod services;
 pub mod targets;
 pub mod template;

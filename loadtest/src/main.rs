@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use livechat_loadtest::message::workload;
 use livechat_loadtest::report::{self, Report};
-use livechat_loadtest::{idle, presence, remote, targets};
+use livechat_loadtest::{foreign, idle, presence, remote, scale, targets};
 
 #[derive(Parser)]
 #[command(
@@ -35,6 +35,10 @@ enum Workload {
     /// E, and what presence costs: connect storms, a large session, the flush window
     #[command(subcommand)]
     Presence(presence::Command),
+    /// Records of sessions that the node does not have: what reading everything costs
+    Foreign(foreign::Options),
+    /// Computes nodes, network and memory from measured costs, for clusters larger than this machine
+    Scale(scale::Options),
     /// Messages over another server
     Remote(remote::Options),
 }
@@ -48,6 +52,8 @@ fn main() -> Result<ExitCode> {
         Workload::Messages(options) => workload::run(options)?,
         Workload::Idle(options) => idle::run(options)?,
         Workload::Presence(command) => presence::run(command)?,
+        Workload::Foreign(options) => foreign::run(options)?,
+        Workload::Scale(options) => scale::run(options)?,
         Workload::Remote(options) => remote::run(options)?,
     };
     for report in &reports {

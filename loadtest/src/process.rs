@@ -120,6 +120,26 @@ pub fn cpu_of(pid: u32) -> Result<Duration> {
     parse_cpu(&fs::read_to_string(format!("/proc/{pid}/stat"))?).context("an unknown form of /proc/PID/stat")
 }
 
+/// User and system time of the threads of a process that have this name; `None` where there is none.
+pub fn cpu_of_threads(pid: u32, name: &str) -> Result<Option<Duration>> {
+    let mut total = None;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        // A thread may end between the two lines.
+        let (Ok(comm), Ok(stat)) = (
+            fs::read_to_string(task.join("comm")),
+            fs::read_to_string(task.join("stat")),
+        ) else {
+            continue;
+        };
+        if comm.trim_end() == name {
+            let cpu = parse_cpu(&stat).context("an unknown form of /proc/PID/task/TID/stat")?;
+            total = Some(total.unwrap_or_default() + cpu);
+        }
+    }
+    Ok(total)
+}
+
 /// Resident memory of a process, in bytes.
 pub fn rss_of(pid: u32) -> Result<u64> {
     parse_rss(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?).context("no Rss in smaps_rollup")
@@ -182,6 +202,23 @@ mod tests {
         let pid = std::process::id();
         assert!(rss_of(pid).unwrap() > 100_000);
         cpu_of(pid).unwrap();
+    }
+
+    #[test]
+    fn a_thread_is_found_by_its_name() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("by-its-name".into());
+        let thread = thread.spawn(move || {
+            begin.send(()).unwrap();
+            let _ = stopped.recv();
+        });
+        begun.recv().unwrap();
+        let pid = std::process::id();
+        assert!(cpu_of_threads(pid, "by-its-name").unwrap().is_some());
+        assert_eq!(cpu_of_threads(pid, "no such thread").unwrap(), None);
+        drop(stop);
+        thread.unwrap().join().unwrap();
     }
 
     #[test]

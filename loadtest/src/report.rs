@@ -34,6 +34,9 @@ pub struct Report {
     columns: Vec<Column>,
     arms: Vec<Arm>,
     pub notes: Vec<String>,
+    /// Not measured: there are no rounds.
+    #[serde(skip)]
+    is_computed: bool,
 }
 
 #[derive(Serialize)]
@@ -50,6 +53,15 @@ impl Report {
             columns: columns.to_vec(),
             arms: Vec::new(),
             notes: Vec::new(),
+            is_computed: false,
+        }
+    }
+
+    /// For figures that are the same in every round, since nothing is measured.
+    pub fn computed(title: impl Into<String>, columns: &[Column]) -> Self {
+        Self {
+            is_computed: true,
+            ..Self::new(title, columns)
         }
     }
 
@@ -112,11 +124,11 @@ impl Report {
             rows.push(row);
         }
         let rounds = self.arms.iter().map(|arm| arm.rounds.len()).max().unwrap_or(0);
-        let mut text = format!(
-            "\n{} (median of {rounds}, range in brackets)\n\n{}",
-            self.title,
-            align(&rows)
-        );
+        let of = match self.is_computed {
+            true => String::new(),
+            false => format!(" (median of {rounds}, range in brackets)"),
+        };
+        let mut text = format!("\n{}{of}\n\n{}", self.title, align(&rows));
         for note in &self.notes {
             let _ = write!(text, "\n{note}");
         }
@@ -223,6 +235,12 @@ mod tests {
         assert!(table.contains("| y | 7.2            | - |"), "{table}");
         assert_eq!(report.median("x", "a"), Some(2.0));
         assert_eq!((report.total("b"), report.total("c")), (Some(10.0), None));
+        assert!(
+            table.starts_with("\nT (median of 2, range in brackets)\n"),
+            "{table}"
+        );
+        let computed = Report::computed("T", &[]).table();
+        assert!(computed.starts_with("\nT\n"), "{computed}");
         report.add("y", Figures::from([("a", 3.0)]));
         assert_eq!(report.ratio("y", "x", "a"), Some((7.25 + 1.0) / 2.0));
         assert_eq!(report.ratio("y", "z", "a"), None);

@@ -136,7 +136,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Kafka, "KAFKA_TOPIC_STATUS", "TOPIC", "connection-status", "Who is connected"),
     var(Kafka, "KAFKA_TOPIC_PARTITIONS", "COUNT", "8", "Partitions of a topic that has to be created"),
     var(Kafka, "KAFKA_TOPIC_REPLICATION", "COUNT", "1", "Replicas of a topic that has to be created"),
-    var(Kafka, "KAFKA_PACE", "DURATION", "2ms", "How long a busy log's records gather for one fetch; 0s: not at all"),
+    var(Kafka, "KAFKA_PACE", "DURATION", "5ms", "How long a busy log's records gather for one fetch; 0s: not at all"),
     var(Kafka, "KAFKA_SECURITY_PROTOCOL", "NAME", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl (all but the first: feature kafka-tls)"),
     var(Kafka, "KAFKA_SASL_MECHANISM", "NAME", "PLAIN", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
     var(Kafka, "KAFKA_SASL_USERNAME", "TEXT", "", "The SASL user"),

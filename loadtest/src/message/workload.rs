@@ -14,7 +14,7 @@ use crate::report::{Column, Figures, Report, column, progress};
 use crate::template::{Template, Values};
 
 /// A frame's payload, about that of a short chat message.
-const PAYLOAD: usize = 280;
+pub const PAYLOAD: usize = 280;
 /// Enough that there is always more to fetch.
 pub const UNDER_WAY: u64 = 20_000;
 
@@ -247,12 +247,12 @@ pub fn line(workload: Workload, round: usize, name: &str, figures: &Figures) -> 
     text
 }
 
-const NATIVE: &str = r#"{"type":"new_message","success":true,"data":{"message_id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"timestamp":"2026-01-01T00:00:00Z"}}"#;
-const OLD: &str = r#"{"id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"read_at":null,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
+pub const NATIVE: &str = r#"{"type":"new_message","success":true,"data":{"message_id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"timestamp":"2026-01-01T00:00:00Z"}}"#;
+pub const OLD: &str = r#"{"id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"read_at":null,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
 const SEND_MESSAGE: &str = r#"{"type":"send_message","data":{"message":"{marker}{padding}"}}"#;
 
 /// A message of this length: the same text in each form, so that the frames that arrive are alike.
-fn padded(text: &str, length: usize) -> Result<Template> {
+pub fn padded(text: &str, length: usize) -> Result<Template> {
     let values = Values {
         session: "s0",
         user: SENDER,

@@ -183,7 +183,10 @@ fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
         .consumer_config()
         .set("fetch.min.bytes", "1")
         .set("queued.min.messages", pace::FEW)
-        .set("fetch.queue.backoff.ms", pace::FETCH_BACKOFF_MS)
+        .set(
+            "fetch.queue.backoff.ms",
+            pace::fetch_backoff_ms(shared.config.pace),
+        )
         .set("fetch.wait.max.ms", pace::FETCH_WAIT_MS)
         // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")

@@ -1,15 +1,16 @@
-//! Under load a little patience saves much: what gathers for two milliseconds comes in one fetch, where it would come in
-//! ten, and goes to a busy session in one write. A quiet log is read at once.
+//! Under load a little patience saves much: what gathers for some milliseconds comes in one fetch, where it would come
+//! in many, and goes to a busy session in one write. A quiet log is read at once.
 //!
-//! librdkafka fetches on while it holds less than [`FEW`] records, and else looks again after
-//! [`FETCH_BACKOFF_MS`]: so that a consumer which takes its time paces the fetches, too.
+//! librdkafka fetches on while it holds less than [`FEW`] records, and else looks again after the same patience: so that
+//! a consumer which takes its time paces the fetches, too.
 
 use std::time::{Duration, Instant};
 
 /// `queued.min.messages`, of all partitions together: more than a quiet log ever has waiting.
 pub const FEW: &str = "4";
-/// `fetch.queue.backoff.ms`; the default, a second, would be a pause that everybody notices.
-pub const FETCH_BACKOFF_MS: &str = "2";
+/// `fetch.queue.backoff.ms` is the patience, or this much without any; the default, a second, is a pause that everybody
+/// notices.
+const LEAST_BACKOFF: Duration = Duration::from_millis(1);
 
 /// `fetch.wait.max.ms`. A fetch asks for those partitions that had few records waiting when it went out, and while the
 /// broker holds it because they have nothing, what the others get waits, too: so it is not held for long. An idle node
@@ -20,6 +21,11 @@ pub const FETCH_WAIT_MS: &str = "10";
 const WINDOW: Duration = Duration::from_millis(20);
 /// The log is busy when so many records come while one waits: fewer are not worth waiting for.
 const WORTH_WAITING: f64 = 2.0;
+
+/// `fetch.queue.backoff.ms`.
+pub fn fetch_backoff_ms(patience: Duration) -> String {
+    patience.max(LEAST_BACKOFF).as_millis().to_string()
+}
 
 /// Says how long to let records gather before the next look.
 pub struct Pace {
@@ -61,7 +67,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(2);
+    const PATIENCE: Duration = Duration::from_millis(5);
 
     /// The waits of `batches` batches of `records` each, one every `gap`.
     fn waits(pace: &mut Pace, start: Instant, batches: u32, records: usize, gap: Duration) -> Vec<Duration> {

@@ -17,14 +17,14 @@ const WINDOW: Duration = Duration::from_millis(20);
 const WORTH_WAITING: f64 = 2.0;
 
 /// A consumer with the server's settings, at the end of the topic.
-pub fn consumer(brokers: &str, topic: &str, properties: &[String]) -> Result<BaseConsumer> {
+pub fn consumer(brokers: &str, topic: &str, pace: Duration, properties: &[String]) -> Result<BaseConsumer> {
     let mut config = kafka::config(brokers);
     config
         .set("group.id", "livechat-floor")
         .set("enable.auto.commit", "false")
         .set("fetch.min.bytes", "1")
         .set("queued.min.messages", "4")
-        .set("fetch.queue.backoff.ms", "2")
+        .set("fetch.queue.backoff.ms", pace.as_millis().max(1).to_string())
         .set("fetch.wait.max.ms", "10")
         .set("queued.max.messages.kbytes", "16384");
     for property in properties {
@@ -53,7 +53,10 @@ pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms, pace: Duration) {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     let key = message.key().and_then(|key| std::str::from_utf8(key).ok());
-                    if let (Some(session), Some(payload)) = (key, message.payload()) {
+                    // What nobody here gets costs a look-up, as it does the server.
+                    if let (Some(session), Some(payload)) = (key, message.payload())
+                        && rooms.has(session)
+                    {
                         batch.push(session, payload);
                     }
                 }

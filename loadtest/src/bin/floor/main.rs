@@ -35,7 +35,7 @@ struct Cli {
     #[arg(long = "set", value_name = "NAME=VALUE")]
     properties: Vec<String>,
     /// How long a busy topic's records gather, in milliseconds: as KAFKA_PACE
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 5)]
     pace: u64,
 }
 
@@ -44,9 +44,9 @@ fn main() -> Result<()> {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let rooms = Arc::new(Rooms::default());
     if let (Some(brokers), Some(topic)) = (&cli.kafka, &cli.topic) {
-        let consumer = kafka::consumer(brokers, topic, &cli.properties)?;
-        let rooms = Arc::clone(&rooms);
         let pace = std::time::Duration::from_millis(cli.pace);
+        let consumer = kafka::consumer(brokers, topic, pace, &cli.properties)?;
+        let rooms = Arc::clone(&rooms);
         std::thread::spawn(move || kafka::deliver(&consumer, &rooms, pace));
     }
     net::run(cli.listen, &rooms, cli.batch)

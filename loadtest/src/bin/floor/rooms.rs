@@ -35,6 +35,10 @@ impl Rooms {
         }
     }
 
+    pub fn has(&self, session: &str) -> bool {
+        self.lock().contains_key(session)
+    }
+
     /// One message to every socket of a session.
     pub fn send_one(&self, session: &str, payload: &[u8]) {
         let mut frame = Vec::with_capacity(payload.len() + 10);
