@@ -8,6 +8,7 @@ mod chat_frames;
 mod chat_json;
 mod chat_typing;
 mod config;
+mod fanout_io;
 mod handshake;
 mod http_cors;
 mod http_hostile;

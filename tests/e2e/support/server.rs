@@ -38,8 +38,13 @@ impl ServerBuilder {
             ("HOST", "127.0.0.1"),
             ("ADMIN_ADDR", ""),
         ];
+        let mut env: BTreeMap<String, String> = env.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        // scripts/test.sh runs the tests of delivery by the other way, too.
+        if let Ok(fanout_io) = std::env::var("TEST_FANOUT_IO") {
+            env.insert("FANOUT_IO".into(), fanout_io);
+        }
         Self {
-            env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            env,
             args: Vec::new(),
             cwd: tempfile::tempdir().expect("a temporary directory"),
             descriptors: None,
