@@ -49,6 +49,7 @@ impl Server {
     ///
     /// A listener that can't bind, by the name of its variable, or a thread that can't be started.
     pub fn bind(config: Config) -> Result<Self, StartError> {
+        let outlet = outlet(config.fanout_io)?;
         let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
         wanted.extend(
             config
@@ -74,7 +75,7 @@ impl Server {
             listeners.push((listener, door));
         }
         let port = addresses[0].1.port();
-        let http = Arc::new(assemble(config, port)?);
+        let http = Arc::new(assemble(config, port, outlet)?);
         Ok(Self {
             http,
             listeners,
@@ -111,7 +112,7 @@ impl Server {
 }
 
 /// Makes the parts and joins them.
-fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
+fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartError> {
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::default());
     let registry = Arc::new(Registry::default());
@@ -121,6 +122,9 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
     let marks = Arc::clone(&inbox);
+    metrics
+        .fanout_io_uring
+        .set(i64::from(matches!(outlet, Outlet::Wanted)));
     let delivery = Delivery::new(
         Arc::clone(&registry),
         Arc::clone(&typists),
@@ -128,7 +132,7 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
         Arc::clone(&metrics),
         node.clone(),
         config.max_record_bytes,
-        outlet(config.fanout_io, &metrics)?,
+        outlet,
     );
     let bus = match &config.kafka {
         None => Bus::Embedded(embedded::Embedded::start(delivery)?),
@@ -193,15 +197,12 @@ fn assemble(config: Config, port: u16) -> Result<Http, StartError> {
 }
 
 /// How batches leave; says so where that is not as asked.
-fn outlet(wanted: FanoutIo, metrics: &Metrics) -> Result<Outlet, StartError> {
+fn outlet(wanted: FanoutIo) -> Result<Outlet, StartError> {
     if wanted == FanoutIo::Send {
         return Ok(Outlet::Send);
     }
     match (wanted, Ring::probe()) {
-        (_, Ok(())) => {
-            metrics.fanout_io_uring.set(1);
-            Ok(Outlet::Wanted)
-        }
+        (_, Ok(())) => Ok(Outlet::Wanted),
         (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
         (_, Err(error)) => {
             tracing::info!(%error, "no io_uring here: each socket gets a send of its own");

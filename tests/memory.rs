@@ -89,7 +89,8 @@ fn open(addr: SocketAddr, from: usize, count: usize) -> Vec<TcpStream> {
         );
         socket.write_all(request.as_bytes()).unwrap();
         let mut answer = [0; 1024];
-        assert!(socket.read(&mut answer).unwrap() > 0);
+        let read = socket.read(&mut answer).unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 101 "));
         sockets.push(socket);
     }
     sockets
@@ -136,6 +137,8 @@ fn an_idle_connection_holds_little() {
     }
     drop(sockets);
     let after = settle();
+    // Less than a socket's registration and a session's entry can't be: then not all of them were there.
+    assert!(each > 400.0, "{each} bytes a connection");
     assert!(each < MOST, "{each} bytes a connection: {sizes:?}");
     let left = (after - before) as f64 / CONNECTIONS as f64;
     assert!(left < 64.0, "{left} bytes of each stay when it has gone");

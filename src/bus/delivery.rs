@@ -100,6 +100,11 @@ impl Delivery {
         }
     }
 
+    /// Makes what belongs to the thread that delivers: called there, before the first batch.
+    pub fn start(&mut self) {
+        self.outlet.prepare(&self.metrics);
+    }
+
     /// Takes a record into the batch. A poison record is counted and skipped.
     pub fn push(&mut self, incoming: &Incoming<'_>) {
         if let Err(poison) = self.try_push(incoming) {

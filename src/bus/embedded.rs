@@ -70,6 +70,7 @@ impl Embedded {
 }
 
 fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &AtomicUsize) {
+    delivery.start();
     let mut offset = 0;
     while let Ok(first) = receiver.recv() {
         let mut bytes = 0;

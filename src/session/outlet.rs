@@ -127,7 +127,9 @@ impl<'a> Round<'a> {
             begun.map(|(_, member, chunk)| (member.outbox.socket(), chunk.as_ref())),
             results,
         );
-        for ((slot, member, chunk), result) in self.begun.drain(..).zip(results.drain(..)) {
+        // One by one: what is begun leaves the list only to be completed.
+        while let Some((slot, member, chunk)) = self.begun.pop() {
+            let result = results.pop().unwrap_or(Err(io::ErrorKind::WouldBlock.into()));
             self.delivered[slot].count(member.outbox.complete(chunk, result));
         }
     }
@@ -140,6 +142,81 @@ impl Drop for Round<'_> {
             member
                 .outbox
                 .complete(chunk, Err(io::ErrorKind::WouldBlock.into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::protocol::ids::UserId;
+    use crate::ws::{Outbox, OutboxLimits, QueueLimits};
+
+    const MEMBERS: usize = 2 * uring::MAX_SENDS;
+
+    async fn members(metrics: &Arc<Metrics>) -> (Vec<Member>, Vec<TcpStream>) {
+        let limits = Arc::new(OutboxLimits {
+            queue: QueueLimits::new(1 << 20, Duration::from_secs(10)),
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(10),
+            runtime: Handle::current(),
+            metrics: Arc::clone(metrics),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut members, mut clients) = (Vec::new(), Vec::new());
+        for _ in 0..MEMBERS {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            let (_, write_half) = listener.accept().await.unwrap().0.into_split();
+            members.push(Member {
+                outbox: Outbox::new(write_half, Arc::clone(&limits)),
+                user_id: UserId::parse("u").unwrap(),
+            });
+        }
+        (members, clients)
+    }
+
+    fn send(outlet: &mut Outlet, members: &[Member], chunk: &Bytes) -> Delivered {
+        let mut delivered = [Delivered::default()];
+        let mut budget = WaitBudget::default();
+        let mut round = Round::new(outlet, &mut budget, &mut delivered);
+        round.send(0, members, chunk);
+        round.flush();
+        drop(round);
+        delivered[0]
+    }
+
+    /// Whatever becomes of the ring, each socket gets each chunk once, and in order.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_ring_that_breaks_loses_nothing() {
+        let metrics = Arc::new(Metrics::default());
+        let (members, mut clients) = members(&metrics).await;
+        let mut outlet = Outlet::Wanted;
+        outlet.prepare(&metrics);
+        let chunks = ["one ", "two ", "three "].map(|text| Bytes::from_static(text.as_bytes()));
+        assert_eq!(send(&mut outlet, &members, &chunks[0]).written, MEMBERS);
+        if let Outlet::Ring(rings) = &mut outlet {
+            rings.ring.break_it();
+            let delivered = send(&mut outlet, &members, &chunks[1]);
+            assert_eq!((delivered.written, delivered.queued), (0, MEMBERS));
+        } else {
+            send(&mut outlet, &members, &chunks[1]);
+        }
+        outlet.prepare(&metrics);
+        assert!(matches!(outlet, Outlet::Send));
+        assert_eq!(metrics.fanout_io_uring.get(), 0);
+        assert_eq!(send(&mut outlet, &members, &chunks[2]).received(), MEMBERS);
+        drop(members);
+        for client in &mut clients {
+            let mut got = [0; 14];
+            client.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"one two three ");
         }
     }
 }

@@ -144,8 +144,13 @@ impl Connection {
         if self.membership.speaker.member.outbox.poll_closing(cx).is_ready() {
             return Poll::Ready(None);
         }
-        if let Some(early) = self.early.take() {
-            return Poll::Ready(Some(*early));
+        if let Some(early) = &mut self.early {
+            // No more than the reader takes at once: what it leaves when a frame ends there would be lost with it.
+            let first = early.split_to(early.len().min(SCRATCH_BYTES));
+            if early.is_empty() {
+                self.early = None;
+            }
+            return Poll::Ready(Some(first));
         }
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);

@@ -225,7 +225,9 @@ impl Outbox {
         if !is_whole {
             state.backlog.begin(chunk.clone(), written);
         }
-        if !state.backlog.is_empty() {
+        // Something may have been queued while the chunk was under way: often the socket takes that, too.
+        let is_done = state.backlog.is_empty() || (is_whole && self.write_backlog(&mut state));
+        if !is_done {
             self.start_flusher(state);
         }
         if is_whole { Sent::Written } else { Sent::Queued }

@@ -1,11 +1,11 @@
-//! Both ways in which a batch reaches its sockets (`FANOUT_IO`), with readers that stop, go and are closed meanwhile.
+//! Both ways in which a batch reaches its sockets (`FANOUT_IO`), with readers that are full, go and close meanwhile.
 //! `scripts/test.sh` runs the tests of delivery by either way; here is what they have to themselves.
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Client, Server};
+use crate::support::{Client, Frame, Http, Opcode, RawWs, Server};
 
 #[test]
 fn fanout_io_is_shown_in_health() {
@@ -112,4 +112,82 @@ async fn fanout_io_uring_reaches_all_once_in_order() {
     if auto.health()["fanout_io"] == "io_uring" {
         many_get_everything_once_in_order("uring").await;
     }
+}
+
+/// Sockets that are full when a chunk comes: partly sent chunks, queues and flushers, closes and pings in between.
+fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
+    const MESSAGES: usize = 60;
+    let server = Server::builder()
+        .env("FANOUT_IO", fanout_io)
+        .env("ADMIN_ADDR", "127.0.0.1:0")
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_QUEUE_BYTES", 8 << 20)
+        .env("SEND_TIMEOUT", "60s")
+        .start();
+    let narrow = |user: &str| RawWs::connect_narrow(&server, "s", user, "customer");
+    let mut full: Vec<_> = (0..12).map(|number| narrow(&format!("full{number}"))).collect();
+    let (leaving, mut closing) = (narrow("leaving"), narrow("closing"));
+    let mut sender = RawWs::connect(&server, "s", "sender", "agent");
+    let padding = "x".repeat(20_000);
+    for number in 0..MESSAGES {
+        let text = format!("{number} {padding}");
+        sender.send_json(&json!({"type": "send_message", "data": {"message": text}}));
+        // One batch a message: the next is sent when this one is through.
+        while !sender.next("new_message")["data"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{number} "))
+        {}
+        if number == MESSAGES / 2 {
+            for socket in &mut full {
+                socket.send(Frame::ping("half way"));
+            }
+            closing.send(Frame::close(1000, ""));
+        }
+    }
+    leaving.reset();
+    let metrics = Http::get(server.admin_addr(), "/metrics").text();
+    let count = |name: &str| -> u64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("a metric of that name")
+            .trim()
+            .parse()
+            .expect("a count")
+    };
+    assert!(
+        count("livechat_deliveries_queued_total") > 100,
+        "nothing was full: {metrics}"
+    );
+    for socket in &mut full {
+        let (mut next, mut pongs) = (0, 0);
+        while next < MESSAGES {
+            let frame = socket.read_frame().expect("all of it, not the end of the stream");
+            if frame.is(Opcode::Pong) {
+                pongs += 1;
+            } else if frame.is(Opcode::Text) {
+                let json: Value = serde_json::from_slice(&frame.payload).expect("a whole frame");
+                if json["type"] == "new_message" {
+                    let text = json["data"]["message"].as_str().unwrap();
+                    assert!(text.starts_with(&format!("{next} ")), "{text:.8}, not {next}");
+                    assert_eq!(text.len(), padding.len() + format!("{next} ").len());
+                    next += 1;
+                }
+            }
+        }
+        assert_eq!(pongs, 1);
+        let late = socket.expect_alive();
+        assert!(late.iter().all(|frame| frame["type"] != "new_message"), "doubled");
+    }
+    assert_eq!(closing.expect_close(), 1000);
+}
+
+#[test]
+fn fanout_io_send_to_full_sockets() {
+    full_sockets_get_everything_once_in_order("send");
+}
+
+/// `auto`: where the kernel forbids io_uring it is the test above once more.
+#[test]
+fn fanout_io_auto_to_full_sockets() {
+    full_sockets_get_everything_once_in_order("auto");
 }

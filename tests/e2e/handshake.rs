@@ -373,3 +373,28 @@ fn handshake_works_on_the_second_listener_too() {
     }
     Http::get(server.ws_addr(), "/nothing").assert_error(404);
 }
+
+/// A request before the handshake makes the server read in larger portions: what is behind the handshake is then more
+/// than the WebSocket's reader takes at once.
+#[test]
+fn handshake_with_many_frames_behind_it_on_a_kept_connection() {
+    const FRAMES: usize = 400;
+    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
+    let mut http = Http::connect(server.http_addr());
+    let health = |filler: usize| head("GET", "/live", &[("X-Filler", &"x".repeat(filler))]);
+    let bare = health(0).len();
+    http.write(health(8_192 - bare).as_bytes());
+    assert_eq!(http.read().expect("an answer").status, 200);
+    let mut bytes = handshake("/ws/s/u/customer", &[]).into_bytes();
+    // 64 bytes each: a portion of 8 KiB ends where a frame does.
+    for number in 0..FRAMES {
+        bytes.extend(Frame::ping(format!("{number:058}")).encode());
+    }
+    http.write(&bytes);
+    let mut ws = RawWs::upgraded(http).expect("an upgrade");
+    for number in 0..FRAMES {
+        // Pongs that wait for the socket are one; here nothing waits.
+        let payload = ws.next_pong_payload();
+        assert_eq!(payload, format!("{number:058}").as_bytes());
+    }
+}

@@ -104,7 +104,7 @@ impl Kafka {
     pub fn stop(&self, patience: Duration) {
         // Nobody is left to be delivered to, and the watch, which may be waiting for a broker, ends by itself.
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.producer.flush(patience);
+        self.producer.stop(patience);
         if let Some(consumer) = self.consumer.lock().take() {
             let _ = consumer.join();
         }

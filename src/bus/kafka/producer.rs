@@ -1,10 +1,10 @@
 //! The producer: idempotent, acknowledged by all in-sync replicas, keyed by session with the Java client's partitioner.
 
 use std::sync::{Arc, Weak};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -26,7 +26,7 @@ const RECORD_OVERHEAD: usize = 4 * 1024;
 
 /// How long one look for acknowledgements lasts. The binding spins for its last millisecond, which `ThreadedProducer`,
 /// with looks of 100 ms, makes a percent of a core for an idle node.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 
 type NodeProducer = BaseProducer<Acks>;
 
@@ -34,6 +34,8 @@ pub(super) struct Producer {
     shared: Arc<Shared>,
     /// Made anew after a fatal error; `None` while it can't be made.
     current: RwLock<Option<Arc<NodeProducer>>>,
+    /// Hears of the current one's acknowledgements.
+    listener: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Producer {
@@ -41,6 +43,7 @@ impl Producer {
         let producer = Self {
             shared,
             current: RwLock::new(None),
+            listener: Mutex::new(None),
         };
         producer.renew();
         producer
@@ -77,6 +80,9 @@ impl Producer {
 
     /// A producer that has failed for good (only an idempotent one can) is replaced.
     pub fn check(&self) {
+        if self.shared.is_stopping() {
+            return;
+        }
         let fatal = self.current.read().as_ref().is_none_or(|producer| {
             match producer.client().fatal_error() {
                 Some((code, reason)) => {
@@ -109,13 +115,16 @@ impl Producer {
             .create_with_context::<_, NodeProducer>(Acks);
         let listened = made.map_err(|error| error.to_string()).and_then(listen);
         match listened {
-            Ok(producer) => *self.current.write() = Some(producer),
+            Ok((producer, listener)) => {
+                *self.current.write() = Some(producer);
+                *self.listener.lock() = Some(listener);
+            }
             Err(error) => tracing::error!(%error, "cannot make a Kafka producer"),
         }
     }
 
-    /// Waits until everything published has its outcome.
-    pub fn flush(&self, patience: Duration) {
+    /// Waits until everything published has its outcome, and lets go of the client library before the process ends.
+    pub fn stop(&self, patience: Duration) {
         let Some(producer) = self.current.read().clone() else {
             return;
         };
@@ -126,14 +135,23 @@ impl Producer {
                 "records without an answer from Kafka at the end of the grace period"
             );
         }
+        *self.current.write() = None;
+        drop(producer);
+        if let Some(listener) = self.listener.lock().take() {
+            // It ends with its look, and whatever the library waits for is not worth more.
+            let until = Instant::now() + 2 * LOOK;
+            while !listener.is_finished() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 
 /// Gives the producer a thread that hears of acknowledgements, and ends soon after the producer is let go.
-fn listen(producer: NodeProducer) -> Result<Arc<NodeProducer>, String> {
+fn listen(producer: NodeProducer) -> Result<(Arc<NodeProducer>, JoinHandle<()>), String> {
     let producer = Arc::new(producer);
     let heard = Arc::downgrade(&producer);
-    thread::Builder::new()
+    let listener = thread::Builder::new()
         .name("producer".into())
         .spawn(move || {
             while let Some(producer) = Weak::upgrade(&heard) {
@@ -141,7 +159,7 @@ fn listen(producer: NodeProducer) -> Result<Arc<NodeProducer>, String> {
             }
         })
         .map_err(|error| error.to_string())?;
-    Ok(producer)
+    Ok((producer, listener))
 }
 
 fn settle(ack: Option<Ack>, outcome: Result<(), PublishError>) {
