@@ -210,5 +210,5 @@ async fn connect(
     // Until the driver has said so once, a socket counts as not writable.
     writer.writable().await?;
     tokio::spawn(Arc::clone(readers).drain(client));
-    Ok(Outbox::new(writer, Arc::clone(limits)))
+    Ok(Outbox::new(writer, Bytes::new(), Arc::clone(limits)))
 }

@@ -1,27 +1,40 @@
 //! Watches request heads for framing that invites request smuggling, which hyper mends silently: both
 //! Transfer-Encoding and Content-Length, or Content-Length twice (RFC 9112, sections 6.1 and 6.3).
+//!
+//! And holds back the answer to a WebSocket handshake, so that it leaves together with the first frame: one write and
+//! one packet for each connection of a storm instead of two.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// The longest header name that matters, and one more.
 const NAME_ROOM: usize = "transfer-encoding".len() + 1;
 
-/// The number, from 1, of the first request whose framing is ambiguous; 0: none.
+/// What the service and the socket under hyper tell each other.
 #[derive(Default)]
-pub struct Verdict(AtomicU32);
+pub struct Watch {
+    /// The number, from 1, of the first request whose framing is ambiguous; 0: none.
+    first_bad: AtomicU32,
+    holds: AtomicBool,
+}
 
-impl Verdict {
+impl Watch {
     /// Whether the request with this number, from 1, may be served.
     pub fn allows(&self, request: u32) -> bool {
-        let bad = self.0.load(Ordering::Relaxed);
+        let bad = self.first_bad.load(Ordering::Relaxed);
         bad == 0 || request < bad
+    }
+
+    /// Holds what is written from now on: whoever takes over the socket sends it.
+    pub fn hold(&self) {
+        self.holds.store(true, Ordering::Relaxed);
     }
 }
 
@@ -29,24 +42,31 @@ impl Verdict {
 pub struct Watched {
     socket: TcpStream,
     heads: Heads,
-    verdict: Arc<Verdict>,
+    held: Vec<u8>,
+    watch: Arc<Watch>,
 }
 
 impl Watched {
-    pub fn new(socket: TcpStream) -> (Self, Arc<Verdict>) {
-        let verdict = Arc::new(Verdict::default());
+    pub fn new(socket: TcpStream) -> (Self, Arc<Watch>) {
+        let watch = Arc::new(Watch::default());
         (
             Self {
                 socket,
                 heads: Heads::default(),
-                verdict: Arc::clone(&verdict),
+                held: Vec::new(),
+                watch: Arc::clone(&watch),
             },
-            verdict,
+            watch,
         )
     }
 
-    pub fn into_inner(self) -> TcpStream {
-        self.socket
+    /// The socket, and what was held.
+    pub fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.socket, self.held.into())
+    }
+
+    fn is_holding(&self) -> bool {
+        self.watch.holds.load(Ordering::Relaxed)
     }
 }
 
@@ -126,7 +146,7 @@ impl AsyncRead for Watched {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
         if let Some(bad) = self.heads.follow(&buf.filled()[before..]) {
-            self.verdict.0.store(bad, Ordering::Relaxed);
+            self.watch.first_bad.store(bad, Ordering::Relaxed);
         }
         polled
     }
@@ -134,6 +154,10 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_holding() {
+            self.held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
         Pin::new(&mut self.socket).poll_write(cx, buf)
     }
 
@@ -150,6 +174,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_holding() {
+            let before = self.held.len();
+            bufs.iter().for_each(|buf| self.held.extend_from_slice(buf));
+            return Poll::Ready(Ok(self.held.len() - before));
+        }
         Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
     }
 

@@ -94,21 +94,23 @@ fn serve(
 
 /// Waits for the socket and joins.
 async fn begin(arrival: Box<Arrival>, upgraded: hyper::upgrade::OnUpgrade) -> Option<Connection> {
-    let (socket, early) = take_socket(upgraded).await?;
+    let (socket, answer, early) = take_socket(upgraded).await?;
     let Arrival { http, hello } = *arrival;
     http.metrics.connections_opened.inc();
     Some(Connection::join(
         socket,
+        answer,
         early,
         hello,
         Arc::clone(&http.connections),
     ))
 }
 
-/// The socket from under hyper, and what the client sent right behind its handshake.
-async fn take_socket(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, Bytes)> {
+/// The socket from under hyper, the answer that was held, and what the client sent right behind its handshake.
+async fn take_socket(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
     let parts = upgraded.await.ok()?.downcast::<TokioIo<Watched>>().ok()?;
-    Some((parts.io.into_inner().into_inner(), parts.read_buf))
+    let (socket, answer) = parts.io.into_inner().into_parts();
+    Some((socket, answer, parts.read_buf))
 }
 
 /// The accept key, or why this request is no handshake.

@@ -175,7 +175,7 @@ mod tests {
             clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
             let (_, write_half) = listener.accept().await.unwrap().0.into_split();
             members.push(Member {
-                outbox: Outbox::new(write_half, Arc::clone(&limits)),
+                outbox: Outbox::new(write_half, Bytes::new(), Arc::clone(&limits)),
                 user_id: UserId::parse("u").unwrap(),
             });
         }

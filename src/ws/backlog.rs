@@ -61,6 +61,8 @@ pub struct Backlog {
     queue: VecDeque<Bytes>,
     /// Bytes of the first chunk that are written: nothing may come between them and the rest.
     offset: usize,
+    /// Whether the first chunk is the answer to the handshake, without which the rest means nothing.
+    has_answer: bool,
     /// Bytes queued and unwritten.
     bytes: usize,
     /// What of them is counted in [`QueueLimits::overdrawn`].
@@ -110,6 +112,17 @@ impl Backlog {
         self.bytes += chunk.len() - written;
         self.offset = written;
         self.queue.push_front(chunk);
+    }
+
+    /// Begins with the answer to the handshake.
+    pub fn begin_with_answer(&mut self, answer: Bytes) {
+        self.begin(answer, 0);
+        self.has_answer = true;
+    }
+
+    /// How many chunks nothing may come before and that are never left out: 0 or 1.
+    fn fixed(&self) -> usize {
+        usize::from(self.offset > 0 || self.has_answer)
     }
 
     /// The time of a backlog counts from its first chunk.
@@ -182,7 +195,7 @@ impl Backlog {
                 return;
             }
             written -= rest;
-            self.offset = 0;
+            (self.offset, self.has_answer) = (0, false);
             self.queue.pop_front();
         }
         // Its memory grew with the backlog, and an idle connection should hold almost nothing.
@@ -205,18 +218,18 @@ impl Backlog {
         self.pong = Some(pong);
     }
 
-    /// Puts the waiting pong before all but a partly sent chunk.
+    /// Puts the waiting pong before all but a chunk that nothing may come before.
     pub fn place_pong(&mut self) {
         if let Some(pong) = self.pong.take() {
             self.bytes += pong.len();
-            self.queue.insert(usize::from(self.offset > 0), pong);
+            self.queue.insert(self.fixed(), pong);
         }
     }
 
-    /// Forgets everything that is not partly sent.
+    /// Forgets everything that may be left out.
     pub fn discard(&mut self, limits: &QueueLimits) {
         self.pong = None;
-        self.queue.truncate(usize::from(self.offset > 0));
+        self.queue.truncate(self.fixed());
         self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
         self.settle(limits);
     }
@@ -283,6 +296,28 @@ mod tests {
             backlog.discard(&limits);
         }
         assert_eq!(limits.overdrawn.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_answer_to_the_handshake_comes_first_and_stays() {
+        let limits = limits(100, Duration::from_secs(10));
+        let mut backlog = Backlog::default();
+        backlog.begin_with_answer(Bytes::from_static(b"101 "));
+        backlog.push(Bytes::from_static(b"greeting"));
+        backlog.set_pong(Bytes::from_static(b"pong "));
+        backlog.place_pong();
+        backlog.discard(&limits);
+        backlog.push(Bytes::from_static(b"close"));
+        let mut written = Vec::new();
+        let _ = backlog.write_to(|chunks| {
+            chunks.iter().for_each(|chunk| written.extend_from_slice(chunk));
+            Ok(0)
+        });
+        assert_eq!(written, b"101 close");
+        // Once it is sent there is nothing to keep.
+        backlog.advance(4, &limits);
+        backlog.discard(&limits);
+        assert!(backlog.is_empty());
     }
 
     proptest! {

@@ -99,10 +99,11 @@ enum Burst {
 }
 
 impl Connection {
-    /// Joins with an upgraded socket; `early` is what the client sent right behind its handshake.
-    pub fn join(socket: TcpStream, early: Bytes, hello: Hello, shared: Arc<Shared>) -> Self {
+    /// Joins with an upgraded socket. `answer` goes out before the greeting, `early` is what the client sent right
+    /// behind its handshake.
+    pub fn join(socket: TcpStream, answer: Bytes, early: Bytes, hello: Hello, shared: Arc<Shared>) -> Self {
         let (socket, write_half) = socket.into_split();
-        let outbox = Outbox::new(write_half, Arc::clone(&shared.outbox_limits));
+        let outbox = Outbox::new(write_half, answer, Arc::clone(&shared.outbox_limits));
         let member = Member {
             outbox,
             user_id: hello.user_id,

@@ -116,10 +116,15 @@ pub enum Queued {
 }
 
 impl Outbox {
-    pub fn new(socket: OwnedWriteHalf, limits: Arc<OutboxLimits>) -> Arc<Self> {
+    /// `answer`, to the handshake, goes out with the first frame.
+    pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<OutboxLimits>) -> Arc<Self> {
+        let mut state = State::default();
+        if !answer.is_empty() {
+            state.backlog.begin_with_answer(answer);
+        }
         Arc::new(Self {
             socket,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             awaiting_pong: AtomicBool::new(false),
             pinged_at: AtomicU32::new(clock::now_ms()),
             limits,
@@ -148,9 +153,12 @@ impl Outbox {
 
     /// Holds everything that others send until `first` is sent: `publish` makes the connection known to them.
     pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         publish();
-        self.send_locked(state, first);
+        state.backlog.push(first.clone());
+        if !self.write_backlog(&mut state) {
+            self.start_flusher(state);
+        }
     }
 
     fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &Bytes) -> Sent {

@@ -1,5 +1,8 @@
 //! From an HTTP request to a WebSocket: who is let in, who is not and how they are told.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
@@ -110,6 +113,21 @@ fn handshake_greets_first() {
             crate::support::eventually("nobody is there", || server.health()["connections"] == 0);
         }
     }
+}
+
+/// One write of the server's is one read here: a storm costs half of the packets.
+#[test]
+fn handshake_and_greeting_come_together() {
+    let server = Server::start();
+    let mut socket = TcpStream::connect(server.http_addr()).expect("a connection");
+    socket
+        .write_all(handshake(PATH, &[]).as_bytes())
+        .expect("a request");
+    let mut buffer = [0; 4096];
+    let read = socket.read(&mut buffer).expect("an answer");
+    let answer = buffer[..read].escape_ascii().to_string();
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert!(answer.contains("connection_established"), "{answer}");
 }
 
 #[test]
