@@ -2,6 +2,7 @@
 //!
 //! One binary, as with `tests/e2e`: with fat LTO each would take minutes to link.
 
+mod alternatives;
 mod delivery;
 mod fanout;
 mod frames;
@@ -22,5 +23,6 @@ criterion::criterion_main!(
     registry::benches,
     fanout::benches,
     delivery::benches,
-    presence::benches
+    presence::benches,
+    alternatives::benches
 );
