@@ -6,6 +6,7 @@
 mod readers;
 mod records;
 
+use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use livechat_ws::bus::Delivery;
 use livechat_ws::metrics::Metrics;
+use livechat_ws::protocol::frames::Lent;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::fanout::{Delivered, WaitBudget};
@@ -60,8 +62,9 @@ pub fn deliver(delivery: &mut Delivery, batch: &[Record]) {
 pub fn fan_out(session: &Session, chunk: &Bytes, outlet: &mut Outlet, budget: &mut WaitBudget) -> Delivered {
     let members = session.members();
     let mut delivered = [Delivered::default()];
+    let copy = OnceCell::new();
     let mut round = Round::new(outlet, budget, &mut delivered);
-    round.send(0, &members, chunk);
+    round.send(0, &members, Lent::new(chunk, &copy));
     round.flush();
     drop(round);
     delivered[0]

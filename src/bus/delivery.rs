@@ -1,17 +1,16 @@
 //! From a batch of records to the sockets: the same for every bus, on the bus's own thread.
 //!
 //! A record of a session that is not here costs a look-up and nothing else. The frames of one session and batch
-//! become one contiguous write, cut into chunks of at most [`CHUNK_BYTES`].
+//! become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
+use super::chunks::{Chunks, Spare};
 use crate::metrics::Metrics;
-use crate::protocol::frame;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
@@ -19,10 +18,6 @@ use crate::session::fanout::{self, Delivered, Patience, SLICE, WaitBudget};
 use crate::session::outlet::{Outlet, Round};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
-
-/// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
-/// size, so this bounds what a healthy reader may be behind by.
-const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Of poison records at most one log line in this time; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,6 +37,7 @@ pub struct Delivery {
     max_record_bytes: usize,
     converter: Converter,
     batch: Vec<Pending>,
+    spare: Spare,
     /// What became of them; kept, so that a batch allocates nothing for it.
     delivered: Vec<Delivered>,
     /// Where a session stands in the batch, by its address: the batch holds it alive.
@@ -55,8 +51,7 @@ pub struct Delivery {
 struct Pending {
     session: Arc<Session>,
     records: u64,
-    open: BytesMut,
-    chunks: Vec<Bytes>,
+    chunks: Chunks,
     /// To whom, once it is closed.
     members: Option<Arc<Vec<Member>>>,
 }
@@ -64,7 +59,7 @@ struct Pending {
 impl Pending {
     /// Nothing more is added: it goes to who is a member now.
     fn close(&mut self) {
-        self.chunks.push(std::mem::take(&mut self.open).freeze());
+        self.chunks.cut();
         self.members = Some(self.session.members());
     }
 
@@ -92,6 +87,7 @@ impl Delivery {
             max_record_bytes,
             converter: Converter::default(),
             batch: Vec::new(),
+            spare: Spare::default(),
             delivered: Vec::new(),
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
@@ -166,19 +162,14 @@ impl Delivery {
             self.batch.push(Pending {
                 session,
                 records: 0,
-                open: BytesMut::new(),
-                chunks: Vec::new(),
+                chunks: self.spare.take(),
                 members: None,
             });
             self.batch.len() - 1
         });
         let pending = &mut self.batch[at];
         pending.records += 1;
-        if !pending.open.is_empty() && pending.open.len() + frame::text_frame_len(payload.len()) > CHUNK_BYTES
-        {
-            pending.chunks.push(std::mem::take(&mut pending.open).freeze());
-        }
-        frame::put_text(&mut pending.open, payload);
+        pending.chunks.push(payload);
     }
 
     /// Delivers the batch. Small sessions go first; large ones take turns by slices of their members.
@@ -217,6 +208,7 @@ impl Delivery {
             log_broadcast(&pending, *delivered);
             total += *delivered;
             records += pending.records;
+            self.spare.give_back(pending.chunks);
         }
         self.index.clear();
         self.metrics.batch(records, &total);
@@ -277,7 +269,7 @@ impl Delivery {
 }
 
 /// Sends the chunks of one session in their order.
-fn send_chunks<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a [Bytes]) {
+fn send_chunks<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
     for (number, chunk) in chunks.iter().enumerate() {
         if number > 0 {
             round.flush();
@@ -290,7 +282,7 @@ fn log_broadcast(pending: &Pending, delivered: Delivered) {
     tracing::debug!(
         "Broadcasted message to session {}: {}/{} clients received",
         pending.session.id,
-        delivered.received() / pending.chunks.len(),
+        delivered.received() / pending.chunks.iter().count(),
         pending.members().len()
     );
 }

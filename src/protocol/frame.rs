@@ -1,6 +1,6 @@
 //! WebSocket frame headers for what the server sends (RFC 6455, section 5.2): unmasked, never fragmented.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::code::CloseCode;
 
@@ -28,7 +28,7 @@ fn header_len(payload_len: usize) -> usize {
     }
 }
 
-fn put_header(out: &mut BytesMut, first: u8, payload_len: usize) {
+fn put_header(out: &mut Vec<u8>, first: u8, payload_len: usize) {
     match payload_len {
         0..=125 => out.extend_from_slice(&[first, payload_len as u8]),
         126..=0xFFFF => {
@@ -43,7 +43,7 @@ fn put_header(out: &mut BytesMut, first: u8, payload_len: usize) {
 }
 
 /// Appends one text frame: header and payload, contiguous.
-pub fn put_text(out: &mut BytesMut, payload: &[u8]) {
+pub fn put_text(out: &mut Vec<u8>, payload: &[u8]) {
     out.reserve(text_frame_len(payload.len()));
     put_header(out, FIN_TEXT, payload.len());
     out.extend_from_slice(payload);
@@ -51,9 +51,9 @@ pub fn put_text(out: &mut BytesMut, payload: &[u8]) {
 
 /// One text frame.
 pub fn text(payload: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(text_frame_len(payload.len()));
+    let mut out = Vec::with_capacity(text_frame_len(payload.len()));
     put_text(&mut out, payload);
-    out.freeze()
+    out.into()
 }
 
 /// A pong with the ping's payload (at most 125 bytes; the strict reader has checked that).
@@ -84,10 +84,10 @@ pub fn close_echo(code: Option<u16>) -> Bytes {
 
 fn control(first: u8, payload: &[u8]) -> Bytes {
     debug_assert!(payload.len() <= 125);
-    let mut out = BytesMut::with_capacity(2 + payload.len());
+    let mut out = Vec::with_capacity(2 + payload.len());
     put_header(&mut out, first, payload.len());
     out.extend_from_slice(payload);
-    out.freeze()
+    out.into()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::Member;
 use crate::protocol::code::CloseCode;
+use crate::protocol::frames::Frames;
 use crate::protocol::ids::UserId;
 use crate::ws::{Queued, Sent};
 
@@ -121,7 +122,7 @@ pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
 }
 
 /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
-pub(super) fn send_or_close(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
+pub(super) fn send_or_close(member: &Member, chunk: &impl Frames, budget: &mut WaitBudget) -> Sent {
     let mut sent = member.outbox.send(chunk);
     if sent == Sent::Full {
         sent = wait_for_room(member, chunk, budget);
@@ -134,7 +135,7 @@ pub(super) fn send_or_close(member: &Member, chunk: &Bytes, budget: &mut WaitBud
     sent
 }
 
-fn wait_for_room(member: &Member, chunk: &Bytes, budget: &mut WaitBudget) -> Sent {
+fn wait_for_room(member: &Member, chunk: &impl Frames, budget: &mut WaitBudget) -> Sent {
     budget.refill();
     let (mut stalled, mut backlog) = (Duration::ZERO, member.outbox.backlog());
     while stalled < MAX_STALL && member.outbox.is_worth_waiting_for() && budget.wait(WAIT_STEP) {

@@ -4,11 +4,10 @@
 
 use std::io;
 
-use bytes::Bytes;
-
 use super::Member;
 use super::fanout::{Delivered, WaitBudget, send_or_close};
 use crate::metrics::Metrics;
+use crate::protocol::frames::{Frames, Lent};
 use crate::ws::uring::{self, Ring};
 use crate::ws::{Begun, Sent};
 
@@ -63,7 +62,7 @@ pub struct Round<'a> {
     /// What became of the chunks, by their slots.
     delivered: &'a mut [Delivered],
     /// Begun and not yet sent.
-    begun: Vec<(usize, &'a Member, &'a Bytes)>,
+    begun: Vec<(usize, &'a Member, Lent<'a>)>,
 }
 
 impl<'a> Round<'a> {
@@ -82,16 +81,16 @@ impl<'a> Round<'a> {
     }
 
     /// Sends a chunk to each of `members`, now or at the next flush, and counts what became of it in `slot`.
-    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: &'a Bytes) {
+    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: Lent<'a>) {
         if !matches!(self.outlet, Outlet::Ring(_)) {
             for member in members {
-                let sent = send_or_close(member, chunk, self.budget);
+                let sent = send_or_close(member, &chunk, self.budget);
                 self.delivered[slot].count(sent);
             }
             return;
         }
         for member in members {
-            match member.outbox.begin(chunk) {
+            match member.outbox.begin(&chunk) {
                 Begun::Yours => {
                     self.begun.push((slot, member, chunk));
                     if self.begun.len() == uring::MAX_SENDS {
@@ -101,7 +100,7 @@ impl<'a> Round<'a> {
                 Begun::Done(Sent::Full) => {
                     // It may be waited for, and the others should not wait with it.
                     self.flush();
-                    let sent = send_or_close(member, chunk, self.budget);
+                    let sent = send_or_close(member, &chunk, self.budget);
                     self.delivered[slot].count(sent);
                 }
                 Begun::Done(sent) => self.delivered[slot].count(sent),
@@ -116,7 +115,7 @@ impl<'a> Round<'a> {
         };
         if self.begun.len() < MIN_RING {
             for (slot, member, chunk) in self.begun.drain(..) {
-                let sent = member.outbox.complete(chunk, member.outbox.send_now(chunk));
+                let sent = member.outbox.complete(&chunk, member.outbox.send_now(&chunk));
                 self.delivered[slot].count(sent);
             }
             return;
@@ -124,13 +123,13 @@ impl<'a> Round<'a> {
         let Rings { ring, results } = &mut **rings;
         let begun = self.begun.iter();
         ring.send_all(
-            begun.map(|(_, member, chunk)| (member.outbox.socket(), chunk.as_ref())),
+            begun.map(|(_, member, chunk)| (member.outbox.socket(), chunk.bytes())),
             results,
         );
         // One by one: what is begun leaves the list only to be completed.
         while let Some((slot, member, chunk)) = self.begun.pop() {
             let result = results.pop().unwrap_or(Err(io::ErrorKind::WouldBlock.into()));
-            self.delivered[slot].count(member.outbox.complete(chunk, result));
+            self.delivered[slot].count(member.outbox.complete(&chunk, result));
         }
     }
 }
@@ -141,16 +140,18 @@ impl Drop for Round<'_> {
         for (_, member, chunk) in self.begun.drain(..) {
             member
                 .outbox
-                .complete(chunk, Err(io::ErrorKind::WouldBlock.into()));
+                .complete(&chunk, Err(io::ErrorKind::WouldBlock.into()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::OnceCell;
     use std::sync::Arc;
     use std::time::Duration;
 
+    use bytes::Bytes;
     use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};
     use tokio::runtime::Handle;
@@ -185,8 +186,9 @@ mod tests {
     fn send(outlet: &mut Outlet, members: &[Member], chunk: &Bytes) -> Delivered {
         let mut delivered = [Delivered::default()];
         let mut budget = WaitBudget::default();
+        let copy = OnceCell::new();
         let mut round = Round::new(outlet, &mut budget, &mut delivered);
-        round.send(0, members, chunk);
+        round.send(0, members, Lent::new(chunk, &copy));
         round.flush();
         drop(round);
         delivered[0]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock;
+use crate::protocol::frames::Frames;
 
 /// How many queued chunks one `writev` takes.
 const MAX_IOVECS: usize = 64;
@@ -141,8 +142,8 @@ impl Backlog {
     }
 
     /// Queues a chunk if there is room for it.
-    pub fn try_push(&mut self, chunk: &Bytes, limits: &QueueLimits) -> bool {
-        let over = (self.bytes + chunk.len()).saturating_sub(limits.queue_bytes);
+    pub fn try_push(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
+        let over = (self.bytes + chunk.bytes().len()).saturating_sub(limits.queue_bytes);
         if over > self.overdrawn {
             if !self.is_draining(limits) || over > MAX_OVERDRAFT || !limits.overdraw(over - self.overdrawn) {
                 return false;
@@ -152,7 +153,7 @@ impl Backlog {
             }
             self.overdrawn = over;
         }
-        self.push(chunk.clone());
+        self.push(chunk.keep());
         true
     }
 

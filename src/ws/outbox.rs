@@ -22,6 +22,7 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
+use crate::protocol::frames::Frames;
 
 /// How long after our close frame a peer may keep the connection before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,7 +84,7 @@ impl State {
         self.flushing || !self.backlog.is_empty()
     }
 
-    fn queue(&mut self, chunk: &Bytes, limits: &QueueLimits) -> Sent {
+    fn queue(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> Sent {
         if self.backlog.try_push(chunk, limits) {
             Sent::Queued
         } else {
@@ -132,7 +133,7 @@ impl Outbox {
     }
 
     /// Sends frames of the session: one chunk of whole frames. An empty queue takes a chunk of any size.
-    pub fn send(self: &Arc<Self>, chunk: &Bytes) -> Sent {
+    pub fn send(self: &Arc<Self>, chunk: &impl Frames) -> Sent {
         self.send_locked(self.state.lock(), chunk)
     }
 
@@ -161,7 +162,7 @@ impl Outbox {
         }
     }
 
-    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &Bytes) -> Sent {
+    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Frames) -> Sent {
         if state.phase != Phase::Open {
             return Sent::Closed;
         }
@@ -174,7 +175,7 @@ impl Outbox {
 
     /// Begins to send a chunk that the caller writes itself, without holding a lock meanwhile: many sockets' chunks go
     /// to the kernel together.
-    pub fn begin(&self, chunk: &Bytes) -> Begun {
+    pub fn begin(&self, chunk: &impl Frames) -> Begun {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
             return Begun::Done(Sent::Closed);
@@ -187,7 +188,7 @@ impl Outbox {
     }
 
     /// Takes the result of the send that was begun: as from `send(2)`.
-    pub fn complete(self: &Arc<Self>, chunk: &Bytes, result: io::Result<usize>) -> Sent {
+    pub fn complete(self: &Arc<Self>, chunk: &impl Frames, result: io::Result<usize>) -> Sent {
         let mut state = self.state.lock();
         state.flushing = false;
         if state.phase == Phase::Dead {
@@ -198,8 +199,8 @@ impl Outbox {
 
     /// One `send`, past the runtime's notes on the socket: one cache line less for each recipient. The flusher, if it
     /// comes to one, finds out by itself that the socket is full.
-    pub fn send_now(&self, chunk: &Bytes) -> io::Result<usize> {
-        SockRef::from(self.socket.as_ref()).send(chunk)
+    pub fn send_now(&self, chunk: &impl Frames) -> io::Result<usize> {
+        SockRef::from(self.socket.as_ref()).send(chunk.bytes())
     }
 
     /// The socket, for a chunk that was begun.
@@ -211,7 +212,7 @@ impl Outbox {
     fn settle(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
-        chunk: &Bytes,
+        chunk: &impl Frames,
         result: io::Result<usize>,
     ) -> Sent {
         let written = match result {
@@ -229,9 +230,9 @@ impl Outbox {
                 return Sent::Closed;
             }
         };
-        let is_whole = written == chunk.len();
+        let is_whole = written == chunk.bytes().len();
         if !is_whole {
-            state.backlog.begin(chunk.clone(), written);
+            state.backlog.begin(chunk.keep(), written);
         }
         // Something may have been queued while the chunk was under way: often the socket takes that, too.
         let is_done = state.backlog.is_empty() || (is_whole && self.write_backlog(&mut state));

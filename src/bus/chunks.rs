@@ -1,0 +1,148 @@
+//! The frames of a session and batch, one behind the other in one buffer that is used again: an allocator gives and
+//! takes back buffers of this size by mapping memory, which costs more than all else that a record needs.
+
+use std::cell::OnceCell;
+
+use bytes::Bytes;
+
+use crate::protocol::frame;
+use crate::protocol::frames::Lent;
+
+/// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
+/// size, so this bounds what a healthy reader may be behind by.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// What is kept for the next batches: as much as one batch needs, and what grew to twice of it on the way.
+const SPARE_BYTES: usize = 2 << 20;
+
+/// Frames, cut into chunks of at most [`CHUNK_BYTES`].
+#[derive(Default)]
+pub struct Chunks {
+    bytes: Vec<u8>,
+    cuts: Vec<Cut>,
+}
+
+struct Cut {
+    end: usize,
+    /// For those who can't take it at once.
+    copy: OnceCell<Bytes>,
+}
+
+impl Chunks {
+    /// Adds a text frame.
+    pub fn push(&mut self, payload: &[u8]) {
+        let open = self.bytes.len() - self.cut_at();
+        if open > 0 && open + frame::text_frame_len(payload.len()) > CHUNK_BYTES {
+            self.cut();
+        }
+        frame::put_text(&mut self.bytes, payload);
+    }
+
+    /// Ends a chunk.
+    pub fn cut(&mut self) {
+        self.cuts.push(Cut {
+            end: self.bytes.len(),
+            copy: OnceCell::new(),
+        });
+    }
+
+    fn cut_at(&self) -> usize {
+        self.cuts.last().map_or(0, |cut| cut.end)
+    }
+
+    /// The chunks that have ended.
+    pub fn iter(&self) -> impl Iterator<Item = Lent<'_>> {
+        let mut start = 0;
+        self.cuts.iter().map(move |cut| {
+            let bytes = &self.bytes[start..cut.end];
+            start = cut.end;
+            Lent::new(bytes, &cut.copy)
+        })
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.cuts.clear();
+    }
+}
+
+/// Buffers between two batches.
+#[derive(Default)]
+pub struct Spare {
+    buffers: Vec<Chunks>,
+    bytes: usize,
+}
+
+impl Spare {
+    /// An empty buffer.
+    pub fn take(&mut self) -> Chunks {
+        let chunks = self.buffers.pop().unwrap_or_default();
+        self.bytes -= chunks.bytes.capacity();
+        chunks
+    }
+
+    /// Keeps a buffer, or lets go of it where there is enough.
+    pub fn give_back(&mut self, mut chunks: Chunks) {
+        let bytes = self.bytes + chunks.bytes.capacity();
+        if bytes <= SPARE_BYTES {
+            chunks.clear();
+            self.buffers.push(chunks);
+            self.bytes = bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::frames::Frames;
+
+    proptest! {
+        /// However they are cut, all frames are there, whole and in order; a chunk is too long only if a frame is.
+        #[test]
+        fn chunks_are_the_frames(lengths in prop::collection::vec(0usize..40_000, 1..20)) {
+            let mut chunks = Chunks::default();
+            let mut expected = Vec::new();
+            for (number, &length) in lengths.iter().enumerate() {
+                let payload = vec![number as u8; length];
+                chunks.push(&payload);
+                frame::put_text(&mut expected, &payload);
+            }
+            chunks.cut();
+            let cut: Vec<_> = chunks.iter().collect();
+            prop_assert!(cut.iter().all(|chunk| (1..=CHUNK_BYTES).contains(&chunk.bytes().len())));
+            let got: Vec<u8> = cut.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_a_chunk_goes_alone() {
+        let mut chunks = Chunks::default();
+        for length in [10, CHUNK_BYTES + 1, 10] {
+            chunks.push(&vec![0; length]);
+        }
+        chunks.cut();
+        let lengths: Vec<_> = chunks.iter().map(|chunk| chunk.bytes().len()).collect();
+        assert_eq!(lengths, [12, CHUNK_BYTES + 11, 12]);
+    }
+
+    #[test]
+    fn spare_buffers_are_empty_and_bounded() {
+        let mut spare = Spare::default();
+        for _ in 0..100 {
+            let mut chunks = Chunks::default();
+            chunks.push(&vec![0; CHUNK_BYTES]);
+            chunks.cut();
+            spare.give_back(chunks);
+        }
+        let kept: usize = spare.buffers.iter().map(|chunks| chunks.bytes.capacity()).sum();
+        assert_eq!(kept, spare.bytes);
+        assert!(kept <= SPARE_BYTES && kept > SPARE_BYTES / 2);
+        let chunks = spare.take();
+        assert!(chunks.bytes.is_empty() && chunks.cuts.is_empty() && chunks.bytes.capacity() >= CHUNK_BYTES);
+        assert_eq!(spare.bytes, kept - chunks.bytes.capacity());
+    }
+}
