@@ -48,8 +48,8 @@ fn header(len: usize) -> [u8; 4] {
     [0x81, 126, high, low]
 }
 
-/// One chunk by a copy and `send`, against none and `writev`; a session is 2 or 100 sockets, and the bare `send` of the
-/// first is also what an outbox is compared to (`fanout/send`).
+/// One chunk by a copy and `send`, against none and `writev`. The bare `send` of the first, at 100 sockets and 300
+/// bytes, is also what an outbox is compared to: that is `threads/send/1`.
 fn copies(c: &mut Criterion) {
     let ways: [(_, SendAll); 2] = [("contiguous", contiguous), ("vectored", vectored)];
     for sockets_each in [2, 100] {

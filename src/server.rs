@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,7 +37,7 @@ const SWEEP_SLICE: usize = 512;
 /// A server whose listeners are bound.
 pub struct Server {
     http: Arc<Http>,
-    listeners: Vec<(TcpListener, Door)>,
+    listeners: Vec<(listener::Listener, Door)>,
     addresses: Vec<(&'static str, SocketAddr)>,
 }
 
@@ -47,7 +46,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A listener that can't bind, by the name of its variable, or a thread that can't be started.
+    /// A listener that can't bind, by the name of its variable; a thread that can't be started; `FANOUT_IO=uring` where
+    /// the kernel has no io_uring for us.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let outlet = outlet(config.fanout_io)?;
         let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];

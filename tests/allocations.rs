@@ -107,6 +107,36 @@ fn costs(outlet: fn() -> Outlet, way_out: u64) {
     }
 }
 
+/// Each of a batch's sessions has a buffer, and all are used again.
+#[test]
+fn many_sessions_cost_nothing() {
+    const SESSIONS: usize = 100;
+    let sessions = Sessions::open(SESSIONS, 2);
+    let mut delivery = sessions.delivery(Outlet::Send);
+    // Some with more than others, in turn, until every buffer has met the most.
+    let batch = |first: usize| -> Vec<_> {
+        (0..3 * SESSIONS)
+            .map(|n| Record::native(&session_id((first + n * n) % SESSIONS), 100))
+            .collect()
+    };
+    for first in 0..2 * SESSIONS {
+        sessions.deliver(&mut delivery, &batch(first));
+    }
+    let costs: Vec<_> = (0..ATTEMPTS)
+        .map(|first| {
+            let batch = batch(first);
+            sessions.expect_batch(&batch);
+            let before = ALLOCATIONS.get();
+            deliver(&mut delivery, &batch);
+            let allocations = ALLOCATIONS.get() - before;
+            sessions.wait();
+            allocations
+        })
+        .collect();
+    // A socket that was not ready costs a copy and its queue.
+    assert!(costs.contains(&0), "{costs:?} allocations");
+}
+
 #[test]
 fn a_recipient_costs_nothing_by_send() {
     costs(|| Outlet::Send, 0);

@@ -12,8 +12,10 @@ use crate::protocol::frames::Lent;
 /// size, so this bounds what a healthy reader may be behind by.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// What is kept for the next batches: as much as one batch needs, and what grew to twice of it on the way.
-const SPARE_BYTES: usize = 2 << 20;
+/// What is kept for the next batches. A batch is a mebibyte and its last record, and a buffer up to twice as large as
+/// what is in it: a larger one is no loss, and would leave no room for those of other sessions.
+const SPARE_BYTES: usize = 4 << 20;
+const MAX_SPARE_BUFFER: usize = 2 << 20;
 
 /// Frames, cut into chunks of at most [`CHUNK_BYTES`].
 #[derive(Default)]
@@ -84,7 +86,7 @@ impl Spare {
     /// Keeps a buffer, or lets go of it where there is enough.
     pub fn give_back(&mut self, mut chunks: Chunks) {
         let bytes = self.bytes + chunks.bytes.capacity();
-        if bytes <= SPARE_BYTES {
+        if bytes <= SPARE_BYTES && chunks.bytes.capacity() <= MAX_SPARE_BUFFER {
             chunks.clear();
             self.buffers.push(chunks);
             self.bytes = bytes;
@@ -100,19 +102,27 @@ mod tests {
     use crate::protocol::frames::Frames;
 
     proptest! {
-        /// However they are cut, all frames are there, whole and in order; a chunk is too long only if a frame is.
+        /// However they are cut, all frames are there and in order, and each chunk begins and ends with one; who keeps
+        /// a chunk keeps that one.
         #[test]
         fn chunks_are_the_frames(lengths in prop::collection::vec(0usize..40_000, 1..20)) {
             let mut chunks = Chunks::default();
-            let mut expected = Vec::new();
+            let (mut expected, mut ends) = (Vec::new(), Vec::new());
             for (number, &length) in lengths.iter().enumerate() {
                 let payload = vec![number as u8; length];
                 chunks.push(&payload);
                 frame::put_text(&mut expected, &payload);
+                ends.push(expected.len());
             }
             chunks.cut();
             let cut: Vec<_> = chunks.iter().collect();
             prop_assert!(cut.iter().all(|chunk| (1..=CHUNK_BYTES).contains(&chunk.bytes().len())));
+            let mut end = 0;
+            for chunk in &cut {
+                end += chunk.bytes().len();
+                prop_assert!(ends.contains(&end));
+                prop_assert_eq!(&chunk.keep()[..], chunk.bytes());
+            }
             let got: Vec<u8> = cut.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
             prop_assert_eq!(got, expected);
         }
@@ -132,7 +142,7 @@ mod tests {
     #[test]
     fn spare_buffers_are_empty_and_bounded() {
         let mut spare = Spare::default();
-        for _ in 0..100 {
+        for _ in 0..200 {
             let mut chunks = Chunks::default();
             chunks.push(&vec![0; CHUNK_BYTES]);
             chunks.cut();
@@ -144,5 +154,10 @@ mod tests {
         let chunks = spare.take();
         assert!(chunks.bytes.is_empty() && chunks.cuts.is_empty() && chunks.bytes.capacity() >= CHUNK_BYTES);
         assert_eq!(spare.bytes, kept - chunks.bytes.capacity());
+        let mut spare = Spare::default();
+        let mut large = Chunks::default();
+        large.push(&vec![0; MAX_SPARE_BUFFER]);
+        spare.give_back(large);
+        assert_eq!((spare.bytes, spare.buffers.len()), (0, 0));
     }
 }

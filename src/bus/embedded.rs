@@ -7,15 +7,13 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
-use super::{Ack, Delivery, PublishError};
+use super::{Ack, Delivery, MAX_BATCH, MAX_BATCH_BYTES, PublishError};
 use crate::protocol::record::{Incoming, Outgoing};
 
 /// The most records that wait for delivery.
 const MAX_RECORDS: usize = 65_536;
 /// The most bytes that wait for delivery.
 const MAX_BYTES: usize = 64 << 20;
-/// The most records of one batch, so that a flood does not hold back its own first record.
-const MAX_BATCH: usize = 1_024;
 
 pub struct Embedded {
     sender: Mutex<Option<SyncSender<Outgoing>>>,
@@ -73,9 +71,10 @@ fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &A
     delivery.start();
     let mut offset = 0;
     while let Ok(first) = receiver.recv() {
-        let mut bytes = 0;
-        for record in std::iter::once(first).chain(receiver.try_iter().take(MAX_BATCH - 1)) {
+        let (mut records, mut bytes, mut next) = (0, 0, Some(first));
+        while let Some(record) = next {
             bytes += record.value.len();
+            records += 1;
             delivery.push(&Incoming {
                 topic: record.topic,
                 partition: 0,
@@ -86,6 +85,8 @@ fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &A
                 node: None,
             });
             offset += 1;
+            let is_full = records == MAX_BATCH || bytes >= MAX_BATCH_BYTES;
+            next = if is_full { None } else { receiver.try_recv().ok() };
         }
         delivery.flush();
         queued_bytes.fetch_sub(bytes, Ordering::Relaxed);

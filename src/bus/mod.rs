@@ -11,6 +11,10 @@ pub use delivery::Delivery;
 
 use crate::protocol::record::{Outgoing, Topic};
 
+/// A batch ends when there is nothing more at hand, or here, so that a flood does not hold back its own first record.
+const MAX_BATCH: usize = 1_024;
+const MAX_BATCH_BYTES: usize = 1 << 20;
+
 /// Called once with the outcome of a publish, from a thread of the bus: it must not block.
 pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send + Sync>;
 

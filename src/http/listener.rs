@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Http;
-use super::framing::Watched;
 use super::response::{Answer, error};
 use super::router::{Door, route};
+use super::watched::Watched;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
 const BACKLOG: i32 = 16_384;
@@ -37,21 +37,36 @@ const LAST_ANSWER: Duration = Duration::from_secs(5);
 /// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis.
 const KEPT_SHARE: usize = 4;
 
+/// A bound listener.
+pub struct Listener {
+    socket: TcpListener,
+    /// Whether accepted sockets have their options from it: two system calls less for each connection of a storm.
+    passes_on_options: bool,
+}
+
+impl Listener {
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
 /// Binds without SO_REUSEPORT: two processes on one port would silently split the clients.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    // Before it listens: a connection has what was set when its handshake ended, not when it is accepted.
+    let passes_on_options = cfg!(target_os = "linux") && prepare(SockRef::from(&socket)).is_ok();
     socket.listen(BACKLOG)?;
-    if INHERITS {
-        prepare(SockRef::from(&socket))?;
-    }
-    TcpListener::from_std(socket.into())
+    Ok(Listener {
+        socket: TcpListener::from_std(socket.into())?,
+        passes_on_options,
+    })
 }
-
-/// Whether an accepted socket has the listener's options: three system calls less for each connection of a storm.
-const INHERITS: bool = cfg!(target_os = "linux");
 
 /// Sets the options of a client's socket.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
@@ -62,7 +77,7 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 }
 
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
-pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: CancellationToken) {
+pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: CancellationToken) {
     let sockets = Arc::new(AtomicUsize::new(0));
     let spare = spare_sockets(http.config.limits.max_connections);
     let mut logged: Option<Instant> = None;
@@ -70,7 +85,7 @@ pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: Can
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.socket.accept() => accepted,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -85,6 +100,9 @@ pub async fn serve(listener: TcpListener, door: Door, http: Arc<Http>, stop: Can
                 continue;
             }
         };
+        if !listener.passes_on_options {
+            let _ = prepare(SockRef::from(&socket));
+        }
         let open = OpenSocket::new(&sockets);
         // WebSockets have left this count; what is open beyond the spare ones has not even sent a head.
         if open.number
@@ -152,9 +170,6 @@ async fn serve_socket(
     http: Arc<Http>,
     stop: CancellationToken,
 ) {
-    if !INHERITS {
-        let _ = prepare(SockRef::from(&socket));
-    }
     let (socket, watch) = Watched::new(socket);
     let served = AtomicU32::new(0);
     let service = service_fn(|request| {
@@ -225,8 +240,8 @@ mod tests {
     async fn an_accepted_socket_has_the_listeners_options() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (socket, _) = listener.accept().await.unwrap();
-        if !INHERITS {
+        let (socket, _) = listener.socket.accept().await.unwrap();
+        if !listener.passes_on_options {
             prepare(SockRef::from(&socket)).unwrap();
         }
         let socket = SockRef::from(&socket);

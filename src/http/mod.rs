@@ -1,13 +1,13 @@
 //! HTTP on raw hyper: listeners and their limits, the router, the upgrade's checks, CORS, health and REST.
 
 pub mod cors;
-mod framing;
 pub mod limits;
 pub mod listener;
 mod response;
 mod rest;
 pub mod router;
 mod upgrade;
+mod watched;
 
 use std::sync::Arc;
 

@@ -95,7 +95,7 @@ pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<
         http.cors
             .decorate(&headers, method == Method::OPTIONS, answer.headers_mut());
     }
-    // What follows a body is not watched for its framing: see `framing`.
+    // What follows a body is not watched for its framing: see `watched`.
     if has_body(&headers) {
         answer
             .headers_mut()

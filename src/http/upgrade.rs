@@ -14,10 +14,10 @@ use sha1::{Digest, Sha1};
 use tokio::net::TcpStream;
 
 use super::Http;
-use super::framing::Watched;
 use super::limits::{Exceeded, Ticket};
 use super::response::{Answer, empty, error, error_with};
 use super::router::has_body;
+use super::watched::Watched;
 use crate::ws::connection::{Connection, Hello};
 
 /// What a key is hashed with (RFC 6455, section 1.3).

@@ -22,8 +22,8 @@ impl Frames for Bytes {
     }
 }
 
-/// Frames in a buffer that is used again. All queues share one copy of them, which is no longer than they are: a
-/// stalled client holds what it is owed and no more.
+/// Frames in a buffer that is used again. All queues share one copy of them, which is no longer than they are: of the
+/// buffer a stalled client holds nothing.
 #[derive(Clone, Copy)]
 pub struct Lent<'a> {
     bytes: &'a [u8],

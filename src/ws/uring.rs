@@ -135,7 +135,7 @@ impl Ring {
     fn give_up(&mut self, left: usize) {
         self.is_broken = true;
         if self.ring.submission().len() < left {
-            // It holds buffers that are about to be freed. No kernel is known to do this.
+            // It holds buffers that are about to be used again. No kernel is known to do this.
             std::process::abort();
         }
     }

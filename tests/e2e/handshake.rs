@@ -55,6 +55,7 @@ fn handshake_reads_headers_as_browsers_and_proxies_write_them() {
         ("Connection", "keep-alive, Upgrade"),
         ("Connection", "upgrade"),
         ("Connection", "UPGRADE"),
+        ("Connection", "close, Upgrade"),
         ("Upgrade", "WebSocket"),
         ("Upgrade", "WEBSOCKET"),
     ] {

@@ -13,14 +13,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::{Context, Shared};
-use crate::bus::Delivery;
+use crate::bus::{Delivery, MAX_BATCH, MAX_BATCH_BYTES};
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
 /// How long a poll waits, and so how soon the thread sees a new assignment or the end.
 const POLL: Duration = Duration::from_millis(100);
-/// A batch ends when nothing more is fetched, or here, so that a flood does not hold back its own first record.
-const MAX_BATCH: usize = 1_024;
-const MAX_BATCH_BYTES: usize = 1 << 20;
 /// What librdkafka may hold fetched and undelivered.
 const MAX_FETCHED_KIB: &str = "16384";
 /// How long to wait before a consumer that could not be made is tried again.
