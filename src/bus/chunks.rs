@@ -1,5 +1,5 @@
-//! The frames of a session and batch, one behind the other in one buffer that is used again: an allocator gives and
-//! takes back buffers of this size by mapping memory, which costs more than all else that a record needs.
+//! The frames of a session and batch, one behind the other in one buffer that is used again: to get and give back memory
+//! of this size costs more than to fill it (docs/PERFORMANCE.md).
 
 use std::cell::OnceCell;
 

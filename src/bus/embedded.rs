@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
-use super::{Ack, Delivery, MAX_BATCH, MAX_BATCH_BYTES, PublishError};
+use super::{Ack, Delivery, PublishError, is_full_batch};
 use crate::protocol::record::{Incoming, Outgoing};
 
 /// The most records that wait for delivery.
@@ -85,8 +85,11 @@ fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &A
                 node: None,
             });
             offset += 1;
-            let is_full = records == MAX_BATCH || bytes >= MAX_BATCH_BYTES;
-            next = if is_full { None } else { receiver.try_recv().ok() };
+            next = if is_full_batch(records, bytes) {
+                None
+            } else {
+                receiver.try_recv().ok()
+            };
         }
         delivery.flush();
         queued_bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -15,6 +15,10 @@ use crate::protocol::record::{Outgoing, Topic};
 const MAX_BATCH: usize = 1_024;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 
+fn is_full_batch(records: usize, bytes: usize) -> bool {
+    records >= MAX_BATCH || bytes >= MAX_BATCH_BYTES
+}
+
 /// Called once with the outcome of a publish, from a thread of the bus: it must not block.
 pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send + Sync>;
 

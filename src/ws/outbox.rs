@@ -157,9 +157,7 @@ impl Outbox {
         let mut state = self.state.lock();
         publish();
         state.backlog.push(first.clone());
-        if !self.write_backlog(&mut state) {
-            self.start_flusher(state);
-        }
+        self.write_now(state);
     }
 
     fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Frames) -> Sent {
@@ -249,9 +247,7 @@ impl Outbox {
             return;
         }
         state.backlog.set_pong(frame::pong(payload));
-        if !state.flushing && !self.write_backlog(&mut state) {
-            self.start_flusher(state);
-        }
+        self.write_now(state);
     }
 
     /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
@@ -288,9 +284,7 @@ impl Outbox {
             since: clock::now_ms(),
         };
         state.wake_reader();
-        if !state.flushing && !self.write_backlog(&mut state) {
-            self.start_flusher(state);
-        }
+        self.write_now(state);
         true
     }
 
@@ -398,6 +392,13 @@ impl Outbox {
             let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write);
         }
         true
+    }
+
+    /// Writes what is queued, unless somebody is at it, and sees that the rest goes on.
+    fn write_now(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if !state.flushing && !self.write_backlog(&mut state) {
+            self.start_flusher(state);
+        }
     }
 
     fn start_flusher(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::{Context, Shared};
-use crate::bus::{Delivery, MAX_BATCH, MAX_BATCH_BYTES};
+use crate::bus::{Delivery, is_full_batch};
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
 /// How long a poll waits, and so how soon the thread sees a new assignment or the end.
@@ -98,7 +98,7 @@ impl Thread {
             return;
         };
         let (mut records, mut bytes, mut wait) = (0, 0, POLL);
-        while records < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+        while !is_full_batch(records, bytes) {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     bytes += message.payload_len();
@@ -114,7 +114,7 @@ impl Thread {
             self.shared.offsets.advance(&self.next);
         }
         self.consumer = Some(consumer);
-        let is_full = records == MAX_BATCH || bytes >= MAX_BATCH_BYTES;
+        let is_full = is_full_batch(records, bytes);
         let wait = self.pace.after(records, is_full, Instant::now());
         if !wait.is_zero() {
             thread::sleep(wait);
