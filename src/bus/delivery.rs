@@ -4,7 +4,9 @@
 //! become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -96,9 +98,17 @@ impl Delivery {
         }
     }
 
-    /// Makes what belongs to the thread that delivers: called there, before the first batch.
-    pub fn start(&mut self) {
-        self.outlet.prepare(&self.metrics);
+    /// Starts the thread that delivers, and waits until it has what belongs to it: a node that listens then says the
+    /// truth of how its batches leave, and opens no descriptor of its own later.
+    pub fn spawn(mut self, run: impl FnOnce(Self) + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let (started, has_started) = mpsc::channel();
+        let thread = thread::Builder::new().name("bus".into()).spawn(move || {
+            self.outlet.prepare(&self.metrics);
+            let _ = started.send(());
+            run(self);
+        })?;
+        let _ = has_started.recv();
+        Ok(thread)
     }
 
     /// Takes a record into the batch. A poison record is counted and skipped.
@@ -285,4 +295,32 @@ fn log_broadcast(pending: &Pending, delivered: Delivered) {
         delivered.received() / pending.chunks.iter().count(),
         pending.members().len()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::uring::Ring;
+
+    #[test]
+    fn the_threads_ring_is_there_when_it_is_said_to_run() {
+        let metrics = Arc::new(Metrics::default());
+        let delivery = Delivery::new(
+            Arc::new(Registry::default()),
+            Arc::new(Typists::default()),
+            Box::new(|_| {}),
+            Arc::clone(&metrics),
+            "node".into(),
+            1024,
+            Outlet::Wanted,
+        );
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = delivery
+            .spawn(move |_delivery| assert!(ended.recv().is_err()))
+            .unwrap();
+        let shown = metrics.fanout_io_uring.get();
+        drop(end);
+        thread.join().unwrap();
+        assert_eq!(shown, i64::from(Ring::probe().is_ok()));
+    }
 }

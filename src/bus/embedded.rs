@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
@@ -26,8 +26,7 @@ impl Embedded {
         let (sender, receiver) = sync_channel(MAX_RECORDS);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let drained = Arc::clone(&queued_bytes);
-        let run = move || drain(&receiver, delivery, &drained);
-        let thread = thread::Builder::new().name("bus".into()).spawn(run)?;
+        let thread = delivery.spawn(move |delivery| drain(&receiver, delivery, &drained))?;
         Ok(Self {
             sender: Mutex::new(Some(sender)),
             queued_bytes,
@@ -68,7 +67,6 @@ impl Embedded {
 }
 
 fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &AtomicUsize) {
-    delivery.start();
     let mut offset = 0;
     while let Ok(first) = receiver.recv() {
         let (mut records, mut bytes, mut next) = (0, 0, Some(first));

@@ -37,7 +37,6 @@ pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
         consumer: None,
         error_logged: None,
     };
-    thread.delivery.start();
     let mut seen = 0;
     while !shared.is_stopping() {
         let generation = shared.offsets.generation();

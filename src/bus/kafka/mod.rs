@@ -75,9 +75,7 @@ impl Kafka {
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let (runtime, for_consumer) = (Handle::current(), Arc::clone(&shared));
         let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), runtime);
-        let consumer = thread::Builder::new()
-            .name("bus".into())
-            .spawn(move || consumer::run(&for_consumer, delivery))?;
+        let consumer = delivery.spawn(move |delivery| consumer::run(&for_consumer, delivery))?;
         thread::Builder::new()
             .name("bus-watch".into())
             .spawn(move || watch.run())?;
