@@ -23,7 +23,7 @@ use crate::report::{Column, Figures, Report, column};
 /// More nodes than anyone has.
 const MOST_NODES: usize = 4_096;
 /// Sizes for which nodes are counted, as multiples of what is asked for.
-const FACTORS: [f64; 6] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+const FACTORS: [f64; 7] = [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0];
 const MB: f64 = 1e6;
 
 #[derive(Args, Clone)]
@@ -48,31 +48,31 @@ pub struct Options {
     #[arg(long, default_value_t = 2_000.0)]
     pub connects: f64,
     /// CPU for each delivery, us, without reading its record
-    #[arg(long, default_value_t = 15.7)]
+    #[arg(long, default_value_t = 7.8)]
     pub delivery_us: f64,
     /// CPU for each record that is read, us; and what of it is the bus's thread
-    #[arg(long, default_value_t = 0.90)]
+    #[arg(long, default_value_t = 0.79)]
     pub record_us: f64,
-    #[arg(long, default_value_t = 0.59)]
+    #[arg(long, default_value_t = 0.55)]
     pub record_bus_us: f64,
     /// The same for records of typing and status
-    #[arg(long, default_value_t = 1.02)]
+    #[arg(long, default_value_t = 0.96)]
     pub side_us: f64,
-    #[arg(long, default_value_t = 0.75)]
+    #[arg(long, default_value_t = 0.73)]
     pub side_bus_us: f64,
     /// The same for each fetch
-    #[arg(long, default_value_t = 55.0)]
+    #[arg(long, default_value_t = 50.0)]
     pub fetch_us: f64,
-    #[arg(long, default_value_t = 12.0)]
+    #[arg(long, default_value_t = 9.4)]
     pub fetch_bus_us: f64,
     /// Fetches a second from a broker by a bus thread, at most
-    #[arg(long, default_value_t = 2_500.0)]
+    #[arg(long, default_value_t = 1_100.0)]
     pub fetches: f64,
     /// CPU for each connect, us
-    #[arg(long, default_value_t = 107.0)]
+    #[arg(long, default_value_t = 77.0)]
     pub connect_us: f64,
     /// Memory of a connection, KiB
-    #[arg(long, default_value_t = 3.8)]
+    #[arg(long, default_value_t = 1.9)]
     pub connection_kib: f64,
     /// Memory of a node without connections, MiB
     #[arg(long, default_value_t = 20.0)]
@@ -235,6 +235,15 @@ impl Options {
         let outcome = self.churn(nodes, sessions, Assignment::Bounded(self.bound), loads);
         Part::affine(nodes, &outcome)
     }
+
+    /// The fewest nodes that do it and what the busiest uses: reading everything, and affine.
+    fn fewest(&self, model: &Model, loads: &[Load]) -> [Option<(usize, Usage)>; 2] {
+        let affine = |nodes| self.affine(nodes, model.demand.sessions, loads);
+        [
+            model.fewest(MOST_NODES, Part::everything),
+            model.fewest(self.partitions, affine),
+        ]
+    }
 }
 
 pub fn run(options: &Options) -> Result<Vec<Report>> {
@@ -247,16 +256,17 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     let model = options.model();
     let loads = options.loads(options.sessions);
     let affine = |nodes| options.affine(nodes, options.sessions, &loads);
-    let everything = model.fewest(MOST_NODES, Part::everything).map(|(nodes, _)| nodes);
-    let fewest_affine = model.fewest(options.partitions, affine).map(|(nodes, _)| nodes);
+    let fewest = options
+        .fewest(&model, &loads)
+        .map(|fewest| fewest.map(|(nodes, _)| nodes));
 
     let mut counts: Vec<usize> = options.nodes.clone();
-    counts.extend([everything, fewest_affine].into_iter().flatten());
+    counts.extend(fewest.into_iter().flatten());
     counts.sort_unstable();
     counts.dedup();
 
     Ok(vec![
-        nodes(&model, &counts, (everything, fewest_affine), affine),
+        nodes(&model, &counts, fewest, affine),
         sizes(options, &model),
         moves(options, &counts, &loads),
     ])
@@ -266,7 +276,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
 fn nodes(
     model: &Model,
     counts: &[usize],
-    (everything, fewest_affine): (Option<usize>, Option<usize>),
+    fewest: [Option<usize>; 2],
     affine: impl Fn(usize) -> Part,
 ) -> Report {
     let demand = &model.demand;
@@ -282,22 +292,19 @@ fn nodes(
         ("affine", &affine),
     ] {
         for &count in counts {
-            let part = part(count);
-            let usage = model.usage(&part);
-            report.add(&format!("{mode}, {count}"), figures(model, &part, &usage));
+            report.add(&format!("{mode}, {count}"), figures(model, &part(count)));
         }
     }
-    let text =
-        |nodes: Option<usize>| nodes.map_or("no number of nodes".into(), |nodes| format!("{nodes} nodes"));
+    let [everything, affine] =
+        fewest.map(|nodes| nodes.map_or("no number of nodes".into(), |nodes| format!("{nodes} nodes")));
     report.note(format!(
-        "The fewest that fit, one of them away: {} that read everything, {} that are affine.",
-        text(everything),
-        text(fewest_affine)
+        "The fewest that fit, one of them away: {everything} that read everything, {affine} that are affine."
     ));
     report
 }
 
-fn figures(model: &Model, part: &Part, usage: &Usage) -> Figures {
+fn figures(model: &Model, part: &Part) -> Figures {
+    let usage = model.usage(part);
     let room = model.hardware.nic * model.hardware.utilisation;
     Figures::from([
         ("bus_percent", usage.bus * 100.0),
@@ -309,7 +316,7 @@ fn figures(model: &Model, part: &Part, usage: &Usage) -> Figures {
         ("readers", part.readers),
         ("egress_mb_s", usage.egress / MB),
         ("egress_nics", usage.egress / room),
-        ("fits", f64::from(u8::from(model.fits(usage)))),
+        ("fits", f64::from(u8::from(model.fits(&usage)))),
     ])
 }
 
@@ -331,14 +338,15 @@ fn sizes(options: &Options, model: &Model) -> Report {
                 options.foreign_share / model.reading_limit(options.foreign_share) * 100.0,
             ),
         ]);
-        if let Some((nodes, usage)) = model.fewest(MOST_NODES, Part::everything) {
-            figures.insert("everything_nodes", nodes as f64);
-            figures.insert("everything_egress_mb_s", usage.egress / MB);
-        }
-        let affine = |nodes| options.affine(nodes, demand.sessions, &loads);
-        if let Some((nodes, usage)) = model.fewest(options.partitions, affine) {
-            figures.insert("affine_nodes", nodes as f64);
-            figures.insert("affine_egress_mb_s", usage.egress / MB);
+        let columns = [
+            ("everything_nodes", "everything_egress_mb_s"),
+            ("affine_nodes", "affine_egress_mb_s"),
+        ];
+        for ((nodes, egress), fewest) in columns.into_iter().zip(options.fewest(&model, &loads)) {
+            if let Some((count, usage)) = fewest {
+                figures.insert(nodes, count as f64);
+                figures.insert(egress, usage.egress / MB);
+            }
         }
         report.add(&format!("{factor} times"), figures);
     }
@@ -414,7 +422,7 @@ mod tests {
         options: Options,
     }
 
-    /// A tenth of the connections, with the deliveries of all: more records than a node can read.
+    /// A tenth of the connections, with twice the deliveries of all: more records than a node can read.
     fn reports(seed: &str) -> Vec<Report> {
         let args = [
             "scale",
@@ -422,6 +430,8 @@ mod tests {
             "50000",
             "--connections",
             "100000",
+            "--deliveries",
+            "2000000",
             "--seed",
             seed,
             "--nodes",
