@@ -122,9 +122,6 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
     let marks = Arc::clone(&inbox);
-    metrics
-        .fanout_io_uring
-        .set(i64::from(matches!(outlet, Outlet::Wanted)));
     let delivery = Delivery::new(
         Arc::clone(&registry),
         Arc::clone(&typists),

@@ -10,7 +10,7 @@ use crate::protocol::frames::Lent;
 
 /// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
 /// size, so this bounds what a healthy reader may be behind by.
-const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 128 * 1024;
 
 /// What is kept for the next batches. A batch is a mebibyte and its last record, and a buffer up to twice as large as
 /// what is in it: a larger one is no loss, and would leave no room for those of other sessions.
