@@ -18,12 +18,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// mimalloc's `mi_option_purge_delay`, which the binding does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// Gives freed pages back at once. By default that waits for later allocations, and after a connect storm an idle
-/// node makes none. `MIMALLOC_PURGE_DELAY` in the environment still wins.
+/// In milliseconds. An idle node makes no later calls that would give freed pages back, so it is not ten, the default;
+/// with 0 a connect storm costs a sixth more (docs/PERFORMANCE.md).
+const PURGE_DELAY_MS: std::ffi::c_long = 1;
+
+/// Gives freed pages back soon. `MIMALLOC_PURGE_DELAY` in the environment still wins.
 #[allow(unsafe_code, reason = "the allocator is a C library")]
 fn return_freed_memory() {
     // SAFETY: sets a number in mimalloc's options; it may be called at any time, and no other thread runs yet.
-    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, 0) };
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS) };
 }
 
 /// A configuration error (sysexits.h, EX_USAGE).
