@@ -63,7 +63,11 @@ impl Limits {
         self.connections.load(Ordering::Relaxed)
     }
 
-    pub fn admit(self: &Arc<Self>, ip: IpAddr, who: Who) -> Result<Ticket, Exceeded> {
+    pub fn admit(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        (session_id, user_id): (&SessionId, &UserId),
+    ) -> Result<Ticket, Exceeded> {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.max_connections {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return Err(Exceeded::Process);
@@ -80,6 +84,7 @@ impl Limits {
             ticket.counted.get_or_insert_default().ip = Some(ip);
         }
         if self.max_per_user > 0 {
+            let who = (session_id.clone(), user_id.clone());
             if !take(&self.per_user, who.clone(), self.max_per_user) {
                 return Err(Exceeded::User);
             }
@@ -161,13 +166,14 @@ mod tests {
     fn places_are_given_back() {
         let limits = limits(3, 2, 1, &[]);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        let user = |id: &str| (SessionId::parse("s").unwrap(), UserId::parse(id).unwrap());
-        let first = limits.admit(a, user("u1")).ok().unwrap();
-        assert_eq!(limits.admit(b, user("u1")).err(), Some(Exceeded::User));
-        let second = limits.admit(a, user("u2")).ok().unwrap();
-        assert_eq!(limits.admit(a, user("u3")).err(), Some(Exceeded::Address));
-        let third = limits.admit(b, user("u3")).ok().unwrap();
-        assert_eq!(limits.admit(b, user("u4")).err(), Some(Exceeded::Process));
+        let session_id = SessionId::parse("s").unwrap();
+        let admit = |ip, user_id| limits.admit(ip, (&session_id, &UserId::parse(user_id).unwrap()));
+        let first = admit(a, "u1").ok().unwrap();
+        assert_eq!(admit(b, "u1").err(), Some(Exceeded::User));
+        let second = admit(a, "u2").ok().unwrap();
+        assert_eq!(admit(a, "u3").err(), Some(Exceeded::Address));
+        let third = admit(b, "u3").ok().unwrap();
+        assert_eq!(admit(b, "u4").err(), Some(Exceeded::Process));
         drop((first, second, third));
         assert_eq!(limits.connections(), 0);
         assert!(limits.per_ip.is_empty() && limits.per_user.is_empty());

@@ -1,7 +1,7 @@
 //! Listeners: bind, accept, and HTTP/1.1 with its limits on each socket.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Http;
 use super::response::{Answer, error};
 use super::router::{Door, route};
+use super::upgrade::Arrival;
 use super::watched::Watched;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
@@ -170,17 +172,36 @@ async fn serve_socket(
     http: Arc<Http>,
     stop: CancellationToken,
 ) {
+    let arrived = Mutex::new(None);
+    if let Err(error) = speak_http(socket, peer.ip(), door, &http, &stop, &arrived).await {
+        tracing::debug!(%error, %peer, "HTTP connection ended");
+    }
+    if let Some(arrival) = arrived.into_inner() {
+        arrival.join(&http).await;
+    }
+}
+
+/// Answers requests to the end of the connection, or until it is handed over: then there is an arrival.
+async fn speak_http(
+    socket: TcpStream,
+    peer: IpAddr,
+    door: Door,
+    http: &Arc<Http>,
+    stop: &CancellationToken,
+    arrived: &Mutex<Option<Arrival>>,
+) -> hyper::Result<()> {
     let (socket, watch) = Watched::new(socket);
     let served = AtomicU32::new(0);
     let service = service_fn(|request| {
         let is_clear = watch.allows(served.fetch_add(1, Ordering::Relaxed) + 1);
-        let (http, watch) = (Arc::clone(&http), &watch);
+        let watch = &watch;
         async move {
             let started = Instant::now();
             let line = tracing::enabled!(tracing::Level::DEBUG)
                 .then(|| format!("{} {}", request.method(), request.uri().path()));
+            let mut arrival = None;
             let answer = if is_clear {
-                route(&http, door, peer.ip(), request).await
+                route(http, door, peer, request, &mut arrival).await
             } else {
                 ambiguous()
             };
@@ -188,8 +209,9 @@ async fn serve_socket(
                 let took = started.elapsed().as_secs_f64() * 1000.0;
                 tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
             }
-            if answer.status() == hyper::StatusCode::SWITCHING_PROTOCOLS {
+            if arrival.is_some() {
                 watch.hold();
+                *arrived.lock() = arrival;
             }
             Ok::<_, std::convert::Infallible>(answer)
         }
@@ -204,11 +226,13 @@ async fn serve_socket(
         .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
+        // The connection first: mostly it is done, and the others need not be looked at.
+        biased;
         done = connection.as_mut() => Some(done),
         () = stop.cancelled() => None,
         () = tokio::time::sleep(MAX_LIFE) => None,
     };
-    let done = match ended {
+    match ended {
         Some(done) => done,
         None => {
             connection.as_mut().graceful_shutdown();
@@ -216,9 +240,6 @@ async fn serve_socket(
                 .await
                 .unwrap_or(Ok(()))
         }
-    };
-    if let Err(error) = done {
-        tracing::debug!(%error, %peer, "HTTP connection ended");
     }
 }
 

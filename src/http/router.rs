@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap};
-use hyper::{Method, Request, StatusCode, Version};
+use hyper::{Method, Request, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 
 use super::Http;
 use super::response::{Answer, empty, error, error_with, with_body};
-use super::{rest, upgrade};
+use super::rest;
+use super::upgrade::{self, Arrival};
 use crate::config::SessionIdFormat;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
 use crate::ws::connection::Hello;
@@ -72,9 +73,15 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers one request.
-pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<Incoming>) -> Answer {
-    if request.uri().to_string().len() > MAX_URI {
+/// Answers one request; behind a 101 there is an arrival.
+pub async fn route(
+    http: &Arc<Http>,
+    door: Door,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+    arrival: &mut Option<Arrival>,
+) -> Answer {
+    if target_len(request.uri()) > MAX_URI {
         return error(
             StatusCode::URI_TOO_LONG,
             "URI too long",
@@ -89,14 +96,14 @@ pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<
             "a request has exactly one Host header",
         );
     }
-    let (method, headers) = (request.method().clone(), request.headers().clone());
-    let mut answer = dispatch(http, door, peer, request).await;
+    let mut answer = dispatch(http, door, peer, &mut request, arrival).await;
     if door == Door::Public {
+        let is_preflight = request.method() == Method::OPTIONS;
         http.cors
-            .decorate(&headers, method == Method::OPTIONS, answer.headers_mut());
+            .decorate(request.headers(), is_preflight, answer.headers_mut());
     }
     // What follows a body is not watched for its framing: see `watched`.
-    if has_body(&headers) {
+    if has_body(request.headers()) {
         answer
             .headers_mut()
             .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -104,14 +111,27 @@ pub async fn route(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<
     answer
 }
 
+/// How long the request target was, as far as the parser kept it: a fragment is none of it.
+fn target_len(uri: &Uri) -> usize {
+    let scheme = uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    scheme + authority + path
+}
+
 /// Whether a request says that it has a body. None of our routes takes one.
 pub fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-async fn dispatch(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<Incoming>) -> Answer {
-    let path = request.uri().path().to_owned();
-    let Some(route) = Route::of(door, &path) else {
+async fn dispatch(
+    http: &Arc<Http>,
+    door: Door,
+    peer: IpAddr,
+    request: &mut Request<Incoming>,
+    arrival: &mut Option<Arrival>,
+) -> Answer {
+    let Some(route) = Route::of(door, request.uri().path()) else {
         return error(StatusCode::NOT_FOUND, "Not found", "there is no such path");
     };
     match *request.method() {
@@ -163,16 +183,12 @@ async fn dispatch(http: &Arc<Http>, door: Door, peer: IpAddr, request: Request<I
                 let detail = "the user type must be customer, agent or admin";
                 return error(StatusCode::BAD_REQUEST, "Invalid user type", detail);
             };
-            upgrade::upgrade(
-                http,
-                peer,
-                Hello {
-                    session_id,
-                    user_id,
-                    user_type,
-                },
-                request,
-            )
+            let hello = Hello {
+                session_id,
+                user_id,
+                user_type,
+            };
+            upgrade::upgrade(http, peer, hello, request, arrival)
         }
     }
 }

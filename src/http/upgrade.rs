@@ -8,10 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
 use tokio::net::TcpStream;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Http;
 use super::limits::{Exceeded, Ticket};
@@ -23,9 +25,24 @@ use crate::ws::connection::{Connection, Hello};
 /// What a key is hashed with (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Checks the handshake, answers it and, behind a 101, starts the connection.
-pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Request<Incoming>) -> Answer {
-    let accept = match check_headers(&request) {
+/// A client whose handshake is accepted: it joins when hyper gives up the socket.
+pub struct Arrival {
+    hello: Hello,
+    upgraded: OnUpgrade,
+    ticket: Ticket,
+    /// Counted from now on, so that a drain waits for it.
+    token: TaskTrackerToken,
+}
+
+/// Checks the handshake and answers it; behind a 101 there is an arrival.
+pub fn upgrade(
+    http: &Http,
+    peer: IpAddr,
+    hello: Hello,
+    request: &mut Request<Incoming>,
+    arrival: &mut Option<Arrival>,
+) -> Answer {
+    let accept = match check_headers(request) {
         Ok(accept) => accept,
         Err(refusal) => return refusal,
     };
@@ -47,20 +64,16 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
         );
     }
     let ip = http.limits.client_ip(peer, headers);
-    let ticket = match http
-        .limits
-        .admit(ip, (hello.session_id.clone(), hello.user_id.clone()))
-    {
+    let ticket = match http.limits.admit(ip, (&hello.session_id, &hello.user_id)) {
         Ok(ticket) => ticket,
         Err(exceeded) => return refuse(http, exceeded),
     };
-    let upgraded = hyper::upgrade::on(&mut request);
-    let arrival = Box::new(Arrival {
-        http: Arc::clone(http),
+    *arrival = Some(Arrival {
         hello,
+        upgraded: hyper::upgrade::on(request),
+        ticket,
+        token: http.tracker.token(),
     });
-    // A task of its own: hyper's future for this connection is let go.
-    http.tracker.spawn(serve(arrival, upgraded, ticket));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -69,45 +82,31 @@ pub fn upgrade(http: &Arc<Http>, peer: IpAddr, hello: Hello, mut request: Reques
     answer
 }
 
-/// What is needed until the connection has joined: boxed, since a task keeps the room of its arguments to its end.
-struct Arrival {
-    http: Arc<Http>,
-    hello: Hello,
+impl Arrival {
+    /// Joins, and serves the connection in a task of its own: hyper's, which is larger, ends.
+    pub async fn join(self, http: &Http) {
+        let Some((socket, answer, early)) = take_socket(self.upgraded).await else {
+            return;
+        };
+        http.metrics.connections_opened.inc();
+        let connection = Connection::join(socket, answer, early, self.hello, Arc::clone(&http.connections));
+        tokio::spawn(serve(connection, self.ticket, self.token));
+    }
 }
 
 #[allow(
     clippy::manual_async_fn,
     reason = "an async fn holds its arguments twice: once as they come and once as they are used"
 )]
-fn serve(
-    arrival: Box<Arrival>,
-    upgraded: hyper::upgrade::OnUpgrade,
-    ticket: Ticket,
-) -> impl Future<Output = ()> + Send {
+fn serve(connection: Connection, ticket: Ticket, token: TaskTrackerToken) -> impl Future<Output = ()> + Send {
     async move {
-        let _ticket = &ticket;
-        if let Some(connection) = begin(arrival, upgraded).await {
-            connection.run().await;
-        }
+        let _held = (&ticket, &token);
+        connection.run().await;
     }
 }
 
-/// Waits for the socket and joins.
-async fn begin(arrival: Box<Arrival>, upgraded: hyper::upgrade::OnUpgrade) -> Option<Connection> {
-    let (socket, answer, early) = take_socket(upgraded).await?;
-    let Arrival { http, hello } = *arrival;
-    http.metrics.connections_opened.inc();
-    Some(Connection::join(
-        socket,
-        answer,
-        early,
-        hello,
-        Arc::clone(&http.connections),
-    ))
-}
-
 /// The socket from under hyper, the answer that was held, and what the client sent right behind its handshake.
-async fn take_socket(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
+async fn take_socket(upgraded: OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
     let parts = upgraded.await.ok()?.downcast::<TokioIo<Watched>>().ok()?;
     let (socket, answer) = parts.io.into_inner().into_parts();
     Some((socket, answer, parts.read_buf))
