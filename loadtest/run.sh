@@ -19,19 +19,7 @@ PROFILE=${LOADTEST_PROFILE:-release}
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
 TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$PROFILE
 
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-loadtest.XXXXXX")
-cleanup() {
-    local status=$?
-    trap '' INT TERM HUP
-    set +e
-    end_child 10
-    stop_services "$SCRATCH"
-    exit "$status"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
+make_scratch loadtest
 
 ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
 limit=$(ulimit -Sn)

@@ -241,3 +241,30 @@ stop_services() {
     stop_all_under "$1"
     rm -rf "$1"
 }
+
+# make_scratch NAME [SECONDS]: makes a folder of this run's own and sets SCRATCH to it. When the script ends, also by a
+# signal, all that it started is ended (a child of run_child has SECONDS for that) and the folder removed.
+make_scratch() {
+    SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-$1.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "clean_up ${2:-10}" EXIT
+    trap 'interrupted 130' INT
+    trap 'interrupted 143' TERM
+    trap 'interrupted 129' HUP
+}
+
+# interrupted STATUS: ends the script. A second signal between here and the clean-up would end it without one.
+interrupted() {
+    trap '' INT TERM HUP
+    exit "$1"
+}
+
+clean_up() {
+    local status=$?
+    # From here on nothing may cut the clean-up short, be it a second Ctrl-C or a command that fails.
+    trap '' INT TERM HUP
+    set +e
+    end_child "$1"
+    stop_services "$SCRATCH"
+    exit "$status"
+}

@@ -5,15 +5,9 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-services.XXXXXX")
-cleanup() {
-    trap '' INT TERM HUP
-    set +e
-    end_child 5
-    stop_services "$SCRATCH"
-}
-trap cleanup EXIT
-trap 'exit 0' INT TERM HUP
+make_scratch services 5
+# To be interrupted is how it ends.
+trap 'interrupted 0' INT TERM HUP
 
 run_child "$SCRIPTS_DIR/kafka-local.sh" prepare
 start_services "$SCRATCH"

@@ -14,25 +14,7 @@ cd "$REPO_DIR"
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
 if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
 
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-test.XXXXXX")
-cleanup() {
-    local status=$?
-    # From here on nothing may cut the clean-up short, be it a second Ctrl-C or a command that fails.
-    trap '' INT TERM HUP
-    set +e
-    end_child 10
-    # Tests that failed because the broker was gone look like a fault of the server: say so.
-    if [ "$status" -eq 101 ] && [ -s "$SCRATCH/kafka/kafka.log" ] && ! "$SCRIPTS_DIR/kafka-local.sh" ready "$KAFKA_PORT"; then
-        log "--- the shared broker no longer answers; its last lines:"
-        tail -n 20 "$SCRATCH/kafka/kafka.log" >&2
-    fi
-    stop_services "$SCRATCH"
-    exit "$status"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
+make_scratch test
 
 # Tests open thousands of sockets; the usual soft limit is 1,024.
 ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
@@ -50,10 +32,22 @@ export TEST_KAFKA_CLIENT=$KAFKA_CACHE/client
 export TEST_SCRATCH=$SCRATCH
 
 log "Kafka on $TEST_KAFKA_BROKERS, Redis on $TEST_REDIS_URL"
-# One profile everywhere: another would build the C libraries a second time.
-run_child cargo test --profile ci --locked "$@"
+
+run_tests() {
+    local status=0
+    # One profile everywhere: another would build the C libraries a second time.
+    run_child cargo test --profile ci --locked "$@" || status=$?
+    # Tests that failed because the broker was gone look like a fault of the server: say so.
+    if [ "$status" -eq 101 ] && [ -s "$SCRATCH/kafka/kafka.log" ] && ! "$SCRIPTS_DIR/kafka-local.sh" ready "$KAFKA_PORT"; then
+        log "--- the shared broker no longer answers; its last lines:"
+        tail -n 20 "$SCRATCH/kafka/kafka.log" >&2
+    fi
+    return "$status"
+}
+
+run_tests "$@"
 # Delivery once more by the way that FANOUT_IO=auto has not taken, where the kernel has io_uring.
 if [ $# -eq 0 ]; then
     export TEST_FANOUT_IO=send
-    run_child cargo test --profile ci --locked --test e2e -- joining slow_ chat_ scale_ kafka_delivery kafka_records limits_
+    run_tests --test e2e -- joining slow_ chat_ scale_ kafka_delivery kafka_records limits_
 fi

@@ -26,20 +26,7 @@ else
     log "with the stand-in, not k6 itself"
 fi
 
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/livechat-k6.XXXXXX")
-cleanup() {
-    local status=$?
-    trap '' INT TERM HUP
-    set +e
-    end_child 10
-    stop_all_under "$SCRATCH"
-    rm -rf "$SCRATCH"
-    exit "$status"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
+make_scratch k6
 
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
 TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/ci
