@@ -13,7 +13,7 @@ use crate::message::publisher::{Pace, Publisher, SENDER, Schedule, Sink};
 use crate::message::workload::{NATIVE, OLD, PAYLOAD, padded};
 use crate::node::{Kind, Node, Programs, brokers};
 use crate::process;
-use crate::report::{Figures, Report, column, progress};
+use crate::report::{Figures, Named as _, Report, column, progress};
 use crate::template::{Template, Values};
 
 const TURN: Duration = Duration::from_millis(20);
@@ -60,19 +60,10 @@ pub enum Arm {
 }
 
 impl Arm {
-    fn name(self) -> String {
-        self.to_possible_value()
-            .map(|value| value.get_name().to_owned())
-            .unwrap_or_default()
-    }
-
     fn kind(self) -> Kind {
         match self {
             Self::FloorKafka => Kind::FloorKafka,
-            Self::Kafka | Self::KafkaOld => Kind::Server {
-                has_kafka: true,
-                has_redis: false,
-            },
+            Self::Kafka | Self::KafkaOld => Kind::KAFKA,
         }
     }
 

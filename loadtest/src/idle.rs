@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::crowd::{Crowd, Id, Watcher};
 use crate::node::{Kind, Node, Programs};
-use crate::report::{Figures, Report, column, progress};
+use crate::report::{Figures, Named as _, Report, column, progress};
 use crate::services::kafka_brokers;
 
 const TURN: Duration = Duration::from_millis(20);
@@ -42,23 +42,11 @@ pub enum Arm {
 }
 
 impl Arm {
-    pub fn name(self) -> String {
-        self.to_possible_value()
-            .map(|value| value.get_name().to_owned())
-            .unwrap_or_default()
-    }
-
     fn kind(self) -> Kind {
         match self {
             Self::Floor => Kind::Floor { is_batched: false },
-            Self::Embedded => Kind::Server {
-                has_kafka: false,
-                has_redis: false,
-            },
-            Self::KafkaRedis => Kind::Server {
-                has_kafka: true,
-                has_redis: true,
-            },
+            Self::Embedded => Kind::EMBEDDED,
+            Self::KafkaRedis => Kind::KAFKA_REDIS,
         }
     }
 }

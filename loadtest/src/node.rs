@@ -41,6 +41,17 @@ pub enum Kind {
     },
 }
 
+impl Kind {
+    pub const EMBEDDED: Self = Self::server(false, false);
+    pub const KAFKA: Self = Self::server(true, false);
+    pub const REDIS: Self = Self::server(false, true);
+    pub const KAFKA_REDIS: Self = Self::server(true, true);
+
+    const fn server(has_kafka: bool, has_redis: bool) -> Self {
+        Self::Server { has_kafka, has_redis }
+    }
+}
+
 pub struct Node {
     // Ends before the topics are deleted.
     pub process: Process,

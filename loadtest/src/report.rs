@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde::Serialize;
 
 /// A figure that each round of an arm gives.
@@ -22,6 +23,19 @@ pub const fn column(name: &'static str, title: &'static str, decimals: usize) ->
         name,
         title,
         decimals,
+    }
+}
+
+/// An arm has the same name in tables as among the options.
+pub trait Named {
+    fn name(self) -> String;
+}
+
+impl<T: ValueEnum> Named for T {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
     }
 }
 

@@ -10,7 +10,7 @@ use super::run::{Publish, Shape, Target, measure};
 use super::{marker, slow};
 use crate::kafka::{Form, Producer};
 use crate::node::{Kind, Node, Programs, brokers};
-use crate::report::{Column, Figures, Report, column, progress};
+use crate::report::{Column, Figures, Named as _, Report, column, progress};
 use crate::template::{Template, Values};
 
 /// A frame's payload, about that of a short chat message.
@@ -89,21 +89,14 @@ pub struct Options {
 }
 
 impl Arm {
-    pub fn name(self) -> String {
-        self.to_possible_value()
-            .map(|value| value.get_name().to_owned())
-            .unwrap_or_default()
-    }
-
     fn kind(self) -> Kind {
-        let server = |has_kafka, has_redis| Kind::Server { has_kafka, has_redis };
         match self {
             Self::Floor => Kind::Floor { is_batched: false },
             Self::FloorBatched => Kind::Floor { is_batched: true },
             Self::FloorKafka => Kind::FloorKafka,
-            Self::Kafka | Self::KafkaUring | Self::KafkaOld | Self::KafkaSlow => server(true, false),
-            Self::KafkaRedis => server(true, true),
-            Self::Embedded => server(false, false),
+            Self::Kafka | Self::KafkaUring | Self::KafkaOld | Self::KafkaSlow => Kind::KAFKA,
+            Self::KafkaRedis => Kind::KAFKA_REDIS,
+            Self::Embedded => Kind::EMBEDDED,
         }
     }
 

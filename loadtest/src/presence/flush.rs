@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{Arm, Common, storm, trickle};
-use crate::report::{Report, column, progress};
+use crate::report::{Named as _, Report, column, progress};
 
 #[derive(Args, Clone)]
 pub struct Options {

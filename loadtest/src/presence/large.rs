@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Arm, Common, STATUS_FRAME, start, us_each};
 use crate::crowd::{Crowd, Id, Watcher};
-use crate::report::{Figures, Report, column, progress};
+use crate::report::{Figures, Named as _, Report, column, progress};
 
 /// Large sessions get a frame a second: when none has come for longer, everything was told.
 const QUIET: Duration = Duration::from_millis(1500);

@@ -61,10 +61,13 @@ pub enum Arm {
 }
 
 impl Arm {
-    fn name(self) -> String {
-        self.to_possible_value()
-            .map(|value| value.get_name().to_owned())
-            .unwrap_or_default()
+    fn kind(self) -> Kind {
+        match self {
+            Self::Floor => Kind::Floor { is_batched: false },
+            Self::None | Self::Embedded => Kind::EMBEDDED,
+            Self::Redis => Kind::REDIS,
+            Self::RedisKafka => Kind::KAFKA_REDIS,
+        }
     }
 
     /// By default all that can be had here.
@@ -77,14 +80,8 @@ impl Arm {
 
 /// A fresh server with what its arm needs.
 fn start(common: &Common, arm: Arm, window: Duration) -> Result<Node> {
-    let (has_kafka, has_redis) = match arm {
-        Arm::Floor => return Node::start(&common.programs, Kind::Floor { is_batched: false }, &[]),
-        Arm::None | Arm::Embedded => (false, false),
-        Arm::Redis => (false, true),
-        Arm::RedisKafka => (true, true),
-    };
     let settings = [("PRESENCE_FLUSH", format!("{}ms", window.as_millis()))];
-    Node::start(&common.programs, Kind::Server { has_kafka, has_redis }, &settings)
+    Node::start(&common.programs, arm.kind(), &settings)
 }
 
 /// Microseconds of a whole for each of `count`.

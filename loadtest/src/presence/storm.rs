@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Arm, Common, STATUS_FRAME, start, us_each};
 use crate::crowd::{Crowd, Id, Watcher};
 use crate::node::Node;
-use crate::report::{Figures, Report, column, progress};
+use crate::report::{Figures, Named as _, Report, column, progress};
 
 /// The longest window that the server accepts: between two flushes there is no presence.
 const NO_FLUSH: Duration = Duration::from_secs(1);
