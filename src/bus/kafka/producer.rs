@@ -1,5 +1,6 @@
 //! The producer: idempotent, acknowledged by all in-sync replicas, keyed by session with the Java client's partitioner.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -195,9 +196,44 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = Box<Option<Ack>>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ack: Self::DeliveryOpaque) {
-        settle(
-            *ack,
-            result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error)),
-        );
+        let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error));
+        // Unwinding would end the thread, and with it all other records' acknowledgements.
+        if panic::catch_unwind(AssertUnwindSafe(|| settle(*ack, outcome))).is_err() {
+            tracing::error!("an acknowledgement has failed: please report this bug");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::PurgeConfig;
+
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_that_panics_is_not_the_end_of_the_others() {
+        // Nobody answers there: both records wait until they are given up.
+        let made = ClientConfig::new()
+            .set("bootstrap.servers", "127.0.0.1:1")
+            .create_with_context::<_, NodeProducer>(Acks);
+        let (producer, listener) = listen(made.unwrap()).unwrap();
+        let (heard, outcomes) = mpsc::channel();
+        let acks: [Ack; 2] = [
+            Box::new(|_| panic!("the first fails")),
+            Box::new(move |outcome| heard.send(outcome).unwrap()),
+        ];
+        for ack in acks {
+            let record = BaseRecord::with_opaque_to("topic", Box::new(Some(ack)))
+                .key("key")
+                .payload("value");
+            assert!(producer.send(record).is_ok());
+        }
+        producer.purge(PurgeConfig::default().queue());
+        let second = outcomes.recv_timeout(Duration::from_secs(10));
+        assert_eq!(second, Ok(Err(PublishError::Unavailable)));
+        assert!(!listener.is_finished());
     }
 }
