@@ -222,7 +222,8 @@ fn slow_readers_of_their_own_answers_are_bounded() {
     ws.stream()
         .set_write_timeout(Some(Duration::from_secs(5)))
         .expect("set a timeout");
-    for _ in 0..1_000 {
+    // Without a limit the answers would be several times what is allowed below.
+    for _ in 0..3_000 {
         use std::io::Write;
         // Full or closed: the server has stopped reading or has cut it.
         if ws.stream().write_all(&asks).is_err() {
@@ -230,9 +231,10 @@ fn slow_readers_of_their_own_answers_are_bounded() {
         }
         assert!(started.elapsed() < PATIENCE * 2, "still accepted");
     }
+    // An overdraft is 8 MiB, which in small answers takes twice the memory; what is freed may still be there.
     let grown = server.rss_kib().saturating_sub(before);
     assert!(
-        grown < 8 * 1024,
+        grown < 20 * 1024,
         "{grown} KiB more for one connection with a queue of 64 KiB"
     );
     crate::support::eventually("it is cut", || server.health()["connections"] == 0);
