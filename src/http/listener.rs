@@ -119,10 +119,11 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             continue;
         }
         let (http, stop) = (Arc::clone(&http), stop.clone());
-        connections.spawn(async move {
+        // Boxed: a task's future is moved, whole, several times, and hyper's is large.
+        connections.spawn(Box::pin(async move {
             serve_socket(socket, peer, door, http, stop).await;
             drop(open);
-        });
+        }));
     }
     drop(listener);
     connections.close();

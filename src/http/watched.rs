@@ -78,7 +78,8 @@ struct Heads {
     encodings: u32,
     /// Whether the head under way has any line yet: blank lines before it are skipped, as hyper does.
     has_line: bool,
-    line_len: usize,
+    /// Whether the line under way has anything but its end.
+    has_text: bool,
     name: [u8; NAME_ROOM],
     name_len: usize,
     in_name: bool,
@@ -87,36 +88,58 @@ struct Heads {
 
 impl Heads {
     /// Follows `bytes`; the number of a head that is ambiguous.
-    fn follow(&mut self, bytes: &[u8]) -> Option<u32> {
-        for &byte in bytes {
-            if self.is_over {
-                return None;
+    fn follow(&mut self, mut bytes: &[u8]) -> Option<u32> {
+        while !self.is_over && !bytes.is_empty() {
+            if self.in_name {
+                bytes = self.follow_name(bytes);
+                continue;
             }
+            // Values are most of a head, and say nothing.
+            let line = bytes.iter().position(|&byte| byte == b'\n');
+            let rest = &bytes[..line.unwrap_or(bytes.len())];
+            self.has_text |= rest.iter().any(|&byte| byte != b'\r');
+            let Some(end) = line else { break };
+            bytes = &bytes[end + 1..];
+            if self.end_line() {
+                return Some(self.count);
+            }
+        }
+        None
+    }
+
+    /// Follows a line up to the end of its name, which is returned as what is left, or to its own.
+    fn follow_name<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        for (at, &byte) in bytes.iter().enumerate() {
             match byte {
-                b'\n' if self.line_len == 0 => {
-                    if self.has_line && self.end_head() {
-                        return Some(self.count);
-                    }
-                }
                 b'\n' => {
-                    self.has_line = true;
-                    (self.line_len, self.name_len, self.in_name) = (0, 0, true);
+                    self.in_name = false;
+                    return &bytes[at..];
                 }
                 b'\r' => {}
-                b':' if self.in_name => {
-                    self.line_len += 1;
+                b':' => {
+                    self.has_text = true;
                     self.end_name();
+                    return &bytes[at + 1..];
                 }
                 byte => {
-                    self.line_len += 1;
-                    if self.in_name && self.name_len < NAME_ROOM {
+                    self.has_text = true;
+                    if self.name_len < NAME_ROOM {
                         self.name[self.name_len] = byte.to_ascii_lowercase();
                         self.name_len += 1;
                     }
                 }
             }
         }
-        None
+        &[]
+    }
+
+    /// At a line's end; true where it ends an ambiguous head.
+    fn end_line(&mut self) -> bool {
+        if std::mem::take(&mut self.has_text) {
+            (self.has_line, self.name_len, self.in_name) = (true, 0, true);
+            return false;
+        }
+        self.has_line && self.end_head()
     }
 
     fn end_name(&mut self) {
@@ -189,7 +212,56 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The same, line by line, of bytes that have all come.
+    fn first_bad_line_by_line(bytes: &[u8]) -> Option<u32> {
+        let (mut count, mut lines, mut lengths, mut encodings) = (0, 0, 0, 0);
+        let ended = bytes.split_inclusive(|&byte| byte == b'\n');
+        for line in ended.filter(|line| line.ends_with(b"\n")) {
+            let is_text = |byte: &&u8| !matches!(byte, b'\r' | b'\n');
+            let text: Vec<u8> = line.iter().filter(is_text).copied().collect();
+            if !text.is_empty() {
+                let name = text.split(|&byte| byte == b':').next();
+                let name = name.filter(|name| lines > 0 && name.len() < text.len());
+                match name.map(<[u8]>::to_ascii_lowercase).as_deref() {
+                    Some(b"content-length") => lengths += 1,
+                    Some(b"transfer-encoding") => encodings += 1,
+                    _ => {}
+                }
+                lines += 1;
+            } else if lines > 0 {
+                count += 1;
+                if lengths > 1 || (lengths > 0 && encodings > 0) {
+                    return Some(count);
+                }
+                if lengths + encodings > 0 {
+                    return None;
+                }
+                lines = 0;
+            }
+        }
+        None
+    }
+
+    proptest! {
+        /// However heads are made, and wherever they are cut.
+        #[test]
+        fn heads_are_followed_as_lines_are_read(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "content-length", "Transfer-Encoding", "transfer-encodings", ":", " ", "\r", "\n", "\r\n", "a",
+                "GET / HTTP/1.1\r\n", ":1\r\n", "\r\n\r\n",
+            ]), 0..40),
+            cut in 1usize..30,
+        ) {
+            let bytes = parts.concat().into_bytes();
+            let mut heads = Heads::default();
+            let found = bytes.chunks(cut).find_map(|piece| heads.follow(piece));
+            prop_assert_eq!(found, first_bad_line_by_line(&bytes));
+        }
+    }
 
     fn first_bad(bytes: &str) -> Option<u32> {
         let whole = Heads::default().follow(bytes.as_bytes());
