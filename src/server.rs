@@ -121,23 +121,26 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
-    let marks = Arc::clone(&inbox);
-    let delivery = Delivery::new(
-        Arc::clone(&registry),
-        Arc::clone(&typists),
-        Box::new(move |session_id| marks.is_stale(session_id)),
-        Arc::clone(&metrics),
-        node.clone(),
-        config.max_record_bytes,
-        outlet,
-    );
+    let delivery = |outlet| {
+        let marks = Arc::clone(&inbox);
+        Delivery::new(
+            Arc::clone(&registry),
+            Arc::clone(&typists),
+            Box::new(move |session_id| marks.is_stale(session_id)),
+            Arc::clone(&metrics),
+            node.clone(),
+            config.max_record_bytes,
+            outlet,
+        )
+    };
     let bus = match &config.kafka {
-        None => Bus::Embedded(embedded::Embedded::start(delivery)?),
+        None => Bus::Embedded(embedded::Embedded::start(delivery(outlet))?),
         Some(kafka) => Bus::Kafka(Kafka::start(
             kafka.clone(),
             node.clone(),
             config.max_record_bytes,
-            delivery,
+            // Frames of typing and status are few.
+            [delivery(outlet), delivery(Outlet::Send)],
             Arc::clone(&metrics),
         )?),
     };

@@ -100,14 +100,19 @@ impl Delivery {
 
     /// Starts the thread that delivers, and waits until it has what belongs to it: a node that listens then says the
     /// truth of how its batches leave, and opens no descriptor of its own later.
-    pub fn spawn(mut self, run: impl FnOnce(Self) + Send + 'static) -> io::Result<JoinHandle<()>> {
+    pub fn spawn(
+        mut self,
+        name: &str,
+        run: impl FnOnce(Self) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
         let (started, has_started) = mpsc::channel();
-        let thread = thread::Builder::new().name("bus".into()).spawn(move || {
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
             self.outlet.prepare(&self.metrics);
             let _ = started.send(());
             run(self);
         })?;
-        let _ = has_started.recv();
+        let has_ended = |_| io::Error::other("the delivery thread has ended at its start");
+        has_started.recv().map_err(has_ended)?;
         Ok(thread)
     }
 
@@ -315,7 +320,7 @@ mod tests {
         );
         let (end, ended) = mpsc::channel::<()>();
         let thread = delivery
-            .spawn(move |_delivery| assert!(ended.recv().is_err()))
+            .spawn("bus", move |_delivery| assert!(ended.recv().is_err()))
             .unwrap();
         let shown = metrics.fanout_io_uring.get();
         drop(end);

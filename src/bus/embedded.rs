@@ -26,7 +26,7 @@ impl Embedded {
         let (sender, receiver) = sync_channel(MAX_RECORDS);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let drained = Arc::clone(&queued_bytes);
-        let thread = delivery.spawn(move |delivery| drain(&receiver, delivery, &drained))?;
+        let thread = delivery.spawn("bus", move |delivery| drain(&receiver, delivery, &drained))?;
         Ok(Self {
             sender: Mutex::new(Some(sender)),
             queued_bytes,

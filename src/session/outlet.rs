@@ -18,7 +18,7 @@ const MIN_RING: usize = 4;
 pub enum Outlet {
     /// One `send` per socket.
     Send,
-    /// A ring that is made by the thread that uses it, at its first batch.
+    /// A ring that is to be made by the thread that uses it.
     Wanted,
     Ring(Box<Rings>),
 }
@@ -34,10 +34,13 @@ impl Outlet {
     pub fn prepare(&mut self, metrics: &Metrics) {
         *self = match std::mem::replace(self, Self::Send) {
             Self::Wanted => match Ring::new() {
-                Ok(ring) => Self::Ring(Box::new(Rings {
-                    ring,
-                    results: Vec::with_capacity(uring::MAX_SENDS),
-                })),
+                Ok(ring) => {
+                    metrics.fanout_io_uring.set(1);
+                    Self::Ring(Box::new(Rings {
+                        ring,
+                        results: Vec::with_capacity(uring::MAX_SENDS),
+                    }))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "io_uring is not available: each socket gets a send of its own");
                     Self::Send
@@ -45,13 +48,11 @@ impl Outlet {
             },
             Self::Ring(rings) if rings.ring.is_broken() => {
                 tracing::warn!("io_uring has failed: each socket gets a send of its own");
+                metrics.fanout_io_uring.set(0);
                 Self::Send
             }
             same => same,
         };
-        metrics
-            .fanout_io_uring
-            .set(i64::from(matches!(self, Self::Ring(_))));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The consumer thread: polls, and delivers itself.
+//! A consumer thread: polls, and delivers itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::offsets::Partition;
 use super::pace::{self, Pace};
-use super::{Context, Shared};
+use super::{Context, Reader, Shared};
 use crate::bus::{Delivery, is_full_batch};
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
 /// How long a poll waits, and so how soon the thread sees a new assignment or the end.
 const POLL: Duration = Duration::from_millis(100);
-/// What librdkafka may hold fetched and undelivered.
+/// What librdkafka may hold fetched and undelivered, for each consumer.
 const MAX_FETCHED_KIB: &str = "16384";
 /// How long to wait before a consumer that could not be made is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -28,18 +28,19 @@ type NodeConsumer = BaseConsumer<Context>;
 
 impl ConsumerContext for Context {}
 
-pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
+pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) {
     let mut thread = Thread {
-        shared: Arc::clone(shared),
-        delivery,
         pace: Pace::new(shared.config.pace, Instant::now()),
+        shared,
+        reader,
+        delivery,
         next: HashMap::new(),
         consumer: None,
         error_logged: None,
     };
     let mut seen = 0;
-    while !shared.is_stopping() {
-        let generation = shared.offsets.generation();
+    while !thread.shared.is_stopping() {
+        let generation = thread.reader.offsets.generation();
         if generation == seen {
             thread.poll();
             continue;
@@ -56,6 +57,7 @@ pub(super) fn run(shared: &Arc<Shared>, delivery: Delivery) {
 
 struct Thread {
     shared: Arc<Shared>,
+    reader: Arc<Reader>,
     delivery: Delivery,
     pace: Pace,
     /// The next offset of each partition of the assignment.
@@ -67,16 +69,16 @@ struct Thread {
 impl Thread {
     /// Assigns what the watch has set, on a new consumer where it says so.
     fn assign(&mut self) -> KafkaResult<()> {
-        if self.shared.offsets.take_restart() && self.consumer.take().is_some() {
+        if self.reader.offsets.take_restart() && self.consumer.take().is_some() {
             self.shared.metrics.kafka_reconnects.inc();
         }
         let consumer = match self.consumer.take() {
             Some(consumer) => consumer,
-            None => make_consumer(&self.shared)?,
+            None => make_consumer(&self.shared, &self.reader)?,
         };
         let mut partitions = TopicPartitionList::new();
         self.next.clear();
-        for ((topic, partition), next) in self.shared.offsets.assignment() {
+        for ((topic, partition), next) in self.reader.offsets.assignment() {
             self.next.insert((topic, partition), next);
             partitions.add_partition_offset(
                 self.shared.topic_name(topic),
@@ -86,7 +88,9 @@ impl Thread {
         }
         consumer.assign(&partitions)?;
         self.consumer = Some(consumer);
-        self.delivery.resume();
+        if self.reader.topics.contains(&Topic::Status) {
+            self.delivery.resume();
+        }
         Ok(())
     }
 
@@ -110,7 +114,7 @@ impl Thread {
         }
         if records > 0 {
             self.delivery.flush();
-            self.shared.offsets.advance(&self.next);
+            self.reader.offsets.advance(&self.next);
         }
         self.consumer = Some(consumer);
         let is_full = is_full_batch(records, bytes);
@@ -121,10 +125,8 @@ impl Thread {
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
-        let Some(topic) = Topic::ALL
-            .into_iter()
-            .find(|&topic| self.shared.topic_name(topic) == message.topic())
-        else {
+        let mut topics = self.reader.topics.iter().copied();
+        let Some(topic) = topics.find(|&topic| self.shared.topic_name(topic) == message.topic()) else {
             return;
         };
         let at: Partition = (topic, message.partition());
@@ -162,7 +164,7 @@ impl Thread {
         };
         let code = error.rdkafka_error_code();
         if let Some(AutoOffsetReset | OffsetOutOfRange | UnknownPartition | UnknownTopicOrPartition) = code {
-            self.shared.offsets.suspect();
+            self.reader.offsets.suspect();
         }
         self.log_error(error);
     }
@@ -175,7 +177,7 @@ impl Thread {
     }
 }
 
-fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
+fn make_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> {
     shared
         .consumer_config()
         .set("fetch.min.bytes", "1")
@@ -184,7 +186,7 @@ fn make_consumer(shared: &Shared) -> KafkaResult<NodeConsumer> {
             "fetch.queue.backoff.ms",
             pace::fetch_backoff_ms(shared.config.pace),
         )
-        .set("fetch.wait.max.ms", pace::FETCH_WAIT_MS)
+        .set("fetch.wait.max.ms", reader.fetch_wait.millis())
         // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)

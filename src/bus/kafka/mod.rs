@@ -1,5 +1,5 @@
-//! The bus in Kafka: a consumer thread that reads every partition of three topics, a producer, and a watch that
-//! keeps the two honest.
+//! The bus in Kafka: two consumer threads that read every partition of three topics, a producer, and a watch that
+//! keeps them honest.
 //!
 //! - [`consumer`]: from fetched records to delivery, at offsets we keep ourselves
 //! - [`producer`]: idempotent, keyed, acknowledged
@@ -32,13 +32,29 @@ use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
 use offsets::Offsets;
+use pace::FetchWait;
 use producer::Producer;
 
 pub struct Kafka {
     shared: Arc<Shared>,
     producer: Arc<Producer>,
-    consumer: Mutex<Option<JoinHandle<()>>>,
+    consumers: Mutex<Vec<JoinHandle<()>>>,
 }
+
+/// What one consumer thread reads.
+struct Reader {
+    thread: &'static str,
+    topics: &'static [Topic],
+    fetch_wait: FetchWait,
+    offsets: Offsets,
+}
+
+/// Messages have a consumer of their own, since each fetch costs by the partitions it asks for, whether they have
+/// anything or not; and what typing and status do is then nothing to them.
+const READERS: [(&str, &[Topic], FetchWait); 2] = [
+    ("bus", &[Topic::Messages], FetchWait::Short),
+    ("bus-signals", &[Topic::Typing, Topic::Status], FetchWait::Long),
+];
 
 /// What the threads share.
 struct Shared {
@@ -48,7 +64,7 @@ struct Shared {
     /// `MAX_RECORD_BYTES`.
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
-    offsets: Offsets,
+    readers: [Arc<Reader>; READERS.len()],
     /// How it is, and what is wrong.
     status: Mutex<(Status, Option<String>)>,
     stop: AtomicBool,
@@ -56,33 +72,48 @@ struct Shared {
 
 impl Kafka {
     /// Starts the threads. A broker that is down is no error: the bus says degraded and connects when it is up.
+    /// `messages` delivers those, `signals` typing and status.
     pub fn start(
         config: KafkaConfig,
         node: String,
         max_record_bytes: usize,
-        delivery: Delivery,
+        [messages, signals]: [Delivery; READERS.len()],
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
+        let readers = READERS.map(|(thread, topics, fetch_wait)| {
+            Arc::new(Reader {
+                thread,
+                topics,
+                fetch_wait,
+                offsets: Offsets::default(),
+            })
+        });
         let shared = Arc::new(Shared {
             config,
             node,
             max_record_bytes,
             metrics,
-            offsets: Offsets::default(),
+            readers,
             status: Mutex::new((Status::Connecting, None)),
             stop: AtomicBool::new(false),
         });
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
-        let (runtime, for_consumer) = (Handle::current(), Arc::clone(&shared));
-        let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), runtime);
-        let consumer = delivery.spawn(move |delivery| consumer::run(&for_consumer, delivery))?;
+        let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
+        let mut consumers = Vec::new();
+        for (reader, delivery) in shared.readers.iter().zip([messages, signals]) {
+            let (for_thread, reader) = (Arc::clone(&shared), Arc::clone(reader));
+            let thread = reader.thread;
+            consumers.push(delivery.spawn(thread, move |delivery| {
+                consumer::run(for_thread, reader, delivery)
+            })?);
+        }
         thread::Builder::new()
             .name("bus-watch".into())
             .spawn(move || watch.run())?;
         Ok(Self {
             shared,
             producer,
-            consumer: Mutex::new(Some(consumer)),
+            consumers: Mutex::new(consumers),
         })
     }
 
@@ -103,7 +134,7 @@ impl Kafka {
         // Nobody is left to be delivered to, and the watch, which may be waiting for a broker, ends by itself.
         self.shared.stop.store(true, Ordering::SeqCst);
         self.producer.stop(patience);
-        if let Some(consumer) = self.consumer.lock().take() {
+        for consumer in self.consumers.lock().drain(..) {
             let _ = consumer.join();
         }
     }
@@ -120,6 +151,15 @@ impl Shared {
 
     fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Where the partitions of a topic are read next.
+    fn offsets(&self, topic: Topic) -> &Offsets {
+        let [messages, signals] = &self.readers;
+        match topic {
+            Topic::Messages => &messages.offsets,
+            Topic::Typing | Topic::Status => &signals.offsets,
+        }
     }
 
     fn topic_name(&self, topic: Topic) -> &str {

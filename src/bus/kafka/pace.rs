@@ -13,9 +13,23 @@ pub const FEW: &str = "4";
 const LEAST_BACKOFF: Duration = Duration::from_millis(1);
 
 /// `fetch.wait.max.ms`. A fetch asks for those partitions that had few records waiting when it went out, and while the
-/// broker holds it because they have nothing, what the others get waits, too: so it is not held for long. An idle node
-/// asks a hundred times a second for it, which costs about half a percent of a core.
-pub const FETCH_WAIT_MS: &str = "10";
+/// broker holds it because they have nothing, what the others get waits, too: so it is not held for long.
+#[derive(Clone, Copy)]
+pub enum FetchWait {
+    /// For messages. An idle node asks a hundred times a second for it, which costs about half a percent of a core.
+    Short,
+    /// For what is worth less, and asked for beside messages all the time.
+    Long,
+}
+
+impl FetchWait {
+    pub fn millis(self) -> &'static str {
+        match self {
+            Self::Short => "10",
+            Self::Long => "250",
+        }
+    }
+}
 
 /// What the rate is taken over.
 const WINDOW: Duration = Duration::from_millis(20);

@@ -25,9 +25,10 @@ const MAX_QUEUED_KIB: &str = "65536";
 /// What a record adds to its value on the wire, generously.
 const RECORD_OVERHEAD: usize = 4 * 1024;
 
-/// How long one look for acknowledgements lasts. The binding spins for its last millisecond, which `ThreadedProducer`,
-/// with looks of 100 ms, makes a percent of a core for an idle node.
-const LOOK: Duration = Duration::from_millis(500);
+/// How long one look for acknowledgements lasts. librdkafka waits for whole milliseconds, and the binding spins for what
+/// they leave of it: of 500 ms, of which a moment has passed when it asks, the last one. The little more here is over
+/// when the wait is.
+const LOOK: Duration = Duration::from_micros(500_050);
 
 type NodeProducer = BaseProducer<Acks>;
 

@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::offsets::Partition;
@@ -84,10 +85,10 @@ impl Watch {
 
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
-        let mut absent = Vec::new();
+        let (mut absent, mut present) = (Vec::new(), Vec::new());
         for topic in Topic::ALL {
             match self.partitions_of(topic)? {
-                Some(partitions) => self.read_topic(topic, &partitions)?,
+                Some(partitions) => present.push((topic, partitions)),
                 None => {
                     absent.push(topic);
                     // A topic that is read keeps its positions: brokers that have just started say this of topics
@@ -98,9 +99,28 @@ impl Watch {
                 }
             }
         }
+        if !present.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            let names: Vec<_> = present
+                .iter()
+                .map(|(topic, _)| shared.topic_name(*topic))
+                .collect();
+            let ids = topic_id::of(self.client()?.client(), &names, PATIENCE)?;
+            for ((topic, partitions), id) in present.iter().zip(ids) {
+                self.read_topic(*topic, partitions, id)?;
+            }
+        }
         // Until the consumer has taken over what was changed, its positions say nothing.
-        let is_due = self.shared.offsets.take_suspect() || self.last_audit.elapsed() >= AUDIT_INTERVAL;
-        if is_due && !self.shared.offsets.is_resetting() {
+        let readers = self.shared.readers.iter();
+        let suspects = readers.filter(|reader| reader.offsets.take_suspect()).count();
+        let is_due = suspects > 0 || self.last_audit.elapsed() >= AUDIT_INTERVAL;
+        if is_due
+            && !self
+                .shared
+                .readers
+                .iter()
+                .any(|reader| reader.offsets.is_resetting())
+        {
             self.last_audit = Instant::now();
             self.audit(&absent)?;
         }
@@ -118,36 +138,35 @@ impl Watch {
     }
 
     /// Reads what a topic has, from where it is right to begin.
-    fn read_topic(&mut self, topic: Topic, partitions: &[i32]) -> KafkaResult<()> {
-        let name = self.shared.topic_name(topic).to_owned();
-        let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
+    fn read_topic(&mut self, topic: Topic, partitions: &[i32], id: TopicId) -> KafkaResult<()> {
         let is_another = self.known.get(&topic).is_some_and(|known| *known != id);
         if is_another {
             self.shared.metrics.kafka_gaps.inc();
             tracing::error!(
-                topic = name,
+                topic = self.shared.topic_name(topic),
                 "the Kafka topic was deleted and made again: this node reads the new one from its beginning"
             );
         }
         let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
-        let mut starts = Vec::new();
-        for &partition in partitions {
-            if is_another || self.shared.offsets.get((topic, partition)).is_none() {
-                let (low, high) = self.watermarks((topic, partition))?;
-                // At the end where the topic was there before us, so that a late first connect replays nothing;
-                // from the beginning where it, or the partition, came after us.
-                starts.push((partition, if from_end { high } else { low }));
-            }
-        }
+        let offsets = self.shared.offsets(topic);
+        let all = partitions.iter().map(|&partition| (topic, partition));
+        let new: Vec<_> = all
+            .filter(|&at| is_another || offsets.get(at).is_none())
+            .collect();
+        // At the end where the topic was there before us, so that a late first connect replays nothing; from the
+        // beginning where it, or the partition, came after us.
+        let start = if from_end { Offset::End } else { Offset::Beginning };
         // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
-        for &(partition, start) in &starts {
-            self.shared.offsets.begin((topic, partition), start);
+        let starts = self.list_offsets(&new, start)?;
+        let offsets = self.shared.offsets(topic);
+        for (&at, &start) in &starts {
+            offsets.begin(at, start);
         }
         if is_another {
-            self.shared.offsets.keep(topic, partitions);
-            self.shared.offsets.restart();
+            offsets.keep(topic, partitions);
+            offsets.restart();
         } else if !starts.is_empty() {
-            self.shared.offsets.changed();
+            offsets.changed();
         }
         self.missing.remove(&topic);
         self.known.insert(topic, id);
@@ -184,47 +203,82 @@ impl Watch {
         }
     }
 
-    fn watermarks(&mut self, (topic, partition): Partition) -> KafkaResult<(i64, i64)> {
-        let name = self.shared.topic_name(topic).to_owned();
-        self.client()?.fetch_watermarks(&name, partition, PATIENCE)
+    /// Where each partition begins or ends now: one request to each of their brokers.
+    fn list_offsets(
+        &mut self,
+        partitions: &[Partition],
+        which: Offset,
+    ) -> KafkaResult<HashMap<Partition, i64>> {
+        if partitions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut asked = TopicPartitionList::with_capacity(partitions.len());
+        for &(topic, partition) in partitions {
+            asked.add_partition_offset(shared.topic_name(topic), partition, which)?;
+        }
+        // A "time" below zero stands for an end of the log.
+        let answered = self.client()?.offsets_for_times(asked, PATIENCE)?;
+        let answer_of = |&at: &Partition| {
+            let found = answered.find_partition(shared.topic_name(at.0), at.1);
+            let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
+            found.error()?;
+            match found.offset() {
+                Offset::Offset(offset) => Ok((at, offset)),
+                _ => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::NoOffset)),
+            }
+        };
+        partitions.iter().map(answer_of).collect()
     }
 
     /// Compares positions with the log's ends: counts gaps, and makes a consumer anew that has more to read and
     /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
     fn audit(&mut self, absent: &[Topic]) -> KafkaResult<()> {
-        let (mut behind, mut is_stalled, mut has_gap) = (BTreeMap::new(), false, false);
-        for (at, before) in self.shared.offsets.all() {
-            if absent.contains(&at.0) {
-                continue;
+        let shared = Arc::clone(&self.shared);
+        let all = shared.readers.iter().flat_map(|reader| reader.offsets.all());
+        let before: Vec<_> = all.filter(|(at, _)| !absent.contains(&at.0)).collect();
+        let partitions: Vec<_> = before.iter().map(|&(at, _)| at).collect();
+        let lows = self.list_offsets(&partitions, Offset::Beginning)?;
+        let highs = self.list_offsets(&partitions, Offset::End)?;
+        // Nothing below fails: what is begun is taken over with the restart that follows it.
+        let behind_before = std::mem::take(&mut self.behind);
+        for reader in &shared.readers {
+            let mut behind = BTreeMap::new();
+            let (mut is_stalled, mut has_gap) = (false, false);
+            for &(at, before) in before.iter().filter(|(at, _)| reader.topics.contains(&at.0)) {
+                let (Some(next), Some(&low), Some(&high)) =
+                    (reader.offsets.get(at), lows.get(&at), highs.get(&at))
+                else {
+                    continue;
+                };
+                if let Some(start) = start_after_gap(before, next, low, high) {
+                    has_gap = true;
+                    shared.metrics.kafka_gaps.inc();
+                    tracing::error!(
+                        topic = at.0.name(),
+                        partition = at.1,
+                        next,
+                        low,
+                        high,
+                        "records are missing from the log: this node goes on with what there is"
+                    );
+                    reader.offsets.begin(at, start);
+                } else if next < high {
+                    is_stalled |= behind_before.get(&at) == Some(&next);
+                    behind.insert(at, next);
+                }
             }
-            let (low, high) = self.watermarks(at)?;
-            let Some(next) = self.shared.offsets.get(at) else {
-                continue;
-            };
-            if let Some(start) = start_after_gap(before, next, low, high) {
-                has_gap = true;
-                self.shared.metrics.kafka_gaps.inc();
-                tracing::error!(
-                    topic = at.0.name(),
-                    partition = at.1,
-                    next,
-                    low,
-                    high,
-                    "records are missing from the log: this node goes on with what there is"
+            if is_stalled {
+                tracing::warn!(
+                    thread = reader.thread,
+                    "a Kafka consumer stands still although there is more to read: it is made anew"
                 );
-                self.shared.offsets.begin(at, start);
-            } else if next < high {
-                is_stalled |= self.behind.get(&at) == Some(&next);
-                behind.insert(at, next);
+                behind.clear();
             }
-        }
-        self.behind = behind;
-        if is_stalled {
-            tracing::warn!("the Kafka consumer stands still although there is more to read: it is made anew");
-            self.behind.clear();
-        }
-        if is_stalled || has_gap {
-            self.shared.offsets.restart();
+            if is_stalled || has_gap {
+                reader.offsets.restart();
+            }
+            self.behind.append(&mut behind);
         }
         Ok(())
     }
