@@ -168,11 +168,13 @@ service_verb() {
 # stop_all_under DIR: ends every service started anywhere below a scratch folder, also those that a killed test left behind:
 # by pid file, and by the folder's name in the command line for one that was interrupted before it wrote its file.
 stop_all_under() {
-    local file pid pids=()
+    local file folder pid pids=()
     while IFS= read -r file; do
         if pid=$(read_pid "$file"); then pids+=("$pid"); fi
     done < <(find "$1" -name '*.pid' -type f 2>/dev/null)
-    while IFS= read -r pid; do pids+=("$pid"); done < <(pgrep -f -- "$1/" 2>/dev/null)
+    # shellcheck disable=SC2016
+    folder=$(printf '%s/' "$1" | sed 's/[][\.*^$+?(){}|]/\\&/g')
+    while IFS= read -r pid; do pids+=("$pid"); done < <(pgrep -f -- "$folder" 2>/dev/null)
     # Scratch data is thrown away: there is nothing a slow, orderly end would save.
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do while alive "$pid"; do sleep 0.05; done; done
@@ -255,14 +257,15 @@ make_scratch() {
 
 # interrupted STATUS: ends the script. A second signal between here and the clean-up would end it without one.
 interrupted() {
-    trap '' INT TERM HUP
+    trap '' INT TERM HUP PIPE
     exit "$1"
 }
 
 clean_up() {
     local status=$?
-    # From here on nothing may cut the clean-up short, be it a second Ctrl-C or a command that fails.
-    trap '' INT TERM HUP
+    # From here on nothing may cut the clean-up short, be it a second Ctrl-C, a reader of ours that has ended, or a command
+    # that fails.
+    trap '' INT TERM HUP PIPE
     set +e
     end_child "$1"
     stop_services "$SCRATCH"

@@ -18,8 +18,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// mimalloc's `mi_option_purge_delay`, which the binding does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// In milliseconds. An idle node makes no later calls that would give freed pages back, so it is not ten, the default;
-/// with 0 a connect storm costs a sixth more (docs/PERFORMANCE.md).
+/// In milliseconds; whole blocks wait for ten times as long. Freed pages go back with a later call, of which an idle node
+/// makes few, so it is not ten, the default; with 0 a connect storm costs a tenth to a fifth more (docs/PERFORMANCE.md).
 const PURGE_DELAY_MS: std::ffi::c_long = 1;
 
 /// Gives freed pages back soon. `MIMALLOC_PURGE_DELAY` in the environment still wins.

@@ -55,6 +55,8 @@ pub fn upgrade(
             "this origin is not in ALLOWED_ORIGINS",
         );
     }
+    // Before the question: a drain that begins after it waits for this arrival.
+    let token = http.tracker.token();
     if http.life.is_draining() {
         http.metrics.refused("draining");
         return later(
@@ -72,7 +74,7 @@ pub fn upgrade(
         hello,
         upgraded: hyper::upgrade::on(request),
         ticket,
-        token: http.tracker.token(),
+        token,
     });
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();

@@ -17,7 +17,7 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -39,6 +39,7 @@ pub struct Kafka {
     shared: Arc<Shared>,
     producer: Arc<Producer>,
     consumers: Mutex<Vec<JoinHandle<()>>>,
+    watch: Thread,
 }
 
 /// What one consumer thread reads.
@@ -107,13 +108,14 @@ impl Kafka {
                 consumer::run(for_thread, reader, delivery)
             })?);
         }
-        thread::Builder::new()
+        let watch = thread::Builder::new()
             .name("bus-watch".into())
             .spawn(move || watch.run())?;
         Ok(Self {
             shared,
             producer,
             consumers: Mutex::new(consumers),
+            watch: watch.thread().clone(),
         })
     }
 
@@ -133,6 +135,7 @@ impl Kafka {
     pub fn stop(&self, patience: Duration) {
         // Nobody is left to be delivered to, and the watch, which may be waiting for a broker, ends by itself.
         self.shared.stop.store(true, Ordering::SeqCst);
+        self.watch.unpark();
         self.producer.stop(patience);
         for consumer in self.consumers.lock().drain(..) {
             let _ = consumer.join();

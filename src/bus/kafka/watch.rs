@@ -77,8 +77,13 @@ impl Watch {
                 Status::Ok | Status::Degraded => INTERVAL,
             };
             let until = Instant::now() + interval;
-            while Instant::now() < until && !self.shared.is_stopping() {
-                thread::sleep(Duration::from_millis(50));
+            while !self.shared.is_stopping() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                // Whoever stops the bus unparks this thread.
+                thread::park_timeout(left);
             }
         }
     }
