@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use clap::Args;
 
-use crate::message::workload::{self, Workload};
+use crate::message::workload::{self, Arm, Workload};
 use crate::node::Programs;
 use crate::report::Report;
 use crate::{idle, presence};
@@ -50,7 +50,7 @@ const fn target(
     }
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     target(
         "A, CPU per delivery / Kafka floor",
         "A:",
@@ -115,6 +115,13 @@ const TARGETS: [Target; 12] = [
         2.0,
     ),
     target(
+        "A, the same, both at the same time",
+        "A together:",
+        ("kafka", "floor-kafka"),
+        "p99_ms",
+        2.0,
+    ),
+    target(
         "A, others' p99 with a slow reader / without",
         "A:",
         ("kafka-slow", "kafka"),
@@ -157,16 +164,25 @@ const LIMITS: [(&str, &str, &str, &str, f64); 2] = [
 
 /// A to E.
 pub fn run(options: &Options) -> Result<Vec<Report>> {
-    let mut reports = workload::run(&workload::Options {
+    let in_turn = workload::Options {
         programs: options.programs.clone(),
         workloads: vec![Workload::A, Workload::B, Workload::C],
         arms: None,
         other_server: None,
         rounds: options.rounds,
+        together: false,
         warmup: 2.0,
         seconds: options.seconds,
         under_way: workload::UNDER_WAY,
-    })?;
+    };
+    let together = workload::Options {
+        workloads: vec![Workload::A],
+        arms: Some(vec![Arm::FloorKafka, Arm::Kafka]),
+        together: true,
+        ..in_turn.clone()
+    };
+    let mut reports = workload::run(&in_turn)?;
+    reports.extend(workload::run(&together)?);
     reports.extend(idle::run(&idle::Options {
         programs: options.programs.clone(),
         connections: 10_000,

@@ -1,8 +1,9 @@
 //! The workloads A, B and C, over the bare loop and the server.
 
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::publisher::{Pace, SENDER, Sink};
@@ -77,6 +78,10 @@ pub struct Options {
     /// How often each arm is measured; the arms take turns
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
+    /// All arms of a round at the same time: what stalls the broker or the machine then stalls them alike. For latency,
+    /// on a machine that has room for all of them
+    #[arg(long)]
+    pub together: bool,
     /// Seconds before the measured part
     #[arg(long, default_value_t = 2.0)]
     pub warmup: f64,
@@ -180,25 +185,33 @@ impl Workload {
 
 pub fn run(options: &Options) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
-    for workload in &options.workloads {
-        let arms = options.arms.clone().unwrap_or_else(|| workload.arms());
-        let mut report = Report::new(workload.title(), &COLUMNS);
+    for &workload in &options.workloads {
+        let contestants = contestants(workload, options);
+        let title = workload.title();
+        let mut report = Report::new(
+            if options.together {
+                format!("{workload:?} together: {title}")
+            } else {
+                title
+            },
+            &COLUMNS,
+        );
         for round in 0..options.rounds {
-            for &arm in &arms {
-                let mut programs = vec![(arm.name(), options.programs.clone())];
-                if let (Kind::Server { .. }, Some(other)) = (arm.kind(), &options.other_server) {
-                    let other = Programs {
-                        server: other.clone(),
-                        ..options.programs.clone()
-                    };
-                    programs.push((format!("{}, other", arm.name()), other));
+            let mut add = |contestant: &Contestant, figures| {
+                progress(&line(workload, round, &contestant.name, &figures));
+                report.add(&contestant.name, figures);
+            };
+            if options.together {
+                for (contestant, figures) in
+                    contestants.iter().zip(together(workload, &contestants, options)?)
+                {
+                    add(contestant, figures);
                 }
-                for (name, programs) in programs {
-                    let figures = one(*workload, arm, &programs, options)
-                        .with_context(|| format!("workload {workload:?}, {name}"))?;
-                    progress(&line(*workload, round, &name, &figures));
-                    report.add(&name, figures);
-                }
+                continue;
+            }
+            for contestant in &contestants {
+                let node = contestant.start(workload)?;
+                add(contestant, contestant.measure(workload, &node, options)?);
             }
         }
         reports.push(report);
@@ -206,20 +219,69 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-fn one(workload: Workload, arm: Arm, programs: &Programs, options: &Options) -> Result<Figures> {
-    let node = Node::start(programs, arm.kind(), &arm.settings())?;
-    let target = Target {
-        addr: node.addr,
-        pid: Some(node.process.pid()),
-        path: Template::parse("/ws/{session}/{user}/customer"),
-        hello: Vec::new(),
-    };
-    measure(
-        &workload.shape(arm, options),
-        &target,
-        arm.publish(&node)?,
-        &arm.message()?,
-    )
+/// An arm by one server's binary.
+struct Contestant {
+    name: String,
+    arm: Arm,
+    programs: Programs,
+}
+
+fn contestants(workload: Workload, options: &Options) -> Vec<Contestant> {
+    let mut contestants = Vec::new();
+    for arm in options.arms.clone().unwrap_or_else(|| workload.arms()) {
+        let of = |name, programs| Contestant { name, arm, programs };
+        contestants.push(of(arm.name(), options.programs.clone()));
+        if let (Kind::Server { .. }, Some(other)) = (arm.kind(), &options.other_server) {
+            let other = Programs {
+                server: other.clone(),
+                ..options.programs.clone()
+            };
+            contestants.push(of(format!("{}, other", arm.name()), other));
+        }
+    }
+    contestants
+}
+
+/// All at the same time, each with clients and a publisher of its own.
+fn together(workload: Workload, contestants: &[Contestant], options: &Options) -> Result<Vec<Figures>> {
+    let nodes: Vec<_> = contestants
+        .iter()
+        .map(|contestant| contestant.start(workload))
+        .collect::<Result<_>>()?;
+    thread::scope(|scope| {
+        let threads: Vec<_> = contestants
+            .iter()
+            .zip(&nodes)
+            .map(|(contestant, node)| scope.spawn(move || contestant.measure(workload, node, options)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a round has panicked"))?)
+            .collect()
+    })
+}
+
+impl Contestant {
+    fn start(&self, workload: Workload) -> Result<Node> {
+        Node::start(&self.programs, self.arm.kind(), &self.arm.settings())
+            .with_context(|| format!("workload {workload:?}, {}", self.name))
+    }
+
+    fn measure(&self, workload: Workload, node: &Node, options: &Options) -> Result<Figures> {
+        let target = Target {
+            addr: node.addr,
+            pid: Some(node.process.pid()),
+            path: Template::parse("/ws/{session}/{user}/customer"),
+            hello: Vec::new(),
+        };
+        measure(
+            &workload.shape(self.arm, options),
+            &target,
+            self.arm.publish(node)?,
+            &self.arm.message()?,
+        )
+        .with_context(|| format!("workload {workload:?}, {}", self.name))
+    }
 }
 
 pub fn line(workload: Workload, round: usize, name: &str, figures: &Figures) -> String {
