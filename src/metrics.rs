@@ -135,7 +135,7 @@ impl Default for Metrics {
             kafka_reconnects: count(
                 r,
                 "kafka_consumer_restarts",
-                "Times the Kafka consumer was made anew",
+                "Times a Kafka consumer was made anew",
             ),
             kafka_gaps: count(
                 r,
@@ -162,7 +162,7 @@ impl Default for Metrics {
             fanout_io_uring: level(
                 r,
                 "fanout_io_uring",
-                "Whether a batch's sends go to the kernel together",
+                "Whether the sends of a batch of messages go to the kernel together",
             ),
             registry,
         }

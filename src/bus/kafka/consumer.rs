@@ -181,12 +181,12 @@ fn make_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> 
     shared
         .consumer_config()
         .set("fetch.min.bytes", "1")
-        .set("queued.min.messages", pace::FEW)
+        .set("queued.min.messages", reader.fetching.few)
         .set(
             "fetch.queue.backoff.ms",
             pace::fetch_backoff_ms(shared.config.pace),
         )
-        .set("fetch.wait.max.ms", reader.fetch_wait.millis())
+        .set("fetch.wait.max.ms", reader.fetching.wait_ms)
         // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)

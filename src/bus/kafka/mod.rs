@@ -32,7 +32,7 @@ use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
 use offsets::Offsets;
-use pace::FetchWait;
+use pace::Fetching;
 use producer::Producer;
 
 pub struct Kafka {
@@ -46,16 +46,20 @@ pub struct Kafka {
 struct Reader {
     thread: &'static str,
     topics: &'static [Topic],
-    fetch_wait: FetchWait,
+    fetching: Fetching,
     offsets: Offsets,
 }
 
-/// Messages have a consumer of their own, since each fetch costs by the partitions it asks for, whether they have
-/// anything or not; and what typing and status do is then nothing to them.
-const READERS: [(&str, &[Topic], FetchWait); 2] = [
-    ("bus", &[Topic::Messages], FetchWait::Short),
-    ("bus-signals", &[Topic::Typing, Topic::Status], FetchWait::Long),
-];
+impl Reader {
+    fn new(thread: &'static str, topics: &'static [Topic], fetching: Fetching) -> Arc<Self> {
+        Arc::new(Self {
+            thread,
+            topics,
+            fetching,
+            offsets: Offsets::default(),
+        })
+    }
+}
 
 /// What the threads share.
 struct Shared {
@@ -65,7 +69,7 @@ struct Shared {
     /// `MAX_RECORD_BYTES`.
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
-    readers: [Arc<Reader>; READERS.len()],
+    readers: [Arc<Reader>; 2],
     /// How it is, and what is wrong.
     status: Mutex<(Status, Option<String>)>,
     stop: AtomicBool,
@@ -78,17 +82,15 @@ impl Kafka {
         config: KafkaConfig,
         node: String,
         max_record_bytes: usize,
-        [messages, signals]: [Delivery; READERS.len()],
+        [messages, signals]: [Delivery; 2],
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let readers = READERS.map(|(thread, topics, fetch_wait)| {
-            Arc::new(Reader {
-                thread,
-                topics,
-                fetch_wait,
-                offsets: Offsets::default(),
-            })
-        });
+        // Messages have a consumer of their own, since each fetch costs by the partitions it asks for, whether they have
+        // anything or not; and what typing and status do is then nothing to them.
+        let readers = [
+            Reader::new("bus", &[Topic::Messages], pace::MESSAGES),
+            Reader::new("bus-signals", &[Topic::Typing, Topic::Status], pace::SIGNALS),
+        ];
         let shared = Arc::new(Shared {
             config,
             node,
@@ -154,15 +156,6 @@ impl Shared {
 
     fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Where the partitions of a topic are read next.
-    fn offsets(&self, topic: Topic) -> &Offsets {
-        let [messages, signals] = &self.readers;
-        match topic {
-            Topic::Messages => &messages.offsets,
-            Topic::Typing | Topic::Status => &signals.offsets,
-        }
     }
 
     fn topic_name(&self, topic: Topic) -> &str {

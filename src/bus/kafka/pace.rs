@@ -1,35 +1,37 @@
 //! Under load a little patience saves much: what gathers for some milliseconds comes in one fetch, where it would come
 //! in many, and goes to a busy session in one write. A quiet log is read at once.
 //!
-//! librdkafka fetches on while it holds less than [`FEW`] records, and else looks again after the same patience: so that
+//! librdkafka fetches on while it holds few records ([`Fetching`]), and else looks again after the same patience: so that
 //! a consumer which takes its time paces the fetches, too.
 
 use std::time::{Duration, Instant};
 
-/// `queued.min.messages`, of all partitions together: more than a quiet log ever has waiting.
-pub const FEW: &str = "4";
 /// `fetch.queue.backoff.ms` is the patience, or this much without any; the default, a second, is a pause that everybody
 /// notices.
 const LEAST_BACKOFF: Duration = Duration::from_millis(1);
 
-/// `fetch.wait.max.ms`. A fetch asks for those partitions that had few records waiting when it went out, and while the
-/// broker holds it because they have nothing, what the others get waits, too: so it is not held for long.
-#[derive(Clone, Copy)]
-pub enum FetchWait {
-    /// For messages. An idle node asks a hundred times a second for it, which costs about half a percent of a core.
-    Short,
-    /// For what is worth less, and asked for beside messages all the time.
-    Long,
+/// How a consumer asks for records. A fetch asks for those partitions that had few records waiting when it went out, and
+/// while the broker holds it because they have nothing, what the others get waits, too.
+pub struct Fetching {
+    /// `queued.min.messages`, of all partitions together.
+    pub few: &'static str,
+    /// `fetch.wait.max.ms`.
+    pub wait_ms: &'static str,
 }
 
-impl FetchWait {
-    pub fn millis(self) -> &'static str {
-        match self {
-            Self::Short => "10",
-            Self::Long => "250",
-        }
-    }
-}
+/// Paced, by few records that are still more than a quiet log ever has waiting; so a fetch is not held for long. An idle
+/// node asks a hundred times a second for it, which costs about half a percent of a core.
+pub const MESSAGES: Fetching = Fetching {
+    few: "4",
+    wait_ms: "10",
+};
+
+/// Beside the messages all the time, so it is to cost nothing when idle and may be held for long. Hence more records than
+/// ever wait, so that a fetch always asks for all partitions: with few, busy typing waited for idle status.
+pub const SIGNALS: Fetching = Fetching {
+    few: "1000",
+    wait_ms: "250",
+};
 
 /// What the rate is taken over.
 const WINDOW: Duration = Duration::from_millis(20);

@@ -29,25 +29,22 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// Asks the broker for the ids of topics, in their order.
+/// Asks the broker for the id of one topic.
 ///
 /// # Errors
 ///
-/// The broker does not answer in time, or does not know one of the topics.
-pub fn of(client: &Client<super::Context>, topics: &[&str], patience: Duration) -> KafkaResult<Vec<TopicId>> {
-    let names: Vec<_> = topics
-        .iter()
-        .map(|&topic| CString::new(topic))
-        .collect::<Result<_, _>>()?;
+/// The broker does not answer in time, or does not know the topic.
+pub fn of(client: &Client<super::Context>, topic: &str, patience: Duration) -> KafkaResult<TopicId> {
+    let name = CString::new(topic)?;
     let patience_ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     let failed = |code: RDKafkaRespErr| Err(KafkaError::MetadataFetch(RDKafkaErrorCode::from(code)));
     // SAFETY: `client` lives across all calls and so does its native handle. Each object is null-checked or
     // accepted as null by the calls it is given to, and destroyed once, by `Owned`, in the reverse order of its
-    // making, events before their queue. The lists and the ids belong to the event and are read before it is
-    // destroyed, the list no further than its count. `names` outlives the call that copies it.
+    // making, events before their queue. The lists and the id belong to the event and are read before it is
+    // destroyed.
     unsafe {
         let handle = client.native_ptr();
-        let mut names: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        let mut names = [name.as_ptr()];
         let topics = Owned(
             rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()),
             rd_kafka_TopicCollection_destroy,
@@ -84,25 +81,17 @@ pub fn of(client: &Client<super::Context>, topics: &[&str], patience: Duration) 
         } else {
             rd_kafka_DescribeTopics_result_topics(result, &mut count)
         };
-        if found.is_null() || count != names.len() {
+        if found.is_null() || count == 0 {
             return failed(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
         }
-        let mut ids = Vec::new();
-        for at in 0..count {
-            let topic = *found.add(at);
-            if topic.is_null() {
-                return failed(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
-            }
-            let error = rd_kafka_error_code(rd_kafka_TopicDescription_error(topic));
-            if error != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return failed(error);
-            }
-            let id = rd_kafka_TopicDescription_topic_id(topic);
-            ids.push((
-                rd_kafka_Uuid_most_significant_bits(id),
-                rd_kafka_Uuid_least_significant_bits(id),
-            ));
+        let error = rd_kafka_error_code(rd_kafka_TopicDescription_error(*found));
+        if error != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return failed(error);
         }
-        Ok(ids)
+        let id = rd_kafka_TopicDescription_topic_id(*found);
+        Ok((
+            rd_kafka_Uuid_most_significant_bits(id),
+            rd_kafka_Uuid_least_significant_bits(id),
+        ))
     }
 }

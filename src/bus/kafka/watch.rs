@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::offsets::Partition;
+use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topic_id::{self, TopicId};
 use super::{Context, Shared};
@@ -43,11 +43,17 @@ pub(super) struct Watch {
     /// The topics that are read, by their ids: partitions that come later are read from their beginning, and a
     /// topic with another id is another topic.
     known: HashMap<Topic, TopicId>,
-    last_audit: Instant,
+    /// By reader.
+    audited: [Audited; 2],
     last_create: Option<Instant>,
     /// Whether the last probe failed: each outage is logged once.
     has_failed: bool,
-    /// Positions at the last audit of partitions that had more to read.
+}
+
+/// One reader's last audit.
+struct Audited {
+    last: Instant,
+    /// Positions of the partitions that had more to read.
     behind: BTreeMap<Partition, i64>,
 }
 
@@ -60,10 +66,12 @@ impl Watch {
             client: None,
             missing: HashSet::new(),
             known: HashMap::new(),
-            last_audit: Instant::now(),
+            audited: [(); 2].map(|()| Audited {
+                last: Instant::now(),
+                behind: BTreeMap::new(),
+            }),
             last_create: None,
             has_failed: false,
-            behind: BTreeMap::new(),
         }
     }
 
@@ -90,44 +98,30 @@ impl Watch {
 
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
-        let (mut absent, mut present) = (Vec::new(), Vec::new());
-        for topic in Topic::ALL {
-            match self.partitions_of(topic)? {
-                Some(partitions) => present.push((topic, partitions)),
-                None => {
-                    absent.push(topic);
-                    // A topic that is read keeps its positions: brokers that have just started say this of topics
-                    // they have, and to read one again from its beginning would repeat all of its history.
-                    if !self.known.contains_key(&topic) {
-                        self.missing.insert(topic);
+        let shared = Arc::clone(&self.shared);
+        let mut absent = Vec::new();
+        for reader in &shared.readers {
+            for &topic in reader.topics {
+                match self.partitions_of(topic)? {
+                    Some(partitions) => self.read_topic(&reader.offsets, topic, &partitions)?,
+                    None => {
+                        absent.push(topic);
+                        // A topic that is read keeps its positions: brokers that have just started say this of topics
+                        // they have, and to read one again from its beginning would repeat all of its history.
+                        if !self.known.contains_key(&topic) {
+                            self.missing.insert(topic);
+                        }
                     }
                 }
             }
         }
-        if !present.is_empty() {
-            let shared = Arc::clone(&self.shared);
-            let names: Vec<_> = present
-                .iter()
-                .map(|(topic, _)| shared.topic_name(*topic))
-                .collect();
-            let ids = topic_id::of(self.client()?.client(), &names, PATIENCE)?;
-            for ((topic, partitions), id) in present.iter().zip(ids) {
-                self.read_topic(*topic, partitions, id)?;
+        for (at, reader) in shared.readers.iter().enumerate() {
+            let is_due = reader.offsets.take_suspect() || self.audited[at].last.elapsed() >= AUDIT_INTERVAL;
+            // Until the consumer has taken over what was changed, its positions say nothing.
+            if is_due && !reader.offsets.is_resetting() {
+                self.audited[at].last = Instant::now();
+                self.audit(at, &absent)?;
             }
-        }
-        // Until the consumer has taken over what was changed, its positions say nothing.
-        let readers = self.shared.readers.iter();
-        let suspects = readers.filter(|reader| reader.offsets.take_suspect()).count();
-        let is_due = suspects > 0 || self.last_audit.elapsed() >= AUDIT_INTERVAL;
-        if is_due
-            && !self
-                .shared
-                .readers
-                .iter()
-                .any(|reader| reader.offsets.is_resetting())
-        {
-            self.last_audit = Instant::now();
-            self.audit(&absent)?;
         }
         if !absent.is_empty() && self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL) {
             self.last_create = Some(Instant::now());
@@ -143,17 +137,18 @@ impl Watch {
     }
 
     /// Reads what a topic has, from where it is right to begin.
-    fn read_topic(&mut self, topic: Topic, partitions: &[i32], id: TopicId) -> KafkaResult<()> {
+    fn read_topic(&mut self, offsets: &Offsets, topic: Topic, partitions: &[i32]) -> KafkaResult<()> {
+        let name = self.shared.topic_name(topic).to_owned();
+        let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
         let is_another = self.known.get(&topic).is_some_and(|known| *known != id);
         if is_another {
             self.shared.metrics.kafka_gaps.inc();
             tracing::error!(
-                topic = self.shared.topic_name(topic),
+                topic = name,
                 "the Kafka topic was deleted and made again: this node reads the new one from its beginning"
             );
         }
         let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
-        let offsets = self.shared.offsets(topic);
         let all = partitions.iter().map(|&partition| (topic, partition));
         let new: Vec<_> = all
             .filter(|&at| is_another || offsets.get(at).is_none())
@@ -163,8 +158,7 @@ impl Watch {
         let start = if from_end { Offset::End } else { Offset::Beginning };
         // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
         let starts = self.list_offsets(&new, start)?;
-        let offsets = self.shared.offsets(topic);
-        for (&at, &start) in &starts {
+        for (&at, &start) in new.iter().zip(&starts) {
             offsets.begin(at, start);
         }
         if is_another {
@@ -209,13 +203,9 @@ impl Watch {
     }
 
     /// Where each partition begins or ends now: one request to each of their brokers.
-    fn list_offsets(
-        &mut self,
-        partitions: &[Partition],
-        which: Offset,
-    ) -> KafkaResult<HashMap<Partition, i64>> {
+    fn list_offsets(&mut self, partitions: &[Partition], which: Offset) -> KafkaResult<Vec<i64>> {
         if partitions.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Vec::new());
         }
         let shared = Arc::clone(&self.shared);
         let mut asked = TopicPartitionList::with_capacity(partitions.len());
@@ -224,12 +214,12 @@ impl Watch {
         }
         // A "time" below zero stands for an end of the log.
         let answered = self.client()?.offsets_for_times(asked, PATIENCE)?;
-        let answer_of = |&at: &Partition| {
-            let found = answered.find_partition(shared.topic_name(at.0), at.1);
+        let answer_of = |&(topic, partition): &Partition| {
+            let found = answered.find_partition(shared.topic_name(topic), partition);
             let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
             found.error()?;
             match found.offset() {
-                Offset::Offset(offset) => Ok((at, offset)),
+                Offset::Offset(offset) => Ok(offset),
                 _ => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::NoOffset)),
             }
         };
@@ -238,52 +228,47 @@ impl Watch {
 
     /// Compares positions with the log's ends: counts gaps, and makes a consumer anew that has more to read and
     /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
-    fn audit(&mut self, absent: &[Topic]) -> KafkaResult<()> {
-        let shared = Arc::clone(&self.shared);
-        let all = shared.readers.iter().flat_map(|reader| reader.offsets.all());
-        let before: Vec<_> = all.filter(|(at, _)| !absent.contains(&at.0)).collect();
+    fn audit(&mut self, number: usize, absent: &[Topic]) -> KafkaResult<()> {
+        let reader = Arc::clone(&self.shared.readers[number]);
+        let mut before = reader.offsets.all();
+        before.retain(|(at, _)| !absent.contains(&at.0));
         let partitions: Vec<_> = before.iter().map(|&(at, _)| at).collect();
         let lows = self.list_offsets(&partitions, Offset::Beginning)?;
         let highs = self.list_offsets(&partitions, Offset::End)?;
         // Nothing below fails: what is begun is taken over with the restart that follows it.
-        let behind_before = std::mem::take(&mut self.behind);
-        for reader in &shared.readers {
-            let mut behind = BTreeMap::new();
-            let (mut is_stalled, mut has_gap) = (false, false);
-            for &(at, before) in before.iter().filter(|(at, _)| reader.topics.contains(&at.0)) {
-                let (Some(next), Some(&low), Some(&high)) =
-                    (reader.offsets.get(at), lows.get(&at), highs.get(&at))
-                else {
-                    continue;
-                };
-                if let Some(start) = start_after_gap(before, next, low, high) {
-                    has_gap = true;
-                    shared.metrics.kafka_gaps.inc();
-                    tracing::error!(
-                        topic = at.0.name(),
-                        partition = at.1,
-                        next,
-                        low,
-                        high,
-                        "records are missing from the log: this node goes on with what there is"
-                    );
-                    reader.offsets.begin(at, start);
-                } else if next < high {
-                    is_stalled |= behind_before.get(&at) == Some(&next);
-                    behind.insert(at, next);
-                }
-            }
-            if is_stalled {
-                tracing::warn!(
-                    thread = reader.thread,
-                    "a Kafka consumer stands still although there is more to read: it is made anew"
+        let behind = &mut self.audited[number].behind;
+        let was_behind = std::mem::take(behind);
+        let (mut is_stalled, mut has_gap) = (false, false);
+        for ((at, before), (low, high)) in before.into_iter().zip(lows.into_iter().zip(highs)) {
+            let Some(next) = reader.offsets.get(at) else {
+                continue;
+            };
+            if let Some(start) = start_after_gap(before, next, low, high) {
+                has_gap = true;
+                self.shared.metrics.kafka_gaps.inc();
+                tracing::error!(
+                    topic = at.0.name(),
+                    partition = at.1,
+                    next,
+                    low,
+                    high,
+                    "records are missing from the log: this node goes on with what there is"
                 );
-                behind.clear();
+                reader.offsets.begin(at, start);
+            } else if next < high {
+                is_stalled |= was_behind.get(&at) == Some(&next);
+                behind.insert(at, next);
             }
-            if is_stalled || has_gap {
-                reader.offsets.restart();
-            }
-            self.behind.append(&mut behind);
+        }
+        if is_stalled {
+            tracing::warn!(
+                thread = reader.thread,
+                "a Kafka consumer stands still although there is more to read: it is made anew"
+            );
+            behind.clear();
+        }
+        if is_stalled || has_gap {
+            reader.offsets.restart();
         }
         Ok(())
     }
