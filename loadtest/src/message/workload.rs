@@ -187,15 +187,11 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for &workload in &options.workloads {
         let contestants = contestants(workload, options);
-        let title = workload.title();
-        let mut report = Report::new(
-            if options.together {
-                format!("{workload:?} together: {title}")
-            } else {
-                title
-            },
-            &COLUMNS,
-        );
+        let mut title = workload.title();
+        if options.together {
+            title = title.replacen(':', " together:", 1);
+        }
+        let mut report = Report::new(title, &COLUMNS);
         for round in 0..options.rounds {
             let mut add = |contestant: &Contestant, figures| {
                 progress(&line(workload, round, &contestant.name, &figures));
@@ -207,11 +203,11 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
                 {
                     add(contestant, figures);
                 }
-                continue;
-            }
-            for contestant in &contestants {
-                let node = contestant.start(workload)?;
-                add(contestant, contestant.measure(workload, &node, options)?);
+            } else {
+                for contestant in &contestants {
+                    let node = contestant.start(workload)?;
+                    add(contestant, contestant.measure(workload, &node, options)?);
+                }
             }
         }
         reports.push(report);
