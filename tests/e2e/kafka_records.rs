@@ -1,10 +1,18 @@
 //! Records of all kinds, written by Kafka's own client: old ones are mapped, native ones are left alone, poison is skipped.
 
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 
+use rdkafka::ClientConfig;
+use rdkafka::bindings::{
+    RD_KAFKA_MSG_F_COPY, rd_kafka_produceva, rd_kafka_vtype_t as Kind, rd_kafka_vu_s,
+    rd_kafka_vu_s__bindgen_ty_1 as Part, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1,
+    rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2,
+};
+use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::{Value, json};
 
-use crate::services::{Record, Topics, unique};
+use crate::services::{OUTAGE, Record, Topics, unique};
 use crate::support::{Client, Http, Opcode, RawWs, Server, eventually};
 
 /// A record of the chat backend, and the `data` it must become.
@@ -437,4 +445,68 @@ async fn records_of_unknown_sessions_are_passed_over() {
         "for somebody"
     );
     assert_eq!(poisoned(&server), before, "counted as poison");
+}
+
+/// A header's name is any bytes to librdkafka, though text to Java's client and to the Rust binding.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_whose_name_is_not_utf8_is_nothing_to_us() {
+    let topics = Topics::new();
+    let server = topics.node("node-a").start();
+    let session = unique("session");
+    let mut client = Client::connect(&server, &session, "reader", "agent").await;
+    for (text, names) in [
+        ("before", [c"caf\xe9", c"livechat-frame"]),
+        ("behind", [c"livechat-frame", c"caf\xe9"]),
+    ] {
+        let frame = json!({"type": "new_message", "success": true, "data": {"message": text}});
+        produce_with_headers(&topics, &session, &frame.to_string(), &names);
+    }
+    for text in ["before", "behind"] {
+        assert_eq!(client.next("new_message").await["data"]["message"], text);
+    }
+}
+
+/// By librdkafka, with headers of the value `1`.
+#[allow(unsafe_code, reason = "the binding takes names only that are UTF-8")]
+fn produce_with_headers(topics: &Topics, key: &str, value: &str, names: &[&CStr]) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &topics.kafka.brokers)
+        .create()
+        .expect("a producer");
+    let topic = CString::new(topics.messages.as_str()).expect("a name");
+    let part = |vtype, u| rd_kafka_vu_s { vtype, u };
+    let bytes = |bytes: &str| Part {
+        mem: rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+            ptr: bytes.as_ptr().cast_mut().cast(),
+            size: bytes.len(),
+        },
+    };
+    let header = |name: &&CStr| Part {
+        header: rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
+            name: name.as_ptr(),
+            val: b"1".as_ptr().cast(),
+            size: 1,
+        },
+    };
+    let mut parts = vec![
+        part(Kind::RD_KAFKA_VTYPE_TOPIC, Part { cstr: topic.as_ptr() }),
+        part(Kind::RD_KAFKA_VTYPE_PARTITION, Part { i32_: 0 }),
+        part(Kind::RD_KAFKA_VTYPE_KEY, bytes(key)),
+        part(Kind::RD_KAFKA_VTYPE_VALUE, bytes(value)),
+        part(
+            Kind::RD_KAFKA_VTYPE_MSGFLAGS,
+            Part {
+                i: RD_KAFKA_MSG_F_COPY,
+            },
+        ),
+    ];
+    parts.extend(
+        names
+            .iter()
+            .map(|name| part(Kind::RD_KAFKA_VTYPE_HEADER, header(name))),
+    );
+    // SAFETY: the producer and all that the parts point to live across the call, which copies.
+    let error = unsafe { rd_kafka_produceva(producer.client().native_ptr(), parts.as_ptr(), parts.len()) };
+    assert!(error.is_null(), "the producer refused the record");
+    producer.flush(OUTAGE).expect("a record in the log");
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::offsets::Partition;
 use super::pace::{self, Pace};
-use super::{Context, Reader, Shared};
+use super::{Context, Reader, Shared, headers};
 use crate::bus::{Delivery, is_full_batch};
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
@@ -139,12 +139,12 @@ impl Thread {
         }
         *next = message.offset() + 1;
         let (mut frame, mut node) = (None, None);
-        for header in message.headers().iter().flat_map(|headers| headers.iter()) {
-            match header.key {
+        for (name, value) in headers::of(message) {
+            if name == FRAME_HEADER.as_bytes() {
                 // A header without a value is there all the same.
-                FRAME_HEADER => frame = Some(header.value.unwrap_or_default()),
-                NODE_HEADER => node = header.value,
-                _ => {}
+                frame = Some(value.unwrap_or_default());
+            } else if name == NODE_HEADER.as_bytes() {
+                node = value;
             }
         }
         self.delivery.push(&Incoming {

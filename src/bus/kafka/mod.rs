@@ -9,6 +9,7 @@
 //! (with a shared group two nodes would each see half of the messages).
 
 mod consumer;
+mod headers;
 mod offsets;
 mod pace;
 mod producer;
