@@ -186,6 +186,14 @@ impl Metrics {
         bump(&self.poison_records, poison.name());
     }
 
+    /// Records that were given up because of a bug.
+    pub fn lost(&self, records: u64) {
+        let reason = Reason {
+            reason: Name(Poison::Internal.name()),
+        };
+        self.poison_records.get_or_create(&reason).inc_by(records);
+    }
+
     /// One delivered batch.
     pub fn batch(&self, records: u64, delivered: &Delivered) {
         self.records.inc_by(records);

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -116,9 +117,11 @@ impl Delivery {
         Ok(thread)
     }
 
-    /// Takes a record into the batch. A poison record is counted and skipped.
+    /// Takes a record into the batch. A poison record is counted and skipped, and so is one that makes us panic: the
+    /// thread must not end of it, since nobody else reads the log.
     pub fn push(&mut self, incoming: &Incoming<'_>) {
-        if let Err(poison) = self.try_push(incoming) {
+        let pushed = panic::catch_unwind(AssertUnwindSafe(|| self.try_push(incoming)));
+        if let Err(poison) = pushed.unwrap_or(Err(Poison::Internal)) {
             self.skip(incoming, poison);
         }
     }
@@ -187,11 +190,21 @@ impl Delivery {
         pending.chunks.push(payload);
     }
 
-    /// Delivers the batch. Small sessions go first; large ones take turns by slices of their members.
+    /// Delivers the batch. What is left of one over which we panic is counted and given up.
     pub fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
         }
+        if panic::catch_unwind(AssertUnwindSafe(|| self.send_batch())).is_err() {
+            let records = self.batch.drain(..).map(|pending| pending.records).sum();
+            tracing::error!(records, "delivery has failed: please report this bug");
+            self.metrics.lost(records);
+        }
+        self.index.clear();
+    }
+
+    /// Small sessions go first; large ones take turns by slices of their members.
+    fn send_batch(&mut self) {
         self.outlet.prepare(&self.metrics);
         self.batch.iter_mut().for_each(Pending::close);
         self.delivered.clear();
@@ -225,7 +238,6 @@ impl Delivery {
             records += pending.records;
             self.spare.give_back(pending.chunks);
         }
-        self.index.clear();
         self.metrics.batch(records, &total);
     }
 
@@ -304,20 +316,78 @@ fn log_broadcast(pending: &Pending, delivered: Delivered) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::runtime::Handle;
+
     use super::*;
+    use crate::protocol::ids::{UserId, UserType};
+    use crate::ws::{Outbox, OutboxLimits, QueueLimits};
+
+    fn delivery(
+        registry: &Arc<Registry>,
+        changed_elsewhere: ChangedElsewhere,
+        metrics: &Arc<Metrics>,
+    ) -> Delivery {
+        Delivery::new(
+            Arc::clone(registry),
+            Arc::new(Typists::default()),
+            changed_elsewhere,
+            Arc::clone(metrics),
+            "node".into(),
+            1024,
+            Outlet::Wanted,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_record_that_makes_us_panic_is_skipped_and_the_others_delivered() {
+        let (metrics, registry) = (Arc::new(Metrics::default()), Arc::new(Registry::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_, write_half) = listener.accept().await.unwrap().0.into_split();
+        let limits = OutboxLimits {
+            queue: QueueLimits::new(1 << 20, Duration::from_secs(10)),
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(10),
+            runtime: Handle::current(),
+            metrics: Arc::clone(&metrics),
+        };
+        let member = Member {
+            outbox: Outbox::new(write_half, Bytes::new(), Arc::new(limits)),
+            user_id: UserId::parse("u").unwrap(),
+        };
+        registry.join(&SessionId::parse("s").unwrap(), &member, UserType::Agent, |_| {
+            Bytes::new()
+        });
+
+        let mut delivery = delivery(&registry, Box::new(|_| panic!("as a bug would")), &metrics);
+        let record = |topic, form, value: &'static str| Incoming {
+            topic,
+            partition: 0,
+            offset: 0,
+            form,
+            key: Some(b"s"),
+            value: Some(value.as_bytes()),
+            node: Some(b"another"),
+        };
+        let status = r#"{"session_id":"s","connection_status":{}}"#;
+        delivery.push(&record(Topic::Messages, Form::Native, "one"));
+        delivery.push(&record(Topic::Status, Form::Old, status));
+        delivery.push(&record(Topic::Messages, Form::Native, "two"));
+        delivery.flush();
+        let mut got = [0; 10];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"\x81\x03one\x81\x03two");
+        let counted = "livechat_poison_records_total{reason=\"internal\"} 1\n";
+        assert!(metrics.page().contains(counted), "{}", metrics.page());
+    }
 
     #[test]
     fn the_threads_ring_is_there_when_it_is_said_to_run() {
         let metrics = Arc::new(Metrics::default());
-        let delivery = Delivery::new(
-            Arc::new(Registry::default()),
-            Arc::new(Typists::default()),
-            Box::new(|_| {}),
-            Arc::clone(&metrics),
-            "node".into(),
-            1024,
-            Outlet::Wanted,
-        );
+        let delivery = delivery(&Arc::default(), Box::new(|_| {}), &metrics);
         let (end, ended) = mpsc::channel::<()>();
         let thread = delivery
             .spawn("bus", move |_delivery| assert!(ended.recv().is_err()))

@@ -94,10 +94,12 @@ pub enum Poison {
     UnknownForm,
     BadKey,
     MissingField,
+    /// Our own failure over it.
+    Internal,
 }
 
 impl Poison {
-    pub const ALL: [Poison; 7] = [
+    pub const ALL: [Poison; 8] = [
         Self::Tombstone,
         Self::TooBig,
         Self::NotUtf8,
@@ -105,6 +107,7 @@ impl Poison {
         Self::UnknownForm,
         Self::BadKey,
         Self::MissingField,
+        Self::Internal,
     ];
 
     /// The label in metrics and logs.
@@ -117,6 +120,7 @@ impl Poison {
             Self::UnknownForm => "unknown_form",
             Self::BadKey => "bad_key",
             Self::MissingField => "missing_field",
+            Self::Internal => "internal",
         }
     }
 }

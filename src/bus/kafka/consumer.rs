@@ -1,6 +1,7 @@
 //! A consumer thread: polls, and delivers itself.
 
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,21 +37,13 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) 
         delivery,
         next: HashMap::new(),
         consumer: None,
+        seen: 0,
         error_logged: None,
     };
-    let mut seen = 0;
     while !thread.shared.is_stopping() {
-        let generation = thread.reader.offsets.generation();
-        if generation == seen {
-            thread.poll();
-            continue;
-        }
-        match thread.assign() {
-            Ok(()) => seen = generation,
-            Err(error) => {
-                thread.log_error(&error);
-                thread::sleep(RETRY);
-            }
+        // A node whose thread had ended would be connected and silent.
+        if panic::catch_unwind(AssertUnwindSafe(|| thread.step())).is_err() {
+            thread.recover();
         }
     }
 }
@@ -63,10 +56,40 @@ struct Thread {
     /// The next offset of each partition of the assignment.
     next: HashMap<Partition, i64>,
     consumer: Option<NodeConsumer>,
+    /// The generation of the assignment.
+    seen: u64,
     error_logged: Option<Instant>,
 }
 
 impl Thread {
+    fn step(&mut self) {
+        let generation = self.reader.offsets.generation();
+        if generation == self.seen {
+            self.poll();
+            return;
+        }
+        match self.assign() {
+            Ok(()) => self.seen = generation,
+            Err(error) => {
+                self.log_error(&error);
+                thread::sleep(RETRY);
+            }
+        }
+    }
+
+    /// After a panic: delivers what had been taken, and goes on behind it with another consumer.
+    fn recover(&mut self) {
+        tracing::error!(
+            thread = self.reader.thread,
+            "reading Kafka has failed: please report this bug"
+        );
+        self.shared.metrics.lost(1);
+        self.delivery.flush();
+        self.reader.offsets.advance(&self.next);
+        self.reader.offsets.restart();
+        thread::sleep(RETRY);
+    }
+
     /// Assigns what the watch has set, on a new consumer where it says so.
     fn assign(&mut self) -> KafkaResult<()> {
         if self.reader.offsets.take_restart() && self.consumer.take().is_some() {
