@@ -115,8 +115,14 @@ impl Kafka {
     /// Writes the records in their order and waits until the broker has confirmed each.
     #[track_caller]
     pub fn produce(&self, topic: &str, records: &[Record]) {
+        self.produce_with(&[], topic, records);
+    }
+
+    /// The same by a producer with other settings.
+    #[track_caller]
+    pub fn produce_with(&self, settings: &[&str], topic: &str, records: &[Record]) {
         let lines: String = records.iter().map(Record::line).collect();
-        let written = self.run(&["produce", &self.brokers, topic], &lines);
+        let written = self.run(&[&["produce", &self.brokers, topic], settings].concat(), &lines);
         assert_eq!(
             written.trim(),
             records.len().to_string(),

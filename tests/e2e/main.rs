@@ -34,6 +34,7 @@ mod deploy;
 mod docs;
 mod kafka_delivery;
 mod kafka_faults;
+mod kafka_producers;
 mod kafka_records;
 mod kafka_shutdown;
 mod kafka_topics;

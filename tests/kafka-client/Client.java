@@ -30,7 +30,10 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * the server or by the library it uses.
  *
  * <pre>
- *   produce BROKERS TOPIC              a record a line from stdin: KEY VALUE HEADERS [PARTITION]; prints the number written
+ *   produce BROKERS TOPIC [SETTING=VALUE...]
+ *                                      a record a line from stdin: KEY VALUE HEADERS [PARTITION]; prints the number written.
+ *                                      Settings are the producer's; with a transactional.id all is one transaction, which
+ *                                      abort=true aborts
  *   consume BROKERS TOPIC              from the beginning to the end as of now: PARTITION OFFSET KEY VALUE HEADERS
  *   create BROKERS TOPIC PARTITIONS
  *   add-partitions BROKERS TOPIC N     N is the new total
@@ -51,7 +54,13 @@ public final class Client {
         Properties config = new Properties();
         config.put("bootstrap.servers", args[1]);
         switch (args[0]) {
-            case "produce" -> produce(config, args[2]);
+            case "produce" -> {
+                for (String setting : List.of(args).subList(3, args.length)) {
+                    int at = setting.indexOf('=');
+                    config.put(setting.substring(0, at), setting.substring(at + 1));
+                }
+                produce(config, args[2]);
+            }
             case "consume" -> consume(config, args[2]);
             case "create" -> {
                 try (Admin admin = Admin.create(config)) {
@@ -88,10 +97,16 @@ public final class Client {
         config.put("enable.idempotence", "true");
         config.put("max.request.size", "8388608");
         config.put("max.block.ms", "60000");
+        boolean aborts = config.remove("abort") != null;
+        boolean isTransaction = config.containsKey("transactional.id");
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.US_ASCII));
         List<Future<RecordMetadata>> sent = new ArrayList<>();
         try (KafkaProducer<byte[], byte[]> producer =
                 new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer())) {
+            if (isTransaction) {
+                producer.initTransactions();
+                producer.beginTransaction();
+            }
             for (String line = in.readLine(); line != null; line = in.readLine()) {
                 if (line.isEmpty()) {
                     continue;
@@ -109,6 +124,11 @@ public final class Client {
                 sent.add(producer.send(record));
             }
             producer.flush();
+            if (aborts) {
+                producer.abortTransaction();
+            } else if (isTransaction) {
+                producer.commitTransaction();
+            }
         }
         // A record counts only once the broker has confirmed it; the first failure ends the program.
         for (Future<RecordMetadata> one : sent) {

@@ -55,6 +55,9 @@ struct Audited {
     last: Instant,
     /// Positions of the partitions that had more to read.
     behind: BTreeMap<Partition, i64>,
+    /// Partitions with nothing between these position and end but what is never delivered: the ends of transactions, and
+    /// what those that were aborted had.
+    silent: BTreeMap<Partition, (i64, i64)>,
 }
 
 impl Watch {
@@ -69,6 +72,7 @@ impl Watch {
             audited: [(); 2].map(|()| Audited {
                 last: Instant::now(),
                 behind: BTreeMap::new(),
+                silent: BTreeMap::new(),
             }),
             last_create: None,
             has_failed: false,
@@ -174,7 +178,10 @@ impl Watch {
 
     fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
         if self.client.is_none() {
-            self.client = Some(self.shared.consumer_config().create_with_context(Context)?);
+            let mut config = self.shared.consumer_config();
+            // It reads where a reader seems to stand still, one record.
+            config.set("queued.max.messages.kbytes", "1024");
+            self.client = Some(config.create_with_context(Context)?);
         }
         self.client.as_ref().ok_or(KafkaError::Canceled)
     }
@@ -236,9 +243,9 @@ impl Watch {
         let lows = self.list_offsets(&partitions, Offset::Beginning)?;
         let highs = self.list_offsets(&partitions, Offset::End)?;
         // Nothing below fails: what is begun is taken over with the restart that follows it.
-        let behind = &mut self.audited[number].behind;
+        let Audited { behind, silent, .. } = &mut self.audited[number];
         let was_behind = std::mem::take(behind);
-        let (mut is_stalled, mut has_gap) = (false, false);
+        let (mut still, mut has_gap) = (Vec::new(), false);
         for ((at, before), (low, high)) in before.into_iter().zip(lows.into_iter().zip(highs)) {
             let Some(next) = reader.offsets.get(at) else {
                 continue;
@@ -256,21 +263,55 @@ impl Watch {
                 );
                 reader.offsets.begin(at, start);
             } else if next < high {
-                is_stalled |= was_behind.get(&at) == Some(&next);
+                let is_known = silent.get(&at) == Some(&(next, high));
+                if was_behind.get(&at) == Some(&next) && !is_known {
+                    still.push((at, (next, high)));
+                }
                 behind.insert(at, next);
             }
         }
+        let is_stalled = match self.has_records(&still) {
+            Ok(true) => true,
+            Ok(false) => {
+                self.audited[number].silent.extend(still);
+                false
+            }
+            // Asked again at the next audit.
+            Err(_) => false,
+        };
         if is_stalled {
             tracing::warn!(
                 thread = reader.thread,
                 "a Kafka consumer stands still although there is more to read: it is made anew"
             );
-            behind.clear();
+            self.audited[number].behind.clear();
         }
         if is_stalled || has_gap {
             reader.offsets.restart();
         }
         Ok(())
+    }
+
+    /// Whether a consumer that begins at one of these positions is given a record.
+    fn has_records(&mut self, positions: &[(Partition, (i64, i64))]) -> KafkaResult<bool> {
+        if positions.is_empty() {
+            return Ok(false);
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut asked = TopicPartitionList::with_capacity(positions.len());
+        for &((topic, partition), (next, _)) in positions {
+            asked.add_partition_offset(shared.topic_name(topic), partition, Offset::Offset(next))?;
+        }
+        let client = self.client()?;
+        client.assign(&asked)?;
+        let until = Instant::now() + PATIENCE;
+        let mut has_records = false;
+        while !has_records && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            has_records = matches!(client.poll(left), Some(Ok(_)));
+        }
+        client.unassign()?;
+        Ok(has_records)
     }
 
     /// Creates topics; where a broker doesn't allow it, the log says so and health says degraded.

@@ -1,0 +1,65 @@
+//! What other producers do to a log: compress, and write in transactions.
+
+use crate::services::{Record, Topics, unique};
+use crate::support::{Client, Http, Server};
+
+fn native(session: &str, text: &str) -> Record {
+    let value = serde_json::json!({"type": "new_message", "success": true, "data": {"message": text}});
+    Record::native(session, value.to_string()).partition(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_batches_are_read() {
+    let topics = Topics::new();
+    let server = topics.node("node-a").start();
+    let session = unique("session");
+    let mut client = Client::connect(&server, &session, "reader", "agent").await;
+    for codec in ["gzip", "snappy", "lz4", "zstd", "none"] {
+        let texts: Vec<_> = (0..20)
+            .map(|n| format!("{codec} {n} {}", "again ".repeat(50)))
+            .collect();
+        let records: Vec<_> = texts.iter().map(|text| native(&session, text)).collect();
+        let settings = [&format!("compression.type={codec}"), "linger.ms=1000"];
+        topics.kafka.produce_with(&settings, &topics.messages, &records);
+        for text in texts {
+            assert_eq!(client.next("new_message").await["data"]["message"], *text);
+        }
+    }
+}
+
+fn restarts(server: &Server) -> String {
+    let page = Http::get(server.admin_addr(), "/metrics").text();
+    let metrics = page.lines().filter(|line| !line.starts_with('#'));
+    let wanted = |line: &&str| line.contains("kafka_consumer_restarts") || line.contains("kafka_gaps");
+    metrics.filter(wanted).collect::<Vec<_>>().join(" ")
+}
+
+/// A transaction ends with a marker that has an offset and is never delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_are_read_when_they_are_committed_and_leave_the_consumer_alone() {
+    let topics = Topics::new();
+    let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
+    // Nobody answers pings while the test waits.
+    let server = node.env("PING_INTERVAL", "120s").start();
+    let session = unique("session");
+    let mut client = Client::connect(&server, &session, "reader", "agent").await;
+    let before = restarts(&server);
+    let id = format!("transactional.id={}", unique("producer"));
+    let records = |text: &str| [native(&session, text), native(&session, &format!("{text}, too"))];
+    topics
+        .kafka
+        .produce_with(&[&id, "abort=true"], &topics.messages, &records("aborted"));
+    topics
+        .kafka
+        .produce_with(&[&id], &topics.messages, &records("committed"));
+    for text in ["committed", "committed, too"] {
+        assert_eq!(client.next("new_message").await["data"]["message"], text);
+    }
+    // Three of the watch's looks at the log's ends.
+    std::thread::sleep(std::time::Duration::from_secs(35));
+    assert_eq!(restarts(&server), before);
+    topics
+        .kafka
+        .produce(&topics.messages, &[native(&session, "without")]);
+    assert_eq!(client.next("new_message").await["data"]["message"], "without");
+}
