@@ -318,12 +318,10 @@ fn log_broadcast(pending: &Pending, delivered: Delivered) {
 mod tests {
     use bytes::Bytes;
     use tokio::io::AsyncReadExt;
-    use tokio::net::{TcpListener, TcpStream};
-    use tokio::runtime::Handle;
 
     use super::*;
-    use crate::protocol::ids::{UserId, UserType};
-    use crate::ws::{Outbox, OutboxLimits, QueueLimits};
+    use crate::protocol::ids::UserType;
+    use crate::session::testing::members;
 
     fn delivery(
         registry: &Arc<Registry>,
@@ -344,23 +342,14 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_makes_us_panic_is_skipped_and_the_others_delivered() {
         let (metrics, registry) = (Arc::new(Metrics::default()), Arc::new(Registry::default()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (_, write_half) = listener.accept().await.unwrap().0.into_split();
-        let limits = OutboxLimits {
-            queue: QueueLimits::new(1 << 20, Duration::from_secs(10)),
-            ping_interval: Duration::from_secs(25),
-            pong_timeout: Duration::from_secs(10),
-            runtime: Handle::current(),
-            metrics: Arc::clone(&metrics),
-        };
-        let member = Member {
-            outbox: Outbox::new(write_half, Bytes::new(), Arc::new(limits)),
-            user_id: UserId::parse("u").unwrap(),
-        };
-        registry.join(&SessionId::parse("s").unwrap(), &member, UserType::Agent, |_| {
-            Bytes::new()
-        });
+        let (members, mut clients) = members(1, &metrics).await;
+        let greeting = |_| Bytes::new();
+        registry.join(
+            &SessionId::parse("s").unwrap(),
+            &members[0],
+            UserType::Agent,
+            greeting,
+        );
 
         let mut delivery = delivery(&registry, Box::new(|_| panic!("as a bug would")), &metrics);
         let record = |topic, form, value: &'static str| Incoming {
@@ -378,7 +367,7 @@ mod tests {
         delivery.push(&record(Topic::Messages, Form::Native, "two"));
         delivery.flush();
         let mut got = [0; 10];
-        client.read_exact(&mut got).await.unwrap();
+        clients[0].read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"\x81\x03one\x81\x03two");
         let counted = "livechat_poison_records_total{reason=\"internal\"} 1\n";
         assert!(metrics.page().contains(counted), "{}", metrics.page());

@@ -9,6 +9,8 @@ pub mod fanout;
 pub mod outlet;
 pub mod registry;
 pub mod roster;
+#[cfg(test)]
+pub mod testing;
 pub mod typists;
 
 use std::sync::Arc;

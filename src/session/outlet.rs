@@ -150,39 +150,14 @@ impl Drop for Round<'_> {
 mod tests {
     use std::cell::OnceCell;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use bytes::Bytes;
     use tokio::io::AsyncReadExt;
-    use tokio::net::{TcpListener, TcpStream};
-    use tokio::runtime::Handle;
 
     use super::*;
-    use crate::protocol::ids::UserId;
-    use crate::ws::{Outbox, OutboxLimits, QueueLimits};
+    use crate::session::testing::members;
 
     const MEMBERS: usize = 2 * uring::MAX_SENDS;
-
-    async fn members(metrics: &Arc<Metrics>) -> (Vec<Member>, Vec<TcpStream>) {
-        let limits = Arc::new(OutboxLimits {
-            queue: QueueLimits::new(1 << 20, Duration::from_secs(10)),
-            ping_interval: Duration::from_secs(25),
-            pong_timeout: Duration::from_secs(10),
-            runtime: Handle::current(),
-            metrics: Arc::clone(metrics),
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (mut members, mut clients) = (Vec::new(), Vec::new());
-        for _ in 0..MEMBERS {
-            clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
-            let (_, write_half) = listener.accept().await.unwrap().0.into_split();
-            members.push(Member {
-                outbox: Outbox::new(write_half, Bytes::new(), Arc::clone(&limits)),
-                user_id: UserId::parse("u").unwrap(),
-            });
-        }
-        (members, clients)
-    }
 
     fn send(outlet: &mut Outlet, members: &[Member], chunk: &Bytes) -> Delivered {
         let mut delivered = [Delivered::default()];
@@ -199,7 +174,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_ring_that_breaks_loses_nothing() {
         let metrics = Arc::new(Metrics::default());
-        let (members, mut clients) = members(&metrics).await;
+        let (members, mut clients) = members(MEMBERS, &metrics).await;
         let mut outlet = Outlet::Wanted;
         outlet.prepare(&metrics);
         let chunks = ["one ", "two ", "three "].map(|text| Bytes::from_static(text.as_bytes()));

@@ -1,0 +1,35 @@
+//! Members with real sockets, for unit tests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+
+use super::Member;
+use crate::metrics::Metrics;
+use crate::protocol::ids::UserId;
+use crate::ws::{Outbox, OutboxLimits, QueueLimits};
+
+/// Connections of one user, and their clients' ends.
+pub async fn members(count: usize, metrics: &Arc<Metrics>) -> (Vec<Member>, Vec<TcpStream>) {
+    let limits = Arc::new(OutboxLimits {
+        queue: QueueLimits::new(1 << 20, Duration::from_secs(10)),
+        ping_interval: Duration::from_secs(25),
+        pong_timeout: Duration::from_secs(10),
+        runtime: Handle::current(),
+        metrics: Arc::clone(metrics),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut members, mut clients) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let (_, write_half) = listener.accept().await.unwrap().0.into_split();
+        members.push(Member {
+            outbox: Outbox::new(write_half, Bytes::new(), Arc::clone(&limits)),
+            user_id: UserId::parse("u").unwrap(),
+        });
+    }
+    (members, clients)
+}
