@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the scripts of this folder: each must pass against a real server, and its thresholds must be seen to fail when
-# a proxy spoils what the server sends. Starts the server itself, embedded, on a free port of 127.0.0.1; some 90 s.
+# a proxy spoils what the server sends; and each must agree with k6's published types. Starts the server itself, embedded,
+# on a free port of 127.0.0.1; some 90 s.
 #
 #   loadtest/k6/check.sh                  with the stand-in of check/, in Node: says nothing about k6 itself
 #   K6=k6 loadtest/k6/check.sh            with a k6 that is here already; nothing is fetched
@@ -12,6 +13,7 @@ HERE=$REPO_DIR/loadtest/k6
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
 if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
 have node || install_packages "Node, of version 18 or later," nodejs
+have npm || install_packages "Node's package manager" npm
 node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' ||
     die "Node is of version $(node --version): 18 or later is needed"
 
@@ -27,6 +29,13 @@ else
 fi
 
 make_scratch k6
+
+# What the scripts use of k6 is there, and is used as its types say. The packages are those of the lock file.
+if ! [ "$HERE/node_modules/.package-lock.json" -nt "$HERE/package-lock.json" ]; then
+    run_child npm ci --prefix "$HERE" --cache "$SCRATCH/npm" --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+fi
+run_child "$HERE/node_modules/.bin/tsc" --project "$HERE"
+log "ok      the scripts agree with k6's types"
 
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
 TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/ci

@@ -95,7 +95,8 @@ export class Client {
     this.socket.onmessage = (event) => {
       let frame;
       try {
-        frame = JSON.parse(event.data);
+        // The server sends text only.
+        frame = JSON.parse(/** @type {string} */ (event.data));
       } catch (error) {
         complain(`${this.user}: a frame that is not JSON: ${error}`);
         return;
@@ -165,7 +166,7 @@ export class Client {
   /** Resolves when it has closed; at most PATIENCE later. */
   close() {
     if (!this.socket || this.isClosed) return Promise.resolve();
-    return new Promise((resolve) => {
+    return /** @type {Promise<void>} */ (new Promise((resolve) => {
       const timer = setTimeout(resolve, PATIENCE);
       this.waiting.push(() => {
         clearTimeout(timer);
@@ -174,6 +175,6 @@ export class Client {
       if (this.isClosing) return;
       this.isClosing = true;
       this.socket.close(1000);
-    });
+    }));
   }
 }

@@ -39,8 +39,11 @@ const HOLD = duration('HOLD', '30s');
 /**
  * `thresholds` are the script's own, beside those that all have. Times are in ms, and far above what an idle machine
  * needs: they are for a server that is stuck. Lower them by the variables where figures matter.
+ *
+ * @returns {import('k6/options').Options}
  */
 export function options(thresholds) {
+  /** @type {import('k6/options').Scenario} */
   const scenario = ARRIVAL > 0
     ? {
       executor: 'ramping-arrival-rate',
