@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Frame, Http, Opcode, RawWs, Server};
+use crate::support::{Client, Frame, Opcode, RawWs, Server};
 
 #[test]
 fn fanout_io_is_shown_in_health() {
@@ -146,18 +146,8 @@ fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
         }
     }
     leaving.reset();
-    let metrics = Http::get(server.admin_addr(), "/metrics").text();
-    let count = |name: &str| -> u64 {
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-        line.expect("a metric of that name")
-            .trim()
-            .parse()
-            .expect("a count")
-    };
-    assert!(
-        count("livechat_deliveries_queued_total") > 100,
-        "nothing was full: {metrics}"
-    );
+    let queued = server.metric("livechat_deliveries_queued_total");
+    assert!(queued > 100.0, "nothing was full: {queued}");
     for socket in &mut full {
         let (mut next, mut pongs) = (0, 0);
         while next < MESSAGES {

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, unique};
-use crate::support::{Http, Server, eventually, eventually_async};
+use crate::support::{Client, Server, eventually, eventually_async};
+
+const GAPS: &str = "livechat_kafka_gaps_total";
+const RESTARTS: &str = "livechat_kafka_consumer_restarts_total";
 
 /// FAULT_ROUNDS: how often the broker is killed; 3 by default, 50 for the promise of the documentation.
 fn rounds() -> usize {
@@ -267,7 +270,7 @@ async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning
     }
     ann.until("all of the old topic", |heard| heard.messages.len() >= 20)
         .await;
-    let gaps = gaps_of(&server);
+    let gaps = server.metric(GAPS);
 
     // The node looks away: to it, everything happens at once.
     server.signal("STOP");
@@ -283,35 +286,57 @@ async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning
     kafka.produce(&topics.messages, &(0..RECORDS).map(new).collect::<Vec<_>>());
     server.signal("CONT");
 
-    ann.until("the newest record", |heard| {
-        heard.has_text(&format!("new {}", RECORDS - 1))
-    })
-    .await;
+    let expected: Vec<_> = (0..RECORDS).map(|n| format!("new {n}")).collect();
+    let news = |heard: &Heard| {
+        let mut ids = heard.ids();
+        ids.retain(|id| id.starts_with("new "));
+        ids
+    };
+    ann.until("all of the new topic", |heard| news(heard).ends_with(&expected))
+        .await;
     let said = ann.say_until_acked("after").await;
     ann.until("the message after", |heard| heard.has_text(&said))
         .await;
-    let expected: Vec<_> = (0..RECORDS).map(|n| format!("new {n}")).collect();
     ann.look(|heard| {
         assert_eq!(heard.ended, None, "closed");
-        let mut ids = heard.ids();
-        ids.retain(|id| id.starts_with("new "));
-        assert!(
-            ids == expected,
-            "{} of {RECORDS} records, the first: {:?}",
-            ids.len(),
-            ids.first()
-        );
+        // Before the node looks, its consumer may read on in the new topic where it was in the old one: the broker does
+        // not tell them apart. Then that much comes twice.
+        let ids = news(heard);
+        let twice = &ids[..ids.len() - RECORDS];
+        assert!(ids.ends_with(&expected) && expected.ends_with(twice), "{twice:?}");
     });
-    let now = gaps_of(&server);
+    let now = server.metric(GAPS);
     assert!(now > gaps, "livechat_kafka_gaps_total was {gaps} and is {now}");
 }
 
-/// `livechat_kafka_gaps_total`.
-fn gaps_of(server: &Server) -> f64 {
-    let metrics = Http::get(server.admin_addr(), "/metrics").text();
-    let line = metrics
-        .lines()
-        .find(|line| line.starts_with("livechat_kafka_gaps_total"));
-    let value = line.and_then(|line| line.split_whitespace().last()?.parse().ok());
-    value.unwrap_or_else(|| panic!("no livechat_kafka_gaps_total in: {metrics}"))
+/// Typing and status have a consumer of their own: what becomes of their topics is nothing to messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_topic_of_typing_leaves_messages_alone() {
+    let broker = PrivateBroker::started();
+    let kafka = broker.kafka();
+    let topics = Topics::on(&kafka);
+    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let session = unique("session");
+    let ann = Tap::connect(&server, &session, "ann", "customer").await;
+    let mut bob = Client::connect(&server, &session, "bob", "agent").await;
+    let (gaps, restarts) = (server.metric(GAPS), server.metric(RESTARTS));
+
+    kafka.delete(&[&topics.typing]);
+    eventually("the topic is there again", || {
+        kafka.try_create(&topics.typing, 2) || kafka.partitions(&topics.typing).is_some()
+    });
+    eventually("the node has seen it", || server.metric(GAPS) > gaps);
+    eventually("its consumer is made anew", || server.metric(RESTARTS) > restarts);
+    let value = json!({"type": "typing_indicator", "session_id": session, "user_id": "ann", "user_type": "customer",
+        "is_typing": true, "timestamp": "2024-01-02T03:04:05Z"});
+    kafka.produce(&topics.typing, &[Record::old(value.to_string())]);
+    let typing = bob.next("typing_indicator").await;
+    assert_eq!(typing["data"]["user_id"], "ann", "{typing}");
+    let said = ann.say_until_acked("meanwhile").await;
+    ann.until("the message", |heard| heard.has_text(&said)).await;
+    assert_eq!(
+        server.metric(RESTARTS),
+        restarts + 1.0,
+        "only the consumer of typing and status is made anew"
+    );
 }

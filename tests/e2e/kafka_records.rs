@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::{Value, json};
 
 use crate::services::{OUTAGE, Record, Topics, unique};
-use crate::support::{Client, Http, Opcode, RawWs, Server, eventually};
+use crate::support::{Client, Opcode, RawWs, Server, eventually};
 
 /// A record of the chat backend, and the `data` it must become.
 fn old_and_new(session: &str, message: &str, n: usize) -> (Value, Value) {
@@ -299,18 +299,8 @@ fn ascii(json: &str) -> String {
     json.encode_utf16().map(escape).collect()
 }
 
-/// Sum over all series of all metrics with `poison` in their name.
 fn poisoned(server: &Server) -> f64 {
-    let text = Http::get(server.admin_addr(), "/metrics").text();
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
-    let values = samples.filter(|line| {
-        line.split(['{', ' '])
-            .next()
-            .is_some_and(|name| name.contains("poison"))
-    });
-    values
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum()
+    server.metric("livechat_poison_records_total")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -229,6 +229,17 @@ impl Server {
         self.get("/health").json()
     }
 
+    /// A metric's value, of all its series together. Needs `ADMIN_ADDR`.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let page = Http::get(self.admin_addr(), "/metrics").text();
+        let is_of_it = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        let values: Vec<_> = page.lines().filter(is_of_it).filter_map(value).collect();
+        assert!(!values.is_empty(), "no {name} in: {page}");
+        values.iter().sum()
+    }
+
     /// `data` of the connection-status REST answer.
     #[track_caller]
     pub fn connection_status(&self, session: &str) -> Value {
