@@ -11,7 +11,9 @@ pub fn install(config: &Config) {
     let filter = EnvFilter::new(config.log_level.as_str());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // Or a line that can't be written is said on standard error, too, which panics when that is what fails.
+        .log_internal_errors(false);
     // A second call, as in a test process, changes nothing.
     let _ = match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -437,6 +437,22 @@ async fn records_of_unknown_sessions_are_passed_over() {
     assert_eq!(poisoned(&server), before, "counted as poison");
 }
 
+/// A poison record is logged: also where nothing can be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poison_is_skipped_where_logging_fails() {
+    let topics = Topics::new();
+    let server = topics.node("node-a").start();
+    let session = unique("session");
+    let mut client = Client::connect(&server, &session, "reader", "agent").await;
+    server.close_log(|| drop(RawWs::connect(&server, "other", "eve", "customer")));
+    let frame = json!({"type": "new_message", "success": true, "data": {"message": "next"}});
+    let records = [Record::old("poison"), Record::native(&session, frame.to_string())];
+    topics
+        .kafka
+        .produce(&topics.messages, &records.map(|record| record.partition(0)));
+    assert_eq!(client.next("new_message").await["data"]["message"], "next");
+}
+
 /// A header's name is any bytes to librdkafka, though text to Java's client and to the Rust binding.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_whose_name_is_not_utf8_is_nothing_to_us() {

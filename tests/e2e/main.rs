@@ -15,6 +15,7 @@ mod http_hostile;
 mod http_routes;
 mod joining;
 mod limits;
+mod logging;
 mod presence;
 mod presence_embedded;
 mod presence_model;

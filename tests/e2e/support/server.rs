@@ -248,6 +248,13 @@ impl Server {
         response.json()["data"].clone()
     }
 
+    /// Nobody reads the server's log any more after the line that `log` makes it write: what comes next fails.
+    pub fn close_log(&self, log: impl FnOnce()) {
+        self.stderr.state.lock().unwrap().is_closing = true;
+        log();
+        self.stderr.wait_end();
+    }
+
     /// Sends a signal by name: "TERM", "INT", "KILL", "STOP", "CONT".
     #[track_caller]
     pub fn signal(&self, name: &str) {
@@ -403,6 +410,8 @@ struct Lines {
 #[derive(Default)]
 struct State {
     lines: Vec<String>,
+    /// The next line is the last one that is read.
+    is_closing: bool,
     ended: bool,
 }
 
@@ -418,10 +427,18 @@ impl Lines {
             let mut line = Vec::new();
             while pipe.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
                 let text = plain(String::from_utf8_lossy(&line).trim_end());
-                shared.state.lock().unwrap().lines.push(text);
+                let mut state = shared.state.lock().unwrap();
+                state.lines.push(text);
+                let is_last = state.is_closing;
+                drop(state);
                 shared.more.notify_all();
                 line.clear();
+                if is_last {
+                    break;
+                }
             }
+            // Before it is said: who waits for the end finds the pipe closed.
+            drop(pipe);
             shared.state.lock().unwrap().ended = true;
             shared.more.notify_all();
         });
