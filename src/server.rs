@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -192,6 +193,7 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
         connections,
         tracker: TaskTracker::new(),
         life,
+        plain: AtomicUsize::default(),
         port,
     })
 }

@@ -229,7 +229,7 @@ impl Chat {
         };
         let value = server::new_message(&frame);
         let pending = PendingAnswer::new(
-            Arc::clone(&speaker.member.outbox),
+            &speaker.member.outbox,
             message_id.clone(),
             message.client_message_id,
             at.clone(),

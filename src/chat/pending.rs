@@ -1,10 +1,11 @@
 //! Messages whose outcome the sender waits for: each is answered exactly once, by the log or by the deadline.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::bus::PublishError;
@@ -21,7 +22,8 @@ const PATIENCE: Duration = Duration::from_millis(4_600);
 /// The answer that one `send_message` is owed.
 pub struct PendingAnswer {
     is_answered: AtomicBool,
-    outbox: Arc<Outbox>,
+    /// A connection that closes is not kept open by what it is owed: the log may take half a minute.
+    outbox: Weak<Outbox>,
     message_id: String,
     client_message_id: Option<Box<str>>,
     timestamp: String,
@@ -31,7 +33,7 @@ pub struct PendingAnswer {
 
 impl PendingAnswer {
     pub fn new(
-        outbox: Arc<Outbox>,
+        outbox: &Arc<Outbox>,
         message_id: String,
         client_message_id: Option<&str>,
         timestamp: String,
@@ -40,7 +42,7 @@ impl PendingAnswer {
     ) -> Arc<Self> {
         Arc::new(Self {
             is_answered: AtomicBool::new(false),
-            outbox,
+            outbox: Arc::downgrade(outbox),
             message_id,
             client_message_id: client_message_id.map(Into::into),
             timestamp,
@@ -75,7 +77,7 @@ impl PendingAnswer {
                 )
             }
         };
-        self.outbox.insist(&frame);
+        self.send(&frame);
     }
 
     fn expire(&self) {
@@ -87,11 +89,17 @@ impl PendingAnswer {
         let text = "No answer from the message log in time: the message may still appear";
         let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
         let error = WireError::new(ErrorCode::OutcomeUnknown, text);
-        self.outbox.insist(&server::error(
+        self.send(&server::error(
             &error,
             self.client_message_id.as_deref(),
             request_id,
         ));
+    }
+
+    fn send(&self, frame: &Bytes) {
+        if let Some(outbox) = self.outbox.upgrade() {
+            outbox.insist(frame);
+        }
     }
 
     fn is_answered(&self) -> bool {

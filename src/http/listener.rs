@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
@@ -36,8 +36,10 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// would hold its place for ever.
 const MAX_LIFE: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis.
+/// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis. And of the
+/// rest for the admin port: whoever fills the others should not hide it from the operator.
 const KEPT_SHARE: usize = 4;
+const ADMIN_SHARE: usize = 8;
 
 /// A bound listener.
 pub struct Listener {
@@ -80,8 +82,7 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
 pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: CancellationToken) {
-    let sockets = Arc::new(AtomicUsize::new(0));
-    let spare = spare_sockets(http.config.limits.max_connections);
+    let spare = spare_sockets(http.config.limits.max_connections, door);
     let mut logged: Option<Instant> = None;
     let connections = tokio_util::task::TaskTracker::new();
     loop {
@@ -105,7 +106,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
         if !listener.passes_on_options {
             let _ = prepare(SockRef::from(&socket));
         }
-        let open = OpenSocket::new(&sockets);
+        let open = OpenSocket::new(&http);
         // WebSockets have left this count; what is open beyond the spare ones has not even sent a head.
         if open.number
             > http
@@ -131,32 +132,36 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
 }
 
 /// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
-fn spare_sockets(max_connections: usize) -> usize {
+fn spare_sockets(max_connections: usize, door: Door) -> usize {
     let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
     let beyond = usize::try_from(descriptors)
         .unwrap_or(usize::MAX)
         .saturating_sub(max_connections);
-    beyond - beyond / KEPT_SHARE
+    let spare = beyond - beyond / KEPT_SHARE;
+    match door {
+        Door::Admin => spare,
+        Door::Public => spare - spare / ADMIN_SHARE,
+    }
 }
 
 /// Counts a socket that speaks HTTP.
 struct OpenSocket {
-    count: Arc<AtomicUsize>,
+    http: Arc<Http>,
     number: usize,
 }
 
 impl OpenSocket {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
+    fn new(http: &Arc<Http>) -> Self {
         Self {
-            count: Arc::clone(count),
-            number: count.fetch_add(1, Ordering::Relaxed) + 1,
+            http: Arc::clone(http),
+            number: http.plain.fetch_add(1, Ordering::Relaxed) + 1,
         }
     }
 }
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.http.plain.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ mod upgrade;
 mod watched;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +32,8 @@ pub struct Http {
     /// WebSocket connections: upgraded sockets escape hyper's graceful shutdown.
     pub tracker: TaskTracker,
     pub life: Arc<Life>,
+    /// Sockets that speak plain HTTP, on all ports.
+    pub plain: AtomicUsize,
     pub cors: Cors,
     /// The bound port, as health shows it.
     pub port: u16,

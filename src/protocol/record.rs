@@ -21,6 +21,9 @@ pub const ID_HEADER: &str = "livechat-id";
 /// The header with the publishing node's name and boot id: a node skips its own echo by it.
 pub const NODE_HEADER: &str = "livechat-node";
 
+/// The longest `user_type` and `timestamp` of a typing record, in bytes.
+const MAX_LABEL: usize = 128;
+
 /// The three topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
@@ -179,6 +182,11 @@ impl Converter {
     pub fn typing(&mut self, value: &[u8]) -> Result<TypingRecord, Poison> {
         self.read(value, |record| {
             let text = |name| last(&record, name).and_then(json::text);
+            // What is kept of a typist is small, whatever another service writes.
+            let label = |name| match text(name) {
+                Some(label) if label.len() > MAX_LABEL => Err(Poison::TooBig),
+                label => Ok(label),
+            };
             Ok(TypingRecord {
                 session_id: text("session_id")
                     .and_then(SessionId::parse)
@@ -186,11 +194,11 @@ impl Converter {
                 user_id: text("user_id")
                     .and_then(UserId::parse)
                     .ok_or(Poison::MissingField)?,
-                user_type: text("user_type").unwrap_or_default().to_owned(),
+                user_type: label("user_type")?.unwrap_or_default().to_owned(),
                 is_typing: last(&record, "is_typing")
                     .and_then(|value| value.as_bool())
                     .ok_or(Poison::MissingField)?,
-                timestamp: text("timestamp").map_or_else(super::timestamp, str::to_owned),
+                timestamp: label("timestamp")?.map_or_else(super::timestamp, str::to_owned),
             })
         })
     }
@@ -409,14 +417,22 @@ mod tests {
         assert_eq!(
             Converter::default().typing(&value).unwrap(),
             TypingRecord {
-                session_id,
-                user_id,
+                session_id: session_id.clone(),
+                user_id: user_id.clone(),
                 user_type: "agent".into(),
                 is_typing: true,
                 timestamp: "T".into()
             }
         );
         assert_eq!(Converter::default().typing(b"{}"), Err(Poison::MissingField));
+        let (longest, longer) = ("x".repeat(MAX_LABEL), "x".repeat(MAX_LABEL + 1));
+        let typing = |user_type, at| {
+            let value = typing_value(&session_id, &user_id, user_type, true, at);
+            Converter::default().typing(&value).map(|_| ())
+        };
+        assert_eq!(typing(&longest, &longest), Ok(()));
+        assert_eq!(typing(&longer, "T"), Err(Poison::TooBig));
+        assert_eq!(typing("agent", &longer), Err(Poison::TooBig));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, unique};
-use crate::support::{Client, Server, eventually, eventually_async};
+use crate::support::{Client, Frame, RawWs, Server, eventually, eventually_async};
 
 const GAPS: &str = "livechat_kafka_gaps_total";
 const RESTARTS: &str = "livechat_kafka_consumer_restarts_total";
@@ -191,6 +191,29 @@ async fn a_paused_broker_is_told_within_seconds_and_forgiven() {
 }
 
 /// In health, and only there: a degraded node still serves, so it stays in its load balancer.
+/// The log owes an answer for up to half a minute; the connection that asked is not kept open for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_broker_keeps_no_descriptors_of_those_who_left() {
+    const CLIENTS: usize = 400;
+    let broker = PrivateBroker::started();
+    let topics = Topics::on(&broker.kafka());
+    let server = topics.node("node-a").descriptors(CLIENTS as u32).start();
+    let before = server.fd_count();
+    broker.pause();
+    for n in 0..CLIENTS {
+        let mut client = RawWs::connect(&server, "session", &format!("u{n}"), "customer");
+        client.send(Frame::text(
+            r#"{"type":"send_message","data":{"message":"hello"}}"#,
+        ));
+        client.send(Frame::close(1000, ""));
+        assert_eq!(client.expect_close(), 1000);
+    }
+    // Kafka's client needs some of its own.
+    eventually("their sockets are closed", || server.fd_count() < before + 50);
+    broker.resume();
+    eventually("healthy again", || server.health()["status"] == "ok");
+}
+
 fn degraded(node: &Server) {
     eventually("degraded", || node.health()["status"] == "degraded");
     let health = node.get("/health");

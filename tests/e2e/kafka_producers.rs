@@ -1,7 +1,12 @@
 //! What other producers do to a log: compress, and write in transactions.
 
-use crate::services::{Record, Topics, unique};
-use crate::support::Client;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::services::{PrivateBroker, Record, Topics, unique};
+use crate::support::{Client, eventually};
 
 fn native(session: &str, text: &str) -> Record {
     let value = serde_json::json!({"type": "new_message", "success": true, "data": {"message": text}});
@@ -59,4 +64,51 @@ async fn transactions_are_read_when_they_are_committed_and_leave_the_consumer_al
         .kafka
         .produce(&topics.messages, &[native(&session, "without")]);
     assert_eq!(client.next("new_message").await["data"]["message"], "without");
+}
+
+/// What librdkafka can't decode it asks for again, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_cannot_be_read_is_passed_and_counted() {
+    const GAPS: &str = "livechat_kafka_gaps_total";
+    let broker = PrivateBroker::started();
+    let kafka = broker.kafka();
+    let topics = Topics::on(&kafka);
+    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let session = unique("session");
+    let mut client = Client::connect(&server, &session, "reader", "agent").await;
+    kafka.produce(&topics.messages, &[native(&session, "before")]);
+    assert_eq!(client.next("new_message").await["data"]["message"], "before");
+
+    server.signal("STOP");
+    // What the broker answers to the node's last fetch has nothing of it.
+    std::thread::sleep(Duration::from_secs(1));
+    let bad: Vec<_> = (0..20).map(|n| native(&session, &format!("bad {n}"))).collect();
+    let compressed = ["compression.type=gzip", "linger.ms=1000"];
+    kafka.produce_with(&compressed, &topics.messages, &bad);
+    kafka.produce(
+        &topics.messages,
+        &[native(&session, "good"), native(&session, "good, too")],
+    );
+    damage_gzip(&broker.partition(&topics.messages, 0));
+    server.signal("CONT");
+    for text in ["good", "good, too"] {
+        assert_eq!(client.next("new_message").await["data"]["message"], text);
+    }
+    eventually("the gap is counted", || server.metric(GAPS) == 1.0);
+    kafka.produce(&topics.messages, &[native(&session, "and on")]);
+    assert_eq!(client.next("new_message").await["data"]["message"], "and on");
+    assert_eq!(server.metric(GAPS), 1.0);
+}
+
+/// Writes over a part of what is compressed in a partition's log.
+fn damage_gzip(partition: &Path) {
+    let log = partition.join("00000000000000000000.log");
+    let bytes = std::fs::read(&log).expect("the partition's log");
+    let magic = bytes.windows(3).position(|bytes| bytes == [0x1f, 0x8b, 8]);
+    let at = magic.expect("something compressed") + 20;
+    let log = File::options()
+        .write(true)
+        .open(log)
+        .expect("the partition's log");
+    log.write_all_at(&[0xff; 5], at as u64).expect("damage");
 }

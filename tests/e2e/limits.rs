@@ -371,6 +371,26 @@ fn limits_without_descriptors_accepting_waits_and_does_not_spin() {
     );
 }
 
+/// Idle sockets on all ports together leave some for the admin port.
+#[test]
+fn limits_the_admin_port_answers_while_the_others_are_full() {
+    let server = Server::builder()
+        .env("WS_PORT", crate::config::free_port())
+        .env("ADMIN_ADDR", "127.0.0.1:0")
+        .descriptors(256)
+        .start();
+    let ports = [server.http_addr(), server.ws_addr()];
+    let silent: Vec<_> = (0..600).map(|n| Http::connect(ports[n % 2])).collect();
+    eventually("sockets are refused", || {
+        server.metric("livechat_accept_errors_total") > 0.0
+    });
+    for _ in 0..20 {
+        assert_eq!(Http::get(server.admin_addr(), "/live").status, 200);
+        assert!(server.fd_count() < 250, "{} descriptors", server.fd_count());
+    }
+    drop(silent);
+}
+
 #[test]
 fn limits_closes_are_counted_by_their_reason() {
     let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();

@@ -225,6 +225,11 @@ impl PrivateBroker {
     pub fn kafka(&self) -> Kafka {
         Kafka::at(format!("127.0.0.1:{}", self.port))
     }
+
+    /// Where it keeps a partition.
+    pub fn partition(&self, topic: &str, partition: i32) -> PathBuf {
+        self.dir.path().join(format!("data/{topic}-{partition}"))
+    }
 }
 
 impl Deref for PrivateBroker {

@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::audit::{is_refusal, is_undecodable};
 use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::{Context, Reader, Shared, headers};
@@ -92,8 +93,12 @@ impl Thread {
 
     /// Assigns what the watch has set, on a new consumer where it says so.
     fn assign(&mut self) -> KafkaResult<()> {
-        if self.reader.offsets.take_restart() && self.consumer.take().is_some() {
-            self.shared.metrics.kafka_reconnects.inc();
+        if self.reader.offsets.take_restart() {
+            if self.consumer.take().is_some() {
+                self.shared.metrics.kafka_reconnects.inc();
+            }
+            // What the old one had met is dealt with.
+            self.reader.offsets.take_lost();
         }
         let consumer = match self.consumer.take() {
             Some(consumer) => consumer,
@@ -185,9 +190,11 @@ impl Thread {
         use RDKafkaErrorCode::{
             AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition,
         };
-        let code = error.rdkafka_error_code();
-        if let Some(AutoOffsetReset | OffsetOutOfRange | UnknownPartition | UnknownTopicOrPartition) = code {
-            self.reader.offsets.suspect();
+        match error.rdkafka_error_code() {
+            Some(AutoOffsetReset | OffsetOutOfRange) => self.reader.offsets.lost(),
+            Some(UnknownPartition | UnknownTopicOrPartition) => self.reader.offsets.suspect(),
+            _ if is_undecodable(error) || is_refusal(error) => self.reader.offsets.suspect(),
+            _ => {}
         }
         self.log_error(error);
     }

@@ -3,11 +3,12 @@
 //!
 //! - [`consumer`]: from fetched records to delivery, at offsets we keep ourselves
 //! - [`producer`]: idempotent, keyed, acknowledged
-//! - [`watch`]: topics, new partitions, stalls and gaps, health
+//! - [`watch`]: topics, new partitions, health; [`audit`]: gaps and stalls
 //!
 //! Every node reads the whole log: partitions are assigned by the node itself and no consumer group is joined
 //! (with a shared group two nodes would each see half of the messages).
 
+mod audit;
 mod consumer;
 mod headers;
 mod offsets;

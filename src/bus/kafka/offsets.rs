@@ -20,8 +20,10 @@ pub struct Offsets {
     generation: AtomicU64,
     /// The consumer is to be made anew.
     restart: AtomicBool,
-    /// The consumer has met an offset that isn't there: the watch is to look at once.
+    /// The watch is to look at once.
     suspect: AtomicBool,
+    /// The consumer has met an offset that isn't there, and reads that partition no more.
+    lost: AtomicBool,
 }
 
 impl Offsets {
@@ -96,6 +98,15 @@ impl Offsets {
 
     pub fn suspect(&self) {
         self.suspect.store(true, Ordering::SeqCst);
+    }
+
+    pub fn lost(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+        self.suspect();
+    }
+
+    pub fn take_lost(&self) -> bool {
+        self.lost.swap(false, Ordering::SeqCst)
     }
 
     pub fn take_suspect(&self) -> bool {

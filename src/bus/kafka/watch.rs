@@ -1,10 +1,10 @@
 //! The watch: asks the broker every moment what there is, on a thread and a client of its own, so that a broker
 //! that doesn't answer delays nobody.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -13,6 +13,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
+use super::audit::{Audited, is_refusal};
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topic_id::{self, TopicId};
@@ -22,18 +23,18 @@ use crate::protocol::record::Topic;
 
 /// How often the broker is asked, and for how long it may think: a loss shows in health within five seconds.
 const INTERVAL: Duration = Duration::from_millis(1_500);
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// While starting, a broker that has just come up is found sooner.
 const STARTING_INTERVAL: Duration = Duration::from_millis(250);
-/// How often positions are compared with the log's ends.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a missing topic is asked for again.
 const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 /// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
 const SHORT_RETENTION_MS: &str = "3600000";
+/// What our own client may have to say, of logs and errors, taken in one look.
+const MAX_EVENTS: usize = 1_000;
 
 pub(super) struct Watch {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     producer: Arc<Producer>,
     runtime: Handle,
     client: Option<BaseConsumer<Context>>,
@@ -43,21 +44,15 @@ pub(super) struct Watch {
     /// The topics that are read, by their ids: partitions that come later are read from their beginning, and a
     /// topic with another id is another topic.
     known: HashMap<Topic, TopicId>,
+    /// Partitions that were there when their topic was first read, and had no leader that could be asked for their ends.
+    awaited: HashSet<Partition>,
+    /// In milliseconds since 1970: awaited partitions are read from here.
+    started_ms: i64,
     /// By reader.
-    audited: [Audited; 2],
+    pub(super) audited: [Audited; 2],
     last_create: Option<Instant>,
-    /// Whether the last probe failed: each outage is logged once.
-    has_failed: bool,
-}
-
-/// One reader's last audit.
-struct Audited {
-    last: Instant,
-    /// Positions of the partitions that had more to read.
-    behind: BTreeMap<Partition, i64>,
-    /// Partitions with nothing between these position and end but what is never delivered: the ends of transactions, and
-    /// what those that were aborted had.
-    silent: BTreeMap<Partition, (i64, i64)>,
+    /// What health was told last: each outage is logged once.
+    reported: Option<(Status, Option<String>)>,
 }
 
 impl Watch {
@@ -69,13 +64,13 @@ impl Watch {
             client: None,
             missing: HashSet::new(),
             known: HashMap::new(),
-            audited: [(); 2].map(|()| Audited {
-                last: Instant::now(),
-                behind: BTreeMap::new(),
-                silent: BTreeMap::new(),
-            }),
+            awaited: HashSet::new(),
+            started_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0)),
+            audited: [Audited::default(), Audited::default()],
             last_create: None,
-            has_failed: false,
+            reported: None,
         }
     }
 
@@ -103,13 +98,26 @@ impl Watch {
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
         let shared = Arc::clone(&self.shared);
-        let mut absent = Vec::new();
+        let client = self.client()?;
+        // Nobody else takes what it has to say: while no broker answers it would pile up.
+        for _ in 0..MAX_EVENTS {
+            if client.poll(Duration::ZERO).is_none() {
+                break;
+            }
+        }
+        let mut found = Found::default();
         for reader in &shared.readers {
             for &topic in reader.topics {
                 match self.partitions_of(topic)? {
-                    Some(partitions) => self.read_topic(&reader.offsets, topic, &partitions)?,
+                    Some(partitions) => {
+                        let leaderless = partitions.leaderless.iter();
+                        found
+                            .leaderless
+                            .extend(leaderless.map(|&partition| (topic, partition)));
+                        self.read_topic(&reader.offsets, topic, &partitions)?;
+                    }
                     None => {
-                        absent.push(topic);
+                        found.absent.push(topic);
                         // A topic that is read keeps its positions: brokers that have just started say this of topics
                         // they have, and to read one again from its beginning would repeat all of its history.
                         if !self.known.contains_key(&topic) {
@@ -119,29 +127,24 @@ impl Watch {
                 }
             }
         }
-        for (at, reader) in shared.readers.iter().enumerate() {
-            let is_due = reader.offsets.take_suspect() || self.audited[at].last.elapsed() >= AUDIT_INTERVAL;
-            // Until the consumer has taken over what was changed, its positions say nothing.
-            if is_due && !reader.offsets.is_resetting() {
-                self.audited[at].last = Instant::now();
-                self.audit(at, &absent)?;
-            }
+        for number in 0..shared.readers.len() {
+            self.audit_when_due(number, |at| {
+                found.absent.contains(&at.0) || found.leaderless.contains(at)
+            })?;
         }
-        if !absent.is_empty() && self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL) {
+        let is_due = self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL);
+        if !found.absent.is_empty() && is_due {
             self.last_create = Some(Instant::now());
-            if self.create(&absent) {
-                return Ok(Found::Created);
-            }
+            found.has_created = self.create(&found.absent);
         }
-        Ok(if absent.is_empty() {
-            Found::All
-        } else {
-            Found::Missing(absent)
-        })
+        match self.audited.iter().find_map(|audited| audited.failed.clone()) {
+            Some(error) => Err(error),
+            None => Ok(found),
+        }
     }
 
     /// Reads what a topic has, from where it is right to begin.
-    fn read_topic(&mut self, offsets: &Offsets, topic: Topic, partitions: &[i32]) -> KafkaResult<()> {
+    fn read_topic(&mut self, offsets: &Offsets, topic: Topic, partitions: &Partitions) -> KafkaResult<()> {
         let name = self.shared.topic_name(topic).to_owned();
         let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
         let is_another = self.known.get(&topic).is_some_and(|known| *known != id);
@@ -151,24 +154,42 @@ impl Watch {
                 topic = name,
                 "the Kafka topic was deleted and made again: this node reads the new one from its beginning"
             );
+            self.awaited.retain(|at| at.0 != topic);
         }
         let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
-        let all = partitions.iter().map(|&partition| (topic, partition));
-        let new: Vec<_> = all
+        let of_topic = |partition: &i32| (topic, *partition);
+        if from_end {
+            self.awaited.extend(partitions.leaderless.iter().map(of_topic));
+        }
+        let all = partitions.led.iter().map(of_topic);
+        let (awaited, new): (Vec<_>, Vec<_>) = all
             .filter(|&at| is_another || offsets.get(at).is_none())
-            .collect();
+            .partition(|at| self.awaited.contains(at));
         // At the end where the topic was there before us, so that a late first connect replays nothing; from the
         // beginning where it, or the partition, came after us.
         let start = if from_end { Offset::End } else { Offset::Beginning };
-        // All or none: half of a topic at its end and half, a probe later, at its beginning would be wrong.
         let starts = self.list_offsets(&new, start)?;
-        for (&at, &start) in new.iter().zip(&starts) {
-            offsets.begin(at, start);
+        // What came since we began: its leader was away then.
+        let since = self.list_offsets(&awaited, Offset::Offset(self.started_ms))?;
+        let ends = self.list_offsets(&awaited, Offset::End)?;
+        let since = since.into_iter().zip(ends).map(|(since, end)| since.or(end));
+        let mut begun = Vec::new();
+        for (at, start) in new.into_iter().zip(starts).chain(awaited.into_iter().zip(since)) {
+            // One without an answer was led by somebody who is gone.
+            match start {
+                Some(start) => {
+                    self.awaited.remove(&at);
+                    offsets.begin(at, start);
+                    begun.push(at.1);
+                }
+                None if from_end => drop(self.awaited.insert(at)),
+                None => {}
+            }
         }
         if is_another {
-            offsets.keep(topic, partitions);
+            offsets.keep(topic, &begun);
             offsets.restart();
-        } else if !starts.is_empty() {
+        } else if !begun.is_empty() {
             offsets.changed();
         }
         self.missing.remove(&topic);
@@ -176,31 +197,39 @@ impl Watch {
         Ok(())
     }
 
-    fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
+    pub(super) fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
         if self.client.is_none() {
             let mut config = self.shared.consumer_config();
-            // It reads where a reader seems to stand still, one record.
-            config.set("queued.max.messages.kbytes", "1024");
+            // It reads where a reader stands still, one record, and is to know when there is none.
+            config
+                .set("queued.max.messages.kbytes", "1024")
+                .set("enable.partition.eof", "true");
             self.client = Some(config.create_with_context(Context)?);
         }
         self.client.as_ref().ok_or(KafkaError::Canceled)
     }
 
-    /// The ids of a topic's partitions; `None` where there is no such topic.
-    fn partitions_of(&mut self, topic: Topic) -> KafkaResult<Option<Vec<i32>>> {
+    /// A topic's partitions; `None` where there is no such topic.
+    fn partitions_of(&mut self, topic: Topic) -> KafkaResult<Option<Partitions>> {
         let name = self.shared.topic_name(topic).to_owned();
         let metadata = self.client()?.fetch_metadata(Some(&name), PATIENCE)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
             return Ok(None);
         };
         match found.error() {
-            None => Ok(Some(
-                found
-                    .partitions()
-                    .iter()
-                    .map(rdkafka::metadata::MetadataPartition::id)
-                    .collect(),
-            )),
+            None => {
+                let mut partitions = Partitions::default();
+                for partition in found.partitions() {
+                    let has_leader = partition.leader() >= 0;
+                    let list = if has_leader {
+                        &mut partitions.led
+                    } else {
+                        &mut partitions.leaderless
+                    };
+                    list.push(partition.id());
+                }
+                Ok(Some(partitions))
+            }
             Some(
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
@@ -209,8 +238,13 @@ impl Watch {
         }
     }
 
-    /// Where each partition begins or ends now: one request to each of their brokers.
-    fn list_offsets(&mut self, partitions: &[Partition], which: Offset) -> KafkaResult<Vec<i64>> {
+    /// Where each partition begins or ends now, or has its first record since a time (milliseconds since 1970, as an
+    /// offset), if it has: one request to each of their brokers. `None`, too, where a partition has no answer.
+    pub(super) fn list_offsets(
+        &mut self,
+        partitions: &[Partition],
+        which: Offset,
+    ) -> KafkaResult<Vec<Option<i64>>> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -222,96 +256,13 @@ impl Watch {
         // A "time" below zero stands for an end of the log.
         let answered = self.client()?.offsets_for_times(asked, PATIENCE)?;
         let answer_of = |&(topic, partition): &Partition| {
-            let found = answered.find_partition(shared.topic_name(topic), partition);
-            let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
-            found.error()?;
-            match found.offset() {
-                Offset::Offset(offset) => Ok(offset),
-                _ => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::NoOffset)),
+            let found = answered.find_partition(shared.topic_name(topic), partition)?;
+            match (found.error(), found.offset()) {
+                (Ok(()), Offset::Offset(offset)) => Some(offset),
+                _ => None,
             }
         };
-        partitions.iter().map(answer_of).collect()
-    }
-
-    /// Compares positions with the log's ends: counts gaps, and makes a consumer anew that has more to read and
-    /// doesn't (rust-rdkafka issue 597, librdkafka issue 5153).
-    fn audit(&mut self, number: usize, absent: &[Topic]) -> KafkaResult<()> {
-        let reader = Arc::clone(&self.shared.readers[number]);
-        let mut before = reader.offsets.all();
-        before.retain(|(at, _)| !absent.contains(&at.0));
-        let partitions: Vec<_> = before.iter().map(|&(at, _)| at).collect();
-        let lows = self.list_offsets(&partitions, Offset::Beginning)?;
-        let highs = self.list_offsets(&partitions, Offset::End)?;
-        // Nothing below fails: what is begun is taken over with the restart that follows it.
-        let Audited { behind, silent, .. } = &mut self.audited[number];
-        let was_behind = std::mem::take(behind);
-        let (mut still, mut has_gap) = (Vec::new(), false);
-        for ((at, before), (low, high)) in before.into_iter().zip(lows.into_iter().zip(highs)) {
-            let Some(next) = reader.offsets.get(at) else {
-                continue;
-            };
-            if let Some(start) = start_after_gap(before, next, low, high) {
-                has_gap = true;
-                self.shared.metrics.kafka_gaps.inc();
-                tracing::error!(
-                    topic = at.0.name(),
-                    partition = at.1,
-                    next,
-                    low,
-                    high,
-                    "records are missing from the log: this node goes on with what there is"
-                );
-                reader.offsets.begin(at, start);
-            } else if next < high {
-                let is_known = silent.get(&at) == Some(&(next, high));
-                if was_behind.get(&at) == Some(&next) && !is_known {
-                    still.push((at, (next, high)));
-                }
-                behind.insert(at, next);
-            }
-        }
-        let is_stalled = match self.has_records(&still) {
-            Ok(true) => true,
-            Ok(false) => {
-                self.audited[number].silent.extend(still);
-                false
-            }
-            // Asked again at the next audit.
-            Err(_) => false,
-        };
-        if is_stalled {
-            tracing::warn!(
-                thread = reader.thread,
-                "a Kafka consumer stands still although there is more to read: it is made anew"
-            );
-            self.audited[number].behind.clear();
-        }
-        if is_stalled || has_gap {
-            reader.offsets.restart();
-        }
-        Ok(())
-    }
-
-    /// Whether a consumer that begins at one of these positions is given a record.
-    fn has_records(&mut self, positions: &[(Partition, (i64, i64))]) -> KafkaResult<bool> {
-        if positions.is_empty() {
-            return Ok(false);
-        }
-        let shared = Arc::clone(&self.shared);
-        let mut asked = TopicPartitionList::with_capacity(positions.len());
-        for &((topic, partition), (next, _)) in positions {
-            asked.add_partition_offset(shared.topic_name(topic), partition, Offset::Offset(next))?;
-        }
-        let client = self.client()?;
-        client.assign(&asked)?;
-        let until = Instant::now() + PATIENCE;
-        let mut has_records = false;
-        while !has_records && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            has_records = matches!(client.poll(left), Some(Ok(_)));
-        }
-        client.unassign()?;
-        Ok(has_records)
+        Ok(partitions.iter().map(answer_of).collect())
     }
 
     /// Creates topics; where a broker doesn't allow it, the log says so and health says degraded.
@@ -370,80 +321,82 @@ impl Watch {
 
     /// Tells health, and the log where something has changed.
     fn report(&mut self, result: &KafkaResult<Found>) {
-        let before = self.shared.status();
-        let status = match result {
-            Ok(Found::All) => Status::Ok,
-            Ok(Found::Missing(_)) => Status::Degraded,
-            // The next look, in a moment, finds them.
-            Ok(Found::Created) => before,
-            // A topic that was just created may have no leader for a moment.
-            Err(_) if self.has_just_created() => before,
-            Err(_) if before == Status::Connecting => Status::Connecting,
-            Err(_) => Status::Degraded,
-        };
         self.shared.metrics.kafka_up.set(i64::from(result.is_ok()));
-        let is_failure = result.is_err() && !self.has_just_created();
-        let had_failed = std::mem::replace(&mut self.has_failed, is_failure);
-        if status == before && (had_failed || !self.has_failed) {
+        let missing = match result {
+            // The next look, in a moment, finds what was created, and who leads it.
+            Ok(found) if found.has_created => return,
+            Ok(found)
+                if found.absent.is_empty() && !found.leaderless.is_empty() && self.has_just_created() =>
+            {
+                return;
+            }
+            Err(_) if self.has_just_created() => return,
+            Ok(found) => found.missing(&self.shared),
+            Err(error) if is_refusal(error) => Some(format!("the broker refuses reading: {error}")),
+            Err(_) => Some("the broker does not answer".to_owned()),
+        };
+        let status = match result {
+            Err(_) if self.shared.status() == Status::Connecting => Status::Connecting,
+            _ if missing.is_some() => Status::Degraded,
+            _ => Status::Ok,
+        };
+        let now = Some((status, missing));
+        if self.reported == now {
             return;
         }
-        let detail = match result {
-            Ok(Found::All) => {
-                tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected");
-                None
+        match (result, &now) {
+            (Err(error), _) if is_refusal(error) => {
+                tracing::error!(%error, "Kafka refuses to let this node read");
             }
-            Ok(Found::Missing(absent)) => {
-                let names: Vec<_> = absent
-                    .iter()
-                    .map(|&topic| self.shared.topic_name(topic))
-                    .collect();
-                let names = names.join(",");
-                tracing::warn!(topics = names, "Kafka topics are missing");
-                Some(format!("topics are missing: {names}"))
-            }
-            Ok(Found::Created) => None,
-            Err(error) => {
-                tracing::warn!(%error, "Kafka does not answer");
-                Some("the broker does not answer".to_owned())
-            }
-        };
-        self.shared.set_status(status, detail);
+            (Err(error), _) => tracing::warn!(%error, "Kafka does not answer"),
+            (Ok(_), Some((_, Some(missing)))) => tracing::warn!(missing, "Kafka is not all there"),
+            (Ok(_), _) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
+        }
+        if let Some((status, missing)) = now.clone() {
+            self.shared.set_status(status, missing);
+        }
+        self.reported = now;
     }
+}
+
+/// A topic's partitions.
+#[derive(Default)]
+struct Partitions {
+    led: Vec<i32>,
+    leaderless: Vec<i32>,
 }
 
 /// What a look has found.
-enum Found {
-    /// Every topic, with every partition assigned.
-    All,
-    /// These do not exist.
-    Missing(Vec<Topic>),
-    /// Some did not exist and have just been created.
-    Created,
+#[derive(Default)]
+struct Found {
+    /// Topics that do not exist.
+    absent: Vec<Topic>,
+    /// Partitions that nobody leads: their brokers are away.
+    leaderless: Vec<Partition>,
+    /// The absent ones have just been created.
+    has_created: bool,
 }
 
-/// Where to go on when records are missing between the positions and the log's ends. The position is taken `before`
-/// the ends were asked for and after (`next`): what was delivered in between is no gap.
-fn start_after_gap(before: i64, next: i64, low: i64, high: i64) -> Option<i64> {
-    if next < low {
-        // Behind the oldest: the rest of the log is news.
-        Some(low)
-    } else if before > high {
-        // Beyond the newest: the log was cut short, and what is left of it has been read.
-        Some(high)
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_delivered_during_a_look_is_no_gap() {
-        assert_eq!(start_after_gap(28, 29, 0, 28), None);
-        assert_eq!(start_after_gap(20, 28, 25, 28), None);
-        assert_eq!(start_after_gap(29, 29, 0, 28), Some(28), "the log was cut short");
-        assert_eq!(start_after_gap(4, 4, 5, 28), Some(5), "the oldest are gone");
+impl Found {
+    /// What is missing, in words.
+    fn missing(&self, shared: &Shared) -> Option<String> {
+        let names = |names: Vec<String>| names.join(",");
+        let mut parts = Vec::new();
+        if !self.absent.is_empty() {
+            let absent = self
+                .absent
+                .iter()
+                .map(|&topic| shared.topic_name(topic).to_owned());
+            parts.push(format!("topics are missing: {}", names(absent.collect())));
+        }
+        if !self.leaderless.is_empty() {
+            let leaderless = self.leaderless.iter();
+            let leaderless = leaderless.map(|&(topic, at)| format!("{}/{at}", shared.topic_name(topic)));
+            parts.push(format!(
+                "partitions without a leader: {}",
+                names(leaderless.collect())
+            ));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 }

@@ -1,0 +1,306 @@
+//! The watch's audit: positions against the log's ends, for gaps, consumers that stand still, and what can't be read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::offsets::{Offsets, Partition};
+use super::watch::{PATIENCE, Watch};
+use crate::protocol::record::Topic;
+
+/// How often positions are compared with the log's ends.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// So often nothing is heard from where a consumer stands still, until that is taken for unreadable: a broker may be slow.
+const MAX_SILENCES: u32 = 3;
+/// How long may be looked for what can be read behind it; then all up to the end is given up.
+const SEARCH: Duration = Duration::from_secs(20);
+
+/// One reader's last audit.
+pub(super) struct Audited {
+    last: Instant,
+    /// Positions of the partitions that had more to read.
+    behind: BTreeMap<Partition, i64>,
+    /// How often nothing was heard from a position.
+    silences: BTreeMap<Partition, (i64, u32)>,
+    /// Why it could not be judged: true until the next one.
+    pub(super) failed: Option<KafkaError>,
+}
+
+impl Default for Audited {
+    fn default() -> Self {
+        Self {
+            last: Instant::now(),
+            behind: BTreeMap::new(),
+            silences: BTreeMap::new(),
+            failed: None,
+        }
+    }
+}
+
+/// A partition that stands still: where, and where it ends.
+#[derive(Clone, Copy)]
+struct Still {
+    at: Partition,
+    next: i64,
+    high: i64,
+}
+
+/// What a consumer is given that begins at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    Record,
+    /// There are only ends of transactions, or aborted ones: those have offsets and are never delivered.
+    End,
+    /// An error that says that it can't be decoded.
+    Unreadable,
+    /// No answer in time.
+    Silence,
+}
+
+impl Watch {
+    /// Audits the reader where that is due. `skips` are partitions that can't be asked for now.
+    pub(super) fn audit_when_due(
+        &mut self,
+        number: usize,
+        skips: impl Fn(&Partition) -> bool,
+    ) -> KafkaResult<()> {
+        let offsets = &self.shared.readers[number].offsets;
+        // Until the consumer has taken over what was changed, its positions say nothing.
+        if offsets.is_resetting() {
+            return Ok(());
+        }
+        if offsets.take_suspect() || self.audited[number].last.elapsed() >= INTERVAL {
+            self.audited[number].last = Instant::now();
+            self.audited[number].failed = None;
+            self.audit(number, skips)?;
+        }
+        Ok(())
+    }
+
+    /// Counts gaps, and makes a consumer anew that has more to read and doesn't (rust-rdkafka issue 597, librdkafka
+    /// issue 5153).
+    fn audit(&mut self, number: usize, skips: impl Fn(&Partition) -> bool) -> KafkaResult<()> {
+        let reader = Arc::clone(&self.shared.readers[number]);
+        let mut before = reader.offsets.all();
+        before.retain(|(at, _)| !skips(at));
+        let partitions: Vec<_> = before.iter().map(|&(at, _)| at).collect();
+        let lows = self.list_offsets(&partitions, Offset::Beginning)?;
+        let highs = self.list_offsets(&partitions, Offset::End)?;
+        // Nothing below leaves early: what is begun is taken over with the restart that follows it.
+        let was_lost = reader.offsets.take_lost();
+        let was_behind = std::mem::take(&mut self.audited[number].behind);
+        let (mut still, mut has_gap) = (Vec::new(), false);
+        for ((at, before), ends) in before.into_iter().zip(lows.into_iter().zip(highs)) {
+            let (Some(next), (Some(low), Some(high))) = (reader.offsets.get(at), ends) else {
+                continue;
+            };
+            if let Some(start) = start_after_gap(before, next, low, high) {
+                has_gap = true;
+                self.count_gap(at, next, start);
+                reader.offsets.begin(at, start);
+            } else if next < high {
+                if was_behind.get(&at) == Some(&next) {
+                    still.push(Still { at, next, high });
+                }
+                self.audited[number].behind.insert(at, next);
+            }
+        }
+        if was_lost && !has_gap {
+            // It is inside again: the log was cut short and has been written again beyond where we are.
+            self.shared.metrics.kafka_gaps.inc();
+            tracing::error!(
+                thread = reader.thread,
+                "a Kafka consumer met an offset that was not there: records may be missing, and it is made anew"
+            );
+        }
+        let is_stalled = self.judge(number, &still, &mut has_gap);
+        if is_stalled {
+            tracing::warn!(
+                thread = reader.thread,
+                "a Kafka consumer stands still although there is more to read: it is made anew"
+            );
+            self.audited[number].behind.clear();
+        }
+        if is_stalled || has_gap || was_lost {
+            reader.offsets.restart();
+        }
+        Ok(())
+    }
+
+    /// Reads where partitions stand still. Whether the consumer should have; `has_gap` where some had to be passed.
+    fn judge(&mut self, number: usize, still: &[Still], has_gap: &mut bool) -> bool {
+        let reader = Arc::clone(&self.shared.readers[number]);
+        let heard_before = std::mem::take(&mut self.audited[number].silences);
+        let mut is_stalled = false;
+        for topic in Topic::ALL {
+            let of_topic: Vec<_> = still
+                .iter()
+                .copied()
+                .filter(|still| still.at.0 == topic)
+                .collect();
+            let positions: Vec<_> = of_topic.iter().map(|still| (still.at.1, still.next)).collect();
+            let given = match self.read_at(topic, &positions) {
+                Ok(given) => given,
+                Err(error) => {
+                    self.audited[number].failed = Some(error);
+                    continue;
+                }
+            };
+            for one in of_topic {
+                match given.get(&one.at.1).copied().unwrap_or(Given::Silence) {
+                    Given::Record => is_stalled = true,
+                    Given::End => reader.offsets.advance([(&one.at, &one.high)]),
+                    Given::Unreadable => {
+                        *has_gap = true;
+                        self.pass(&reader.offsets, one);
+                    }
+                    Given::Silence => {
+                        let times = match heard_before.get(&one.at) {
+                            Some(&(next, times)) if next == one.next => times + 1,
+                            _ => 1,
+                        };
+                        if times >= MAX_SILENCES {
+                            *has_gap = true;
+                            self.pass(&reader.offsets, one);
+                        } else {
+                            self.audited[number].silences.insert(one.at, (one.next, times));
+                        }
+                    }
+                }
+            }
+        }
+        is_stalled
+    }
+
+    /// Goes on behind what can't be read.
+    fn pass(&mut self, offsets: &Offsets, still: Still) {
+        let until = Instant::now() + SEARCH;
+        let (mut bad, mut good, mut step) = (still.next, still.high, 1);
+        // A batch is read whole: its offsets are all bad, and behind it they are good.
+        while good - bad > 1 {
+            let at = if good == still.high {
+                (bad + step).min(good - 1)
+            } else {
+                bad + (good - bad) / 2
+            };
+            if Instant::now() >= until {
+                good = still.high;
+                break;
+            }
+            let given = self.read_at(still.at.0, &[(still.at.1, at)]).unwrap_or_default();
+            match given.get(&still.at.1) {
+                Some(Given::Record | Given::End) => good = at,
+                _ => bad = at,
+            }
+            step *= 2;
+        }
+        self.count_gap(still.at, still.next, good);
+        offsets.begin(still.at, good);
+    }
+
+    fn count_gap(&self, (topic, partition): Partition, next: i64, start: i64) {
+        self.shared.metrics.kafka_gaps.inc();
+        tracing::error!(
+            topic = topic.name(),
+            partition,
+            next,
+            start,
+            "records are missing from the log, or can't be read: this node goes on with what there is"
+        );
+    }
+
+    /// What a consumer is given that begins at these positions of a topic. Partitions of which nothing was heard are
+    /// not in the answer.
+    fn read_at(&mut self, topic: Topic, positions: &[(i32, i64)]) -> KafkaResult<HashMap<i32, Given>> {
+        let mut given = HashMap::new();
+        if positions.is_empty() {
+            return Ok(given);
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut asked = TopicPartitionList::with_capacity(positions.len());
+        for &(partition, next) in positions {
+            asked.add_partition_offset(shared.topic_name(topic), partition, Offset::Offset(next))?;
+        }
+        let client = self.client()?;
+        client.assign(&asked)?;
+        let until = Instant::now() + PATIENCE;
+        let mut refused = None;
+        while given.len() < positions.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            match client.poll(left) {
+                Some(Ok(message)) => drop(given.insert(message.partition(), Given::Record)),
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    given.entry(partition).or_insert(Given::End);
+                }
+                Some(Err(error)) if is_undecodable(&error) => {
+                    // It does not say which: only of one it is known.
+                    if let [(partition, _)] = positions {
+                        given.insert(*partition, Given::Unreadable);
+                    }
+                }
+                Some(Err(error)) if is_refusal(&error) => {
+                    refused = Some(error);
+                    break;
+                }
+                Some(Err(_)) | None => {}
+            }
+        }
+        client.unassign()?;
+        refused.map_or(Ok(given), Err)
+    }
+}
+
+/// An error of the records themselves: asking again gives the same.
+pub(super) fn is_undecodable(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, InvalidMessage, NotImplemented};
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(BadCompression | BadMessage | InvalidMessage | NotImplemented)
+    )
+}
+
+/// The broker answers, and does not let us read.
+pub(super) fn is_refusal(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{ClusterAuthorizationFailed, GroupAuthorizationFailed, TopicAuthorizationFailed};
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(TopicAuthorizationFailed | GroupAuthorizationFailed | ClusterAuthorizationFailed)
+    )
+}
+
+/// Where to go on when records are missing between the positions and the log's ends. The position is taken `before`
+/// the ends were asked for and after (`next`): what was delivered in between is no gap.
+fn start_after_gap(before: i64, next: i64, low: i64, high: i64) -> Option<i64> {
+    if next < low {
+        // Behind the oldest: the rest of the log is news.
+        Some(low)
+    } else if before > high {
+        // Beyond the newest: the log was cut short, and what is left of it has been read.
+        Some(high)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_delivered_during_a_look_is_no_gap() {
+        assert_eq!(start_after_gap(28, 29, 0, 28), None);
+        assert_eq!(start_after_gap(20, 28, 25, 28), None);
+        assert_eq!(start_after_gap(29, 29, 0, 28), Some(28), "the log was cut short");
+        assert_eq!(start_after_gap(4, 4, 5, 28), Some(5), "the oldest are gone");
+    }
+}
