@@ -25,6 +25,9 @@ const MAX_QUEUED_KIB: &str = "65536";
 /// What a record adds to its value on the wire, generously.
 const RECORD_OVERHEAD: usize = 4 * 1024;
 
+/// Records that were not taken are logged at most so often.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long one look for acknowledgements lasts. librdkafka waits for whole milliseconds, and the binding spins for what
 /// they leave of it: of 500 ms, of which a moment has passed when it asks, the last one. The little more here is over
 /// when the wait is.
@@ -114,7 +117,7 @@ impl Producer {
                 "message.max.bytes",
                 (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string(),
             )
-            .create_with_context::<_, NodeProducer>(Acks);
+            .create_with_context::<_, NodeProducer>(Acks::default());
         let listened = made.map_err(|error| error.to_string()).and_then(listen);
         match listened {
             Ok((producer, listener)) => {
@@ -181,7 +184,21 @@ fn reason(error: &KafkaError) -> PublishError {
 }
 
 /// Hears of each record's outcome, on the producer's own thread.
-struct Acks;
+#[derive(Default)]
+struct Acks {
+    refusal_logged: Mutex<Option<Instant>>,
+}
+
+impl Acks {
+    /// Senders are told; why, only the operator can mend.
+    fn log_refusal(&self, error: &KafkaError) {
+        let mut logged = self.refusal_logged.lock();
+        if logged.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
+            *logged = Some(Instant::now());
+            tracing::warn!(%error, "Kafka has not taken a record");
+        }
+    }
+}
 
 impl ClientContext for Acks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -197,7 +214,10 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = Box<Option<Ack>>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ack: Self::DeliveryOpaque) {
-        let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| reason(error));
+        let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| {
+            self.log_refusal(error);
+            reason(error)
+        });
         // Unwinding would end the thread, and with it all other records' acknowledgements.
         if panic::catch_unwind(AssertUnwindSafe(|| settle(*ack, outcome))).is_err() {
             tracing::error!("an acknowledgement has failed: please report this bug");
@@ -219,7 +239,7 @@ mod tests {
         // Nobody answers there: both records wait until they are given up.
         let made = ClientConfig::new()
             .set("bootstrap.servers", "127.0.0.1:1")
-            .create_with_context::<_, NodeProducer>(Acks);
+            .create_with_context::<_, NodeProducer>(Acks::default());
         let (producer, listener) = listen(made.unwrap()).unwrap();
         let (heard, outcomes) = mpsc::channel();
         let acks: [Ack; 2] = [
