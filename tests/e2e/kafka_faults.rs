@@ -190,7 +190,6 @@ async fn a_paused_broker_is_told_within_seconds_and_forgiven() {
     }
 }
 
-/// In health, and only there: a degraded node still serves, so it stays in its load balancer.
 /// The log owes an answer for up to half a minute; the connection that asked is not kept open for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_broker_keeps_no_descriptors_of_those_who_left() {
@@ -214,6 +213,7 @@ async fn a_paused_broker_keeps_no_descriptors_of_those_who_left() {
     eventually("healthy again", || server.health()["status"] == "ok");
 }
 
+/// In health, and only there: a degraded node still serves, so it stays in its load balancer.
 fn degraded(node: &Server) {
     eventually("degraded", || node.health()["status"] == "degraded");
     let health = node.get("/health");
@@ -326,7 +326,8 @@ async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning
         // not tell them apart. Then that much comes twice.
         let ids = news(heard);
         let twice = &ids[..ids.len() - RECORDS];
-        assert!(ids.ends_with(&expected) && expected.ends_with(twice), "{twice:?}");
+        let is_part = twice.is_empty() || expected.windows(twice.len()).any(|part| part == twice);
+        assert!(ids.ends_with(&expected) && is_part, "{twice:?}");
     });
     let now = server.metric(GAPS);
     assert!(now > gaps, "livechat_kafka_gaps_total was {gaps} and is {now}");
@@ -338,7 +339,9 @@ async fn a_recreated_topic_of_typing_leaves_messages_alone() {
     let broker = PrivateBroker::started();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
-    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
+    // Nobody answers bob's pings while the test waits.
+    let server = node.env("PING_INTERVAL", "120s").start();
     let session = unique("session");
     let ann = Tap::connect(&server, &session, "ann", "customer").await;
     let mut bob = Client::connect(&server, &session, "bob", "agent").await;

@@ -15,18 +15,16 @@ use crate::protocol::record::Topic;
 
 /// How often positions are compared with the log's ends.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// So often nothing is heard from where a consumer stands still, until that is taken for unreadable: a broker may be slow.
-const MAX_SILENCES: u32 = 3;
-/// How long may be looked for what can be read behind it; then all up to the end is given up.
-const SEARCH: Duration = Duration::from_secs(20);
+/// How long may be looked for what can be read behind what can't; then all up to the end is given up.
+const SEARCH: Duration = Duration::from_secs(5);
 
 /// One reader's last audit.
 pub(super) struct Audited {
     last: Instant,
     /// Positions of the partitions that had more to read.
     behind: BTreeMap<Partition, i64>,
-    /// How often nothing was heard from a position.
-    silences: BTreeMap<Partition, (i64, u32)>,
+    /// Positions of which nothing was heard.
+    silent: BTreeMap<Partition, i64>,
     /// Why it could not be judged: true until the next one.
     pub(super) failed: Option<KafkaError>,
 }
@@ -36,7 +34,7 @@ impl Default for Audited {
         Self {
             last: Instant::now(),
             behind: BTreeMap::new(),
-            silences: BTreeMap::new(),
+            silent: BTreeMap::new(),
             failed: None,
         }
     }
@@ -53,7 +51,8 @@ struct Still {
 /// What a consumer is given that begins at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Given {
-    Record,
+    /// Its offset.
+    Record(i64),
     /// There are only ends of transactions, or aborted ones: those have offsets and are never delivered.
     End,
     /// An error that says that it can't be decoded.
@@ -77,7 +76,12 @@ impl Watch {
         if offsets.take_suspect() || self.audited[number].last.elapsed() >= INTERVAL {
             self.audited[number].last = Instant::now();
             self.audited[number].failed = None;
-            self.audit(number, skips)?;
+            let audited = self.audit(number, skips);
+            if audited.is_err() {
+                // What was suspected is still to be looked at.
+                self.shared.readers[number].offsets.suspect();
+            }
+            return audited;
         }
         Ok(())
     }
@@ -118,25 +122,23 @@ impl Watch {
                 "a Kafka consumer met an offset that was not there: records may be missing, and it is made anew"
             );
         }
-        let is_stalled = self.judge(number, &still, &mut has_gap);
-        if is_stalled {
-            tracing::warn!(
-                thread = reader.thread,
-                "a Kafka consumer stands still although there is more to read: it is made anew"
-            );
+        if has_gap || was_lost {
             self.audited[number].behind.clear();
+            reader.offsets.restart();
+            return Ok(());
         }
-        if is_stalled || has_gap || was_lost {
+        if self.judge(number, &still) {
+            self.audited[number].behind.clear();
             reader.offsets.restart();
         }
         Ok(())
     }
 
-    /// Reads where partitions stand still. Whether the consumer should have; `has_gap` where some had to be passed.
-    fn judge(&mut self, number: usize, still: &[Still], has_gap: &mut bool) -> bool {
+    /// Reads where partitions stand still. Whether the consumer is to be made anew.
+    fn judge(&mut self, number: usize, still: &[Still]) -> bool {
         let reader = Arc::clone(&self.shared.readers[number]);
-        let heard_before = std::mem::take(&mut self.audited[number].silences);
-        let mut is_stalled = false;
+        let was_silent = std::mem::take(&mut self.audited[number].silent);
+        let (mut is_stalled, mut has_passed) = (false, false);
         for topic in Topic::ALL {
             let of_topic: Vec<_> = still
                 .iter()
@@ -152,55 +154,69 @@ impl Watch {
                 }
             };
             for one in of_topic {
+                if reader.offsets.get(one.at) != Some(one.next) {
+                    // It has only been slow.
+                    continue;
+                }
                 match given.get(&one.at.1).copied().unwrap_or(Given::Silence) {
-                    Given::Record => is_stalled = true,
+                    Given::Record(offset) => is_stalled |= offset < one.high,
                     Given::End => reader.offsets.advance([(&one.at, &one.high)]),
-                    Given::Unreadable => {
-                        *has_gap = true;
-                        self.pass(&reader.offsets, one);
-                    }
+                    Given::Unreadable => match self.pass(&reader.offsets, one) {
+                        Ok(()) => has_passed = true,
+                        Err(error) => self.audited[number].failed = Some(error),
+                    },
                     Given::Silence => {
-                        let times = match heard_before.get(&one.at) {
-                            Some(&(next, times)) if next == one.next => times + 1,
-                            _ => 1,
-                        };
-                        if times >= MAX_SILENCES {
-                            *has_gap = true;
-                            self.pass(&reader.offsets, one);
-                        } else {
-                            self.audited[number].silences.insert(one.at, (one.next, times));
-                        }
+                        // Maybe the consumer's connection, which it then has anew; or else the broker, which is slow or
+                        // has something that nobody can read: that is for health to say, and no reason to skip records.
+                        is_stalled |= was_silent.get(&one.at) != Some(&one.next);
+                        self.audited[number].silent.insert(one.at, one.next);
+                        self.audited[number].failed = Some(silence());
                     }
                 }
             }
         }
-        is_stalled
+        if is_stalled {
+            tracing::warn!(
+                thread = reader.thread,
+                "a Kafka consumer stands still although there is more to read: it is made anew"
+            );
+        }
+        is_stalled || has_passed
     }
 
-    /// Goes on behind what can't be read.
-    fn pass(&mut self, offsets: &Offsets, still: Still) {
+    /// Goes on behind what can't be read, with the restart that follows.
+    ///
+    /// # Errors
+    ///
+    /// The broker does not answer meanwhile, or the partition is read after all: nothing is passed.
+    fn pass(&mut self, offsets: &Offsets, still: Still) -> KafkaResult<()> {
         let until = Instant::now() + SEARCH;
         let (mut bad, mut good, mut step) = (still.next, still.high, 1);
         // A batch is read whole: its offsets are all bad, and behind it they are good.
         while good - bad > 1 {
+            if Instant::now() >= until {
+                good = still.high;
+                break;
+            }
             let at = if good == still.high {
                 (bad + step).min(good - 1)
             } else {
                 bad + (good - bad) / 2
             };
-            if Instant::now() >= until {
-                good = still.high;
-                break;
-            }
-            let given = self.read_at(still.at.0, &[(still.at.1, at)]).unwrap_or_default();
+            let given = self.read_at(still.at.0, &[(still.at.1, at)])?;
             match given.get(&still.at.1) {
-                Some(Given::Record | Given::End) => good = at,
-                _ => bad = at,
+                Some(Given::Record(_) | Given::End) => good = at,
+                Some(Given::Unreadable) => bad = at,
+                Some(Given::Silence) | None => return Err(silence()),
             }
             step *= 2;
         }
+        if offsets.get(still.at) != Some(still.next) {
+            return Err(silence());
+        }
         self.count_gap(still.at, still.next, good);
-        offsets.begin(still.at, good);
+        offsets.advance([(&still.at, &good)]);
+        Ok(())
     }
 
     fn count_gap(&self, (topic, partition): Partition, next: i64, start: i64) {
@@ -236,7 +252,10 @@ impl Watch {
                 break;
             }
             match client.poll(left) {
-                Some(Ok(message)) => drop(given.insert(message.partition(), Given::Record)),
+                Some(Ok(message)) => {
+                    let record = Given::Record(message.offset());
+                    given.entry(message.partition()).or_insert(record);
+                }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     given.entry(partition).or_insert(Given::End);
                 }
@@ -258,6 +277,11 @@ impl Watch {
     }
 }
 
+/// Nothing was heard in time.
+fn silence() -> KafkaError {
+    KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)
+}
+
 /// An error of the records themselves: asking again gives the same.
 pub(super) fn is_undecodable(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{BadCompression, BadMessage, InvalidMessage, NotImplemented};
@@ -270,12 +294,9 @@ pub(super) fn is_undecodable(error: &KafkaError) -> bool {
 
 /// The broker answers, and does not let us read.
 pub(super) fn is_refusal(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{ClusterAuthorizationFailed, GroupAuthorizationFailed, TopicAuthorizationFailed};
+    use RDKafkaErrorCode::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
     let code = error.rdkafka_error_code();
-    matches!(
-        code,
-        Some(TopicAuthorizationFailed | GroupAuthorizationFailed | ClusterAuthorizationFailed)
-    )
+    matches!(code, Some(TopicAuthorizationFailed | ClusterAuthorizationFailed))
 }
 
 /// Where to go on when records are missing between the positions and the log's ends. The position is taken `before`

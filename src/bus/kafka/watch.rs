@@ -2,6 +2,7 @@
 //! that doesn't answer delays nobody.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,6 +33,12 @@ const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 const SHORT_RETENTION_MS: &str = "3600000";
 /// What our own client may have to say, of logs and errors, taken in one look.
 const MAX_EVENTS: usize = 1_000;
+const DRAIN: Duration = Duration::from_millis(10);
+
+/// Of a topic on a broker that is too old for ids.
+const NO_ID: TopicId = (0, 0);
+/// There is no record since the time that was asked for.
+const NO_RECORD: i64 = -1;
 
 pub(super) struct Watch {
     pub(super) shared: Arc<Shared>,
@@ -45,9 +52,8 @@ pub(super) struct Watch {
     /// topic with another id is another topic.
     known: HashMap<Topic, TopicId>,
     /// Partitions that were there when their topic was first read, and had no leader that could be asked for their ends.
-    awaited: HashSet<Partition>,
-    /// In milliseconds since 1970: awaited partitions are read from here.
-    started_ms: i64,
+    /// They are read from when that was, in milliseconds since 1970.
+    awaited: HashMap<Partition, i64>,
     /// By reader.
     pub(super) audited: [Audited; 2],
     last_create: Option<Instant>,
@@ -64,10 +70,7 @@ impl Watch {
             client: None,
             missing: HashSet::new(),
             known: HashMap::new(),
-            awaited: HashSet::new(),
-            started_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0)),
+            awaited: HashMap::new(),
             audited: [Audited::default(), Audited::default()],
             last_create: None,
             reported: None,
@@ -76,7 +79,11 @@ impl Watch {
 
     pub fn run(mut self) {
         while !self.shared.is_stopping() {
-            let result = self.probe();
+            // A watch that had ended would leave health as it was.
+            let result = panic::catch_unwind(AssertUnwindSafe(|| self.probe())).unwrap_or_else(|_| {
+                tracing::error!("the look at Kafka has failed: please report this bug");
+                Err(KafkaError::Canceled)
+            });
             self.report(&result);
             self.producer.check();
             let interval = match self.shared.status() {
@@ -101,7 +108,8 @@ impl Watch {
         let client = self.client()?;
         // Nobody else takes what it has to say: while no broker answers it would pile up.
         for _ in 0..MAX_EVENTS {
-            if client.poll(Duration::ZERO).is_none() {
+            // With a moment, or it would end at the first log line.
+            if client.poll(DRAIN).is_none() {
                 break;
             }
         }
@@ -147,53 +155,66 @@ impl Watch {
     fn read_topic(&mut self, offsets: &Offsets, topic: Topic, partitions: &Partitions) -> KafkaResult<()> {
         let name = self.shared.topic_name(topic).to_owned();
         let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
-        let is_another = self.known.get(&topic).is_some_and(|known| *known != id);
+        // An old broker among new ones knows no ids.
+        let is_another = self
+            .known
+            .get(&topic)
+            .is_some_and(|known| *known != id && *known != NO_ID && id != NO_ID);
+        let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
+        let of_topic = |partition: &i32| (topic, *partition);
+        let all = partitions.led.iter().map(of_topic);
+        let (awaited, new): (Vec<_>, Vec<_>) = all
+            .filter(|&at| is_another || offsets.get(at).is_none())
+            .partition(|at| !is_another && self.awaited.contains_key(at));
+        // At the end where the topic was there before us, so that a late first connect replays nothing; from the
+        // beginning where it, or the partition, came after us.
+        let start = if from_end { Offset::End } else { Offset::Beginning };
+        let mut starts: Vec<_> = new.iter().copied().zip(self.list_offsets(&new, start)?).collect();
+        for at in awaited {
+            // What has come since we looked first: its leader was away then. The end is asked for first, so that nothing
+            // falls between.
+            let since = Offset::Offset(self.awaited[&at]);
+            let end = self.list_offsets(&[at], Offset::End)?;
+            let first = self.list_offsets(&[at], since)?;
+            let start = match (first[0], end[0]) {
+                (Some(NO_RECORD), end) => end,
+                (first, _) => first,
+            };
+            starts.push((at, start));
+        }
+        let mut begun = Vec::new();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        for (at, start) in starts {
+            if let Some(start) = start {
+                self.awaited.remove(&at);
+                offsets.begin(at, start);
+                begun.push(at.1);
+            } else if from_end {
+                // It was led by somebody who is gone.
+                self.awaited.insert(at, now_ms);
+            }
+        }
+        if from_end {
+            let leaderless = partitions.leaderless.iter().map(of_topic);
+            self.awaited.extend(leaderless.map(|at| (at, now_ms)));
+        }
         if is_another {
             self.shared.metrics.kafka_gaps.inc();
             tracing::error!(
                 topic = name,
                 "the Kafka topic was deleted and made again: this node reads the new one from its beginning"
             );
-            self.awaited.retain(|at| at.0 != topic);
-        }
-        let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
-        let of_topic = |partition: &i32| (topic, *partition);
-        if from_end {
-            self.awaited.extend(partitions.leaderless.iter().map(of_topic));
-        }
-        let all = partitions.led.iter().map(of_topic);
-        let (awaited, new): (Vec<_>, Vec<_>) = all
-            .filter(|&at| is_another || offsets.get(at).is_none())
-            .partition(|at| self.awaited.contains(at));
-        // At the end where the topic was there before us, so that a late first connect replays nothing; from the
-        // beginning where it, or the partition, came after us.
-        let start = if from_end { Offset::End } else { Offset::Beginning };
-        let starts = self.list_offsets(&new, start)?;
-        // What came since we began: its leader was away then.
-        let since = self.list_offsets(&awaited, Offset::Offset(self.started_ms))?;
-        let ends = self.list_offsets(&awaited, Offset::End)?;
-        let since = since.into_iter().zip(ends).map(|(since, end)| since.or(end));
-        let mut begun = Vec::new();
-        for (at, start) in new.into_iter().zip(starts).chain(awaited.into_iter().zip(since)) {
-            // One without an answer was led by somebody who is gone.
-            match start {
-                Some(start) => {
-                    self.awaited.remove(&at);
-                    offsets.begin(at, start);
-                    begun.push(at.1);
-                }
-                None if from_end => drop(self.awaited.insert(at)),
-                None => {}
-            }
-        }
-        if is_another {
+            self.awaited.retain(|at, _| at.0 != topic);
             offsets.keep(topic, &begun);
             offsets.restart();
         } else if !begun.is_empty() {
             offsets.changed();
         }
         self.missing.remove(&topic);
-        self.known.insert(topic, id);
+        if id != NO_ID || !self.known.contains_key(&topic) {
+            self.known.insert(topic, id);
+        }
         Ok(())
     }
 
@@ -239,7 +260,7 @@ impl Watch {
     }
 
     /// Where each partition begins or ends now, or has its first record since a time (milliseconds since 1970, as an
-    /// offset), if it has: one request to each of their brokers. `None`, too, where a partition has no answer.
+    /// offset), or [`NO_RECORD`]: one request to each of their brokers. `None` where there is no answer.
     pub(super) fn list_offsets(
         &mut self,
         partitions: &[Partition],
@@ -254,11 +275,18 @@ impl Watch {
             asked.add_partition_offset(shared.topic_name(topic), partition, which)?;
         }
         // A "time" below zero stands for an end of the log.
-        let answered = self.client()?.offsets_for_times(asked, PATIENCE)?;
+        let answered = match self.client()?.offsets_for_times(asked, PATIENCE) {
+            // None of them has a leader.
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
+                return Ok(vec![None; partitions.len()]);
+            }
+            answered => answered?,
+        };
         let answer_of = |&(topic, partition): &Partition| {
             let found = answered.find_partition(shared.topic_name(topic), partition)?;
             match (found.error(), found.offset()) {
                 (Ok(()), Offset::Offset(offset)) => Some(offset),
+                (Ok(()), Offset::End) if matches!(which, Offset::Offset(_)) => Some(NO_RECORD),
                 _ => None,
             }
         };
