@@ -188,10 +188,7 @@ impl Metrics {
 
     /// Records that were given up because of a bug.
     pub fn lost(&self, records: u64) {
-        let reason = Reason {
-            reason: Name(Poison::Internal.name()),
-        };
-        self.poison_records.get_or_create(&reason).inc_by(records);
+        add(&self.poison_records, Poison::Internal.name(), records);
     }
 
     /// One delivered batch.
@@ -211,5 +208,10 @@ impl Metrics {
 }
 
 fn bump(family: &Family<Reason, Count>, reason: &'static str) {
-    family.get_or_create(&Reason { reason: Name(reason) }).inc();
+    add(family, reason, 1);
+}
+
+fn add(family: &Family<Reason, Count>, reason: &'static str, count: u64) {
+    let reason = Reason { reason: Name(reason) };
+    family.get_or_create(&reason).inc_by(count);
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 
 use super::chunks::{Chunks, Spare};
+use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
@@ -47,7 +48,7 @@ pub struct Delivery {
     index: HashMap<usize, usize, RandomState>,
     wait_budget: WaitBudget,
     outlet: Outlet,
-    poison_logged: Option<Instant>,
+    poison_log: LogLimit,
 }
 
 /// What a batch has for one session.
@@ -95,7 +96,7 @@ impl Delivery {
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
             outlet,
-            poison_logged: None,
+            poison_log: LogLimit::new(POISON_LOG_INTERVAL),
         }
     }
 
@@ -278,12 +279,7 @@ impl Delivery {
 
     fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {
         self.metrics.poison(poison);
-        let now = Instant::now();
-        if self
-            .poison_logged
-            .is_none_or(|at| now - at >= POISON_LOG_INTERVAL)
-        {
-            self.poison_logged = Some(now);
+        if self.poison_log.allows() {
             tracing::warn!(
                 topic = incoming.topic.name(),
                 partition = incoming.partition,

@@ -19,6 +19,7 @@ use super::response::{Answer, error};
 use super::router::{Door, route};
 use super::upgrade::Arrival;
 use super::watched::Watched;
+use crate::logging::LogLimit;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
 const BACKLOG: i32 = 16_384;
@@ -30,6 +31,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// It is logged at most so often.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// How much the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
 const UNSENT_BYTES: u32 = 128 * 1024;
 /// How long a connection may speak plain HTTP, and how long its last answer may take: a peer that doesn't read
@@ -83,7 +86,7 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
 pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: CancellationToken) {
     let spare = spare_sockets(http.config.limits.max_connections, door);
-    let mut logged: Option<Instant> = None;
+    let mut log = LogLimit::new(LOG_INTERVAL);
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -95,8 +98,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             Err(error) if is_peers_fault(&error) => continue,
             Err(error) => {
                 http.metrics.accept_errors.inc();
-                if logged.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
-                    logged = Some(Instant::now());
+                if log.allows() {
                     tracing::error!(%error, "cannot accept connections");
                 }
                 tokio::time::sleep(ACCEPT_REST).await;

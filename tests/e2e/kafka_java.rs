@@ -45,6 +45,11 @@ impl Record {
         .header("livechat-frame", "1")
     }
 
+    /// A native `new_message` that says this, and no more.
+    pub fn message(session: &str, text: &str) -> Self {
+        Self::native(session, new_message(text))
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
@@ -75,6 +80,11 @@ impl Record {
             encoded(self.value.as_deref())
         )
     }
+}
+
+/// The payload of a `new_message` that says this, and no more.
+pub fn new_message(text: &str) -> String {
+    serde_json::json!({"type": "new_message", "success": true, "data": {"message": text}}).to_string()
 }
 
 /// A record as it stands in a topic.

@@ -9,8 +9,7 @@ use crate::services::{PrivateBroker, Record, Topics, unique};
 use crate::support::{Client, eventually};
 
 fn native(session: &str, text: &str) -> Record {
-    let value = serde_json::json!({"type": "new_message", "success": true, "data": {"message": text}});
-    Record::native(session, value.to_string()).partition(0)
+    Record::message(session, text).partition(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

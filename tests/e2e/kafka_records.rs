@@ -12,7 +12,7 @@ use rdkafka::bindings::{
 use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::{Value, json};
 
-use crate::services::{OUTAGE, Record, Topics, unique};
+use crate::services::{OUTAGE, Record, Topics, new_message, unique};
 use crate::support::{Client, Opcode, RawWs, Server, eventually};
 
 /// A record of the chat backend, and the `data` it must become.
@@ -445,8 +445,7 @@ async fn poison_is_skipped_where_logging_fails() {
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
     server.close_log(|| drop(RawWs::connect(&server, "other", "eve", "customer")));
-    let frame = json!({"type": "new_message", "success": true, "data": {"message": "next"}});
-    let records = [Record::old("poison"), Record::native(&session, frame.to_string())];
+    let records = [Record::old("poison"), Record::message(&session, "next")];
     topics
         .kafka
         .produce(&topics.messages, &records.map(|record| record.partition(0)));
@@ -464,8 +463,7 @@ async fn a_header_whose_name_is_not_utf8_is_nothing_to_us() {
         ("before", [c"caf\xe9", c"livechat-frame"]),
         ("behind", [c"livechat-frame", c"caf\xe9"]),
     ] {
-        let frame = json!({"type": "new_message", "success": true, "data": {"message": text}});
-        produce_with_headers(&topics, &session, &frame.to_string(), &names);
+        produce_with_headers(&topics, &session, &new_message(text), &names);
     }
     for text in ["before", "behind"] {
         assert_eq!(client.next("new_message").await["data"]["message"], text);

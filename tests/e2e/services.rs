@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::support::{Server, ServerBuilder};
 
 use self::java::succeeded;
-pub use self::java::{Kafka, Record, Stored};
+pub use self::java::{Kafka, Record, Stored, new_message};
 pub use self::resp::{RedisClient, Resp, users_key};
 pub use self::tap::{Heard, Notes, Reader, Tap};
 

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 
+use super::Reader;
 use super::offsets::{Offsets, Partition};
 use super::watch::{PATIENCE, Watch};
 use crate::protocol::record::Topic;
@@ -57,44 +58,40 @@ enum Given {
     End,
     /// An error that says that it can't be decoded.
     Unreadable,
-    /// No answer in time.
-    Silence,
 }
 
 impl Watch {
     /// Audits the reader where that is due. `skips` are partitions that can't be asked for now.
-    pub(super) fn audit_when_due(
-        &mut self,
-        number: usize,
-        skips: impl Fn(&Partition) -> bool,
-    ) -> KafkaResult<()> {
-        let offsets = &self.shared.readers[number].offsets;
+    pub(super) fn audit_when_due(&mut self, number: usize, skips: impl Fn(&Partition) -> bool) {
+        let reader = Arc::clone(&self.shared.readers[number]);
         // Until the consumer has taken over what was changed, its positions say nothing.
-        if offsets.is_resetting() {
-            return Ok(());
+        if reader.offsets.is_resetting() {
+            return;
         }
-        if offsets.take_suspect() || self.audited[number].last.elapsed() >= INTERVAL {
+        if reader.offsets.take_suspect() || self.audited[number].last.elapsed() >= INTERVAL {
             self.audited[number].last = Instant::now();
             self.audited[number].failed = None;
-            let audited = self.audit(number, skips);
-            if audited.is_err() {
+            if let Err(error) = self.audit(number, &reader, skips) {
+                self.audited[number].failed = Some(error);
                 // What was suspected is still to be looked at.
-                self.shared.readers[number].offsets.suspect();
+                reader.offsets.suspect();
             }
-            return audited;
         }
-        Ok(())
     }
 
     /// Counts gaps, and makes a consumer anew that has more to read and doesn't (rust-rdkafka issue 597, librdkafka
     /// issue 5153).
-    fn audit(&mut self, number: usize, skips: impl Fn(&Partition) -> bool) -> KafkaResult<()> {
-        let reader = Arc::clone(&self.shared.readers[number]);
+    fn audit(
+        &mut self,
+        number: usize,
+        reader: &Reader,
+        skips: impl Fn(&Partition) -> bool,
+    ) -> KafkaResult<()> {
         let mut before = reader.offsets.all();
         before.retain(|(at, _)| !skips(at));
-        let partitions: Vec<_> = before.iter().map(|&(at, _)| at).collect();
-        let lows = self.list_offsets(&partitions, Offset::Beginning)?;
-        let highs = self.list_offsets(&partitions, Offset::End)?;
+        let all = |which| before.iter().map(|&(at, _)| (at, which)).collect::<Vec<_>>();
+        let lows = self.list_offsets(&all(Offset::Beginning))?;
+        let highs = self.list_offsets(&all(Offset::End))?;
         // Nothing below leaves early: what is begun is taken over with the restart that follows it.
         let was_lost = reader.offsets.take_lost();
         let was_behind = std::mem::take(&mut self.audited[number].behind);
@@ -122,12 +119,8 @@ impl Watch {
                 "a Kafka consumer met an offset that was not there: records may be missing, and it is made anew"
             );
         }
-        if has_gap || was_lost {
-            self.audited[number].behind.clear();
-            reader.offsets.restart();
-            return Ok(());
-        }
-        if self.judge(number, &still) {
+        // What is known to be missing is not kept waiting for a look at the others.
+        if has_gap || was_lost || self.judge(number, reader, &still) {
             self.audited[number].behind.clear();
             reader.offsets.restart();
         }
@@ -135,8 +128,7 @@ impl Watch {
     }
 
     /// Reads where partitions stand still. Whether the consumer is to be made anew.
-    fn judge(&mut self, number: usize, still: &[Still]) -> bool {
-        let reader = Arc::clone(&self.shared.readers[number]);
+    fn judge(&mut self, number: usize, reader: &Reader, still: &[Still]) -> bool {
         let was_silent = std::mem::take(&mut self.audited[number].silent);
         let (mut is_stalled, mut has_passed) = (false, false);
         for topic in Topic::ALL {
@@ -158,14 +150,14 @@ impl Watch {
                     // It has only been slow.
                     continue;
                 }
-                match given.get(&one.at.1).copied().unwrap_or(Given::Silence) {
-                    Given::Record(offset) => is_stalled |= offset < one.high,
-                    Given::End => reader.offsets.advance([(&one.at, &one.high)]),
-                    Given::Unreadable => match self.pass(&reader.offsets, one) {
-                        Ok(()) => has_passed = true,
+                match given.get(&one.at.1) {
+                    Some(Given::Record(offset)) => is_stalled |= *offset < one.high,
+                    Some(Given::End) => reader.offsets.advance([(&one.at, &one.high)]),
+                    Some(Given::Unreadable) => match self.pass(&reader.offsets, one) {
+                        Ok(passed) => has_passed |= passed,
                         Err(error) => self.audited[number].failed = Some(error),
                     },
-                    Given::Silence => {
+                    None => {
                         // Maybe the consumer's connection, which it then has anew; or else the broker, which is slow or
                         // has something that nobody can read: that is for health to say, and no reason to skip records.
                         is_stalled |= was_silent.get(&one.at) != Some(&one.next);
@@ -184,12 +176,12 @@ impl Watch {
         is_stalled || has_passed
     }
 
-    /// Goes on behind what can't be read, with the restart that follows.
+    /// Goes on behind what can't be read, with the restart that follows; false where it was read meanwhile.
     ///
     /// # Errors
     ///
-    /// The broker does not answer meanwhile, or the partition is read after all: nothing is passed.
-    fn pass(&mut self, offsets: &Offsets, still: Still) -> KafkaResult<()> {
+    /// The broker does not answer: nothing is passed.
+    fn pass(&mut self, offsets: &Offsets, still: Still) -> KafkaResult<bool> {
         let until = Instant::now() + SEARCH;
         let (mut bad, mut good, mut step) = (still.next, still.high, 1);
         // A batch is read whole: its offsets are all bad, and behind it they are good.
@@ -207,16 +199,16 @@ impl Watch {
             match given.get(&still.at.1) {
                 Some(Given::Record(_) | Given::End) => good = at,
                 Some(Given::Unreadable) => bad = at,
-                Some(Given::Silence) | None => return Err(silence()),
+                None => return Err(silence()),
             }
             step *= 2;
         }
         if offsets.get(still.at) != Some(still.next) {
-            return Err(silence());
+            return Ok(false);
         }
         self.count_gap(still.at, still.next, good);
         offsets.advance([(&still.at, &good)]);
-        Ok(())
+        Ok(true)
     }
 
     fn count_gap(&self, (topic, partition): Partition, next: i64, start: i64) {
@@ -237,11 +229,8 @@ impl Watch {
         if positions.is_empty() {
             return Ok(given);
         }
-        let shared = Arc::clone(&self.shared);
-        let mut asked = TopicPartitionList::with_capacity(positions.len());
-        for &(partition, next) in positions {
-            asked.add_partition_offset(shared.topic_name(topic), partition, Offset::Offset(next))?;
-        }
+        let at = |&(partition, next): &(i32, i64)| ((topic, partition), Offset::Offset(next));
+        let asked = self.shared.positions(positions.iter().map(at))?;
         let client = self.client()?;
         client.assign(&asked)?;
         let until = Instant::now() + PATIENCE;

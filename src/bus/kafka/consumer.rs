@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::audit::{is_refusal, is_undecodable};
 use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::{Context, Reader, Shared, headers};
 use crate::bus::{Delivery, is_full_batch};
+use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
 /// How long a poll waits, and so how soon the thread sees a new assignment or the end.
@@ -39,7 +40,7 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) 
         next: HashMap::new(),
         consumer: None,
         seen: 0,
-        error_logged: None,
+        error_log: LogLimit::new(LOG_INTERVAL),
     };
     while !thread.shared.is_stopping() {
         // A node whose thread had ended would be connected and silent.
@@ -59,7 +60,7 @@ struct Thread {
     consumer: Option<NodeConsumer>,
     /// The generation of the assignment.
     seen: u64,
-    error_logged: Option<Instant>,
+    error_log: LogLimit,
 }
 
 impl Thread {
@@ -104,17 +105,9 @@ impl Thread {
             Some(consumer) => consumer,
             None => make_consumer(&self.shared, &self.reader)?,
         };
-        let mut partitions = TopicPartitionList::new();
-        self.next.clear();
-        for ((topic, partition), next) in self.reader.offsets.assignment() {
-            self.next.insert((topic, partition), next);
-            partitions.add_partition_offset(
-                self.shared.topic_name(topic),
-                partition,
-                Offset::Offset(next),
-            )?;
-        }
-        consumer.assign(&partitions)?;
+        self.next = self.reader.offsets.assignment().into_iter().collect();
+        let positions = self.next.iter().map(|(&at, &next)| (at, Offset::Offset(next)));
+        consumer.assign(&self.shared.positions(positions)?)?;
         self.consumer = Some(consumer);
         if self.reader.topics.contains(&Topic::Status) {
             self.delivery.resume();
@@ -200,8 +193,7 @@ impl Thread {
     }
 
     fn log_error(&mut self, error: &KafkaError) {
-        if self.error_logged.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
-            self.error_logged = Some(Instant::now());
+        if self.error_log.allows() {
             tracing::warn!(%error, "Kafka consumer");
         }
     }

@@ -26,14 +26,15 @@ use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::{Ack, Delivery, Health, Status};
 use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
-use offsets::Offsets;
+use offsets::{Offsets, Partition};
 use pace::Fetching;
 use producer::Producer;
 
@@ -166,6 +167,18 @@ impl Shared {
             Topic::Typing => &self.config.topic_typing,
             Topic::Status => &self.config.topic_status,
         }
+    }
+
+    /// Partitions with offsets, as librdkafka takes them.
+    fn positions(
+        &self,
+        partitions: impl IntoIterator<Item = (Partition, Offset)>,
+    ) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), offset) in partitions {
+            list.add_partition_offset(self.topic_name(topic), partition, offset)?;
+        }
+        Ok(list)
     }
 
     /// What every client of ours has set.

@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 
 use super::{Context, Shared};
 use crate::bus::{Ack, PublishError};
+use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
 
 /// How long a record may wait for the log. The sender has been told "outcome unknown" long before; a message that
@@ -184,18 +185,14 @@ fn reason(error: &KafkaError) -> PublishError {
 }
 
 /// Hears of each record's outcome, on the producer's own thread.
-#[derive(Default)]
 struct Acks {
-    refusal_logged: Mutex<Option<Instant>>,
+    refusal_log: Mutex<LogLimit>,
 }
 
-impl Acks {
-    /// Senders are told; why, only the operator can mend.
-    fn log_refusal(&self, error: &KafkaError) {
-        let mut logged = self.refusal_logged.lock();
-        if logged.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
-            *logged = Some(Instant::now());
-            tracing::warn!(%error, "Kafka has not taken a record");
+impl Default for Acks {
+    fn default() -> Self {
+        Self {
+            refusal_log: Mutex::new(LogLimit::new(LOG_INTERVAL)),
         }
     }
 }
@@ -215,7 +212,10 @@ impl ProducerContext for Acks {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ack: Self::DeliveryOpaque) {
         let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| {
-            self.log_refusal(error);
+            // Senders are told; why, only the operator can mend.
+            if self.refusal_log.lock().allows() {
+                tracing::warn!(%error, "Kafka has not taken a record");
+            }
             reason(error)
         });
         // Unwinding would end the thread, and with it all other records' acknowledgements.

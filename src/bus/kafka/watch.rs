@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rdkafka::Offset;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::audit::{Audited, is_refusal};
@@ -57,8 +57,6 @@ pub(super) struct Watch {
     /// By reader.
     pub(super) audited: [Audited; 2],
     last_create: Option<Instant>,
-    /// What health was told last: each outage is logged once.
-    reported: Option<(Status, Option<String>)>,
 }
 
 impl Watch {
@@ -73,7 +71,6 @@ impl Watch {
             awaited: HashMap::new(),
             audited: [Audited::default(), Audited::default()],
             last_create: None,
-            reported: None,
         }
     }
 
@@ -138,7 +135,7 @@ impl Watch {
         for number in 0..shared.readers.len() {
             self.audit_when_due(number, |at| {
                 found.absent.contains(&at.0) || found.leaderless.contains(at)
-            })?;
+            });
         }
         let is_due = self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL);
         if !found.absent.is_empty() && is_due {
@@ -169,35 +166,36 @@ impl Watch {
         // At the end where the topic was there before us, so that a late first connect replays nothing; from the
         // beginning where it, or the partition, came after us.
         let start = if from_end { Offset::End } else { Offset::Beginning };
-        let mut starts: Vec<_> = new.iter().copied().zip(self.list_offsets(&new, start)?).collect();
-        for at in awaited {
-            // What has come since we looked first: its leader was away then. The end is asked for first, so that nothing
-            // falls between.
-            let since = Offset::Offset(self.awaited[&at]);
-            let end = self.list_offsets(&[at], Offset::End)?;
-            let first = self.list_offsets(&[at], since)?;
-            let start = match (first[0], end[0]) {
-                (Some(NO_RECORD), end) => end,
-                (first, _) => first,
-            };
-            starts.push((at, start));
-        }
+        let new: Vec<_> = new.into_iter().map(|at| (at, start)).collect();
+        let new_starts = self.list_offsets(&new)?;
+        // What has come since we looked first: its leader was away then. The end is asked for first, so that nothing
+        // falls between.
+        let ends: Vec<_> = awaited.iter().map(|&at| (at, Offset::End)).collect();
+        let ends = self.list_offsets(&ends)?;
+        let awaited: Vec<_> = awaited
+            .into_iter()
+            .map(|at| (at, Offset::Offset(self.awaited[&at])))
+            .collect();
+        let firsts = self.list_offsets(&awaited)?.into_iter().zip(ends);
+        let awaited_starts = firsts.map(|(first, end)| if first == Some(NO_RECORD) { end } else { first });
+        let asked = new.into_iter().chain(awaited).map(|(at, _)| at);
         let mut begun = Vec::new();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-        for (at, start) in starts {
-            if let Some(start) = start {
-                self.awaited.remove(&at);
-                offsets.begin(at, start);
-                begun.push(at.1);
-            } else if from_end {
+        let mut unled: Vec<_> = partitions.leaderless.iter().map(of_topic).collect();
+        for (at, start) in asked.zip(new_starts.into_iter().chain(awaited_starts)) {
+            match start {
+                Some(start) => {
+                    self.awaited.remove(&at);
+                    offsets.begin(at, start);
+                    begun.push(at.1);
+                }
                 // It was led by somebody who is gone.
-                self.awaited.insert(at, now_ms);
+                None => unled.push(at),
             }
         }
         if from_end {
-            let leaderless = partitions.leaderless.iter().map(of_topic);
-            self.awaited.extend(leaderless.map(|at| (at, now_ms)));
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+            self.awaited.extend(unled.into_iter().map(|at| (at, now_ms)));
         }
         if is_another {
             self.shared.metrics.kafka_gaps.inc();
@@ -261,28 +259,21 @@ impl Watch {
 
     /// Where each partition begins or ends now, or has its first record since a time (milliseconds since 1970, as an
     /// offset), or [`NO_RECORD`]: one request to each of their brokers. `None` where there is no answer.
-    pub(super) fn list_offsets(
-        &mut self,
-        partitions: &[Partition],
-        which: Offset,
-    ) -> KafkaResult<Vec<Option<i64>>> {
-        if partitions.is_empty() {
+    pub(super) fn list_offsets(&mut self, asked: &[(Partition, Offset)]) -> KafkaResult<Vec<Option<i64>>> {
+        if asked.is_empty() {
             return Ok(Vec::new());
         }
         let shared = Arc::clone(&self.shared);
-        let mut asked = TopicPartitionList::with_capacity(partitions.len());
-        for &(topic, partition) in partitions {
-            asked.add_partition_offset(shared.topic_name(topic), partition, which)?;
-        }
+        let positions = shared.positions(asked.iter().copied())?;
         // A "time" below zero stands for an end of the log.
-        let answered = match self.client()?.offsets_for_times(asked, PATIENCE) {
+        let answered = match self.client()?.offsets_for_times(positions, PATIENCE) {
             // None of them has a leader.
             Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
-                return Ok(vec![None; partitions.len()]);
+                return Ok(vec![None; asked.len()]);
             }
             answered => answered?,
         };
-        let answer_of = |&(topic, partition): &Partition| {
+        let answer_of = |&((topic, partition), which): &(Partition, Offset)| {
             let found = answered.find_partition(shared.topic_name(topic), partition)?;
             match (found.error(), found.offset()) {
                 (Ok(()), Offset::Offset(offset)) => Some(offset),
@@ -290,7 +281,7 @@ impl Watch {
                 _ => None,
             }
         };
-        Ok(partitions.iter().map(answer_of).collect())
+        Ok(asked.iter().map(answer_of).collect())
     }
 
     /// Creates topics; where a broker doesn't allow it, the log says so and health says degraded.
@@ -368,22 +359,20 @@ impl Watch {
             _ if missing.is_some() => Status::Degraded,
             _ => Status::Ok,
         };
-        let now = Some((status, missing));
-        if self.reported == now {
+        let now = (status, missing);
+        // Each outage is logged once.
+        if *self.shared.status.lock() == now {
             return;
         }
-        match (result, &now) {
+        match (result, &now.1) {
             (Err(error), _) if is_refusal(error) => {
                 tracing::error!(%error, "Kafka refuses to let this node read");
             }
             (Err(error), _) => tracing::warn!(%error, "Kafka does not answer"),
-            (Ok(_), Some((_, Some(missing)))) => tracing::warn!(missing, "Kafka is not all there"),
-            (Ok(_), _) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
+            (Ok(_), Some(missing)) => tracing::warn!(missing, "Kafka is not all there"),
+            (Ok(_), None) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
         }
-        if let Some((status, missing)) = now.clone() {
-            self.shared.set_status(status, missing);
-        }
-        self.reported = now;
+        self.shared.set_status(now.0, now.1);
     }
 }
 
@@ -408,22 +397,18 @@ struct Found {
 impl Found {
     /// What is missing, in words.
     fn missing(&self, shared: &Shared) -> Option<String> {
-        let names = |names: Vec<String>| names.join(",");
+        let absent = self.absent.iter().map(|&topic| shared.topic_name(topic));
+        let absent: Vec<_> = absent.collect();
+        let leaderless = self.leaderless.iter();
+        let leaderless: Vec<_> = leaderless
+            .map(|&(topic, at)| format!("{}/{at}", shared.topic_name(topic)))
+            .collect();
         let mut parts = Vec::new();
-        if !self.absent.is_empty() {
-            let absent = self
-                .absent
-                .iter()
-                .map(|&topic| shared.topic_name(topic).to_owned());
-            parts.push(format!("topics are missing: {}", names(absent.collect())));
+        if !absent.is_empty() {
+            parts.push(format!("topics are missing: {}", absent.join(",")));
         }
-        if !self.leaderless.is_empty() {
-            let leaderless = self.leaderless.iter();
-            let leaderless = leaderless.map(|&(topic, at)| format!("{}/{at}", shared.topic_name(topic)));
-            parts.push(format!(
-                "partitions without a leader: {}",
-                names(leaderless.collect())
-            ));
+        if !leaderless.is_empty() {
+            parts.push(format!("partitions without a leader: {}", leaderless.join(",")));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }

@@ -12,6 +12,7 @@ use super::news::{self, MAX_SETTLED, MAX_WAITING, News, Settled, Unsettled};
 use super::standing::Standing;
 use super::store::{self, Applied, Held, LONG, Listing, SHORT, Store};
 use super::{Times, keys};
+use crate::logging::LogLimit;
 use crate::presence::Parts;
 use crate::presence::inbox::Change;
 use crate::protocol::format_timestamp;
@@ -79,7 +80,7 @@ pub struct Pipeline {
     /// Numbers the pipelines.
     number: u64,
     retry: Duration,
-    refusal_logged: Option<Instant>,
+    refusal_log: LogLimit,
 }
 
 impl Pipeline {
@@ -101,7 +102,7 @@ impl Pipeline {
             wants_dead: false,
             number: 0,
             retry: MIN_RETRY,
-            refusal_logged: None,
+            refusal_log: LogLimit::new(REFUSAL_LOG_INTERVAL),
         }
     }
 
@@ -403,12 +404,7 @@ impl Pipeline {
     /// Somebody else's value under our key, say: this session has no presence, the others do.
     pub(super) fn refused(&mut self, session_id: &SessionId, error: &RedisError) {
         self.parts.metrics.redis_refusals.inc();
-        let now = Instant::now();
-        if self
-            .refusal_logged
-            .is_none_or(|at| now - at >= REFUSAL_LOG_INTERVAL)
-        {
-            self.refusal_logged = Some(now);
+        if self.refusal_log.allows() {
             tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence");
         }
         if !self.parts.registry.contains(session_id.as_str()) {
