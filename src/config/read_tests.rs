@@ -57,7 +57,7 @@ fn nothing_set_is_the_contract() {
         config.limits,
         Limits {
             max_message_bytes: 65_536,
-            send_queue_bytes: 262_144,
+            send_queue_bytes: 1_048_576,
             send_timeout: Duration::from_secs(10),
             rate_limit_messages: 20,
             rate_limit_burst: 40,
@@ -342,7 +342,7 @@ fn a_record_must_fit_into_a_queue() {
         "{message}"
     );
     assert!(read(&[("SEND_QUEUE_BYTES", "65536"), ("MAX_RECORD_BYTES", "65536")]).is_ok());
-    assert_eq!(wrong(&[("MAX_RECORD_BYTES", "262145")]).0, ["MAX_RECORD_BYTES"]);
+    assert_eq!(wrong(&[("MAX_RECORD_BYTES", "1048577")]).0, ["MAX_RECORD_BYTES"]);
 }
 
 #[test]
