@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::http::refusal::{self, RequestRefusal, UpgradeRefusal};
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 use crate::session::fanout::Delivered;
@@ -41,6 +42,7 @@ pub struct Metrics {
     pub sessions: Level,
     pub connections_opened: Count,
     connections_closed: Family<Reason, Count>,
+    requests_refused: Family<Reason, Count>,
     upgrades_refused: Family<Reason, Count>,
     frame_errors: Family<Reason, Count>,
     pub frames_received: Count,
@@ -89,6 +91,11 @@ impl Default for Metrics {
         let closes = CloseCode::ALL.map(CloseCode::name);
         let errors = ErrorCode::ALL.map(ErrorCode::as_str);
         let poisons = Poison::ALL.map(Poison::name);
+        let requests = [
+            &[refusal::MALFORMED, refusal::HEAD_TOO_BIG][..],
+            &RequestRefusal::ALL.map(RequestRefusal::name),
+        ]
+        .concat();
         Self {
             connections: level(r, "connections", "Open WebSocket connections"),
             sessions: level(r, "sessions", "Sessions with a connection on this node"),
@@ -99,11 +106,17 @@ impl Default for Metrics {
                 "Connections closed by us or by the client's close frame",
                 &closes,
             ),
+            requests_refused: family(
+                r,
+                "requests_refused",
+                "HTTP requests refused, but for those of a WebSocket's path",
+                &requests,
+            ),
             upgrades_refused: family(
                 r,
                 "upgrades_refused",
-                "Upgrade requests refused",
-                &["origin", "capacity", "draining", "per_ip", "per_user"],
+                "Requests for a WebSocket refused",
+                &UpgradeRefusal::ALL.map(UpgradeRefusal::name),
             ),
             frame_errors: family(r, "frame_errors", "Client frames answered with an error", &errors),
             frames_received: count(r, "frames_received", "Text frames received from clients"),
@@ -174,7 +187,11 @@ impl Metrics {
         bump(&self.connections_closed, code.name());
     }
 
-    pub fn refused(&self, reason: &'static str) {
+    pub fn request_refused(&self, reason: &'static str) {
+        bump(&self.requests_refused, reason);
+    }
+
+    pub fn upgrade_refused(&self, reason: &'static str) {
         bump(&self.upgrades_refused, reason);
     }
 

@@ -139,10 +139,13 @@ impl Delivery {
         if value.len() > self.max_record_bytes {
             return Err(Poison::TooBig);
         }
+        if record::is_reserved(incoming.key) {
+            return Err(Poison::BadKey);
+        }
         match (incoming.form, incoming.topic) {
             (Form::Native, _) => {
                 let session_id = record::native_session(incoming.key)?;
-                if let Some(session) = self.registry.get(session_id) {
+                if let Some(session) = self.registry.get(&session_id) {
                     if simdutf8::basic::from_utf8(value).is_err() {
                         return Err(Poison::NotUtf8);
                     }

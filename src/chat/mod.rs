@@ -76,7 +76,7 @@ impl Chat {
         self.presence.joined(session_id, &member.user_id, &member.outbox);
         tracing::info!(
             "WebSocket client connected: {} ({user_type}) to session {session_id}",
-            member.user_id
+            member.user_id.in_log()
         );
         Speaker {
             session,
@@ -100,7 +100,8 @@ impl Chat {
         }
         self.presence.left(session_id, user_id, is_last);
         tracing::info!(
-            "WebSocket client disconnected: {user_id} ({}) from session {session_id}",
+            "WebSocket client disconnected: {} ({}) from session {session_id}",
+            user_id.in_log(),
             speaker.user_type
         );
     }

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Http;
-use super::response::{Answer, error};
+use super::refusal::{self, RequestRefusal};
 use super::router::{Door, route};
 use super::upgrade::Arrival;
 use super::watched::Watched;
@@ -182,6 +182,9 @@ async fn serve_socket(
 ) {
     let arrived = Mutex::new(None);
     if let Err(error) = speak_http(socket, peer.ip(), door, &http, &stop, &arrived).await {
+        if let Some(reason) = refusal::by_hyper(&error) {
+            http.metrics.request_refused(reason);
+        }
         tracing::debug!(%error, %peer, "HTTP connection ended");
     }
     if let Some(arrival) = arrived.into_inner() {
@@ -206,12 +209,13 @@ async fn speak_http(
         async move {
             let started = Instant::now();
             let line = tracing::enabled!(tracing::Level::DEBUG)
-                .then(|| format!("{} {}", request.method(), request.uri().path()));
+                // Escaped: a path may hold any UTF-8. A query may hold secrets.
+                .then(|| format!("{} {}", request.method(), request.uri().path().escape_debug()));
             let mut arrival = None;
             let answer = if is_clear {
                 route(http, door, peer, request, &mut arrival).await
             } else {
-                ambiguous()
+                RequestRefusal::AmbiguousLength.answer(&http.metrics)
             };
             if let Some(line) = line {
                 let took = started.elapsed().as_secs_f64() * 1000.0;
@@ -249,16 +253,6 @@ async fn speak_http(
                 .unwrap_or(Ok(()))
         }
     }
-}
-
-fn ambiguous() -> Answer {
-    let detail = "the length of the body is given twice";
-    let mut answer = error(hyper::StatusCode::BAD_REQUEST, "Bad request", detail);
-    answer.headers_mut().insert(
-        hyper::header::CONNECTION,
-        hyper::header::HeaderValue::from_static("close"),
-    );
-    answer
 }
 
 #[cfg(test)]

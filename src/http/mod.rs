@@ -3,6 +3,7 @@
 pub mod cors;
 pub mod limits;
 pub mod listener;
+pub mod refusal;
 mod response;
 mod rest;
 pub mod router;

@@ -1,5 +1,5 @@
-//! From a request to its answer. The order of checks is the contract's: path 404, method 405, ids and type 400,
-//! upgrade headers 426 or 400, Origin 403, capacity 503.
+//! From a request to its answer. The order of checks is the contract's: path 404, method 405, ids and type 400, and
+//! then those of [`upgrade`].
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,7 +11,8 @@ use hyper::{Method, Request, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 
 use super::Http;
-use super::response::{Answer, empty, error, error_with, with_body};
+use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
+use super::response::{Answer, empty, with_body};
 use super::rest;
 use super::upgrade::{self, Arrival};
 use crate::config::SessionIdFormat;
@@ -20,7 +21,6 @@ use crate::ws::connection::Hello;
 
 /// The longest request target in bytes.
 const MAX_URI: usize = 8 * 1024;
-const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Which listener a request came by.
@@ -47,7 +47,12 @@ enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
+    /// One slash at the end is no part of a path. A path that is a route with it has an empty id there.
     fn of(door: Door, path: &'a str) -> Option<Self> {
+        Self::of_exactly(door, path).or_else(|| Self::of_exactly(door, path.strip_suffix('/')?))
+    }
+
+    fn of_exactly(door: Door, path: &'a str) -> Option<Self> {
         // Room for one more segment than any route has: a longer path is no route.
         let mut segments = [""; 6];
         let mut count = 0;
@@ -82,19 +87,11 @@ pub async fn route(
     arrival: &mut Option<Arrival>,
 ) -> Answer {
     if target_len(request.uri()) > MAX_URI {
-        return error(
-            StatusCode::URI_TOO_LONG,
-            "URI too long",
-            "the request target is longer than 8192 bytes",
-        );
+        return RequestRefusal::UriTooLong.answer(&http.metrics);
     }
     // RFC 9112, section 3.2.
     if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        return error(
-            StatusCode::BAD_REQUEST,
-            "Bad request",
-            "a request has exactly one Host header",
-        );
+        return RequestRefusal::Host.answer(&http.metrics);
     }
     let mut answer = dispatch(http, door, peer, &mut request, arrival).await;
     if door == Door::Public {
@@ -102,8 +99,8 @@ pub async fn route(
         http.cors
             .decorate(request.headers(), is_preflight, answer.headers_mut());
     }
-    // What follows a body is not watched for its framing: see `watched`.
-    if has_body(request.headers()) {
+    // What follows a request with a length is not watched for its framing: see `watched`.
+    if has_length(request.headers()) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         answer
             .headers_mut()
             .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -119,8 +116,8 @@ fn target_len(uri: &Uri) -> usize {
     scheme + authority + path
 }
 
-/// Whether a request says that it has a body. None of our routes takes one.
-pub fn has_body(headers: &HeaderMap) -> bool {
+/// Whether a request says how long its body is, be it of no length.
+fn has_length(headers: &HeaderMap) -> bool {
     headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
@@ -132,7 +129,7 @@ async fn dispatch(
     arrival: &mut Option<Arrival>,
 ) -> Answer {
     let Some(route) = Route::of(door, request.uri().path()) else {
-        return error(StatusCode::NOT_FOUND, "Not found", "there is no such path");
+        return RequestRefusal::NotFound.answer(&http.metrics);
     };
     match *request.method() {
         Method::GET | Method::HEAD => {}
@@ -143,17 +140,7 @@ async fn dispatch(
                 .insert(header::ALLOW, header::HeaderValue::from_static(ALLOWED_METHODS));
             return answer;
         }
-        _ => {
-            let detail = "this path answers GET, HEAD and OPTIONS";
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            return error_with(
-                status,
-                "Method not allowed",
-                detail,
-                header::ALLOW,
-                ALLOWED_METHODS,
-            );
-        }
+        _ => return RequestRefusal::Method.answer(&http.metrics),
     }
     match route {
         Route::Health => rest::health(http),
@@ -166,7 +153,7 @@ async fn dispatch(
         }
         Route::ConnectionStatus { session_id } => match parse_session(http, session_id) {
             Some(session_id) => rest::connection_status(http, &session_id).await,
-            None => bad_session(),
+            None => RequestRefusal::SessionId.answer(&http.metrics),
         },
         Route::WebSocket {
             session_id,
@@ -174,14 +161,13 @@ async fn dispatch(
             user_type,
         } => {
             let Some(session_id) = parse_session(http, session_id) else {
-                return bad_session();
+                return UpgradeRefusal::SessionId.answer(&http.metrics);
             };
             let Some(user_id) = UserId::parse(&decode(user_id)) else {
-                return error(StatusCode::BAD_REQUEST, "Invalid user ID", ID_RULE);
+                return UpgradeRefusal::UserId.answer(&http.metrics);
             };
             let Some(user_type) = UserType::parse(&decode(user_type)) else {
-                let detail = "the user type must be customer, agent or admin";
-                return error(StatusCode::BAD_REQUEST, "Invalid user type", detail);
+                return UpgradeRefusal::UserType.answer(&http.metrics);
             };
             let hello = Hello {
                 session_id,
@@ -192,8 +178,6 @@ async fn dispatch(
         }
     }
 }
-
-const ID_RULE: &str = "an id is 1 to 128 of the characters A-Z a-z 0-9 . _ @ + = ~ - and neither . nor ..";
 
 /// Percent-decoded once; what doesn't decode keeps its `%`, which no id may have.
 fn decode(segment: &str) -> Cow<'_, str> {
@@ -206,10 +190,6 @@ fn parse_session(http: &Http, segment: &str) -> Option<SessionId> {
     let id = decode(segment);
     let is_accepted = http.config.session_id_format == SessionIdFormat::Any || is_uuid(&id);
     SessionId::parse(&id).filter(|_| is_accepted)
-}
-
-fn bad_session() -> Answer {
-    error(StatusCode::BAD_REQUEST, "Invalid session ID", ID_RULE)
 }
 
 #[cfg(test)]
@@ -226,23 +206,38 @@ mod tests {
             "/api/session/s/connection-status",
             "/ws/s/u/t",
             "/ws///",
+            "/health/",
+            "/ws/s/u/t/",
+            "/ws////",
+            "/api/session/s/connection-status/",
         ] {
             assert!(is_route(path), "{path}");
         }
         for path in [
             "",
             "/",
-            "/health/",
+            "/health//",
+            "//health",
             "/ws/s/u",
-            "/ws/s/u/t/",
+            "/ws/s/u/t//",
             "/api/session/s",
+            "/api/session/s/",
             "/metrics",
             "*",
             "/a/b/c/d/e/f/g",
         ] {
             assert!(!is_route(path), "{path}");
         }
+        // With a slash that belongs to the path there is an empty id: that is another refusal.
+        for path in ["/ws/s/u/", "/ws/s/u//"] {
+            let route = Route::of(Door::Public, path);
+            assert!(
+                matches!(route, Some(Route::WebSocket { user_type: "", .. })),
+                "{path}"
+            );
+        }
         assert!(Route::of(Door::Admin, "/metrics").is_some());
+        assert!(Route::of(Door::Admin, "/metrics/").is_some());
         assert!(Route::of(Door::Admin, "/health").is_none());
     }
 
@@ -250,10 +245,13 @@ mod tests {
     fn segments_are_decoded_once() {
         assert_eq!(decode("a%40b"), "a@b");
         assert_eq!(decode("a%2540b"), "a%40b");
-        for bad in [
-            "%zz", "%", "%00", "%2f", "%ff", "%c3%a9", "%252e", "%2e%2e", "..", "",
-        ] {
+        for bad in ["%zz", "%", "%00", "%2f", "%ff", "%252e", "%2e%2e", "..", ""] {
             assert!(SessionId::parse(&decode(bad)).is_none(), "{bad}");
+            assert!(UserId::parse(&decode(bad)).is_none(), "{bad}");
         }
+        assert_eq!(
+            UserId::parse(&decode("Jos%C3%A9%20a")).unwrap().as_str(),
+            "José a"
+        );
     }
 }

@@ -1,4 +1,7 @@
 //! The WebSocket handshake (RFC 6455, section 4.2): every refusal is an HTTP answer, before the 101.
+//!
+//! The upgrade's headers are looked at last: a browser can't see why its handshake failed, and asks the same path by a
+//! plain GET; 426 then says that nothing else was wrong.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,13 +20,17 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Http;
 use super::limits::{Exceeded, Ticket};
-use super::response::{Answer, empty, error, error_with};
-use super::router::has_body;
+use super::refusal::UpgradeRefusal;
+use super::response::{Answer, empty};
 use super::watched::Watched;
 use crate::ws::connection::{Connection, Hello};
 
 /// What a key is hashed with (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The subprotocol that is answered where it is offered. Others are not: one of them, `livechat.bearer.…`, carries a
+/// token, which is neither shown nor logged.
+const SUBPROTOCOL: &str = "livechat.v1";
 
 /// A client whose handshake is accepted: it joins when hyper gives up the socket.
 pub struct Arrival {
@@ -42,34 +49,65 @@ pub fn upgrade(
     request: &mut Request<Incoming>,
     arrival: &mut Option<Arrival>,
 ) -> Answer {
-    let accept = match check_headers(request) {
-        Ok(accept) => accept,
-        Err(refusal) => return refusal,
-    };
+    match admit(http, peer, &hello, request) {
+        Ok(admitted) => switch_protocols(admitted, hello, request, arrival),
+        Err(refusal) => refusal.answer(&http.metrics),
+    }
+}
+
+/// What a client that is let in gets.
+struct Admitted {
+    ticket: Ticket,
+    token: TaskTrackerToken,
+    accept: HeaderValue,
+}
+
+/// Runs the checks in their order. Until the last one is passed nothing may be done that a plain GET should not do:
+/// the ticket is given back where it is refused.
+fn admit(
+    http: &Http,
+    peer: IpAddr,
+    hello: &Hello,
+    request: &Request<Incoming>,
+) -> Result<Admitted, UpgradeRefusal> {
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
-        http.metrics.refused("origin");
-        return error(
-            StatusCode::FORBIDDEN,
-            "Origin not allowed",
-            "this origin is not in ALLOWED_ORIGINS",
-        );
+        return Err(UpgradeRefusal::Origin);
     }
     // Before the question: a drain that begins after it waits for this arrival.
     let token = http.tracker.token();
     if http.life.is_draining() {
-        http.metrics.refused("draining");
-        return later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Service unavailable",
-            "this node is draining",
-        );
+        return Err(UpgradeRefusal::Draining);
     }
     let ip = http.limits.client_ip(peer, headers);
-    let ticket = match http.limits.admit(ip, (&hello.session_id, &hello.user_id)) {
-        Ok(ticket) => ticket,
-        Err(exceeded) => return refuse(http, exceeded),
-    };
+    let admitted = http.limits.admit(ip, (&hello.session_id, &hello.user_id));
+    let ticket = admitted.map_err(|exceeded| match exceeded {
+        Exceeded::Process => UpgradeRefusal::Capacity,
+        Exceeded::Address => UpgradeRefusal::PerIp,
+        Exceeded::User => UpgradeRefusal::PerUser,
+    })?;
+    let accept = check_headers(request)?;
+    Ok(Admitted {
+        ticket,
+        token,
+        accept,
+    })
+}
+
+fn switch_protocols(
+    admitted: Admitted,
+    hello: Hello,
+    request: &mut Request<Incoming>,
+    arrival: &mut Option<Arrival>,
+) -> Answer {
+    let Admitted {
+        ticket,
+        token,
+        accept,
+    } = admitted;
+    let is_offered = lists(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL, |item| {
+        item == SUBPROTOCOL.as_bytes()
+    });
     *arrival = Some(Arrival {
         hello,
         upgraded: hyper::upgrade::on(request),
@@ -81,6 +119,12 @@ pub fn upgrade(
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if is_offered {
+        headers.insert(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(SUBPROTOCOL),
+        );
+    }
     answer
 }
 
@@ -115,105 +159,48 @@ async fn take_socket(upgraded: OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
 }
 
 /// The accept key, or why this request is no handshake.
-#[allow(
-    clippy::result_large_err,
-    reason = "a refusal is an answer, made once and returned"
-)]
-fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, Answer> {
+fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, UpgradeRefusal> {
     let headers = request.headers();
+    let has_token =
+        |name, token: &str| lists(headers, name, |item| item.eq_ignore_ascii_case(token.as_bytes()));
     let is_upgrade = request.method() == Method::GET
         && request.version() == Version::HTTP_11
-        && has_token(headers, &header::CONNECTION, "upgrade")
-        && has_token(headers, &header::UPGRADE, "websocket");
+        && has_token(&header::CONNECTION, "upgrade")
+        && has_token(&header::UPGRADE, "websocket");
     if !is_upgrade {
-        return Err(upgrade_required(
-            "send a WebSocket handshake (RFC 6455)",
-            header::UPGRADE,
-            "websocket",
-        ));
+        return Err(UpgradeRefusal::NoUpgrade);
     }
-    if headers
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
-        let name = header::SEC_WEBSOCKET_VERSION;
-        return Err(upgrade_required("the WebSocket version must be 13", name, "13"));
+    if only(headers, &header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(UpgradeRefusal::Version);
     }
     if has_body(headers) {
-        return Err(error(
-            StatusCode::BAD_REQUEST,
-            "Bad request",
-            "a WebSocket handshake has no body",
-        ));
+        return Err(UpgradeRefusal::Body);
     }
-    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
-    match (keys.next(), keys.next()) {
-        (Some(key), None) if is_key(key.as_bytes()) => Ok(accept_key(key.as_bytes())),
-        _ => Err(error(
-            StatusCode::BAD_REQUEST,
-            "Bad request",
-            "Sec-WebSocket-Key must be 16 bytes in base64",
-        )),
+    match only(headers, &header::SEC_WEBSOCKET_KEY) {
+        Some(key) if is_key(key.as_bytes()) => Ok(accept_key(key.as_bytes())),
+        _ => Err(UpgradeRefusal::Key),
     }
 }
 
-/// A 426 names the protocol to upgrade to (RFC 9110, section 15.5.22).
-fn upgrade_required(detail: &str, name: HeaderName, value: &'static str) -> Answer {
-    let mut answer = error_with(
-        StatusCode::UPGRADE_REQUIRED,
-        "Upgrade required",
-        detail,
-        name,
-        value,
-    );
-    answer
-        .headers_mut()
-        .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer
+/// The value of a header that may be there only once; `None` also where it is there twice.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    values.next().is_none().then_some(value)
 }
 
-fn refuse(http: &Http, exceeded: Exceeded) -> Answer {
-    let (reason, status, message, detail) = match exceeded {
-        Exceeded::Process => (
-            "capacity",
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Service unavailable",
-            "this node is at its MAX_CONNECTIONS",
-        ),
-        Exceeded::Address => (
-            "per_ip",
-            StatusCode::TOO_MANY_REQUESTS,
-            "Too many connections",
-            "too many connections from this address",
-        ),
-        Exceeded::User => (
-            "per_user",
-            StatusCode::TOO_MANY_REQUESTS,
-            "Too many connections",
-            "too many connections of this user",
-        ),
-    };
-    http.metrics.refused(reason);
-    later(status, message, detail)
+/// Whether an item of a comma-separated list, which may be spread over several headers, fits (RFC 9110, section 5.6.1).
+fn lists(headers: &HeaderMap, name: &HeaderName, fits: impl Fn(&[u8]) -> bool) -> bool {
+    let values = headers.get_all(name).iter();
+    let mut items = values.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    items.any(|item| fits(item.trim_ascii()))
 }
 
-fn later(status: StatusCode, message: &str, detail: &str) -> Answer {
-    // Spread, so that those who are refused together don't come back together.
-    let seconds = ["1", "2", "3", "4", "5"][fastrand::usize(..5)];
-    error_with(status, message, detail, header::RETRY_AFTER, seconds)
-}
-
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
-        .any(|value| value.trim().eq_ignore_ascii_case(token))
+/// Whether there is a body; a length of zero is none (RFC 9112, section 6).
+fn has_body(headers: &HeaderMap) -> bool {
+    let is_zero = |length: &HeaderValue| length.as_bytes().iter().all(|&digit| digit == b'0');
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || !headers.get_all(header::CONTENT_LENGTH).iter().all(is_zero)
 }
 
 fn is_key(key: &[u8]) -> bool {

@@ -1,36 +1,134 @@
-//! Ids that clients choose: checked once at the door, so that none reaches Redis or Kafka unchecked.
+//! Ids that clients choose: checked once at the door, so that none reaches Redis, Kafka or a log unchecked.
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
+use icu_properties::CodePointMapData;
+use icu_properties::props::GeneralCategory;
 use serde::Serialize;
 
-/// The longest id in bytes (all allowed characters are one byte).
+/// The longest id, in bytes of UTF-8.
 pub const MAX_ID_LEN: usize = 128;
 
-/// Whether `id` is a session or user id: `[A-Za-z0-9._@+=~-]{1,128}`, and neither `.` nor `..`.
-pub fn is_valid_id(id: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._@+=~-".contains(&b);
-    (1..=MAX_ID_LEN).contains(&id.len()) && id.bytes().all(allowed) && id != "." && id != ".."
+/// The length of a UUID with its hyphens.
+const UUID_LEN: usize = 36;
+
+/// A session id that is reserved: no client's session and no record's may have it.
+pub const LOBBY: &str = "@lobby";
+
+/// The text of a session id in its one spelling, borrowed where it already has it: looking a session up allocates
+/// nothing.
+pub enum SessionKey<'a> {
+    AsWritten(&'a str),
+    /// A UUID that was written with capital letters.
+    Lowered([u8; UUID_LEN]),
+}
+
+impl<'a> SessionKey<'a> {
+    /// `[A-Za-z0-9._@+=~-]{1,128}`, not `.`, `..` or [`LOBBY`]; `None` for any other text.
+    pub fn parse(id: &'a str) -> Option<Self> {
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._@+=~-".contains(&b);
+        let is_valid = (1..=MAX_ID_LEN).contains(&id.len())
+            && id.bytes().all(is_allowed)
+            && !matches!(id, "." | ".." | LOBBY);
+        is_valid.then(|| Self::spell(id))
+    }
+
+    /// The same UUID is the same session, however it is written: in lower case.
+    fn spell(id: &'a str) -> Self {
+        if let Ok(mut lowered) = <[u8; UUID_LEN]>::try_from(id.as_bytes())
+            && lowered.iter().any(u8::is_ascii_uppercase)
+            && is_uuid(id)
+        {
+            lowered.make_ascii_lowercase();
+            return Self::Lowered(lowered);
+        }
+        Self::AsWritten(id)
+    }
+}
+
+impl Deref for SessionKey<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::AsWritten(id) => id,
+            // Hexadecimal digits and hyphens.
+            Self::Lowered(id) => std::str::from_utf8(id).unwrap_or_default(),
+        }
+    }
 }
 
 /// A session's id, shared by everything that belongs to the session.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct SessionId(Arc<str>);
 
-/// A user's id within a session.
+impl SessionId {
+    /// Takes a valid id, in its one spelling; `None` for any other text.
+    pub fn parse(id: &str) -> Option<Self> {
+        SessionKey::parse(id).map(|key| Self((*key).into()))
+    }
+}
+
+/// A session id has only ASCII letters, digits and `._@+=~-`: it can stand anywhere as it is.
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A user's id within a session, compared byte for byte. It has no `Display`: whoever shows one chooses between
+/// [`UserId::as_str`] and [`UserId::in_log`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct UserId(Arc<str>);
+
+impl UserId {
+    /// Takes a valid id; `None` for any other text. Valid are 1 to 128 bytes without control and format characters,
+    /// line and paragraph separators and ``/ \ % " < > { } ` ``, not `.` or `..`, and without a space at either end.
+    pub fn parse(id: &str) -> Option<Self> {
+        let is_valid = (1..=MAX_ID_LEN).contains(&id.len())
+            && id.chars().all(may_be_in_a_user_id)
+            && !matches!(id, "." | "..")
+            && !id.starts_with(' ')
+            && !id.ends_with(' ');
+        is_valid.then(|| Self(id.into()))
+    }
+
+    /// As a line of text for people shows it: in quotation marks, which no id has, where it could be taken for
+    /// something else.
+    pub fn in_log(&self) -> InLog<'_> {
+        InLog(&self.0)
+    }
+}
+
+fn may_be_in_a_user_id(c: char) -> bool {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    if c.is_ascii() {
+        return !c.is_ascii_control() && !r#"/\%"<>{}`"#.contains(c);
+    }
+    let category = CodePointMapData::<GeneralCategory>::new().get(c);
+    !matches!(category, Control | Format | LineSeparator | ParagraphSeparator)
+}
+
+/// See [`UserId::in_log`].
+pub struct InLog<'a>(&'a str);
+
+impl fmt::Display for InLog<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._@+=~|:-".contains(&b);
+        if self.0.bytes().all(is_plain) {
+            f.write_str(self.0)
+        } else {
+            write!(f, "\"{}\"", self.0)
+        }
+    }
+}
 
 macro_rules! id_type {
     ($name:ident) => {
         impl $name {
-            /// Takes a valid id; `None` for any other text.
-            pub fn parse(id: &str) -> Option<Self> {
-                is_valid_id(id).then(|| Self(id.into()))
-            }
-
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -40,12 +138,6 @@ macro_rules! id_type {
         impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
             }
         }
 
@@ -60,9 +152,9 @@ macro_rules! id_type {
 id_type!(SessionId);
 id_type!(UserId);
 
-/// Whether `id` is a UUID in its hyphenated form, as `SESSION_ID_FORMAT=uuid` asks.
+/// Whether `id` is a UUID in its hyphenated form, in any case.
 pub fn is_uuid(id: &str) -> bool {
-    id.len() == 36 && uuid::Uuid::try_parse(id).is_ok()
+    id.len() == UUID_LEN && uuid::Uuid::try_parse(id).is_ok()
 }
 
 /// What a user is in a session.
@@ -106,42 +198,164 @@ mod tests {
 
     use super::*;
 
+    fn session(id: &str) -> Option<String> {
+        SessionId::parse(id).map(|id| id.to_string())
+    }
+
+    fn is_user(id: &str) -> bool {
+        UserId::parse(id).is_some_and(|parsed| parsed.as_str() == id)
+    }
+
     #[test]
-    fn ids_as_the_contract_writes_them() {
+    fn session_ids_as_the_contract_writes_them() {
+        let long = "x".repeat(MAX_ID_LEN + 1);
         for good in [
             "session_123",
             "123",
             "a",
             "a.b@c+d=e~f-g",
             "...",
+            "@lobby2",
+            "@Lobby",
             "018f4e3a-7c1e-7000-8000-000000000000",
+            "UPPER",
+            "018F4E3A7C1E70008000000000000000",
+            &long[1..],
         ] {
-            assert!(is_valid_id(good), "{good}");
+            assert_eq!(session(good).as_deref(), Some(good));
         }
-        let long = "x".repeat(MAX_ID_LEN + 1);
         for bad in [
-            "", ".", "..", "a/b", "a b", "a\0", "é", "a%2f", "a:b", "{a}", "a\n", &long,
+            "", ".", "..", "a/b", "a b", "a\0", "é", "a%2f", "a:b", "{a}", "a\n", "a|b", LOBBY, &long,
         ] {
-            assert!(!is_valid_id(bad), "{bad:?}");
+            assert_eq!(session(bad), None, "{bad:?}");
         }
-        assert!(is_valid_id(&long[1..]));
+        assert_eq!(
+            session("018F4e3A-7C1E-7abc-8DEF-000000000000").unwrap(),
+            "018f4e3a-7c1e-7abc-8def-000000000000"
+        );
+    }
+
+    #[test]
+    fn user_ids_as_the_contract_writes_them() {
+        let long = "é".repeat(MAX_ID_LEN / 2);
+        for good in [
+            "auth0|1",
+            "user:42",
+            "José",
+            "Anna Schmidt",
+            "...",
+            "a*b",
+            "@lobby",
+            "\u{e000}",
+            "\u{a0}",
+            "😀",
+            &long,
+        ] {
+            assert!(is_user(good), "{good:?}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            " a",
+            "a ",
+            " ",
+            "a\tb",
+            "\u{7f}",
+            "\u{85}",
+            "\u{ad}",
+            "\u{600}",
+            "a\u{200d}b",
+            "\u{2028}",
+            "\u{2029}",
+            "\u{202e}",
+            "\u{feff}",
+            "\u{e0001}",
+        ] {
+            assert!(!is_user(bad), "{bad:?}");
+        }
+        for bad in r#"/\%"<>{}`"#.chars() {
+            assert!(!is_user(&format!("a{bad}b")), "{bad:?}");
+        }
+        assert!(!is_user(&format!("{long}x")));
     }
 
     #[test]
     fn only_hyphenated_uuids_are_uuids() {
         assert!(is_uuid("018f4e3a-7c1e-7000-8000-000000000000"));
+        assert!(is_uuid("018F4E3A-7C1E-7000-8000-000000000000"));
         assert!(!is_uuid("018f4e3a7c1e70008000000000000000"));
+        assert!(!is_uuid("018f4e3a-7c1e-7000-8000-00000000000g"));
         assert!(!is_uuid("session_123"));
     }
 
+    #[test]
+    fn ids_are_quoted_in_logs_where_they_need_it() {
+        let shown = |id: &str| UserId::parse(id).unwrap().in_log().to_string();
+        for plain in ["auth0|1", "user:42", "A.b_c@d+e=f~g-h"] {
+            assert_eq!(shown(plain), plain);
+        }
+        for quoted in ["José", "a b", "a,b", "x=1;y", "(agent)", "'"] {
+            assert_eq!(shown(quoted), format!("\"{quoted}\""));
+        }
+    }
+
     proptest! {
+        /// Against the classes of another library.
         #[test]
-        fn an_id_never_needs_escaping(id in any::<String>()) {
-            if is_valid_id(&id) {
-                prop_assert_eq!(serde_json::to_string(&id).unwrap(), format!("\"{id}\""));
-                let special = id.contains([':', '/', '{', '}', '%', '*']);
-                prop_assert!(!special);
+        fn user_ids_have_no_character_that_is_refused(
+            id in "[^\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}` ]{1,32}",
+            inner in "[^\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}`]{0,32}",
+            refused in "[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}`]",
+            any_id in any::<String>(),
+        ) {
+            let is_short = |id: &str| id.len() <= MAX_ID_LEN;
+            prop_assert_eq!(is_user(&id), is_short(&id) && id != "." && id != "..");
+            prop_assert_eq!(is_user(&format!("a{inner}b")), is_short(&format!("a{inner}b")));
+            for spoilt in [id.clone() + &refused, refused + &id, id.clone() + " ", " ".to_owned() + &id] {
+                prop_assert!(!is_user(&spoilt));
             }
+            for id in [id, any_id] {
+                let Some(parsed) = UserId::parse(&id) else { continue };
+                // It comes back from JSON and from a path as it was.
+                let json = serde_json::to_string(&parsed).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<String>(&json).unwrap(), &id);
+                let path = percent_encoding::utf8_percent_encode(&id, percent_encoding::NON_ALPHANUMERIC).to_string();
+                prop_assert_eq!(percent_encoding::percent_decode_str(&path).decode_utf8().unwrap(), id.as_str());
+                let shown = parsed.in_log().to_string();
+                prop_assert_eq!(shown.lines().count(), 1);
+                prop_assert!(shown == id || shown.trim_matches('"') == id);
+            }
+        }
+
+        #[test]
+        fn a_session_id_never_needs_escaping(id in any::<String>(), likely in "[A-Za-z0-9._@+=~-]{1,40}") {
+            prop_assert!(SessionId::parse(&likely).is_some() || matches!(&*likely, "." | ".." | LOBBY));
+            for id in [id, likely] {
+                if let Some(parsed) = SessionId::parse(&id) {
+                    prop_assert_eq!(serde_json::to_string(&parsed).unwrap(), format!("\"{parsed}\""));
+                    let special = id.contains([':', '/', '{', '}', '%', '*']);
+                    prop_assert!(!special);
+                    // It is its own spelling.
+                    prop_assert_eq!(SessionId::parse(parsed.as_str()), Some(parsed));
+                }
+            }
+        }
+
+        #[test]
+        fn a_uuid_is_one_session_however_it_is_written(bytes in any::<u128>(), capitals in any::<u64>()) {
+            let id = uuid::Uuid::from_u128(bytes).to_string();
+            let mixed: String = id.chars().enumerate().map(|(at, c)| match capitals >> at & 1 {
+                1 => c.to_ascii_uppercase(),
+                _ => c,
+            }).collect();
+            prop_assert_eq!(session(&mixed), Some(id));
+        }
+
+        #[test]
+        fn what_is_no_uuid_keeps_its_case(id in "[A-F0-9-]{35,37}") {
+            prop_assume!(!is_uuid(&id));
+            prop_assert_eq!(session(&id), Some(id));
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::ser::{SerializeMap, Serializer};
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Value};
 
-use super::ids::{SessionId, UserId, is_valid_id};
+use super::ids::{LOBBY, SessionId, SessionKey, UserId};
 use super::json::{self, Passed, Reader};
 use super::server;
 use super::status::{ConnectionStatus, StatusChange, StatusEvent};
@@ -129,9 +129,14 @@ impl Poison {
 }
 
 /// The session of a native record: its key, a valid id.
-pub fn native_session(key: Option<&[u8]>) -> Result<&str, Poison> {
+pub fn native_session(key: Option<&[u8]>) -> Result<SessionKey<'_>, Poison> {
     let key = key.and_then(|key| std::str::from_utf8(key).ok());
-    key.filter(|key| is_valid_id(key)).ok_or(Poison::BadKey)
+    key.and_then(SessionKey::parse).ok_or(Poison::BadKey)
+}
+
+/// Whether a record has the reserved key, which no record may have, whatever else says where it belongs.
+pub fn is_reserved(key: Option<&[u8]>) -> bool {
+    key == Some(LOBBY.as_bytes())
 }
 
 /// Reads and converts records of the old form; keeps its buffers.
@@ -173,8 +178,16 @@ impl Converter {
                 return Err(Poison::MissingField);
             };
             let session_id = SessionId::parse(session).ok_or(Poison::BadKey)?;
-            let payload = || server::converted("new_message", OldMessage { id, record: &record });
-            Ok(wanted(session).then(|| (session_id, payload())))
+            let payload = || {
+                let message = OldMessage {
+                    id,
+                    session_id: &session_id,
+                    record: &record,
+                };
+                server::converted("new_message", message)
+            };
+            let payload = wanted(session_id.as_str()).then(payload);
+            Ok(payload.map(|payload| (session_id, payload)))
         })
     }
 
@@ -249,6 +262,8 @@ fn last<'t, 'i>(record: &Object<'t, 'i>, name: &str) -> Option<Value<'t, 'i>> {
 /// The old record's fields under their new names; unknown ones follow by value.
 struct OldMessage<'r, 't, 'i> {
     id: Value<'t, 'i>,
+    /// In its one spelling.
+    session_id: &'r SessionId,
     record: &'r Object<'t, 'i>,
 }
 
@@ -275,7 +290,10 @@ impl Serialize for OldMessage<'_, '_, '_> {
         values[0] = Some(self.id);
         let mut map = serializer.serialize_map(None)?;
         for ((_, new), value) in RENAMED.iter().zip(values) {
-            map.serialize_entry(new, &value.map(Passed))?;
+            match *new {
+                "session_id" => map.serialize_entry(new, self.session_id)?,
+                _ => map.serialize_entry(new, &value.map(Passed))?,
+            }
         }
         for (key, value) in self.record.iter() {
             let is_mapped = RENAMED.iter().any(|(old, new)| *old == key || *new == key);
@@ -382,6 +400,26 @@ mod tests {
     }
 
     #[test]
+    fn a_uuid_is_written_in_lower_case() {
+        let (lower, upper) = (
+            "018f4e3a-7c1e-7000-8000-00000000000a",
+            "018F4E3A-7C1E-7000-8000-00000000000A",
+        );
+        let mut record = old_record();
+        record["session_id"] = json!(upper);
+        let mut asked = String::new();
+        let converted = Converter::default().message(record.to_string().as_bytes(), |session| {
+            asked = session.to_owned();
+            true
+        });
+        let (session_id, payload) = converted.unwrap().unwrap();
+        assert_eq!((asked.as_str(), session_id.as_str()), (lower, lower));
+        let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(frame["data"]["session_id"], lower);
+        assert_eq!(&*native_session(Some(upper.as_bytes())).unwrap(), lower);
+    }
+
+    #[test]
     fn what_must_be_there() {
         for name in ["id", "session_id", "message"] {
             for value in [None, Some(json!(null)), Some(json!({}))] {
@@ -395,6 +433,8 @@ mod tests {
         }
         let mut record = old_record();
         record["session_id"] = json!("a/b");
+        assert_eq!(convert(&record), Err(Poison::BadKey));
+        record["session_id"] = json!("@lobby");
         assert_eq!(convert(&record), Err(Poison::BadKey));
         record = old_record();
         record["id"] = json!(7);
@@ -441,8 +481,11 @@ mod tests {
         assert_eq!(Form::of_header(Some(b"1")), Form::Native);
         assert_eq!(Form::of_header(Some(b"2")), Form::Unknown);
         assert_eq!(Form::of_header(Some(b"")), Form::Unknown);
-        assert_eq!(native_session(Some(b"s1")), Ok("s1"));
-        assert_eq!(native_session(Some(b"a b")), Err(Poison::BadKey));
-        assert_eq!(native_session(None), Err(Poison::BadKey));
+        let session = |key| native_session(key).map(|key| key.to_string());
+        assert_eq!(session(Some(b"s1")), Ok("s1".to_owned()));
+        for bad in [None, Some(&b"a b"[..]), Some(b"@lobby"), Some(b"\xff"), Some(b"")] {
+            assert_eq!(session(bad), Err(Poison::BadKey));
+        }
+        assert!(is_reserved(Some(b"@lobby")) && !is_reserved(Some(b"s1")) && !is_reserved(None));
     }
 }

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 use sha1::{Digest, Sha1};
 
-use crate::http_routes::{BAD_IDS, GOOD_IDS, is_utc};
+use crate::http_routes::{BAD_IDS, BAD_SESSION_IDS, GOOD_IDS, is_utc};
 use crate::support::http::head;
 use crate::support::raw::{ACCEPT, HANDSHAKE, KEY, handshake, handshake_with};
 use crate::support::{Frame, Http, RawWs, Response, Server};
@@ -143,6 +143,11 @@ fn handshake_refuses_bad_ids_and_types_with_400() {
             // Also before the upgrade headers are looked at.
             open(&server, &path, &[]).assert_error(400);
         }
+    }
+    for (id, why) in BAD_SESSION_IDS {
+        let response = open(&server, &format!("/ws/{id}/u1/customer"), &HANDSHAKE);
+        assert_eq!(response.status, 400, "{id} ({why}): {response:?}");
+        response.assert_error(400);
     }
     for user_type in [
         "",
@@ -282,9 +287,10 @@ fn handshake_checks_the_origin_in_production() {
         assert_eq!(response.status, 403, "{origin:?}: {response:?}");
         response.assert_error(403);
     }
-    // Ids are checked before, the upgrade's headers too.
+    // Ids are checked before, the upgrade's headers after it.
     open(&server, "/ws/%00/u1/customer", &with("https://evil.example")).assert_error(400);
-    open(&server, PATH, &[("Origin", "https://evil.example")]).assert_error(426);
+    open(&server, PATH, &[("Origin", "https://evil.example")]).assert_error(403);
+    open(&server, PATH, &[("Origin", "https://a.example")]).assert_error(426);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use crate::support::http::head;
 use crate::support::raw::handshake;
 use crate::support::{Client, Http, Response, Server, eventually};
 
-/// Ids as they stand in a path, and why they are refused.
-pub const BAD_IDS: [(&str, &str); 22] = [
+/// Ids as they stand in a path that neither a session nor a user may have, and why.
+pub const BAD_IDS: [(&str, &str); 17] = [
     ("", "empty"),
     (".", "a path segment with a meaning"),
     ("..", "a path segment with a meaning"),
@@ -24,15 +24,20 @@ pub const BAD_IDS: [(&str, &str); 22] = [
     ("a%", "an encoding cut short"),
     ("a%4", "an encoding cut short"),
     ("%2561", "encoded twice: decoded once, a percent sign is left"),
+    ("%ff", "not UTF-8"),
+];
+
+/// And those that only a session may not have.
+pub const BAD_SESSION_IDS: [(&str, &str); 6] = [
     ("a%20b", "a space"),
     ("%C3%A9", "beyond ASCII"),
-    ("%ff", "not UTF-8"),
     ("a:b", "a separator of Redis keys"),
     ("%7Ba%7D", "a hash tag of Redis keys"),
     ("a*b", "a pattern"),
+    ("@lobby", "reserved"),
 ];
 
-/// Ids as they stand in a path, and what they mean.
+/// Ids as they stand in a path, and what they mean, to sessions and users alike.
 pub const GOOD_IDS: [(&str, &str); 7] = [
     ("session_123", "session_123"),
     ("123", "123"),
@@ -62,18 +67,20 @@ fn http_unknown_paths_are_404_for_every_method() {
         "/",
         "/nothing",
         "/Health",
-        "/health/",
+        "/health//",
         "/health/x",
         "/api",
         "/api/session",
         "/api/session/s1",
         "/api/session/s1/",
         "/api/session/s1/connection-status/x",
+        "/api/session/s1/connection-status//",
         "/api/session/s1/connection_status",
         "/ws",
         "/ws/s",
         "/ws/s/u",
         "/ws/s/u/customer/more",
+        "/ws/s/u/customer//",
         "/metrics",
         "//health",
     ];
@@ -159,6 +166,7 @@ fn http_bad_ids_are_400() {
     let longer = "x".repeat(200);
     for (id, why) in BAD_IDS
         .into_iter()
+        .chain(BAD_SESSION_IDS)
         .chain([(&*long, "129 characters"), (&*longer, "200 characters")])
     {
         let response = request(&server, "GET", &status_path(id));

@@ -27,9 +27,9 @@ pub fn untold(session_id: &str, node: &str) -> String {
     format!("{{session:{session_id}:users}}:untold:{node}")
 }
 
-/// Somebody types; the old server's name.
+/// Somebody types; the old server's name. No session's id has a colon, so that a user's may have any.
 pub fn typing(session_id: &SessionId, user_id: &UserId) -> String {
-    format!("session:{session_id}:typing:{user_id}")
+    format!("session:{session_id}:typing:{}", user_id.as_str())
 }
 
 /// The sessions that a node may hold somebody in: a sorted set, each with the number of the pipeline that wrote last.

@@ -293,6 +293,6 @@ fn event(event_type: EventType, user_id: &UserId, version: u64) -> StatusEvent {
     StatusEvent {
         event_type,
         event_user_id: user_id.clone(),
-        event_id: Some(format!("{version}:{user_id}")),
+        event_id: Some(format!("{version}:{}", user_id.as_str())),
     }
 }

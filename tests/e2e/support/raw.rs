@@ -74,8 +74,13 @@ impl RawWs {
         if response.status != 101 {
             return Err(response);
         }
+        Ok(Self::over(http))
+    }
+
+    /// Takes over a connection whose 101 was read.
+    pub fn over(http: Http) -> Self {
         let (stream, buffer) = http.into_parts();
-        Ok(Self { stream, buffer })
+        Self { stream, buffer }
     }
 
     /// Writes exact bytes; a peer that has already closed is no error, for its close is what the test reads next.

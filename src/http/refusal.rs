@@ -1,0 +1,281 @@
+//! Why a request is refused: the answer and the metric's label of each reason, in one place, so that no refusal goes
+//! uncounted.
+
+use hyper::StatusCode;
+use hyper::header::{self, HeaderName, HeaderValue};
+
+use super::response::{Answer, error};
+use crate::metrics::Metrics;
+
+pub const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
+
+/// The labels of what hyper refuses before we see a request: it answers 400 and 431 itself.
+pub const MALFORMED: &str = "malformed";
+pub const HEAD_TOO_BIG: &str = "head_too_big";
+
+/// Whether hyper has refused the request, and the label for it.
+pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
+    if error.is_parse_too_large() {
+        Some(HEAD_TOO_BIG)
+    } else {
+        error.is_parse().then_some(MALFORMED)
+    }
+}
+
+/// What a request is refused for before its route is known, or on any route but the WebSocket's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestRefusal {
+    AmbiguousLength,
+    UriTooLong,
+    Host,
+    NotFound,
+    Method,
+    SessionId,
+}
+
+/// What a request for a WebSocket is refused for, in the order of the checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpgradeRefusal {
+    SessionId,
+    UserId,
+    UserType,
+    Origin,
+    Draining,
+    Capacity,
+    PerIp,
+    PerUser,
+    /// A plain GET: nothing else was wrong.
+    NoUpgrade,
+    Version,
+    Body,
+    Key,
+}
+
+/// Status, `message` and `error`.
+type Parts = (StatusCode, &'static str, &'static str);
+
+const BAD_REQUEST: &str = "Bad request";
+const BAD_SESSION_ID: Parts = (
+    StatusCode::BAD_REQUEST,
+    "Invalid session ID",
+    "a session ID is 1 to 128 of the characters A-Z a-z 0-9 . _ @ + = ~ - and none of . .. @lobby",
+);
+
+impl RequestRefusal {
+    pub const ALL: [Self; 6] = [
+        Self::AmbiguousLength,
+        Self::UriTooLong,
+        Self::Host,
+        Self::NotFound,
+        Self::Method,
+        Self::SessionId,
+    ];
+
+    /// The label in `livechat_requests_refused_total`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AmbiguousLength => "ambiguous_length",
+            Self::UriTooLong => "uri_too_long",
+            Self::Host => "host",
+            Self::NotFound => "not_found",
+            Self::Method => "method",
+            Self::SessionId => "session_id",
+        }
+    }
+
+    fn parts(self) -> Parts {
+        match self {
+            Self::AmbiguousLength => (
+                StatusCode::BAD_REQUEST,
+                BAD_REQUEST,
+                "the length of the body is given twice",
+            ),
+            Self::UriTooLong => (
+                StatusCode::URI_TOO_LONG,
+                "URI too long",
+                "the request target is longer than 8192 bytes",
+            ),
+            Self::Host => (
+                StatusCode::BAD_REQUEST,
+                BAD_REQUEST,
+                "a request has exactly one Host header",
+            ),
+            Self::NotFound => (StatusCode::NOT_FOUND, "Not found", "there is no such path"),
+            Self::Method => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Method not allowed",
+                "this path answers GET, HEAD and OPTIONS",
+            ),
+            Self::SessionId => BAD_SESSION_ID,
+        }
+    }
+
+    /// Counts the refusal and makes its answer.
+    pub fn answer(self, metrics: &Metrics) -> Answer {
+        metrics.request_refused(self.name());
+        let mut answer = answer(self.parts());
+        match self {
+            Self::Method => set(&mut answer, header::ALLOW, ALLOWED_METHODS),
+            // Where the next request begins is not known.
+            Self::AmbiguousLength => set(&mut answer, header::CONNECTION, "close"),
+            _ => {}
+        }
+        answer
+    }
+}
+
+impl UpgradeRefusal {
+    pub const ALL: [Self; 12] = [
+        Self::SessionId,
+        Self::UserId,
+        Self::UserType,
+        Self::Origin,
+        Self::Draining,
+        Self::Capacity,
+        Self::PerIp,
+        Self::PerUser,
+        Self::NoUpgrade,
+        Self::Version,
+        Self::Body,
+        Self::Key,
+    ];
+
+    /// The label in `livechat_upgrades_refused_total`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SessionId => "session_id",
+            Self::UserId => "user_id",
+            Self::UserType => "user_type",
+            Self::Origin => "origin",
+            Self::Draining => "draining",
+            Self::Capacity => "capacity",
+            Self::PerIp => "per_ip",
+            Self::PerUser => "per_user",
+            Self::NoUpgrade => "no_upgrade",
+            Self::Version => "version",
+            Self::Body => "body",
+            Self::Key => "key",
+        }
+    }
+
+    fn parts(self) -> Parts {
+        match self {
+            Self::SessionId => BAD_SESSION_ID,
+            Self::UserId => (
+                StatusCode::BAD_REQUEST,
+                "Invalid user ID",
+                "a user ID is 1 to 128 bytes of UTF-8 without control and format characters and \
+                 / \\ % \" < > { } `, neither . nor .., with no space at either end",
+            ),
+            Self::UserType => (
+                StatusCode::BAD_REQUEST,
+                "Invalid user type",
+                "the user type must be customer, agent or admin",
+            ),
+            Self::Origin => (
+                StatusCode::FORBIDDEN,
+                "Origin not allowed",
+                "this origin is not in ALLOWED_ORIGINS",
+            ),
+            Self::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service unavailable",
+                "this node is draining",
+            ),
+            Self::Capacity => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service unavailable",
+                "this node is at its MAX_CONNECTIONS",
+            ),
+            Self::PerIp => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many connections",
+                "too many connections from this address",
+            ),
+            Self::PerUser => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many connections",
+                "too many connections of this user",
+            ),
+            Self::NoUpgrade => (
+                StatusCode::UPGRADE_REQUIRED,
+                "Upgrade required",
+                "send a WebSocket handshake (RFC 6455)",
+            ),
+            Self::Version => (
+                StatusCode::UPGRADE_REQUIRED,
+                "Upgrade required",
+                "the WebSocket version must be 13",
+            ),
+            Self::Body => (
+                StatusCode::BAD_REQUEST,
+                BAD_REQUEST,
+                "a WebSocket handshake has no body",
+            ),
+            Self::Key => (
+                StatusCode::BAD_REQUEST,
+                BAD_REQUEST,
+                "Sec-WebSocket-Key must be 16 bytes in base64",
+            ),
+        }
+    }
+
+    /// Counts the refusal and makes its answer.
+    pub fn answer(self, metrics: &Metrics) -> Answer {
+        metrics.upgrade_refused(self.name());
+        let mut answer = answer(self.parts());
+        match answer.status() {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                // Spread, so that those who are refused together don't come back together.
+                let seconds = ["1", "2", "3", "4", "5"][fastrand::usize(..5)];
+                set(&mut answer, header::RETRY_AFTER, seconds);
+            }
+            // A 426 names the protocol to upgrade to (RFC 9110, section 15.5.22).
+            StatusCode::UPGRADE_REQUIRED => {
+                set(&mut answer, header::UPGRADE, "websocket");
+                set(&mut answer, header::CONNECTION, "Upgrade");
+            }
+            _ => {}
+        }
+        if self == Self::Version {
+            set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
+        }
+        answer
+    }
+}
+
+fn answer((status, message, detail): Parts) -> Answer {
+    error(status, message, detail)
+}
+
+fn set(answer: &mut Answer, name: HeaderName, value: &'static str) {
+    answer.headers_mut().insert(name, HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No label of one metric is there twice, and each is a series from the start.
+    #[test]
+    fn every_reason_has_a_label_of_its_own() {
+        let metrics = Metrics::default();
+        let page = metrics.page();
+        let count = |name: &str, reason: &str| {
+            page.matches(&format!(
+                "livechat_{name}_refused_total{{reason=\"{reason}\"}} 0\n"
+            ))
+            .count()
+        };
+        for reason in RequestRefusal::ALL
+            .map(RequestRefusal::name)
+            .into_iter()
+            .chain([MALFORMED, HEAD_TOO_BIG])
+        {
+            assert_eq!(count("requests", reason), 1, "{reason}");
+        }
+        for refusal in UpgradeRefusal::ALL {
+            assert_eq!(count("upgrades", refusal.name()), 1, "{refusal:?}");
+        }
+    }
+}
