@@ -18,10 +18,16 @@ fn encoded(id: &str) -> String {
     percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
+/// While Kafka's client writes, these tests read nothing: no ping may come meanwhile.
+fn node(topics: &Topics) -> Server {
+    let node = topics.node("node-a").env("PING_INTERVAL", "10m");
+    node.env("ADMIN_ADDR", "127.0.0.1:0").start()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
     let topics = Topics::new();
-    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let server = node(&topics);
     let (lower, upper) = session();
     let mut one = Client::connect(&server, &lower, "one", "agent").await;
     let mut two = Client::connect(&server, &upper, "two", "customer").await;
@@ -47,15 +53,17 @@ async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
             }
         }
     }
-    for id in USER_IDS {
-        let typing = json!({"type": "typing_indicator", "session_id": upper, "user_id": id, "user_type": "agent",
+    let typing = |id| {
+        let record = json!({"type": "typing_indicator", "session_id": upper, "user_id": id, "user_type": "agent",
             "is_typing": true, "timestamp": "2026-01-01T00:00:00Z"});
-        topics
-            .kafka
-            .produce(&topics.typing, &[Record::old(typing.to_string())]);
+        Record::old(record.to_string()).partition(0)
+    };
+    topics.kafka.produce(&topics.typing, &USER_IDS.map(typing));
+    for id in USER_IDS {
         let frame = one.next("typing_indicator").await;
+        let data = &frame["data"];
         assert_eq!(
-            (&frame["data"]["user_id"], &frame["data"]["session_id"]),
+            (&data["user_id"], &data["session_id"]),
             (&json!(id), &json!(lower))
         );
     }
@@ -84,7 +92,7 @@ async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_records_with_ids_that_nobody_can_have_are_poison() {
     let topics = Topics::new();
-    let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let server = node(&topics);
     let (session, _) = session();
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
     let old = |session: &str| {
