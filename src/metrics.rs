@@ -63,6 +63,7 @@ pub struct Metrics {
     pub redis_refusals: Count,
     pub nodes_reaped: Count,
     pub fanout_io_uring: Level,
+    pub send_memory_bytes: Level,
 }
 
 impl Default for Metrics {
@@ -176,6 +177,11 @@ impl Default for Metrics {
                 r,
                 "fanout_io_uring",
                 "Whether the sends of a batch of messages go to the kernel together",
+            ),
+            send_memory_bytes: level(
+                r,
+                "send_memory_bytes",
+                "Memory of the frames that wait for clients",
             ),
             registry,
         }

@@ -23,13 +23,13 @@ use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
-use crate::session::Registry;
 use crate::session::outlet::Outlet;
 use crate::session::typists::Typists;
+use crate::session::{Registry, relief};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::ws::uring::Ring;
-use crate::ws::{OutboxLimits, QueueLimits};
+use crate::ws::{OutboxLimits, QueueLimits, SendMemory};
 use crate::{shutdown, supervise};
 
 /// How many members are swept before other tasks get their turn.
@@ -104,11 +104,19 @@ impl Server {
         doors.close();
         let http = Arc::clone(&self.http);
         let upkeep = supervise::spawn("upkeep", move || upkeep(Arc::clone(&http)));
+        let (registry, limits) = (
+            Arc::clone(&self.http.chat.registry),
+            Arc::clone(&self.http.connections.outbox_limits),
+        );
+        let relief = supervise::spawn("relief", move || {
+            relief::keep_room(Arc::clone(&registry), Arc::clone(&limits))
+        });
         stop.await;
         shutdown::drain(&self.http).await;
         closing.cancel();
         doors.wait().await;
         upkeep.abort();
+        relief.abort();
     }
 }
 
@@ -174,7 +182,11 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
         outbox_limits: Arc::new(OutboxLimits {
-            queue: QueueLimits::new(config.limits.send_queue_bytes, config.limits.send_timeout),
+            queue: QueueLimits::new(
+                config.limits.send_queue_bytes,
+                config.limits.send_timeout,
+                SendMemory::new(config.limits.send_memory_bytes),
+            ),
             ping_interval: config.limits.ping_interval,
             pong_timeout: config.limits.pong_timeout,
             runtime: Handle::current(),
@@ -239,7 +251,11 @@ async fn upkeep(http: Arc<Http>) {
     loop {
         tokio::select! {
             _ = tick.tick() => http.chat.tick(),
-            _ = sweep.tick() => sweep_connections(&http.chat).await,
+            _ = sweep.tick() => {
+                sweep_connections(&http.chat).await;
+                let memory = &http.connections.outbox_limits.queue.memory;
+                http.metrics.send_memory_bytes.set(i64::try_from(memory.used()).unwrap_or(i64::MAX));
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use livechat_ws::session::fanout::{Delivered, WaitBudget};
 use livechat_ws::session::outlet::{Outlet, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
-use livechat_ws::ws::{Outbox, OutboxLimits, QueueLimits};
+use livechat_ws::ws::{Outbox, OutboxLimits, QueueLimits, SendMemory};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -32,6 +32,9 @@ pub use records::Record;
 /// The defaults of `SEND_QUEUE_BYTES` and `MAX_RECORD_BYTES`.
 const SEND_QUEUE_BYTES: usize = 1 << 20;
 const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// More than any benchmark queues.
+const SEND_MEMORY_BYTES: usize = 1 << 30;
 
 /// What the listener allows the kernel to hold unsent for a socket.
 const UNSENT_BYTES: u32 = 128 * 1024;
@@ -98,7 +101,7 @@ impl Sessions {
             .expect("a runtime");
         let metrics = Arc::new(Metrics::default());
         let limits = Arc::new(OutboxLimits {
-            queue: QueueLimits::new(SEND_QUEUE_BYTES, PATIENCE),
+            queue: QueueLimits::new(SEND_QUEUE_BYTES, PATIENCE, SendMemory::new(SEND_MEMORY_BYTES)),
             ping_interval: PATIENCE,
             pong_timeout: PATIENCE,
             runtime: runtime.handle().clone(),

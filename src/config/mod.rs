@@ -13,6 +13,7 @@
 //! Nothing here opens a port or a connection, logs, or keeps state; `main` turns an error into exit status 64.
 
 mod error;
+mod memory;
 mod network;
 mod parse;
 mod read;

@@ -1,6 +1,6 @@
 //! From a lookup to a [`Config`]: every variable is parsed, then they are checked against each other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redis::IntoConnectionInfo;
@@ -8,7 +8,7 @@ use redis::IntoConnectionInfo;
 use super::parse::{self, choice, duration, number};
 use super::{
     Config, ConfigError, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Network, Origins, Problem,
-    RedisConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable,
+    RedisConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable, memory,
 };
 
 /// Whether this build can speak TLS and SASL to Kafka.
@@ -20,12 +20,17 @@ const MIN_RESERVE: u64 = 64;
 /// Where a machine sets no limit of its own, this is ours: the kernel's usual ceiling for one process (`nr_open`).
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
+/// What may wait for all clients together where the system doesn't say how much memory there is.
+const SEND_MEMORY_BYTES: u64 = 256 << 20;
+
 /// What the machine contributes to the defaults; a parameter, so that tests don't depend on the machine.
 pub(super) struct Machine {
     /// The soft limit of open descriptors.
     pub(super) descriptors: u64,
     /// The host's name, whatever its characters.
     pub(super) hostname: String,
+    /// Bytes of memory that this process may have, where the system says.
+    pub(super) memory: Option<u64>,
 }
 
 impl Machine {
@@ -35,7 +40,14 @@ impl Machine {
         Machine {
             descriptors: soft.min(MOST_DESCRIPTORS),
             hostname,
+            memory: memory::available(Path::new("/")),
         }
+    }
+
+    /// What may wait for all clients together: a quarter of the memory.
+    fn send_memory_bytes(&self) -> usize {
+        let quarter = self.memory.map_or(SEND_MEMORY_BYTES, |memory| memory / 4);
+        usize::try_from(quarter).unwrap_or(usize::MAX)
     }
 
     /// Descriptors that clients may have: all but 5 %, and at least [`MIN_RESERVE`].
@@ -269,6 +281,9 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     const SOME: u32 = 1_000_000;
     let max_message_bytes = r.required("MAX_MESSAGE_BYTES", |text| number(text, 64..=64 * MEBIBYTE));
     let send_queue_bytes = r.required("SEND_QUEUE_BYTES", |text| number(text, 4096..=1024 * MEBIBYTE));
+    let send_memory_bytes = r
+        .optional("SEND_MEMORY_BYTES", |text| number(text, 65_536..=usize::MAX >> 8))
+        .unwrap_or_else(|| machine.send_memory_bytes());
     let send_timeout = r.duration("SEND_TIMEOUT", SECOND / 10, HOUR);
     let messages = r.required("RATE_LIMIT_MESSAGES", |text| number(text, 0..=SOME));
     let burst = r.required("RATE_LIMIT_BURST", |text| number(text, 0..=SOME));
@@ -319,6 +334,7 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     Limits {
         max_message_bytes,
         send_queue_bytes,
+        send_memory_bytes,
         send_timeout,
         rate_limit_messages,
         rate_limit_burst,

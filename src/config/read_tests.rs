@@ -9,6 +9,7 @@ fn machine() -> Machine {
     Machine {
         descriptors: 10_000,
         hostname: "chat host".to_owned(),
+        memory: Some(8 << 30),
     }
 }
 
@@ -58,6 +59,7 @@ fn nothing_set_is_the_contract() {
         Limits {
             max_message_bytes: 65_536,
             send_queue_bytes: 1_048_576,
+            send_memory_bytes: 2 << 30,
             send_timeout: Duration::from_secs(10),
             rate_limit_messages: 20,
             rate_limit_burst: 40,
@@ -346,6 +348,16 @@ fn a_record_must_fit_into_a_queue() {
 }
 
 #[test]
+fn all_queues_together_have_a_limit() {
+    let limit = |value| read(&[("SEND_MEMORY_BYTES", value)]).map(|config| config.limits.send_memory_bytes);
+    assert_eq!(limit("100000").unwrap(), 100_000);
+    assert_eq!(limit("").unwrap(), 2 << 30);
+    for bad in ["0", "65535", "1G"] {
+        assert_eq!(limit(bad).unwrap_err().names(), ["SEND_MEMORY_BYTES"]);
+    }
+}
+
+#[test]
 fn a_pong_comes_before_the_next_ping() {
     let limits = read(&[("PING_INTERVAL", "2s")]).unwrap().limits;
     assert_eq!(
@@ -390,10 +402,12 @@ fn connections_fit_the_descriptors() {
             &Machine {
                 descriptors,
                 hostname: String::new(),
+                memory: None,
             },
         )
     };
     assert_eq!(small(1024).unwrap().limits.max_connections, 960);
+    assert_eq!(small(1024).unwrap().limits.send_memory_bytes, 256 << 20);
     assert_eq!(small(65).unwrap().limits.max_connections, 1);
     assert_eq!(small(64).unwrap_err().names(), ["MAX_CONNECTIONS"]);
     assert_eq!(

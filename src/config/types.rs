@@ -227,6 +227,8 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Bytes that may wait for one connection: bounds what a client that doesn't read can make us hold.
     pub send_queue_bytes: usize,
+    /// Bytes that may wait for all connections together: bounds what many such clients can make us hold.
+    pub send_memory_bytes: usize,
     /// How long they may wait without any progress: frees a queue that will never drain.
     pub send_timeout: Duration,
     /// Messages a second of one connection, in the long run; 0: no limit, and then the burst is 0 too.

@@ -157,6 +157,7 @@ pub const VARIABLES: &[Variable] = &[
 
     var(Limits, "MAX_MESSAGE_BYTES", "BYTES", "65536", "A longer message of a client closes its connection (1009)"),
     var(Limits, "SEND_QUEUE_BYTES", "BYTES", "1048576", "What may wait for one client before it is a slow consumer (4008)"),
+    var(Limits, "SEND_MEMORY_BYTES", "BYTES", "", "What may wait for all clients together (4008); empty: a quarter of the memory"),
     var(Limits, "SEND_TIMEOUT", "DURATION", "10s", "How long it may wait without any progress (4008)"),
     var(Limits, "RATE_LIMIT_MESSAGES", "COUNT", "20", "Messages a second of one connection; 0: no limit"),
     var(Limits, "RATE_LIMIT_BURST", "COUNT", "40", "How many may come at once before the rate counts; 0: no limit"),

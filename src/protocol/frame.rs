@@ -13,7 +13,8 @@ const FIN_PING: u8 = 0x89;
 const FIN_PONG: u8 = 0x8A;
 
 /// An empty ping, ready to send.
-pub const PING: Bytes = Bytes::from_static(&[FIN_PING, 0]);
+pub const PING: Bytes = Bytes::from_static(PING_BYTES);
+pub const PING_BYTES: &[u8] = &[FIN_PING, 0];
 
 /// The length of a text frame with `payload_len` bytes of payload.
 pub fn text_frame_len(payload_len: usize) -> usize {

@@ -1,6 +1,7 @@
 //! What is sent: whole frames, which most recipients take at once. Only who can't has to keep them.
 
 use std::cell::OnceCell;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -8,17 +9,44 @@ use bytes::Bytes;
 pub trait Frames {
     fn bytes(&self) -> &[u8];
 
-    /// The same for a queue, which keeps it for longer than the caller does.
-    fn keep(&self) -> Bytes;
+    /// The same for a queue, which keeps it for longer than the caller does. `hold` counts it; what several queues
+    /// keep is held once.
+    fn keep(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes;
 }
 
+/// For one recipient.
 impl Frames for Bytes {
     fn bytes(&self) -> &[u8] {
         self
     }
 
-    fn keep(&self) -> Bytes {
-        self.clone()
+    fn keep(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
+        hold(self.clone())
+    }
+}
+
+/// A frame for several recipients.
+pub struct Shared {
+    frame: Bytes,
+    held: OnceLock<Bytes>,
+}
+
+impl Shared {
+    pub fn new(frame: Bytes) -> Self {
+        Self {
+            frame,
+            held: OnceLock::new(),
+        }
+    }
+}
+
+impl Frames for Shared {
+    fn bytes(&self) -> &[u8] {
+        &self.frame
+    }
+
+    fn keep(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
+        self.held.get_or_init(|| hold(self.frame.clone())).clone()
     }
 }
 
@@ -42,9 +70,9 @@ impl Frames for Lent<'_> {
         self.bytes
     }
 
-    fn keep(&self) -> Bytes {
+    fn keep(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
         self.copy
-            .get_or_init(|| Bytes::copy_from_slice(self.bytes))
+            .get_or_init(|| hold(Bytes::copy_from_slice(self.bytes)))
             .clone()
     }
 }
@@ -57,8 +85,16 @@ mod tests {
     fn all_who_keep_lent_frames_share_one_copy() {
         let (buffer, copy) = (vec![7; 100], OnceCell::new());
         let lent = Lent::new(&buffer[..10], &copy);
-        let (one, other) = (lent.keep(), lent.keep());
+        let mut held = 0;
+        let mut hold = |chunk| {
+            held += 1;
+            chunk
+        };
+        let (one, other) = (lent.keep(&mut hold), lent.keep(&mut hold));
         assert_eq!((one.as_ptr(), &one[..]), (other.as_ptr(), &buffer[..10]));
         assert_ne!(one.as_ptr(), buffer.as_ptr());
+        let shared = Shared::new(Bytes::from(buffer));
+        assert_eq!(shared.keep(&mut hold), shared.keep(&mut hold));
+        assert_eq!(held, 2, "each was held once");
     }
 }

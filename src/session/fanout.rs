@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Member;
 use crate::protocol::code::CloseCode;
-use crate::protocol::frames::Frames;
+use crate::protocol::frames::{Frames, Shared};
 use crate::protocol::ids::UserId;
 use crate::ws::{Queued, Sent};
 
@@ -95,6 +95,15 @@ impl WaitBudget {
 
 /// Sends `chunk` to each of `members` but those of `except`.
 pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
+    deliver_shared(members, &Shared::new(chunk.clone()), except, patience)
+}
+
+fn deliver_shared(
+    members: &[Member],
+    chunk: &Shared,
+    except: Option<&UserId>,
+    patience: Patience,
+) -> Delivered {
     let mut delivered = Delivered::default();
     for member in members {
         if except.is_some_and(|user_id| *user_id == member.user_id) {
@@ -111,9 +120,9 @@ pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patie
 
 /// [`deliver`] on the runtime: after each slice other tasks get their turn.
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
-    let mut delivered = Delivered::default();
+    let (mut delivered, chunk) = (Delivered::default(), Shared::new(chunk.clone()));
     for slice in members.chunks(SLICE) {
-        delivered += deliver(slice, chunk, None, Patience::Insist);
+        delivered += deliver_shared(slice, &chunk, None, Patience::Insist);
         if members.len() > SLICE {
             tokio::task::yield_now().await;
         }

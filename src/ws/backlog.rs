@@ -1,59 +1,50 @@
 //! What one socket has not taken yet, and how much of it there may be.
 //!
 //! `SEND_QUEUE_BYTES` is the limit of a reader that doesn't drain. One that drains may go over it for a burst of
-//! ours, say after the log was away: for at most `SEND_TIMEOUT`, by at most [`MAX_OVERDRAFT`], and all connections
-//! together by at most [`TOTAL_OVERDRAFT`]. The chunks are shared by all recipients, so that the memory behind an
-//! overdraft is mostly counted many times over.
+//! ours, say after the log was away: for at most `SEND_TIMEOUT`, by at most [`MAX_OVERDRAFT`], and as long as all
+//! queues together are within `SEND_MEMORY_BYTES` (see [`memory`](super::memory)).
+//!
+//! Control frames have places of their own: a full queue refuses no ping, pong or close.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::memory::SendMemory;
 use crate::clock;
+use crate::protocol::frame;
 use crate::protocol::frames::Frames;
 
 /// How many queued chunks one `writev` takes.
 const MAX_IOVECS: usize = 64;
 
-/// What one connection, and what all together, may queue beyond `SEND_QUEUE_BYTES`.
+/// What one connection may queue beyond `SEND_QUEUE_BYTES`.
 const MAX_OVERDRAFT: usize = 8 << 20;
-const TOTAL_OVERDRAFT: usize = 256 << 20;
 
 /// A reader that takes nothing for so long is not draining: a second is many round trips, and short of a person's
 /// patience.
 const STALL: Duration = Duration::from_secs(1);
 
-/// The limits of all backlogs, and what they have overdrawn together.
+/// The limits of all backlogs.
 pub struct QueueLimits {
     /// `SEND_QUEUE_BYTES`.
     pub queue_bytes: usize,
     /// `SEND_TIMEOUT`: a backlog that doesn't shrink for so long means a dead reader.
     pub send_timeout: Duration,
-    overdrawn: AtomicUsize,
+    /// `SEND_MEMORY_BYTES`, and what is used of it.
+    pub memory: Arc<SendMemory>,
 }
 
 impl QueueLimits {
-    pub fn new(queue_bytes: usize, send_timeout: Duration) -> Self {
+    pub fn new(queue_bytes: usize, send_timeout: Duration, memory: Arc<SendMemory>) -> Self {
         Self {
             queue_bytes,
             send_timeout,
-            overdrawn: AtomicUsize::new(0),
+            memory,
         }
-    }
-
-    fn overdraw(&self, bytes: usize) -> bool {
-        if self.overdrawn.fetch_add(bytes, Ordering::Relaxed) + bytes <= TOTAL_OVERDRAFT {
-            return true;
-        }
-        self.give_back(bytes);
-        false
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.overdrawn.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -66,22 +57,53 @@ pub struct Backlog {
     has_answer: bool,
     /// Bytes queued and unwritten.
     bytes: usize,
-    /// What of them is counted in [`QueueLimits::overdrawn`].
+    /// What of them is beyond `SEND_QUEUE_BYTES`, by leave.
     overdrawn: usize,
     /// When the queue last went over its limit, and when it began or last shrank ([`clock::now_ms`]).
     over_since: u32,
     progress_at: u32,
+    /// Entries of the queue that are counted in [`QueueLimits::memory`].
+    counted: u32,
     /// Whether any of this backlog was taken.
     has_shrunk: bool,
-    /// A pong that waits for the socket; a newer one replaces it (RFC 6455, section 5.5.3).
+    control: Control,
+}
+
+/// Control frames that wait for the socket. They go before all but a chunk that nothing may come before.
+#[derive(Default)]
+struct Control {
+    /// A ping of ours.
+    ping: bool,
+    /// The answer to the newest ping of the client's (RFC 6455, section 5.5.3).
     pong: Option<Bytes>,
+}
+
+impl Control {
+    fn is_empty(&self) -> bool {
+        !self.ping && self.pong.is_none()
+    }
+
+    /// In the order in which they go.
+    fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        let ping = self.ping.then_some(frame::PING_BYTES);
+        ping.into_iter().chain(self.pong.as_deref())
+    }
+
+    /// The first of them, and whether it is the ping.
+    fn take_first(&mut self) -> Option<(Bytes, bool)> {
+        if std::mem::take(&mut self.ping) {
+            return Some((frame::PING, true));
+        }
+        self.pong.take().map(|pong| (pong, false))
+    }
 }
 
 impl Backlog {
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.pong.is_none()
+        self.queue.is_empty() && self.control.is_empty()
     }
 
+    /// Bytes that wait, but for control frames.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -93,6 +115,11 @@ impl Backlog {
         } else {
             clock::since(self.progress_at)
         }
+    }
+
+    /// How long ago anything was last taken of a backlog, this one or the one before.
+    pub fn since_progress(&self) -> Duration {
+        clock::since(self.progress_at)
     }
 
     /// Whether the reader takes what it gets, and has not been behind for too long.
@@ -145,7 +172,7 @@ impl Backlog {
     pub fn try_push(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
         let over = (self.bytes + chunk.bytes().len()).saturating_sub(limits.queue_bytes);
         if over > self.overdrawn {
-            if !self.is_draining(limits) || over > MAX_OVERDRAFT || !limits.overdraw(over - self.overdrawn) {
+            if !self.is_draining(limits) || over > MAX_OVERDRAFT || limits.memory.is_exceeded() {
                 return false;
             }
             if self.overdrawn == 0 {
@@ -153,83 +180,127 @@ impl Backlog {
             }
             self.overdrawn = over;
         }
-        self.push(chunk.keep());
-        true
+        self.push_counted(chunk, limits)
     }
 
     /// Queues a chunk beyond the limit, up to as much again.
-    pub fn insist(&mut self, chunk: &Bytes, limits: &QueueLimits) -> bool {
+    pub fn insist(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
         if self.try_push(chunk, limits) {
             return true;
         }
-        let has_room = self.bytes + chunk.len() <= 2 * limits.queue_bytes + self.overdrawn;
-        if has_room {
-            self.push(chunk.clone());
-        }
-        has_room
+        let has_room = self.bytes + chunk.bytes().len() <= 2 * limits.queue_bytes + self.overdrawn;
+        has_room && self.push_counted(chunk, limits)
     }
 
-    /// Offers what is queued to `write`; `None` when there is nothing.
+    fn push_counted(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
+        if limits.memory.is_exhausted() {
+            return false;
+        }
+        self.push(chunk.keep(|chunk| limits.memory.hold(chunk)));
+        self.recount(limits);
+        true
+    }
+
+    /// Offers what waits to `write`; `None` when there is nothing.
     pub fn write_to(
         &self,
         write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> Option<io::Result<usize>> {
-        let first = self.queue.front()?;
-        let mut chunks = [IoSlice::new(&[]); MAX_IOVECS];
-        for (slot, chunk) in chunks.iter_mut().zip(&self.queue) {
-            *slot = IoSlice::new(chunk);
+        if self.is_empty() {
+            return None;
         }
-        chunks[0] = IoSlice::new(&first[self.offset..]);
-        Some(write(&chunks[..self.queue.len().min(MAX_IOVECS)]))
+        let fixed = self.fixed();
+        let first = self.queue.range(..fixed).map(|chunk| &chunk[self.offset..]);
+        let others = self.queue.range(fixed..).map(|chunk| &chunk[..]);
+        let frames = first.chain(self.control.frames()).chain(others);
+        let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
+        let mut count = 0;
+        for (slice, frame) in slices.iter_mut().zip(frames) {
+            *slice = IoSlice::new(frame);
+            count += 1;
+        }
+        Some(write(&slices[..count]))
     }
 
-    /// Notes what is written.
-    pub fn advance(&mut self, mut written: usize, limits: &QueueLimits) {
-        self.bytes -= written;
-        self.progress_at = clock::now_ms();
-        self.has_shrunk = true;
+    /// Notes what is written; whether a ping of ours was in it.
+    pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> bool {
+        let mut left = self.take(written, self.fixed());
+        let mut has_pinged = false;
+        while left > 0 && self.fixed() == 0 {
+            let Some((frame, is_ping)) = self.control.take_first() else {
+                break;
+            };
+            has_pinged |= is_ping;
+            if left < frame.len() {
+                self.begin(frame, left);
+                left = 0;
+            } else {
+                left -= frame.len();
+            }
+        }
+        self.take(left, usize::MAX);
+        if self.queue.is_empty() {
+            // Its memory grew with the backlog, and an idle connection should hold almost nothing.
+            self.queue = VecDeque::new();
+        }
         self.settle(limits);
-        while let Some(first) = self.queue.front() {
+        has_pinged
+    }
+
+    /// Takes written bytes off the front, from at most so many chunks; those that are left.
+    fn take(&mut self, mut written: usize, chunks: usize) -> usize {
+        if written > 0 && chunks > 0 && !self.queue.is_empty() {
+            self.progress_at = clock::now_ms();
+            self.has_shrunk = true;
+        }
+        for _ in 0..chunks {
+            let Some(first) = self.queue.front() else { break };
             let rest = first.len() - self.offset;
             if written < rest {
                 self.offset += written;
-                return;
+                self.bytes -= written;
+                return 0;
             }
             written -= rest;
+            self.bytes -= rest;
             (self.offset, self.has_answer) = (0, false);
             self.queue.pop_front();
         }
-        // Its memory grew with the backlog, and an idle connection should hold almost nothing.
-        self.queue = VecDeque::new();
+        written
     }
 
-    /// Gives back what is no longer overdrawn.
+    /// Gives back what is no longer overdrawn, nor queued.
     fn settle(&mut self, limits: &QueueLimits) {
-        let over = self.bytes.saturating_sub(limits.queue_bytes).min(self.overdrawn);
-        if over < self.overdrawn {
-            limits.give_back(self.overdrawn - over);
-            self.overdrawn = over;
+        self.overdrawn = self.overdrawn.min(self.bytes.saturating_sub(limits.queue_bytes));
+        if self.counted as usize > self.queue.len() {
+            self.recount(limits);
         }
     }
 
+    fn recount(&mut self, limits: &QueueLimits) {
+        limits.memory.recount_entries(&mut self.counted, self.queue.len());
+    }
+
+    /// Asks for a ping of ours.
+    pub fn set_ping(&mut self) {
+        self.wake_up();
+        self.control.ping = true;
+    }
+
+    /// Whether a ping of ours waits to be written.
+    pub fn has_ping(&self) -> bool {
+        self.control.ping
+    }
+
+    /// Answers a client's ping; the answer to an older one that still waits is left out.
     pub fn set_pong(&mut self, pong: Bytes) {
-        if self.is_empty() {
-            self.progress_at = clock::now_ms();
-        }
-        self.pong = Some(pong);
-    }
-
-    /// Puts the waiting pong before all but a chunk that nothing may come before.
-    pub fn place_pong(&mut self) {
-        if let Some(pong) = self.pong.take() {
-            self.bytes += pong.len();
-            self.queue.insert(self.fixed(), pong);
-        }
+        self.wake_up();
+        self.control.pong = Some(pong);
     }
 
     /// Forgets everything that may be left out.
     pub fn discard(&mut self, limits: &QueueLimits) {
-        self.pong = None;
+        self.control = Control::default();
         self.queue.truncate(self.fixed());
         self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
         self.settle(limits);
@@ -237,131 +308,12 @@ impl Backlog {
 
     /// Forgets everything.
     pub fn clear(&mut self, limits: &QueueLimits) {
-        limits.give_back(self.overdrawn);
+        self.queue = VecDeque::new();
+        self.recount(limits);
         *self = Self::default();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn limits(queue_bytes: usize, send_timeout: Duration) -> QueueLimits {
-        QueueLimits::new(queue_bytes, send_timeout)
-    }
-
-    #[test]
-    fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
-        let chunk = Bytes::from(vec![0; 60]);
-        let patient = limits(100, Duration::from_secs(10));
-        let mut backlog = Backlog::default();
-        backlog.begin(chunk.clone(), 0);
-        for _ in 0..10 {
-            assert!(backlog.try_push(&chunk, &patient));
-        }
-        assert_eq!(patient.overdrawn.load(Ordering::Relaxed), 11 * 60 - 100);
-        backlog.advance(600, &patient);
-        assert_eq!(patient.overdrawn.load(Ordering::Relaxed), 0);
-        backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
-        assert!(
-            !backlog.try_push(&chunk, &patient),
-            "nothing was taken for two seconds"
-        );
-        // Over the limit for longer than the timeout, draining or not: no more.
-        let strict = limits(100, Duration::ZERO);
-        let mut backlog = Backlog::default();
-        backlog.begin(chunk.clone(), 30);
-        assert!(backlog.try_push(&chunk, &strict));
-        assert!(backlog.try_push(&chunk, &strict));
-        assert!(!backlog.try_push(&chunk, &strict));
-        backlog.clear(&strict);
-        assert_eq!(strict.overdrawn.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn an_overdraft_has_its_own_bounds() {
-        let limits = limits(100, Duration::from_secs(10));
-        let chunk = Bytes::from(vec![0; 1 << 20]);
-        let fill = || {
-            let mut backlog = Backlog::default();
-            backlog.begin(chunk.clone(), 0);
-            while backlog.try_push(&chunk, &limits) {}
-            backlog
-        };
-        let backlogs: Vec<_> = (0..40).map(|_| fill()).collect();
-        assert!(backlogs.iter().all(|backlog| backlog.overdrawn <= MAX_OVERDRAFT));
-        assert!(limits.overdrawn.load(Ordering::Relaxed) <= TOTAL_OVERDRAFT);
-        for mut backlog in backlogs {
-            backlog.discard(&limits);
-        }
-        assert_eq!(limits.overdrawn.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn the_answer_to_the_handshake_comes_first_and_stays() {
-        let limits = limits(100, Duration::from_secs(10));
-        let mut backlog = Backlog::default();
-        backlog.begin_with_answer(Bytes::from_static(b"101 "));
-        backlog.push(Bytes::from_static(b"greeting"));
-        backlog.set_pong(Bytes::from_static(b"pong "));
-        backlog.place_pong();
-        backlog.discard(&limits);
-        backlog.push(Bytes::from_static(b"close"));
-        let mut written = Vec::new();
-        let _ = backlog.write_to(|chunks| {
-            chunks.iter().for_each(|chunk| written.extend_from_slice(chunk));
-            Ok(0)
-        });
-        assert_eq!(written, b"101 close");
-        // Once it is sent there is nothing to keep.
-        backlog.advance(4, &limits);
-        backlog.discard(&limits);
-        assert!(backlog.is_empty());
-    }
-
-    proptest! {
-        /// Whatever is written in whatever pieces: chunks stay whole and in order, and the pong falls between them.
-        #[test]
-        fn the_queue_keeps_frames_whole(steps in prop::collection::vec((0u8..4, 1usize..40), 1..60)) {
-            let limits = limits(200, Duration::from_secs(10));
-            let mut backlog = Backlog::default();
-            let mut written = Vec::new();
-            let mut next = 0u8;
-            for (step, size) in steps {
-                match step {
-                    0 | 1 => {
-                        prop_assert!(backlog.try_push(&Bytes::from(vec![next; size]), &limits));
-                        next = (next + 1) % 200;
-                    }
-                    2 => {
-                        backlog.set_pong(Bytes::from(vec![255; 3]));
-                        backlog.place_pong();
-                    }
-                    _ => {
-                        let mut pending = Vec::new();
-                        let _ = backlog.write_to(|chunks| {
-                            chunks.iter().for_each(|chunk| pending.extend_from_slice(chunk));
-                            Ok(0)
-                        });
-                        prop_assert_eq!(pending.len(), backlog.bytes());
-                        let size = size.min(pending.len());
-                        written.extend_from_slice(&pending[..size]);
-                        if size > 0 {
-                            backlog.advance(size, &limits);
-                        }
-                    }
-                }
-                prop_assert_eq!(limits.overdrawn.load(Ordering::Relaxed), backlog.overdrawn);
-            }
-            let mut seen: Vec<u8> = written.iter().copied().filter(|&byte| byte != 255).collect();
-            seen.dedup();
-            let expected: Vec<u8> = (0..seen.len()).map(|at| (at % 200) as u8).collect();
-            prop_assert_eq!(&seen, &expected);
-            // A chunk once begun is not interrupted by a pong.
-            written.dedup();
-            prop_assert_eq!(written.iter().filter(|&&byte| byte != 255).count(), seen.len());
-        }
-    }
-}
+#[path = "backlog_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ pub struct Connection {
     bucket: Bucket,
     /// What there is of a message whose other fragments have not come.
     unfinished: Option<Box<Inbound>>,
-    /// What the client sent right behind its handshake.
+    /// What has come and was not read yet: at first what the client sent right behind its handshake.
     early: Option<Box<Bytes>>,
 }
 
@@ -145,18 +146,16 @@ impl Connection {
         if self.membership.speaker.member.outbox.poll_closing(cx).is_ready() {
             return Poll::Ready(None);
         }
-        if let Some(early) = &mut self.early {
-            // No more than the reader takes at once: what it leaves when a frame ends there would be lost with it.
-            let first = early.split_to(early.len().min(SCRATCH_BYTES));
-            if early.is_empty() {
-                self.early = None;
-            }
-            return Poll::Ready(Some(first));
+        if let Some(early) = self.early.take() {
+            return Poll::Ready(Some(*early));
         }
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             let bytes = buffer.filled();
+            if !bytes.is_empty() {
+                self.membership.speaker.member.outbox.heard();
+            }
             Poll::Ready((read.is_ok() && !bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
         })
     }
@@ -180,13 +179,13 @@ impl Connection {
     }
 
     /// Reads on from `first` until the connection is between frames with nothing buffered.
-    async fn read_burst(&mut self, first: Bytes) -> Burst {
+    async fn read_burst(&mut self, mut first: Bytes) -> Burst {
         let Self {
             membership: Membership { shared, speaker },
             socket,
             bucket,
             unfinished,
-            ..
+            early,
         } = self;
         let mut inbound = unfinished.take().unwrap_or_else(|| {
             Box::new(Inbound {
@@ -194,7 +193,11 @@ impl Connection {
                 partial: Vec::new(),
             })
         });
-        let burst = inbound.read(first, socket, bucket, speaker, shared).await;
+        let burst = inbound.read(&mut first, socket, bucket, speaker, shared).await;
+        // The reader takes as much at once as it has room for: where a frame ended there, the rest is still here.
+        if !first.is_empty() {
+            *early = Some(Box::new(first));
+        }
         if burst == Burst::Idle && !inbound.scanner.lock().is_between_messages() {
             *unfinished = Some(inbound);
         }
@@ -205,49 +208,82 @@ impl Connection {
 impl Inbound {
     async fn read(
         &mut self,
-        mut first: Bytes,
+        first: &mut Bytes,
         socket: &mut OwnedReadHalf,
         bucket: &mut Bucket,
         speaker: &Speaker,
         shared: &Shared,
     ) -> Burst {
         let Self { scanner, partial } = self;
+        let outbox = &speaker.member.outbox;
         let scanned = Scanned {
             scanner,
-            prefix: &mut first,
-            socket,
+            prefix: first,
+            socket: &mut Heard { socket, outbox },
         };
-        // All writing is the outbox's: the reader's own write half goes nowhere.
-        let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
-        reader.set_auto_close(false);
-        reader.set_auto_pong(false);
-        // Exclusive, and per frame only: the scanner limits whole messages.
-        reader.set_max_message_size(shared.max_message_bytes.max(125) + 1);
-        let outbox = &speaker.member.outbox;
-        loop {
-            let frame = match reader
-                .read_frame(&mut |_| std::future::ready(Ok::<_, Infallible>(())))
-                .await
-            {
-                Ok(frame) => frame,
-                Err(error) => {
-                    end_for(&error, scanner, outbox);
-                    return Burst::Over;
-                }
-            };
+        let take = |frame: Frame<'_>| {
             if !outbox.is_open() {
-                return Burst::Over;
+                return ControlFlow::Break(());
             }
-            outbox.heard();
-            if take_frame(frame, bucket, partial, speaker, shared).is_break() {
-                return Burst::Over;
-            }
-            let mut scanner = scanner.lock();
-            scanner.frame_taken();
-            if scanner.is_idle() {
-                return Burst::Idle;
+            take_frame(frame, bucket, partial, speaker, shared)
+        };
+        match read_frames(scanned, shared.max_message_bytes, take).await {
+            Ok(burst) => burst,
+            Err(error) => {
+                end_for(&error, scanner, outbox);
+                Burst::Over
             }
         }
+    }
+}
+
+/// Reads frames until the connection is between them with nothing buffered; what `scanned` has as its prefix may not
+/// be read to its end then.
+async fn read_frames<R: AsyncRead + Unpin>(
+    scanned: Scanned<'_, R>,
+    max_message_bytes: usize,
+    mut take: impl FnMut(Frame<'_>) -> ControlFlow<()>,
+) -> Result<Burst, WebSocketError> {
+    let scanner = scanned.scanner;
+    // All writing is the outbox's: the reader's own write half goes nowhere.
+    let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
+    reader.set_auto_close(false);
+    reader.set_auto_pong(false);
+    // Exclusive, and per frame only: the scanner limits whole messages.
+    reader.set_max_message_size(max_message_bytes.max(125) + 1);
+    loop {
+        let frame = reader
+            .read_frame(&mut |_| std::future::ready(Ok::<_, Infallible>(())))
+            .await?;
+        if take(frame).is_break() {
+            return Ok(Burst::Over);
+        }
+        let mut scanner = scanner.lock();
+        scanner.frame_taken();
+        if scanner.is_idle() {
+            return Ok(Burst::Idle);
+        }
+    }
+}
+
+/// A client's bytes, each a sign of life: in the midst of a long frame it can't send another.
+struct Heard<'a> {
+    socket: &'a mut OwnedReadHalf,
+    outbox: &'a Outbox,
+}
+
+impl AsyncRead for Heard<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *self.socket).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.outbox.heard();
+        }
+        polled
     }
 }
 
@@ -360,4 +396,86 @@ async fn linger(socket: &mut OwnedReadHalf) -> bool {
         false
     };
     tokio::time::timeout(LINGER, discard).await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A text frame of this size, masked with zeros.
+    fn frame(size: usize, filler: u8) -> Vec<u8> {
+        let mut frame = vec![0x81];
+        match size {
+            6..=131 => frame.push(0x80 | (size - 6) as u8),
+            _ => {
+                frame.push(0x80 | 126);
+                frame.extend(((size - 8) as u16).to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.resize(size, filler);
+        frame
+    }
+
+    /// The payloads that are read of a connection that begins with `early`, burst by burst.
+    async fn read_all(mut early: Bytes, mut socket: &[u8]) -> Vec<Vec<u8>> {
+        let mut payloads = Vec::new();
+        while !early.is_empty() || !socket.is_empty() {
+            let scanner = Mutex::new(Scanner::new(65_536));
+            if early.is_empty() {
+                let step = socket.len().min(SCRATCH_BYTES);
+                early = Bytes::copy_from_slice(&socket[..step]);
+                socket = &socket[step..];
+            }
+            let scanned = Scanned {
+                scanner: &scanner,
+                prefix: &mut early,
+                socket: &mut socket,
+            };
+            let take = |frame: Frame<'_>| {
+                payloads.push(frame.payload.to_vec());
+                ControlFlow::Continue(())
+            };
+            let burst = read_frames(scanned, 65_536, take).await;
+            assert!(burst.is_ok_and(|burst| burst == Burst::Idle));
+        }
+        payloads
+    }
+
+    fn in_order(sizes: &[usize], cut: usize) {
+        let frames: Vec<_> = sizes
+            .iter()
+            .enumerate()
+            .map(|(number, &size)| frame(size, b'a' + (number % 26) as u8))
+            .collect();
+        let bytes = frames.concat();
+        let (early, socket) = bytes.split_at(cut.min(bytes.len()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let read = runtime.block_on(read_all(Bytes::copy_from_slice(early), socket));
+        let payloads = frames.iter().map(|frame| {
+            let head = if frame.len() < 132 { 6 } else { 8 };
+            frame[head..].to_vec()
+        });
+        assert!(read.iter().eq(payloads.collect::<Vec<_>>().iter()));
+    }
+
+    #[test]
+    fn frames_of_every_size_straddle_the_end_of_a_buffer_in_order() {
+        for size in (6..=131).chain(134..300) {
+            in_order(&vec![size; 2 * SCRATCH_BYTES / size + 3], SCRATCH_BYTES + 100);
+            in_order(&vec![size; 3 * SCRATCH_BYTES / size], 2 * SCRATCH_BYTES);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_behind_the_handshake_are_read_in_order(
+            sizes in prop::collection::vec(prop_oneof![6usize..132, 134usize..5_000], 1..60),
+            cut in 0usize..60_000,
+        ) {
+            in_order(&sizes, cut);
+        }
+    }
 }

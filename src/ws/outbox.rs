@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
 use super::backlog::{Backlog, QueueLimits};
+use super::kernel;
+use super::pulse::Pulse;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
@@ -60,16 +62,15 @@ pub enum Begun {
 pub struct Outbox {
     socket: OwnedWriteHalf,
     state: Mutex<State>,
-    /// Set with each ping of ours, cleared by any frame of the client's.
+    /// Set before each ping of ours is written, cleared by any byte of the client's.
     awaiting_pong: AtomicBool,
-    /// When the last ping went out ([`clock::now_ms`]).
-    pinged_at: AtomicU32,
     limits: Arc<OutboxLimits>,
 }
 
 #[derive(Default)]
 struct State {
     backlog: Backlog,
+    pulse: Pulse,
     phase: Phase,
     /// Whether somebody writes the socket without holding this lock: a flusher, or who has begun a send. It changes
     /// under this lock only, so that no backlog is left without one.
@@ -104,7 +105,7 @@ enum Phase {
     #[default]
     Open,
     /// The close frame is queued or sent; nothing follows it.
-    Closing { since: u32 },
+    Closing { since: u32, queued: Queued },
     /// The socket is of no more use.
     Dead,
 }
@@ -127,7 +128,6 @@ impl Outbox {
             socket,
             state: Mutex::new(state),
             awaiting_pong: AtomicBool::new(false),
-            pinged_at: AtomicU32::new(clock::now_ms()),
             limits,
         })
     }
@@ -139,7 +139,7 @@ impl Outbox {
 
     /// Sends what must not be left out and waits for nobody: an answer to the client's own frame, or who is
     /// connected. It may go over the limit once more; beyond that the reader is slow.
-    pub fn insist(self: &Arc<Self>, frame: &Bytes) -> Sent {
+    pub fn insist(self: &Arc<Self>, frame: &impl Frames) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
             if state.backlog.insist(frame, &self.limits.queue) {
@@ -229,8 +229,21 @@ impl Outbox {
             }
         };
         let is_whole = written == chunk.bytes().len();
+        // Somebody may have closed meanwhile, and what nothing was sent of may then be left out like what was queued.
+        let discards = matches!(
+            state.phase,
+            Phase::Closing {
+                queued: Queued::Discard,
+                ..
+            }
+        );
+        if written == 0 && !is_whole && discards {
+            self.write_now(state);
+            return Sent::Closed;
+        }
         if !is_whole {
-            state.backlog.begin(chunk.keep(), written);
+            let hold = |chunk| self.limits.queue.memory.hold(chunk);
+            state.backlog.begin(chunk.keep(hold), written);
         }
         // Something may have been queued while the chunk was under way: often the socket takes that, too.
         let is_done = state.backlog.is_empty() || (is_whole && self.write_backlog(&mut state));
@@ -282,6 +295,7 @@ impl Outbox {
         state.backlog.push(close);
         state.phase = Phase::Closing {
             since: clock::now_ms(),
+            queued,
         };
         state.wake_reader();
         self.write_now(state);
@@ -318,7 +332,7 @@ impl Outbox {
         Poll::Pending
     }
 
-    /// Notes a frame of the client's: it lives.
+    /// Notes that something has come from the client, be it a byte: it lives.
     pub fn heard(&self) {
         // Most of the time the flag is down, and a load is cheaper than a store for the neighbours' cache line.
         if self.awaiting_pong.load(Ordering::Relaxed) {
@@ -328,41 +342,58 @@ impl Outbox {
 
     /// What has to be done from time to time: pings, and an end for whoever doesn't answer, read or leave.
     pub fn sweep(self: &Arc<Self>) {
-        let (phase, stalled) = {
-            let state = self.state.lock();
-            (
-                state.phase,
-                state.backlog.stalled_for() > self.limits.queue.send_timeout,
-            )
-        };
-        match phase {
-            Phase::Closing { since } if clock::since(since) > CLOSE_TIMEOUT => self.abort(),
-            Phase::Open if stalled => {
-                self.close(
-                    CloseCode::SlowConsumer,
-                    "no progress within the send timeout",
-                    Queued::Discard,
-                );
+        let state = self.state.lock();
+        match state.phase {
+            Phase::Open => self.check_pulse(state),
+            Phase::Closing { since, .. } if clock::since(since) > CLOSE_TIMEOUT => {
+                drop(state);
+                self.abort();
             }
-            Phase::Open => self.check_pulse(),
             Phase::Closing { .. } | Phase::Dead => {}
         }
     }
 
-    fn check_pulse(self: &Arc<Self>) {
-        let since_ping = clock::since(self.pinged_at.load(Ordering::Relaxed));
-        if self.awaiting_pong.load(Ordering::Relaxed) && since_ping > self.limits.pong_timeout {
-            self.close(CloseCode::NoPong, "no pong in time", Queued::Discard);
-        } else if since_ping >= self.limits.ping_interval {
-            self.pinged_at.store(clock::now_ms(), Ordering::Relaxed);
+    fn check_pulse(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let is_awaiting = self.awaiting_pong.load(Ordering::Relaxed);
+        let is_behind = !state.backlog.is_empty();
+        if is_awaiting || is_behind {
+            state.pulse.look(kernel::stream(self.socket()));
+        }
+        // Our own queue's progress shows in large steps, since the kernel asks for more in such steps.
+        let stalled = state.backlog.stalled_for().min(state.pulse.unacknowledged_for());
+        if is_behind && stalled > self.limits.queue.send_timeout {
+            drop(state);
+            let reason = "no progress within the send timeout";
+            self.close(CloseCode::SlowConsumer, reason, Queued::Discard);
+        } else if is_awaiting {
+            let silent = state.pulse.silent_for().min(state.backlog.since_progress());
+            // A ping that has not been written yet is waited for by the send timeout.
+            if !state.backlog.has_ping() && silent > self.limits.pong_timeout {
+                drop(state);
+                self.close(CloseCode::NoPong, "no pong in time", Queued::Discard);
+            }
+        } else if state.pulse.is_ping_due(self.limits.ping_interval) {
+            state.pulse.ping_asked_for();
+            state.backlog.set_ping();
+            // Before it is written: its pong may be faster than we are.
             self.awaiting_pong.store(true, Ordering::Relaxed);
-            self.send(&frame::PING);
+            self.write_now(state);
         }
     }
 
     /// Bytes that wait for the socket.
     pub fn backlog(&self) -> usize {
         self.state.lock().backlog.bytes()
+    }
+
+    /// Bytes that wait for the socket of a connection that is not closing yet.
+    pub fn open_backlog(&self) -> usize {
+        let state = self.state.lock();
+        if state.phase == Phase::Open {
+            state.backlog.bytes()
+        } else {
+            0
+        }
     }
 
     /// Whether a full queue will soon have room.
@@ -373,13 +404,18 @@ impl Outbox {
 
     /// Writes what the socket takes. True when nothing is left to write (or nobody to write to).
     fn write_backlog(&self, state: &mut State) -> bool {
-        state.backlog.place_pong();
         while let Some(written) = state
             .backlog
             .write_to(|chunks| self.socket.try_write_vectored(chunks))
         {
             match written {
-                Ok(written) => state.backlog.advance(written, &self.limits.queue),
+                Ok(written) => {
+                    if state.backlog.advance(written, &self.limits.queue) {
+                        state
+                            .pulse
+                            .ping_written(frame::PING.len(), kernel::stream(self.socket()));
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(_) => {
                     self.fail(state);
@@ -438,3 +474,7 @@ impl Drop for Outbox {
         self.state.get_mut().backlog.clear(&self.limits.queue);
     }
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

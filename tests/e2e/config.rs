@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 47] = [
+const VARIABLES: [&str; 48] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -42,6 +42,7 @@ const VARIABLES: [&str; 47] = [
     "LOG_FORMAT",
     "MAX_MESSAGE_BYTES",
     "SEND_QUEUE_BYTES",
+    "SEND_MEMORY_BYTES",
     "SEND_TIMEOUT",
     "RATE_LIMIT_MESSAGES",
     "RATE_LIMIT_BURST",

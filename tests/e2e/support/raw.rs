@@ -177,6 +177,11 @@ impl RawWs {
         is_open
     }
 
+    /// How many bytes were read and belong to no frame that was taken.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The whole frames among what was read so far.
     pub fn buffered_frames(&mut self) -> Vec<Frame> {
         let (mut frames, mut at) = (Vec::new(), 0);

@@ -1,0 +1,152 @@
+//! What happens when all outbound queues together are over `SEND_MEMORY_BYTES`: the largest is closed with 4008.
+//!
+//! Of readers that stand the largest goes first. One that drains, and is behind for a burst of ours, goes only where
+//! that is not enough for [`PATIENCE`]; meanwhile nobody goes over `SEND_QUEUE_BYTES` any more, for which delivery
+//! waits a little (see [`fanout`](super::fanout)), and the log is not read.
+
+use std::cmp::Reverse;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::Registry;
+use crate::logging::LogLimit;
+use crate::protocol::code::CloseCode;
+use crate::ws::{Outbox, OutboxLimits, Queued};
+
+/// How long readers that drain may make room by themselves.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long to rest between two looks: each looks at every connection.
+const REST: Duration = Duration::from_millis(20);
+/// It is logged at most so often.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Makes room whenever there is none. Ends never.
+pub async fn keep_room(registry: Arc<Registry>, limits: Arc<OutboxLimits>) {
+    let mut log = LogLimit::new(LOG_INTERVAL);
+    let mut leaving = Leaving::default();
+    let (mut over_since, mut closed) = (None, 0);
+    loop {
+        limits.queue.memory.exceeded().await;
+        let since = *over_since.get_or_insert_with(Instant::now);
+        closed += make_room(&registry, &limits, &mut leaving, since.elapsed() >= PATIENCE);
+        if closed > 0 && log.allows() {
+            tracing::warn!(
+                closed,
+                limit = limits.queue.memory.limit(),
+                "outbound queues are over SEND_MEMORY_BYTES: the largest were closed"
+            );
+            closed = 0;
+        }
+        tokio::time::sleep(REST).await;
+        if leaving.excess(&limits) == 0 {
+            over_since = None;
+        }
+    }
+}
+
+/// Connections that were closed for it and whose sockets have not taken what is under way: their memory is as good as
+/// free.
+#[derive(Default)]
+struct Leaving(Vec<Weak<Outbox>>);
+
+impl Leaving {
+    /// By how much the queues of those who stay are over the limit.
+    fn excess(&mut self, limits: &OutboxLimits) -> usize {
+        let mut leaving = 0;
+        self.0.retain(|outbox| {
+            let bytes = outbox.upgrade().map_or(0, |outbox| outbox.backlog());
+            leaving += bytes;
+            bytes > 0
+        });
+        let memory = &limits.queue.memory;
+        memory
+            .used()
+            .saturating_sub(leaving)
+            .saturating_sub(memory.limit())
+    }
+}
+
+/// Closes the largest queues until the rest is within the limit; how many. Those that drain only where they may be.
+fn make_room(
+    registry: &Registry,
+    limits: &OutboxLimits,
+    leaving: &mut Leaving,
+    also_draining: bool,
+) -> usize {
+    if leaving.excess(limits) == 0 {
+        return 0;
+    }
+    let mut queues = Vec::new();
+    for session in registry.all() {
+        for member in session.members().iter() {
+            let bytes = member.outbox.open_backlog();
+            let drains = member.outbox.is_worth_waiting_for();
+            if bytes > 0 && (also_draining || !drains) {
+                queues.push((drains, Reverse(bytes), Arc::clone(&member.outbox)));
+            }
+        }
+    }
+    queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
+    let mut closed = 0;
+    for (_, _, outbox) in queues {
+        if leaving.excess(limits) == 0 {
+            break;
+        }
+        if outbox.close(
+            CloseCode::SlowConsumer,
+            "outbound queues are full",
+            Queued::Discard,
+        ) {
+            closed += 1;
+            leaving.0.push(Arc::downgrade(&outbox));
+        }
+    }
+    closed
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::protocol::ids::{SessionId, UserType};
+    use crate::session::testing::{limits, members_of};
+    use crate::ws::Sent;
+
+    /// More than a socket takes at once.
+    const LARGE: usize = 16 << 20;
+
+    /// Nobody reads: the largest goes, and no more than that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_largest_is_closed_and_no_more() {
+        let metrics = Arc::new(Metrics::default());
+        let mut limits = limits(&metrics, 3 * LARGE);
+        limits.queue.queue_bytes = 1 << 30;
+        let limits = Arc::new(limits);
+        let (members, _clients) = members_of(&limits, 3).await;
+        let registry = Registry::default();
+        for (number, member) in members.iter().enumerate() {
+            let session_id = SessionId::parse(&format!("s{number}")).unwrap();
+            registry.join(&session_id, member, UserType::Customer, |_| Bytes::new());
+            // Something is under way, and stays so.
+            assert_eq!(member.outbox.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
+        }
+        let mut leaving = Leaving::default();
+        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        members[1].outbox.send(&Bytes::from(vec![0; LARGE / 2]));
+        members[2].outbox.send(&Bytes::from(vec![0; LARGE]));
+        members[1].outbox.send(&Bytes::from(vec![0; LARGE / 4]));
+        assert!(limits.queue.memory.is_exceeded());
+        // Until the kernel takes no more.
+        while members.iter().any(|member| member.outbox.is_worth_waiting_for()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(make_room(&registry, &limits, &mut leaving, false), 1);
+        let open: Vec<_> = members.iter().map(|member| member.outbox.is_open()).collect();
+        assert_eq!(open, [true, true, false]);
+        // What is under way of the closed one is not counted again.
+        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        drop(members);
+    }
+}

@@ -1,0 +1,215 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LARGE: usize = 1 << 30;
+
+fn limits(queue_bytes: usize, send_timeout: Duration) -> QueueLimits {
+    QueueLimits::new(queue_bytes, send_timeout, SendMemory::new(LARGE))
+}
+
+/// What would be written if the socket took it all.
+fn waiting(backlog: &Backlog) -> Vec<u8> {
+    let mut waiting = Vec::new();
+    let _ = backlog.write_to(|slices| {
+        slices.iter().for_each(|slice| waiting.extend_from_slice(slice));
+        Ok(0)
+    });
+    waiting
+}
+
+#[test]
+fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
+    let chunk = Bytes::from(vec![0; 60]);
+    let patient = limits(100, Duration::from_secs(10));
+    let mut backlog = Backlog::default();
+    backlog.begin(chunk.clone(), 0);
+    for _ in 0..10 {
+        assert!(backlog.try_push(&chunk, &patient));
+    }
+    assert_eq!(backlog.overdrawn, 11 * 60 - 100);
+    backlog.advance(600, &patient);
+    assert_eq!(backlog.overdrawn, 0);
+    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
+    assert!(
+        !backlog.try_push(&chunk, &patient),
+        "nothing was taken for two seconds"
+    );
+    // Over the limit for longer than the timeout, draining or not: no more.
+    let strict = limits(100, Duration::ZERO);
+    let mut backlog = Backlog::default();
+    backlog.begin(chunk.clone(), 30);
+    assert!(backlog.try_push(&chunk, &strict));
+    assert!(backlog.try_push(&chunk, &strict));
+    assert!(!backlog.try_push(&chunk, &strict));
+    backlog.clear(&strict);
+    assert_eq!(strict.memory.used(), 0);
+}
+
+#[test]
+fn an_overdraft_has_bounds() {
+    let limits = limits(100, Duration::from_secs(10));
+    let chunk = Bytes::from(vec![0; 1 << 20]);
+    let mut backlog = Backlog::default();
+    backlog.begin(chunk.clone(), 0);
+    while backlog.try_push(&chunk, &limits) {}
+    assert!(backlog.overdrawn <= MAX_OVERDRAFT && backlog.overdrawn > MAX_OVERDRAFT / 2);
+}
+
+/// Over the limit of all queues nobody overdraws; far over it nothing is queued at all.
+#[test]
+fn all_queues_together_have_a_limit() {
+    let memory = SendMemory::new(1_000);
+    let limits = QueueLimits::new(500, Duration::from_secs(10), Arc::clone(&memory));
+    let chunk = Bytes::from(vec![0; 300]);
+    let mut backlog = Backlog::default();
+    assert!(backlog.try_push(&chunk, &limits) && backlog.try_push(&chunk, &limits));
+    let elsewhere = memory.hold(Bytes::from(vec![0; 100]));
+    assert!(memory.is_exceeded() && !memory.is_exhausted());
+    assert!(!backlog.try_push(&chunk, &limits), "it would overdraw");
+    let mut another = Backlog::default();
+    assert!(another.try_push(&Bytes::from_static(b"little"), &limits));
+    let more = memory.hold(Bytes::from(vec![0; 100]));
+    assert!(memory.is_exhausted());
+    assert!(!another.insist(&Bytes::from_static(b"little"), &limits));
+    drop((elsewhere, more));
+    another.discard(&limits);
+    backlog.advance(600, &limits);
+    assert_eq!(memory.used(), 0);
+}
+
+#[test]
+fn the_answer_to_the_handshake_comes_first_and_stays() {
+    let limits = limits(100, Duration::from_secs(10));
+    let mut backlog = Backlog::default();
+    backlog.begin_with_answer(Bytes::from_static(b"101 "));
+    backlog.push(Bytes::from_static(b"greeting"));
+    backlog.set_pong(Bytes::from_static(b"pong "));
+    assert_eq!(waiting(&backlog), b"101 pong greeting");
+    backlog.discard(&limits);
+    backlog.push(Bytes::from_static(b"close"));
+    assert_eq!(waiting(&backlog), b"101 close");
+    // Once it is sent there is nothing to keep.
+    backlog.advance(4, &limits);
+    backlog.discard(&limits);
+    assert!(backlog.is_empty());
+}
+
+/// Whatever of a chunk goes meanwhile, of several pongs only the newest is there when it has gone.
+#[test]
+fn one_pong_waits_the_newest() {
+    let limits = limits(100, Duration::from_secs(10));
+    let mut backlog = Backlog::default();
+    backlog.begin(Bytes::from_static(b"a chunk"), 1);
+    backlog.push(Bytes::from_static(b" more"));
+    for pong in [" one", " two", " three"] {
+        backlog.set_pong(Bytes::from(pong));
+        assert!(!backlog.advance(1, &limits));
+    }
+    assert_eq!(waiting(&backlog), b"unk three more");
+    // One that is partly sent is finished; the next waits behind it.
+    backlog.advance(5, &limits);
+    backlog.set_pong(Bytes::from(" four"));
+    assert_eq!(waiting(&backlog), b"hree four more");
+}
+
+/// A full queue refuses no ping, and says when it was written.
+#[test]
+fn a_ping_has_a_place_of_its_own() {
+    let limits = limits(10, Duration::ZERO);
+    let mut backlog = Backlog::default();
+    backlog.begin(Bytes::from_static(b"more than is allowed"), 5);
+    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
+    assert!(!backlog.try_push(&frame::PING, &limits));
+    backlog.set_ping();
+    assert!(backlog.has_ping());
+    assert!(!backlog.advance(15, &limits), "not yet");
+    assert!(backlog.advance(1, &limits), "it is begun");
+    assert!(!backlog.has_ping());
+    assert_eq!(waiting(&backlog), frame::PING_BYTES[1..]);
+    assert!(!backlog.advance(1, &limits));
+    assert!(backlog.is_empty());
+}
+
+/// A pong that waits alone is a backlog of its own: nothing of it was taken, whatever was of the one before.
+#[test]
+fn a_pong_alone_begins_a_backlog() {
+    let limits = limits(100, Duration::from_secs(10));
+    let mut backlog = Backlog::default();
+    backlog.push(Bytes::from_static(b"before"));
+    backlog.advance(6, &limits);
+    assert!(backlog.is_worth_waiting_for(&limits));
+    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
+    backlog.set_pong(Bytes::from_static(b"pong"));
+    assert!(backlog.stalled_for() < Duration::from_secs(1));
+    backlog.push(Bytes::from_static(b"behind"));
+    assert!(!backlog.is_worth_waiting_for(&limits), "it has taken nothing");
+}
+
+proptest! {
+    /// Whatever is written in whatever pieces: frames stay whole, chunks in order, a pong is the newest of its
+    /// time, and what is counted is what is there.
+    #[test]
+    fn the_queue_keeps_frames_whole(steps in prop::collection::vec((0u8..6, 1usize..40), 1..60)) {
+        const PONG: u8 = 250;
+        let limits = limits(200, Duration::from_secs(10));
+        let mut backlog = Backlog::default();
+        let (mut sent, mut queued) = (Vec::new(), Vec::new());
+        let (mut pings, mut pongs, mut stamped) = (0, 0u8, 0);
+        for (step, size) in steps {
+            match step {
+                0 | 1 => {
+                    let chunk = frame::text(&vec![queued.len() as u8; size]);
+                    if step == 0 && backlog.is_empty() {
+                        backlog.begin(chunk.clone(), 0);
+                    } else {
+                        prop_assert!(backlog.try_push(&chunk, &limits));
+                    }
+                    queued.push(chunk);
+                }
+                2 => {
+                    pongs += 1;
+                    backlog.set_pong(frame::pong(&[PONG, pongs]));
+                }
+                3 => {
+                    pings += usize::from(!backlog.has_ping());
+                    backlog.set_ping();
+                }
+                _ => {
+                    let waiting = waiting(&backlog);
+                    let size = size.min(waiting.len());
+                    sent.extend_from_slice(&waiting[..size]);
+                    if size > 0 {
+                        stamped += usize::from(backlog.advance(size, &limits));
+                    }
+                }
+            }
+            let control: usize = backlog.control.frames().map(<[u8]>::len).sum();
+            prop_assert_eq!(waiting(&backlog).len(), backlog.bytes() + control);
+            prop_assert!(backlog.counted as usize <= backlog.queue.len());
+        }
+        let rest = waiting(&backlog);
+        sent.extend_from_slice(&rest);
+        stamped += usize::from(backlog.advance(rest.len(), &limits));
+        prop_assert!(backlog.is_empty());
+        prop_assert_eq!(limits.memory.used(), 0);
+        // What a client would read.
+        let (mut at, mut chunks, mut last_pong, mut read_pings) = (0, Vec::new(), 0, 0);
+        while at < sent.len() {
+            let end = at + 2 + usize::from(sent[at + 1]);
+            match sent[at] {
+                0x89 => read_pings += 1,
+                0x8A => {
+                    prop_assert_eq!(sent[at + 2], PONG);
+                    prop_assert!(sent[at + 3] > last_pong, "an older pong behind a newer one");
+                    last_pong = sent[at + 3];
+                }
+                _ => chunks.push(Bytes::copy_from_slice(&sent[at..end])),
+            }
+            at = end;
+        }
+        prop_assert_eq!(chunks, queued);
+        prop_assert_eq!(last_pong, pongs, "the newest is sent");
+        prop_assert_eq!((read_pings, stamped), (pings, pings));
+    }
+}

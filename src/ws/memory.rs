@@ -1,0 +1,139 @@
+//! What all outbound queues hold together (`SEND_MEMORY_BYTES`).
+//!
+//! It is memory that is counted, not what each queue sees of it: a chunk that many queues wait for is one copy, and
+//! counts once, from the first queue that takes it to the last that lets go of it. Beside it each queue counts the
+//! entries of its list. Frames that a socket takes at once are never here, and cost nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+/// What a chunk costs beside its bytes: the owner that counts it, the allocator's rounding.
+const CHUNK_OVERHEAD: usize = 96;
+
+/// What a chunk costs each queue that has it: an entry of a list that doubles as it grows.
+const ENTRY_BYTES: usize = 2 * size_of::<Bytes>();
+
+/// The memory of all queues. See [`relief`](crate::session::relief) for what happens over its limit.
+pub struct SendMemory {
+    used: AtomicUsize,
+    limit: usize,
+    exceeded: Notify,
+}
+
+impl SendMemory {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            used: AtomicUsize::new(0),
+            limit,
+            exceeded: Notify::new(),
+        })
+    }
+
+    /// The same bytes, counted until nobody has them any more.
+    pub fn hold(self: &Arc<Self>, chunk: Bytes) -> Bytes {
+        self.take(chunk.len() + CHUNK_OVERHEAD);
+        Bytes::from_owner(Held {
+            chunk,
+            memory: Arc::clone(self),
+        })
+    }
+
+    fn take(&self, bytes: usize) {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if used > self.limit {
+            self.exceeded.notify_one();
+        }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Corrects a queue's count of its entries.
+    pub fn recount_entries(&self, counted: &mut u32, entries: usize) {
+        let before = *counted as usize;
+        if entries > before {
+            self.take((entries - before) * ENTRY_BYTES);
+        } else if entries < before {
+            self.give_back((before - entries) * ENTRY_BYTES);
+        }
+        *counted = u32::try_from(entries).unwrap_or(u32::MAX);
+    }
+
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub fn is_exceeded(&self) -> bool {
+        self.used() > self.limit
+    }
+
+    /// Whether it is so far over its limit that nothing more may be queued: whoever makes room is late.
+    pub fn is_exhausted(&self) -> bool {
+        self.used() > self.limit + self.limit / 4
+    }
+
+    /// Waits until the limit is exceeded.
+    pub async fn exceeded(&self) {
+        while !self.is_exceeded() {
+            self.exceeded.notified().await;
+        }
+    }
+}
+
+/// A counted chunk.
+struct Held {
+    chunk: Bytes,
+    memory: Arc<SendMemory>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.chunk
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.give_back(self.chunk.len() + CHUNK_OVERHEAD);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chunk_counts_once_until_the_last_has_let_go() {
+        let memory = SendMemory::new(1_000);
+        let one = memory.hold(Bytes::from(vec![0; 1_000]));
+        let many: Vec<_> = (0..100).map(|_| one.clone()).collect();
+        assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);
+        memory.exceeded().await;
+        assert!(!memory.is_exhausted());
+        let another = memory.hold(Bytes::from_static(&[0; 200]));
+        assert!(memory.is_exhausted());
+        drop((one, another));
+        assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);
+        drop(many);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn entries_are_counted_up_and_down() {
+        let (memory, mut counted) = (SendMemory::new(1_000), 0);
+        for entries in [3, 7, 7, 2] {
+            memory.recount_entries(&mut counted, entries);
+            assert_eq!(memory.used(), entries * ENTRY_BYTES);
+        }
+        memory.recount_entries(&mut counted, 0);
+        assert_eq!(memory.used(), 0);
+    }
+}

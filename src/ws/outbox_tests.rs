@@ -1,0 +1,105 @@
+//! What happens to a chunk that is under way while others close, ask or give up.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::session::Member;
+use crate::session::testing::members;
+
+const CHUNK: Bytes = Bytes::from_static(b"a chunk ");
+
+async fn one() -> (Member, TcpStream) {
+    let (mut members, mut clients) = members(1, &Arc::new(Metrics::default())).await;
+    (members.remove(0), clients.remove(0))
+}
+
+/// Begins a chunk, does something meanwhile, and completes it with so many bytes written; what the client gets.
+async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<Outbox>)) -> (Sent, Vec<u8>) {
+    let (member, mut client) = one().await;
+    let outbox = &member.outbox;
+    assert_eq!(outbox.begin(&CHUNK), Begun::Yours);
+    assert_eq!(
+        outbox.begin(&CHUNK),
+        Begun::Done(Sent::Queued),
+        "behind the first"
+    );
+    meanwhile(outbox);
+    let result = match written {
+        0 => Err(io::ErrorKind::WouldBlock.into()),
+        written => outbox.send_now(&CHUNK.slice(..written)),
+    };
+    let sent = outbox.complete(&CHUNK, result);
+    // A flusher, if there is one, holds it until it is done.
+    drop(member);
+    let mut got = Vec::new();
+    let _ = client.read_to_end(&mut got).await;
+    (sent, got)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
+    let close = frame::close(CloseCode::SlowConsumer, "why");
+    let closing = |queued| {
+        move |outbox: &Arc<Outbox>| {
+            assert!(outbox.close(CloseCode::SlowConsumer, "why", queued));
+        }
+    };
+    for (written, queued, chunks) in [
+        (0, Queued::Discard, 0),
+        (3, Queued::Discard, 1),
+        (CHUNK.len(), Queued::Discard, 1),
+        (0, Queued::Deliver, 2),
+        (3, Queued::Deliver, 2),
+    ] {
+        let (sent, got) = under_way(written, closing(queued)).await;
+        let expected = [&CHUNK.repeat(chunks), &close[..]].concat();
+        assert_eq!(got, expected, "{written} bytes were written");
+        assert_eq!(sent == Sent::Closed, chunks == 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pong_goes_behind_what_is_under_way_and_before_the_rest() {
+    for written in [3, CHUNK.len()] {
+        let (_, got) = under_way(written, |outbox| {
+            outbox.pong(b"older");
+            outbox.pong(b"newer");
+        })
+        .await;
+        assert_eq!(got, [&CHUNK[..], &frame::pong(b"newer"), &CHUNK].concat());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_follows_on_a_socket_that_was_given_up_meanwhile() {
+    for give_up in [Outbox::gone, Outbox::abort] {
+        for written in [0, 3] {
+            let (sent, got) = under_way(written, |outbox| give_up(outbox)).await;
+            assert_eq!((sent, &got[..]), (Sent::Closed, &b""[..]));
+        }
+    }
+}
+
+/// An idle connection's ping goes out at once; it is asked for again only when it was answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_is_sent_once_until_something_comes() {
+    let (member, mut client) = one().await;
+    let outbox = &member.outbox;
+    let ask = || {
+        outbox.state.lock().pulse = Pulse::asked_long_ago();
+        outbox.sweep();
+    };
+    ask();
+    ask();
+    outbox.heard();
+    ask();
+    outbox.send(&CHUNK);
+    drop(member);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, [frame::PING_BYTES, frame::PING_BYTES, &CHUNK].concat());
+}
