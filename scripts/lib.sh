@@ -34,6 +34,17 @@ install_packages() {
     fi
 }
 
+# install_tools: what Cargo needs beside Rust itself; the README names the same packages. librdkafka and zstd are C, and
+# librdkafka's configure asks for C++, too. Without certificates cargo fetches nothing.
+install_tools() {
+    if ! { have cc && have c++ && have make; }; then
+        install_packages "A C and C++ compiler or make (for Kafka's client library)" g++ make
+    fi
+    if have apt-get && [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then
+        install_packages "The set of trusted certificates (for cargo)" ca-certificates
+    fi
+}
+
 # free_port: a TCP port of 127.0.0.1 nobody listens on. From below the range the kernel uses for outgoing connections: a client
 # that keeps dialling a stopped broker inside that range can be given the very same port, and then connects to itself.
 free_port() {
@@ -84,10 +95,34 @@ stop_group() {
     done
 }
 
+# members_of PGID: the processes of a group. From /proc, since a minimal Debian has neither ps nor pgrep.
+members_of() {
+    local file stat
+    for file in /proc/[0-9]*/stat; do
+        # A process that has ended meanwhile has no file. A name may hold line breaks: read to the end.
+        { IFS= read -r -d '' stat <"$file" || [ -n "$stat" ]; } 2>/dev/null || continue
+        # After the name, which is in brackets: state, parent, group.
+        # shellcheck disable=SC2086
+        set -- "$1" ${stat##*) }
+        if [ "${4:-}" = "$1" ]; then echo "${stat%% *}"; fi
+    done
+}
+
+# called_with TEXT: the processes that have this in their command line, this shell's own left out.
+called_with() {
+    local file argument line
+    for file in /proc/[0-9]*/cmdline; do
+        line=
+        { while IFS= read -r -d '' argument; do line+="$argument "; done <"$file"; } 2>/dev/null || continue
+        file=${file%/cmdline}
+        if [[ $line == *"$1"* ]] && [ "${file#/proc/}" != $$ ]; then echo "${file#/proc/}"; fi
+    done
+}
+
 # group_alive PGID: some process of the group still runs (zombies don't count: nobody may be left to collect them).
 group_alive() {
     local pid
-    for pid in $(pgrep -g "$1" 2>/dev/null); do
+    for pid in $(members_of "$1"); do
         if alive "$pid"; then return 0; fi
     done
     return 1
@@ -97,7 +132,7 @@ group_alive() {
 # that one has had its turn, which takes a while on a busy machine, they work on.
 group_stopped() {
     local pid file stat
-    for pid in $(pgrep -g "$1" 2>/dev/null); do
+    for pid in $(members_of "$1"); do
         for file in "/proc/$pid/task/"*/stat; do
             # A thread that has ended meanwhile has no file.
             { read -r stat <"$file"; } 2>/dev/null || continue
@@ -168,13 +203,11 @@ service_verb() {
 # stop_all_under DIR: ends every service started anywhere below a scratch folder, also those that a killed test left behind:
 # by pid file, and by the folder's name in the command line for one that was interrupted before it wrote its file.
 stop_all_under() {
-    local file folder pid pids=()
+    local file pid pids=()
     while IFS= read -r file; do
         if pid=$(read_pid "$file"); then pids+=("$pid"); fi
     done < <(find "$1" -name '*.pid' -type f 2>/dev/null)
-    # shellcheck disable=SC2016
-    folder=$(printf '%s/' "$1" | sed 's/[][\.*^$+?(){}|]/\\&/g')
-    while IFS= read -r pid; do pids+=("$pid"); done < <(pgrep -f -- "$folder" 2>/dev/null)
+    while IFS= read -r pid; do pids+=("$pid"); done < <(called_with "$1/")
     # Scratch data is thrown away: there is nothing a slow, orderly end would save.
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do while alive "$pid"; do sleep 0.05; done; done

@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$REPO_DIR"
 
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
-if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
+install_tools
 
 make_scratch test
 

@@ -11,7 +11,7 @@ set -euo pipefail
 
 HERE=$REPO_DIR/loadtest/k6
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
-if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
+install_tools
 have node || install_packages "Node, of version 18 or later," nodejs
 have npm || install_packages "Node's package manager" npm
 node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' ||

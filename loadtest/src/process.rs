@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -97,8 +98,7 @@ impl Process {
 
     /// An orderly end.
     pub fn stop(mut self) -> Result<()> {
-        let pid = self.pid().to_string();
-        Command::new("kill").arg(&pid).status().context("run kill")?;
+        kill(Pid::from_raw(self.pid().try_into()?), Signal::SIGTERM)?;
         let started = Instant::now();
         while self.child.try_wait()?.is_none() {
             if started.elapsed() > STOP_PATIENCE {

@@ -154,6 +154,7 @@ fn docs_no_page_names_a_variable_that_does_not_exist_or_another_default() {
     let foreign = [
         "LIVECHAT_TEST_SERVICES",
         "FAULT_ROUNDS",
+        "FRESH_CACHE",
         "MIMALLOC_PURGE_DELAY",
         "TEST_KAFKA_BROKERS",
     ];

@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -258,14 +260,9 @@ impl Server {
     /// Sends a signal by name: "TERM", "INT", "KILL", "STOP", "CONT".
     #[track_caller]
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid.to_string())
-            .status();
-        assert!(
-            status.expect("run kill").success(),
-            "could not send {name} to the server"
-        );
+        let signal: Signal = format!("SIG{name}").parse().expect("a signal's name");
+        let pid = Pid::from_raw(self.pid.try_into().expect("a process id"));
+        kill(pid, signal).unwrap_or_else(|error| panic!("could not send {name} to the server: {error}"));
     }
 
     /// Waits for the end of the process: its exit code, or None when a signal ended it. Panics when it does not end.
