@@ -14,8 +14,8 @@
 //! - [`session`]: who is in a session here, and the fan-out to their sockets
 //! - [`presence`]: who is connected, told beside the message path, which never waits for it
 //! - [`protocol`]: everything on the wire, and nothing of ours
-//! - [`shutdown`]: signals and the graceful end
-//! - [`metrics`], [`logging`], [`clock`], [`life`], [`supervise`]
+//! - [`signals`]: what the process is told; [`shutdown`]: the graceful end
+//! - [`metrics`], [`logging`], [`clock`], [`life`], [`secret`], [`supervise`]
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
@@ -33,9 +33,11 @@ pub mod logging;
 pub mod metrics;
 pub mod presence;
 pub mod protocol;
+pub mod secret;
 pub mod server;
 pub mod session;
 pub mod shutdown;
+pub mod signals;
 pub mod supervise;
 pub mod ws;
 

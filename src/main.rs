@@ -6,10 +6,12 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use livechat_ws::config::{self, Command, Config};
-use livechat_ws::{Server, logging, shutdown};
+use livechat_ws::signals::Signals;
+use livechat_ws::{Server, logging, secret};
 
 /// Frames and small tasks come and go on several threads: mimalloc is made for that.
 #[global_allocator]
@@ -64,8 +66,9 @@ fn serve(config: Config) -> ExitCode {
         Err(error) => return failed(&error.into()),
     };
     let served: anyhow::Result<()> = runtime.block_on(async {
-        let stop = shutdown::signals()?;
-        Server::bind(config)?.run(stop).await;
+        let signals = Signals::install()?;
+        tokio::spawn(secret::watch(config.secrets(), Arc::clone(&signals.reload)));
+        Server::bind(config)?.run(signals.stop()).await;
         Ok(())
     });
     // What is left is plain HTTP and answers nobody waits for.

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::http::Http;
@@ -11,6 +10,8 @@ use crate::session::Member;
 
 /// In how many steps connections are closed: who reconnects comes to the other nodes, and not all in one moment.
 const BATCHES: usize = 100;
+/// At least so many connections are closed each second. A few are gone at once: nobody needs protection from them.
+const MIN_CLOSES_PER_SECOND: f64 = 100.0;
 /// How the grace period is shared: closes are spread over the first part, peers may answer until the end of the
 /// second, and the log has until the end of the third. The rest is for the listeners.
 const SPREAD_UNTIL: f64 = 0.6;
@@ -18,30 +19,6 @@ const PEERS_UNTIL: f64 = 0.8;
 const LOG_UNTIL: f64 = 0.9;
 /// The least that the log is given for its last answers.
 const MIN_FLUSH: Duration = Duration::from_secs(1);
-
-/// Resolves with the first SIGTERM or SIGINT; the second ends the process at once.
-///
-/// # Errors
-///
-/// The handlers can't be installed.
-pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        let name = tokio::select! {
-            _ = term.recv() => "SIGTERM",
-            _ = int.recv() => "SIGINT",
-        };
-        tracing::info!(
-            signal = name,
-            "draining; a second signal ends the process at once"
-        );
-        tokio::spawn(async move {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            tracing::warn!("second signal: ending without draining");
-            std::process::exit(1);
-        });
-    })
-}
 
 /// Ends everything but the listeners, within `DRAIN_TIMEOUT`.
 pub async fn drain(http: &Http) {
@@ -64,8 +41,8 @@ pub async fn drain(http: &Http) {
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 
-/// Closes all connections in batches over at most `spread`: the first at once, the others with jitter.
-async fn close_all(http: &Http, spread: Duration) {
+/// Closes all connections in batches: the first at once, the others with jitter.
+async fn close_all(http: &Http, most: Duration) {
     let began = Instant::now();
     let members: Vec<Member> = http
         .chat
@@ -74,6 +51,7 @@ async fn close_all(http: &Http, spread: Duration) {
         .iter()
         .flat_map(|session| session.members().as_ref().clone())
         .collect();
+    let spread = spread(members.len(), most);
     let batch = members.len().div_ceil(BATCHES).max(1);
     let pause = spread.div_f64(members.len().div_ceil(batch).max(1) as f64);
     for (number, members) in members.chunks(batch).enumerate() {
@@ -84,5 +62,28 @@ async fn close_all(http: &Http, spread: Duration) {
         for member in members {
             member.outbox.close_for_drain();
         }
+    }
+}
+
+/// Over how long so many closes are spread.
+fn spread(connections: usize, most: Duration) -> Duration {
+    most.min(Duration::from_secs_f64(
+        connections as f64 / MIN_CLOSES_PER_SECOND,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_takes_what_its_connections_need_and_never_more_than_its_share() {
+        let most = Duration::from_secs(18);
+        assert_eq!(spread(0, most), Duration::ZERO);
+        assert_eq!(spread(2, most), Duration::from_millis(20));
+        assert_eq!(spread(500, most), Duration::from_secs(5));
+        assert_eq!(spread(1_800, most), most);
+        assert_eq!(spread(1_000_000, most), most);
+        assert_eq!(spread(1_000_000, Duration::ZERO), Duration::ZERO);
     }
 }

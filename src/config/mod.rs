@@ -24,6 +24,7 @@ mod variables;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::secret::Secret;
 pub use error::{ConfigError, Problem};
 pub use network::Network;
 pub use sources::load;
@@ -78,7 +79,7 @@ pub struct Config {
     pub presence_ttl: Duration,
     /// How long joins and leaves are collected for one pipeline: longer saves Redis work, and delays the news.
     pub presence_flush: Duration,
-    /// How long connections are sent away in batches at shutdown, so that they don't reconnect all at once.
+    /// How long sending connections away may take at shutdown: they don't reconnect all at once.
     pub drain_timeout: Duration,
     /// Peers whose `X-Forwarded-For` is believed; empty: nobody's.
     pub trusted_proxies: Vec<Network>,
@@ -105,5 +106,15 @@ impl Config {
     /// [`ConfigError::Invalid`], with each variable, its value (unless secret) and what is accepted.
     pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
         read::config(lookup, &read::Machine::this())
+    }
+
+    /// The secrets that may change while the server runs.
+    pub fn secrets(&self) -> Vec<Secret> {
+        let redis = self.redis.as_ref().and_then(|redis| redis.password.clone());
+        let kafka = self.kafka.as_ref().and_then(|kafka| kafka.sasl.as_ref());
+        redis
+            .into_iter()
+            .chain(kafka.map(|sasl| sasl.password.clone()))
+            .collect()
     }
 }

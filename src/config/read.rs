@@ -10,6 +10,7 @@ use super::{
     Config, ConfigError, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Network, Origins, Problem,
     RedisConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable, memory,
 };
+use crate::secret::Secret;
 
 /// Whether this build can speak TLS and SASL to Kafka.
 const KAFKA_TLS: bool = cfg!(feature = "kafka-tls");
@@ -120,6 +121,19 @@ impl Reader<'_> {
             None
         } else {
             Some(self.required(name, parse))
+        }
+    }
+
+    /// A secret: the variable's own value, or the content of the file that its `_FILE` variable names.
+    fn secret(&mut self, name: &'static str, file: &'static str) -> Option<Secret> {
+        match (self.text(name), self.text(file)) {
+            (Some(_), Some(_)) => {
+                self.wrong(file, format!("{name} is set, too: expected only one of them"));
+                None
+            }
+            (Some(value), None) => Some(Secret::fixed(value)),
+            (None, Some(_)) => self.optional(file, |path| Secret::from_file(file, Path::new(path))),
+            (None, None) => None,
         }
     }
 
@@ -346,6 +360,8 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     }
 }
 
+const REDIS_PASSWORD_FILE: &str = "REDIS_PASSWORD_FILE";
+
 /// `REDIS_URL`, or one made of the older three.
 fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
     let port = r.required("REDIS_PORT", |text| number::<u16>(text, 1..=u16::MAX));
@@ -363,33 +379,46 @@ fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
             Err("a host name or an address is accepted; its port is REDIS_PORT".to_owned())
         }
     });
-    let password = r.text("REDIS_PASSWORD");
+    let password = r.secret("REDIS_PASSWORD", REDIS_PASSWORD_FILE);
+    let has_file = r.text(REDIS_PASSWORD_FILE).is_some();
     if let Some(url) = r.text("REDIS_URL") {
-        if let Some(problem) = redis_url_problem(&url) {
-            r.wrong("REDIS_URL", problem);
+        match redis_url_problem(&url) {
+            Some(problem) => r.wrong("REDIS_URL", problem),
+            None if has_file && has_password(&url) => {
+                r.wrong(
+                    REDIS_PASSWORD_FILE,
+                    "REDIS_URL has a password, too: expected only one of them",
+                );
+            }
+            None => {}
         }
-        return Some(RedisConfig { url });
+        // The URL wins over REDIS_PASSWORD, also where it has none.
+        let password = password.filter(|_| has_file);
+        return Some(RedisConfig { url, password });
     }
     let Some(host) = host else {
-        if password.is_some() && !r.is_wrong("REDIS_HOST") {
-            r.wrong(
-                "REDIS_PASSWORD",
-                "only accepted with REDIS_HOST, which is empty (there is no default any more)",
-            );
+        if !r.is_wrong("REDIS_HOST") {
+            for name in ["REDIS_PASSWORD", REDIS_PASSWORD_FILE] {
+                if r.text(name).is_some() && !r.is_wrong(name) {
+                    r.wrong(
+                        name,
+                        "only accepted with REDIS_HOST, which is empty (there is no default any more)",
+                    );
+                }
+            }
         }
         return None;
     };
-    let user = match password {
-        Some(password) => {
-            let encoded =
-                percent_encoding::utf8_percent_encode(&password, percent_encoding::NON_ALPHANUMERIC);
-            format!(":{encoded}@")
-        }
-        None => String::new(),
-    };
     Some(RedisConfig {
-        url: format!("redis://{user}{host}:{port}"),
+        url: format!("redis://{host}:{port}"),
+        password,
     })
+}
+
+/// Whether a URL that is right has a password in it.
+fn has_password(url: &str) -> bool {
+    url.into_connection_info()
+        .is_ok_and(|info| info.redis_settings().password().is_some())
 }
 
 /// What is wrong with a URL, told without the URL itself: it may hold a password.
@@ -462,6 +491,8 @@ fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
 fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option<PathBuf>) {
     use SecurityProtocol::{Plaintext, SaslPlaintext, SaslSsl, Ssl};
     const PROTOCOL: &str = "KAFKA_SECURITY_PROTOCOL";
+    const PASSWORD: &str = "KAFKA_SASL_PASSWORD";
+    const PASSWORD_FILE: &str = "KAFKA_SASL_PASSWORD_FILE";
     let security = r.required(PROTOCOL, |text| {
         choice(
             text,
@@ -479,7 +510,7 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
         )
     });
     let username = r.text("KAFKA_SASL_USERNAME");
-    let password = r.text("KAFKA_SASL_PASSWORD");
+    let password = r.secret(PASSWORD, PASSWORD_FILE);
     let ssl_ca = r.optional("KAFKA_SSL_CA", |text| match std::fs::read(text) {
         Ok(content) if content.windows(11).any(|window| window == b"-----BEGIN ") => Ok(PathBuf::from(text)),
         Ok(_) => Err("a file with certificates in PEM form is accepted".to_owned()),
@@ -490,7 +521,8 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
         for name in [
             "KAFKA_SASL_MECHANISM",
             "KAFKA_SASL_USERNAME",
-            "KAFKA_SASL_PASSWORD",
+            PASSWORD,
+            PASSWORD_FILE,
         ] {
             let is_set = r.text(name).is_some();
             if !security.has_sasl() && is_set {
@@ -499,7 +531,12 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
                     format!("only accepted with {PROTOCOL}=sasl_ssl or sasl_plaintext"),
                 );
             }
-            if security.has_sasl() && !is_set && name != "KAFKA_SASL_MECHANISM" {
+            let is_needed = match name {
+                "KAFKA_SASL_USERNAME" => true,
+                PASSWORD => r.text(PASSWORD_FILE).is_none(),
+                _ => false,
+            };
+            if security.has_sasl() && !is_set && is_needed {
                 r.wrong(name, format!("needed with {PROTOCOL}={}", security.as_str()));
             }
         }
@@ -513,7 +550,7 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
     let sasl = security.has_sasl().then(|| Sasl {
         mechanism,
         username: username.unwrap_or_default(),
-        password: password.unwrap_or_default(),
+        password: password.unwrap_or_else(|| Secret::fixed(String::new())),
     });
     (security, sasl, ssl_ca)
 }

@@ -175,10 +175,6 @@ fn redis_url_wins_over_its_parts() {
         "redis://[::1]:1"
     );
     assert_eq!(
-        url(&[("REDIS_HOST", "cache"), ("REDIS_PASSWORD", " p@:/ß")]).unwrap(),
-        "redis://:%20p%40%3A%2F%C3%9F@cache:6379"
-    );
-    assert_eq!(
         url(&[("REDIS_HOST", "cache"), ("REDIS_URL", "redis://other/2")]).unwrap(),
         "redis://other/2"
     );
@@ -198,10 +194,66 @@ fn redis_url_wins_over_its_parts() {
 }
 
 #[test]
-fn a_password_survives_its_url() {
-    let config = read(&[("REDIS_HOST", "cache"), ("REDIS_PASSWORD", "p@:/% ß")]).unwrap();
-    let info = config.redis.unwrap().url.as_str().into_connection_info().unwrap();
-    assert_eq!(info.redis_settings().password(), Some("p@:/% ß"));
+fn a_password_is_taken_as_it_is() {
+    let config = read(&[("REDIS_HOST", "cache"), ("REDIS_PASSWORD", " p@:/% ß$ss")]).unwrap();
+    let redis = config.redis.unwrap();
+    assert_eq!(&*redis.password.unwrap().value(), " p@:/% ß$ss");
+    assert_eq!(redis.url, "redis://cache:6379");
+}
+
+/// A file with this in it, and the folder that goes with it.
+fn file(content: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    std::fs::write(&path, content).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (dir, path)
+}
+
+#[test]
+fn a_secret_may_come_from_a_file() {
+    let (_dir, path) = file("pa$ss \n");
+    let password = |pairs: &[(&str, &str)]| {
+        let redis = read(pairs).unwrap().redis.unwrap();
+        redis.password.map(|password| password.value().to_string())
+    };
+    let of_file = ("REDIS_PASSWORD_FILE", path.as_str());
+    assert_eq!(password(&[("REDIS_HOST", "cache"), of_file]).unwrap(), "pa$ss ");
+    assert_eq!(
+        password(&[("REDIS_URL", "rediss://cache"), of_file]).unwrap(),
+        "pa$ss "
+    );
+    // The URL wins over the variable, and a file beside its own password is a contradiction.
+    assert_eq!(
+        password(&[("REDIS_URL", "redis://cache"), ("REDIS_PASSWORD", "x")]),
+        None
+    );
+    let (names, message) = wrong(&[("REDIS_URL", "redis://:hunter2@cache"), of_file]);
+    assert_eq!(names, ["REDIS_PASSWORD_FILE"]);
+    assert!(
+        message.contains("REDIS_URL") && !message.contains("hunter2"),
+        "{message}"
+    );
+    assert_eq!(wrong(&[of_file]).0, ["REDIS_PASSWORD_FILE"], "without a host");
+}
+
+#[test]
+fn a_secret_and_its_file_are_one_too_many() {
+    let (_dir, path) = file("hunter2");
+    for (name, of_file) in [
+        ("REDIS_PASSWORD", "REDIS_PASSWORD_FILE"),
+        ("KAFKA_SASL_PASSWORD", "KAFKA_SASL_PASSWORD_FILE"),
+    ] {
+        let host = ("REDIS_HOST", "cache");
+        let (names, message) = wrong(&[host, (name, "hunter3"), (of_file, &path)]);
+        assert!(names.contains(&of_file.to_owned()), "{names:?}");
+        let line = message.lines().find(|line| line.contains(of_file)).unwrap();
+        assert!(line.contains(&format!("{name} is set")), "{line}");
+        assert!(!message.contains("hunter"), "{message}");
+        let (names, message) = wrong(&[host, (of_file, "/nonexistent/secret")]);
+        assert!(names.contains(&of_file.to_owned()), "{names:?}");
+        assert!(message.contains("/nonexistent/secret"), "{message}");
+    }
 }
 
 #[test]
@@ -226,17 +278,19 @@ fn tls_for_redis_is_taken_or_refused_clearly() {
 fn secrets_are_never_shown() {
     let redis = RedisConfig {
         url: "redis://bob:hunter2@cache:1/3?x=hunter2".to_owned(),
+        password: Some(Secret::fixed("hunter2".to_owned())),
     };
     assert_eq!(redis.redacted(), "redis://bob:***@cache:1/3");
     let sasl = Sasl {
         mechanism: SaslMechanism::Plain,
         username: "bob".into(),
-        password: "hunter2".into(),
+        password: Secret::fixed("hunter2".to_owned()),
     };
     let shown = format!(
         "{redis:?} {sasl:?} {:?}",
         RedisConfig {
-            url: "hunter2".into()
+            url: "hunter2".into(),
+            password: None,
         }
     );
     assert!(shown.contains("bob") && !shown.contains("hunter2"), "{shown}");
@@ -306,7 +360,7 @@ fn kafka_security_needs_its_feature_and_all_its_parts() {
         ]);
         let sasl = kafka.unwrap().kafka.unwrap().sasl.unwrap();
         assert_eq!(
-            (sasl.mechanism.as_str(), sasl.password.as_str()),
+            (sasl.mechanism.as_str(), &*sasl.password.value()),
             ("SCRAM-SHA-512", "hunter2")
         );
     }

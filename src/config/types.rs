@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::secret::Secret;
+
 /// Where the server runs, as far as browsers are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Environment {
@@ -91,6 +93,8 @@ pub enum LogFormat {
 pub struct RedisConfig {
     /// A URL that the redis crate has parsed once already. May hold a password: print [`RedisConfig::redacted`].
     pub url: String,
+    /// The password, where it is not in the URL: it may change while the server runs.
+    pub password: Option<Secret>,
 }
 
 impl RedisConfig {
@@ -114,6 +118,7 @@ impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")
             .field("url", &self.redacted())
+            .field("password", &self.password)
             .finish()
     }
 }
@@ -207,8 +212,8 @@ pub struct Sasl {
     pub mechanism: SaslMechanism,
     /// librdkafka's `sasl.username`.
     pub username: String,
-    /// librdkafka's `sasl.password`; never printed.
-    pub password: String,
+    /// librdkafka's `sasl.password`; it may change while the server runs.
+    pub password: Secret,
 }
 
 impl fmt::Debug for Sasl {

@@ -128,6 +128,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Redis, "REDIS_HOST", "HOST", "", "A host name or an address"),
     var(Redis, "REDIS_PORT", "PORT", "6379", "Its port"),
     secret(Redis, "REDIS_PASSWORD", "TEXT", "Its password"),
+    var(Redis, "REDIS_PASSWORD_FILE", "FILE", "", "A file with its password, read again when it changes; also for a URL without one"),
 
     var(Kafka, "KAFKA_BROKERS", "LIST", "", "Brokers to start from, host:port, comma-separated"),
     var(Kafka, "KAFKA_BROKER", "HOST:PORT", "", "The older name of KAFKA_BROKERS, which wins"),
@@ -141,12 +142,13 @@ pub const VARIABLES: &[Variable] = &[
     var(Kafka, "KAFKA_SASL_MECHANISM", "NAME", "PLAIN", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
     var(Kafka, "KAFKA_SASL_USERNAME", "TEXT", "", "The SASL user"),
     secret(Kafka, "KAFKA_SASL_PASSWORD", "TEXT", "The SASL password"),
+    var(Kafka, "KAFKA_SASL_PASSWORD_FILE", "FILE", "", "A file with the SASL password, read again when it changes"),
     var(Kafka, "KAFKA_SSL_CA", "FILE", "", "Certificates to trust, PEM; empty: the system's"),
 
     var(Node, "NODE_ID", "NAME", "", "This node's name among the others; empty: the host's name"),
     var(Node, "PRESENCE_TTL", "DURATION", "60s", "How long a node that died is still believed to hold its users"),
     var(Node, "PRESENCE_FLUSH", "DURATION", "10ms", "How long joins and leaves are collected for one write"),
-    var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long connections are sent away in batches at shutdown; 0s: at once"),
+    var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long sending connections away may take at shutdown; 0s: at once"),
     var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) whose X-Forwarded-For is believed"),
     var(Node, "SESSION_ID_FORMAT", "NAME", "any", "any, or uuid"),
     var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),

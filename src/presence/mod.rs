@@ -75,7 +75,7 @@ impl Presence {
                 (Store::Embedded(registry), task)
             }
             Some(settings) => {
-                let (store, task) = redis::start(parts, &settings.url, window, config.presence_ttl)?;
+                let (store, task) = redis::start(parts, settings, window, config.presence_ttl)?;
                 (Store::Redis(store), task)
             }
         };

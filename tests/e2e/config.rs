@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 48] = [
+const VARIABLES: [&str; 50] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -16,6 +16,7 @@ const VARIABLES: [&str; 48] = [
     "REDIS_HOST",
     "REDIS_PORT",
     "REDIS_PASSWORD",
+    "REDIS_PASSWORD_FILE",
     "REDIS_URL",
     "KAFKA_BROKERS",
     "KAFKA_BROKER",
@@ -26,6 +27,7 @@ const VARIABLES: [&str; 48] = [
     "KAFKA_SASL_MECHANISM",
     "KAFKA_SASL_USERNAME",
     "KAFKA_SASL_PASSWORD",
+    "KAFKA_SASL_PASSWORD_FILE",
     "KAFKA_SSL_CA",
     "NODE_ID",
     "PRESENCE_TTL",
@@ -244,6 +246,37 @@ fn config_passwords_are_never_printed() {
             "{exit:?}"
         );
     }
+}
+
+#[test]
+fn config_a_secret_file_that_is_missing_or_beside_its_variable_exits_64() {
+    let with_file = || {
+        bare()
+            .env("REDIS_HOST", "localhost")
+            .env("REDIS_PASSWORD_FILE", "password")
+    };
+    let exit = check(with_file());
+    assert_eq!(exit.code, Some(64), "{exit:?}");
+    assert!(
+        exit.stderr.contains("REDIS_PASSWORD_FILE=\"password\""),
+        "{exit:?}"
+    );
+    assert_eq!(check(with_file().file("password", "hunter2\n")).code, Some(0));
+    let exit = check(
+        with_file()
+            .file("password", "hunter2\n")
+            .env("REDIS_PASSWORD", "hunter3"),
+    );
+    assert_eq!(exit.code, Some(64), "{exit:?}");
+    let line = exit
+        .stderr
+        .lines()
+        .find(|line| line.contains("REDIS_PASSWORD_FILE"));
+    assert!(
+        line.is_some_and(|line| line.contains("REDIS_PASSWORD is set")),
+        "{exit:?}"
+    );
+    assert!(!exit.stderr.contains("hunter"), "{exit:?}");
 }
 
 #[test]

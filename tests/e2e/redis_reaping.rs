@@ -10,7 +10,7 @@ use crate::services::{OUTAGE, PrivateBroker, PrivateRedis, RedisClient, Resp, To
 use crate::support::{Server, eventually_async};
 
 /// What a busy machine may add to PRESENCE_TTL before a leave is late.
-const SLACK: Duration = Duration::from_secs(10);
+const SLACK: Duration = Duration::from_secs(40);
 
 /// `(session, user)`.
 type Person = (String, String);

@@ -24,7 +24,7 @@ pub use self::resp::{RedisClient, Resp, users_key};
 pub use self::tap::{Heard, Notes, Reader, Tap};
 
 /// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
-pub const OUTAGE: Duration = Duration::from_secs(60);
+pub const OUTAGE: Duration = Duration::from_secs(120);
 
 #[track_caller]
 pub fn from_environment(variable: &str) -> String {

@@ -221,8 +221,9 @@ async fn slow_readers_of_one_session_do_not_delay_another() {
         at(99)
     );
     eprintln!("{told}");
-    // Without a flood each takes less than a millisecond; the rest is for a busy machine.
-    assert!(at(75) < Duration::from_millis(250), "{told}");
+    // Without a flood each takes less than a millisecond, and behind one that is waited for seconds; the rest is for a
+    // busy machine.
+    assert!(at(50) < Duration::from_millis(500), "{told}");
 }
 
 /// The wait is the bound itself: a connection may speak plain HTTP for 60 s, and its last answer may take 5 s more.

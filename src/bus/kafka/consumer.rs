@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::audit::{is_refusal, is_undecodable};
+use super::credentials::Credentials;
 use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::{Context, Reader, Shared, headers};
@@ -40,6 +41,7 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) 
         next: HashMap::new(),
         consumer: None,
         seen: 0,
+        credentials: Credentials::default(),
         error_log: LogLimit::new(LOG_INTERVAL),
     };
     while !thread.shared.is_stopping() {
@@ -60,6 +62,7 @@ struct Thread {
     consumer: Option<NodeConsumer>,
     /// The generation of the assignment.
     seen: u64,
+    credentials: Credentials,
     error_log: LogLimit,
 }
 
@@ -121,6 +124,7 @@ impl Thread {
             thread::sleep(POLL);
             return;
         };
+        self.credentials.refresh(&self.shared, consumer.client());
         let (mut records, mut bytes, mut wait) = (0, 0, POLL);
         while !is_full_batch(records, bytes) {
             match consumer.poll(wait) {

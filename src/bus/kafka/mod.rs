@@ -10,6 +10,7 @@
 
 mod audit;
 mod consumer;
+mod credentials;
 mod headers;
 mod offsets;
 mod pace;
@@ -202,7 +203,7 @@ impl Shared {
             config
                 .set("sasl.mechanism", sasl.mechanism.as_str())
                 .set("sasl.username", &sasl.username)
-                .set("sasl.password", &sasl.password);
+                .set("sasl.password", &*sasl.password.value());
         }
         if let Some(ca) = &self.config.ssl_ca {
             config.set("ssl.ca.location", ca.to_string_lossy());

@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
+use super::credentials::Credentials;
 use super::{Context, Shared};
 use crate::bus::{Ack, PublishError};
 use crate::logging::LogLimit;
@@ -40,6 +41,7 @@ pub(super) struct Producer {
     shared: Arc<Shared>,
     /// Made anew after a fatal error; `None` while it can't be made.
     current: RwLock<Option<Arc<NodeProducer>>>,
+    credentials: Mutex<Credentials>,
     /// Hears of the current one's acknowledgements.
     listener: Mutex<Option<JoinHandle<()>>>,
 }
@@ -49,6 +51,7 @@ impl Producer {
         let producer = Self {
             shared,
             current: RwLock::new(None),
+            credentials: Mutex::default(),
             listener: Mutex::new(None),
         };
         producer.renew();
@@ -84,10 +87,14 @@ impl Producer {
         }
     }
 
-    /// A producer that has failed for good (only an idempotent one can) is replaced.
+    /// A producer that has failed for good (only an idempotent one can) is replaced, and one that is well knows a
+    /// password that has changed.
     pub fn check(&self) {
         if self.shared.is_stopping() {
             return;
+        }
+        if let Some(producer) = &*self.current.read() {
+            self.credentials.lock().refresh(&self.shared, producer.client());
         }
         let fatal = self.current.read().as_ref().is_none_or(|producer| {
             match producer.client().fatal_error() {

@@ -15,6 +15,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 
 use super::audit::{Audited, is_refusal};
+use super::credentials::Credentials;
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topic_id::{self, TopicId};
@@ -57,6 +58,7 @@ pub(super) struct Watch {
     /// By reader.
     pub(super) audited: [Audited; 2],
     last_create: Option<Instant>,
+    credentials: Credentials,
 }
 
 impl Watch {
@@ -71,6 +73,7 @@ impl Watch {
             awaited: HashMap::new(),
             audited: [Audited::default(), Audited::default()],
             last_create: None,
+            credentials: Credentials::default(),
         }
     }
 
@@ -83,6 +86,9 @@ impl Watch {
             });
             self.report(&result);
             self.producer.check();
+            if let Some(client) = &self.client {
+                self.credentials.refresh(&self.shared, client.client());
+            }
             let interval = match self.shared.status() {
                 Status::Connecting => STARTING_INTERVAL,
                 Status::Ok | Status::Degraded => INTERVAL,

@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::Parts;
+use crate::config::RedisConfig;
 use crate::error::StartError;
 use crate::supervise;
 use pipeline::Pipeline;
@@ -63,11 +64,11 @@ impl Times {
 /// Starts the pipeline task. A Redis that is down is no error.
 pub fn start(
     parts: Parts,
-    url: &str,
+    settings: &RedisConfig,
     window: Duration,
     ttl: Duration,
 ) -> Result<(Arc<Store>, JoinHandle<()>), StartError> {
-    let store = Arc::new(Store::new(url).map_err(|_| StartError::RedisUrl)?);
+    let store = Arc::new(Store::new(settings).map_err(|_| StartError::RedisUrl)?);
     let for_task = Arc::clone(&store);
     let (parts, times) = (Arc::new(parts), Times::of(window, ttl));
     let task = supervise::spawn("presence", move || {

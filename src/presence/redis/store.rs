@@ -9,14 +9,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, RedisResult, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
+    Value,
+};
 use serde::Deserialize;
 
 use super::keys;
 use crate::bus::{Health, Status};
+use crate::config::RedisConfig;
 use crate::presence::Unavailable;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus};
+use crate::secret::Secret;
 
 /// How long Redis may take to accept us.
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
@@ -49,7 +54,9 @@ const SERVER_ERRORS: [&str; 12] = [
 ];
 
 pub struct Store {
-    client: Client,
+    info: ConnectionInfo,
+    /// Not in `info`, since it may change.
+    password: Option<Secret>,
     apply: redis::Script,
     heartbeat: redis::Script,
     bury: redis::Script,
@@ -108,12 +115,15 @@ pub enum Listing<'a> {
 }
 
 impl Store {
-    pub fn new(url: &str) -> Result<Self, RedisError> {
-        let info = url
+    pub fn new(settings: &RedisConfig) -> Result<Self, RedisError> {
+        let info = settings
+            .url
+            .as_str()
             .into_connection_info()?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self {
-            client: Client::open(info)?,
+            info,
+            password: settings.password.clone(),
             apply: redis::Script::new(APPLY),
             heartbeat: redis::Script::new(HEARTBEAT),
             bury: redis::Script::new(BURY),
@@ -169,13 +179,24 @@ impl Store {
         *health = (Status::Ok, None);
     }
 
+    /// A client with the password of now.
+    fn client(&self) -> Result<Client, RedisError> {
+        let info = self.info.clone();
+        let Some(password) = &self.password else {
+            return Client::open(info);
+        };
+        let settings = info.redis_settings().clone().set_password(&*password.value());
+        Client::open(info.set_redis_settings(settings))
+    }
+
     /// Connects, brings the scripts along, and says which server process this is, if it tells.
     pub async fn connect(&self) -> Result<Option<String>, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_PATIENCE))
             // Each caller has a patience of its own.
             .set_response_timeout(None);
-        let connect = self.client.get_multiplexed_async_connection_with_config(&config);
+        let client = self.client()?;
+        let connect = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
         for script in [APPLY, HEARTBEAT, BURY, SETTLE] {
