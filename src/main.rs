@@ -96,15 +96,24 @@ fn healthcheck(config: &Config) -> ExitCode {
 }
 
 fn ask_health(config: &Config) -> anyhow::Result<()> {
-    let host = match config.host {
+    let public = SocketAddr::new(config.host, config.port);
+    // With the PROXY protocol only balancers are let in by the public port, and the admin port never takes its header.
+    let (address, introduction, path) = match (config.proxy_protocol, config.admin_addr) {
+        (false, _) => (public, "", "/health"),
+        (true, Some(admin)) => (admin, "", "/live"),
+        (true, None) => (public, "PROXY UNKNOWN\r\n", "/health"),
+    };
+    let host = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let patience = Duration::from_secs(3);
-    let mut socket = TcpStream::connect_timeout(&SocketAddr::new(host, config.port), patience)?;
+    let mut socket = TcpStream::connect_timeout(&SocketAddr::new(host, address.port()), patience)?;
     socket.set_read_timeout(Some(patience))?;
-    socket.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let request =
+        format!("{introduction}GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes())?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     anyhow::ensure!(

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub outcomes_unknown: Count,
     pub status_frames: Count,
     pub accept_errors: Count,
+    pub client_addresses_unread: Count,
+    proxy_headers_refused: Family<Reason, Count>,
     pub kafka_reconnects: Count,
     pub kafka_gaps: Count,
     pub kafka_up: Level,
@@ -146,6 +148,17 @@ impl Default for Metrics {
             ),
             status_frames: count(r, "status_frames", "connection_status_update frames encoded"),
             accept_errors: count(r, "accept_errors", "Failures to accept a connection"),
+            client_addresses_unread: count(
+                r,
+                "client_addresses_unread",
+                "Handshakes whose client address a trusted proxy gave in no readable form",
+            ),
+            proxy_headers_refused: family(
+                r,
+                "proxy_headers_refused",
+                "Connections closed because of their PROXY header",
+                &["untrusted", "malformed", "incomplete"],
+            ),
             kafka_reconnects: count(
                 r,
                 "kafka_consumer_restarts",
@@ -199,6 +212,10 @@ impl Metrics {
 
     pub fn upgrade_refused(&self, reason: &'static str) {
         bump(&self.upgrades_refused, reason);
+    }
+
+    pub fn proxy_header_refused(&self, reason: &'static str) {
+        bump(&self.proxy_headers_refused, reason);
     }
 
     pub fn frame_error(&self, code: ErrorCode) {

@@ -15,7 +15,9 @@ use crate::bus::{Bus, Delivery, embedded};
 use crate::chat::{self, Chat};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
+use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
+use crate::http::keep_alive::Idle;
 use crate::http::limits::Limits;
 use crate::http::router::Door;
 use crate::http::{Http, listener};
@@ -197,8 +199,10 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
         max_message_bytes: config.limits.max_message_bytes,
     });
     Ok(Http {
-        limits: Arc::new(Limits::new(&config.limits, config.trusted_proxies.clone())),
+        limits: Arc::new(Limits::new(&config.limits)),
+        addresses: Addresses::new(&config, Arc::clone(&metrics)),
         cors: Cors::new(&config),
+        idle: Arc::new(Idle::new(config.http_keep_alive)),
         config,
         chat,
         metrics,

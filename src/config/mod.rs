@@ -15,6 +15,7 @@
 mod error;
 mod memory;
 mod network;
+mod origins;
 mod parse;
 mod read;
 mod sources;
@@ -27,9 +28,10 @@ use std::time::Duration;
 use crate::secret::Secret;
 pub use error::{ConfigError, Problem};
 pub use network::Network;
+pub use origins::{Origin, Origins};
 pub use sources::load;
 pub use types::{
-    Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Origins, RedisConfig, Sasl, SaslMechanism,
+    AllowedHeaders, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, Sasl, SaslMechanism,
     SecurityProtocol, SessionIdFormat,
 };
 pub use variables::{Section, VARIABLES, Variable};
@@ -69,6 +71,8 @@ pub struct Config {
     pub allowed_origins: Origins,
     /// Whether listed origins may send cookies; never together with [`Origins::Any`] in production.
     pub allow_credentials: bool,
+    /// Request headers that pages may send in production, beside our own list.
+    pub allowed_headers: AllowedHeaders,
     /// Where presence is kept; None: in this process.
     pub redis: Option<RedisConfig>,
     /// The log that all nodes share; None: the bus is in this process.
@@ -81,8 +85,12 @@ pub struct Config {
     pub presence_flush: Duration,
     /// How long sending connections away may take at shutdown: they don't reconnect all at once.
     pub drain_timeout: Duration,
-    /// Peers whose `X-Forwarded-For` is believed; empty: nobody's.
+    /// Peers whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed; empty: nobody's.
     pub trusted_proxies: Vec<Network>,
+    /// Whether every connection begins with a PROXY header; then `trusted_proxies` is not empty.
+    pub proxy_protocol: bool,
+    /// How long a connection waits for its next request; zero: it ends with each answer.
+    pub http_keep_alive: Duration,
     /// What a session's id may look like.
     pub session_id_format: SessionIdFormat,
     /// How a batch's frames reach their sockets.

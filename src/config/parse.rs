@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::Origins;
+use super::AllowedHeaders;
 
 /// A whole number in a range.
 pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
@@ -94,65 +94,27 @@ pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
-/// `*`, or a list of origins.
-pub(super) fn origins(text: &str) -> Result<Origins, String> {
+/// `*`, or a list of header names.
+pub(super) fn headers(text: &str) -> Result<AllowedHeaders, String> {
     if text == "*" {
-        return Ok(Origins::Any);
+        return Ok(AllowedHeaders::Any);
     }
-    let mut origins = Vec::new();
-    for part in list(text) {
-        let origin = origin(part)?;
-        if !origins.contains(&origin) {
-            origins.push(origin);
-        }
-    }
-    if origins.is_empty() {
-        return Err("* or a list of origins is accepted".to_owned());
-    }
-    Ok(Origins::List(origins))
-}
-
-/// One origin, in the form in which a browser sends it: lower case, without the scheme's own port.
-pub(super) fn origin(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| {
-        format!(
-            "{text:?} is not an origin: {why}; scheme://host or scheme://host:port is accepted, or * alone"
-        )
+    let is_token = |name: &str| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     };
-    if text == "*" {
-        return Err(wrong("* can't stand in a list"));
-    }
-    let lower = text.to_ascii_lowercase();
-    let (scheme, rest) = lower.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
-    let scheme_is_legal = scheme.starts_with(|c: char| c.is_ascii_lowercase())
-        && scheme
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b));
-    if !scheme_is_legal {
-        return Err(wrong("its scheme has other characters than letters and digits"));
-    }
-    if rest.contains(['/', '?', '#']) {
-        return Err(wrong("it ends with a path (even if that is only a slash)"));
-    }
-    if rest.contains('@') {
-        return Err(wrong("it has a user name"));
-    }
-    let (host, port) = split_port(rest).ok_or_else(|| wrong("its host or its port is malformed"))?;
-    if !is_host(host) {
-        return Err(wrong(
-            "its host has characters that a browser would not send (punycode is needed, not wildcards)",
-        ));
-    }
-    let port = match port {
-        Some(port) => {
-            Some(number::<u16>(port, 1..=u16::MAX).map_err(|_| wrong("its port is not from 1 to 65535"))?)
+    let names = list(text).map(|name| {
+        if name == "*" {
+            Err("* can't stand in a list; expected * alone, or comma-separated header names".to_owned())
+        } else if is_token(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(format!(
+                "{name:?} is not a header's name; expected * or comma-separated header names"
+            ))
         }
-        None => None,
-    };
-    Ok(match (scheme, port) {
-        (_, None) | ("http", Some(80)) | ("https", Some(443)) => format!("{scheme}://{host}"),
-        (_, Some(port)) => format!("{scheme}://{host}:{port}"),
-    })
+    });
+    Ok(AllowedHeaders::List(names.collect::<Result<_, _>>()?))
 }
 
 /// `host`, `host:port`, `[::1]` or `[::1]:port`. None: neither.

@@ -178,8 +178,9 @@ pub(super) fn config(
             ],
         )
     });
-    let allowed_origins = r.required("ALLOWED_ORIGINS", parse::origins);
+    let allowed_origins = r.required("ALLOWED_ORIGINS", Origins::parse);
     let allow_credentials = r.required("ALLOW_CREDENTIALS", parse::boolean);
+    let allowed_headers = r.required("ALLOWED_HEADERS", parse::headers);
 
     let redis = redis(r);
     let kafka = kafka(r);
@@ -195,6 +196,8 @@ pub(super) fn config(
             parse::list(text).map(str::parse::<Network>).collect()
         })
         .unwrap_or_default();
+    let proxy_protocol = r.required("PROXY_PROTOCOL", parse::boolean);
+    let http_keep_alive = r.duration("HTTP_KEEP_ALIVE", Duration::ZERO, HOUR);
     let fanout_io = r.required("FANOUT_IO", |text| {
         choice(
             text,
@@ -226,6 +229,7 @@ pub(super) fn config(
         environment,
         allowed_origins,
         allow_credentials,
+        allowed_headers,
         redis,
         kafka,
         node_id,
@@ -233,6 +237,8 @@ pub(super) fn config(
         presence_flush,
         drain_timeout,
         trusted_proxies,
+        proxy_protocol,
+        http_keep_alive,
         session_id_format,
         fanout_io,
         max_record_bytes,
@@ -269,6 +275,21 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
         r.wrong(
             "ALLOW_CREDENTIALS",
             "with ALLOWED_ORIGINS=* only false is accepted in production: list the origins, or any site could act for its visitors",
+        );
+    }
+    if config.allow_credentials
+        && config.allowed_origins.lists_null()
+        && config.environment == Environment::Production
+    {
+        r.wrong(
+            "ALLOW_CREDENTIALS",
+            "must be false in production when ALLOWED_ORIGINS lists null, which any page can send (from a sandboxed frame)",
+        );
+    }
+    if config.proxy_protocol && config.trusted_proxies.is_empty() && !r.is_wrong("TRUSTED_PROXIES") {
+        r.wrong(
+            "PROXY_PROTOCOL",
+            "needs TRUSTED_PROXIES: the balancers that send the header; any other peer is closed",
         );
     }
     let queue = config.limits.send_queue_bytes;

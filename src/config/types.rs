@@ -31,32 +31,13 @@ impl fmt::Display for Environment {
     }
 }
 
-/// The origins that may call.
+/// Request headers that pages may send in production, beside our own list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origins {
-    /// `*`.
+pub enum AllowedHeaders {
+    /// `*`: whatever a page asks for.
     Any,
-    /// These, as a browser writes them: lower case, no default port, no path.
+    /// These, too.
     List(Vec<String>),
-}
-
-impl Origins {
-    /// Whether the value of an `Origin` header is among them.
-    pub fn allows(&self, origin: &str) -> bool {
-        match self {
-            Origins::Any => true,
-            Origins::List(origins) => origins.iter().any(|allowed| allowed == origin),
-        }
-    }
-}
-
-impl fmt::Display for Origins {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origins::Any => f.write_str("*"),
-            Origins::List(origins) => f.write_str(&origins.join(",")),
-        }
-    }
 }
 
 /// How a batch's frames reach their sockets.

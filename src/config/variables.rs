@@ -121,8 +121,9 @@ pub const VARIABLES: &[Variable] = &[
     var(Listeners, "ADMIN_ADDR", "IP:PORT", "127.0.0.1:9464", "/metrics, /live and /ready; empty: off"),
 
     var(Origins, "ENVIRONMENT", "NAME", "development", "development, or production: browsers' origins are checked"),
-    var(Origins, "ALLOWED_ORIGINS", "LIST", "*", "Origins (https://chat.example.com), comma-separated, or * for any"),
-    var(Origins, "ALLOW_CREDENTIALS", "BOOL", "false", "Let listed origins send cookies (production only, not with *)"),
+    var(Origins, "ALLOWED_ORIGINS", "LIST", "*", "Origins (https://chat.example.com, https://*.example.com, null), comma-separated, or * for any"),
+    var(Origins, "ALLOW_CREDENTIALS", "BOOL", "false", "Let listed origins send cookies (production only, not with * or null)"),
+    var(Origins, "ALLOWED_HEADERS", "LIST", "", "More request headers that pages may send in production, or * for any"),
 
     secret(Redis, "REDIS_URL", "URL", "redis://[user:password@]host[:port][/db]; wins over the three below"),
     var(Redis, "REDIS_HOST", "HOST", "", "A host name or an address"),
@@ -149,7 +150,9 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "PRESENCE_TTL", "DURATION", "60s", "How long a node that died is still believed to hold its users"),
     var(Node, "PRESENCE_FLUSH", "DURATION", "10ms", "How long joins and leaves are collected for one write"),
     var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long sending connections away may take at shutdown; 0s: at once"),
-    var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) whose X-Forwarded-For is believed"),
+    var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) that may say whose connection it is (X-Forwarded-For, Forwarded, PROXY)"),
+    var(Node, "PROXY_PROTOCOL", "BOOL", "false", "Expect a PROXY header (v1, v2) from TRUSTED_PROXIES and close others; not on ADMIN_ADDR"),
+    var(Node, "HTTP_KEEP_ALIVE", "DURATION", "75s", "How long a connection waits for its next request; 0s: closed after each answer"),
     var(Node, "SESSION_ID_FORMAT", "NAME", "any", "any, or uuid"),
     var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),
     var(Node, "MAX_RECORD_BYTES", "BYTES", "131072", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES"),

@@ -1,13 +1,12 @@
 //! How many connections there may be: per process, per address and per user of a session.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
-use hyper::HeaderMap;
 
-use crate::config::{self, Network};
+use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
 
 /// A user of a session: the same id in another session may be somebody else.
@@ -29,8 +28,10 @@ pub struct Limits {
     connections: AtomicUsize,
     per_ip: DashMap<IpAddr, usize>,
     per_user: DashMap<Who, usize>,
-    trusted_proxies: Vec<Network>,
 }
+
+/// How much of an IPv6 address is one customer's: they are given a /64 or more, and change the rest at will.
+const IPV6_PREFIX: u32 = 64;
 
 /// A place for one connection, given back on drop.
 pub struct Ticket {
@@ -46,7 +47,7 @@ struct Counted {
 }
 
 impl Limits {
-    pub fn new(limits: &config::Limits, trusted_proxies: Vec<Network>) -> Self {
+    pub fn new(limits: &config::Limits) -> Self {
         Self {
             max_connections: limits.max_connections,
             max_per_ip: limits.max_connections_per_ip,
@@ -54,7 +55,6 @@ impl Limits {
             connections: AtomicUsize::new(0),
             per_ip: DashMap::new(),
             per_user: DashMap::new(),
-            trusted_proxies,
         }
     }
 
@@ -78,6 +78,7 @@ impl Limits {
             counted: None,
         };
         if self.max_per_ip > 0 {
+            let ip = counted(ip);
             if !take(&self.per_ip, ip, self.max_per_ip) {
                 return Err(Exceeded::Address);
             }
@@ -92,30 +93,13 @@ impl Limits {
         }
         Ok(ticket)
     }
+}
 
-    /// Whose connection it is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that
-    /// isn't one of theirs. What a client writes there itself stands before that and counts for nothing.
-    pub fn client_ip(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let is_trusted = |ip: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(ip));
-        let mut client = peer.to_canonical();
-        let forwarded = headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        let hops: Vec<_> = forwarded
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .collect();
-        for hop in hops.iter().rev() {
-            if !is_trusted(client) {
-                break;
-            }
-            match hop.parse::<IpAddr>() {
-                Ok(ip) => client = ip.to_canonical(),
-                Err(_) => break,
-            }
-        }
-        client
+/// What the connections of an address are counted by.
+fn counted(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - IPV6_PREFIX))).into(),
+        ip => ip,
     }
 }
 
@@ -150,7 +134,7 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
-    fn limits(max: usize, per_ip: usize, per_user: usize, proxies: &[&str]) -> Arc<Limits> {
+    fn limits(max: usize, per_ip: usize, per_user: usize) -> Arc<Limits> {
         Arc::new(Limits {
             max_connections: max,
             max_per_ip: per_ip,
@@ -158,13 +142,12 @@ mod tests {
             connections: AtomicUsize::new(0),
             per_ip: DashMap::new(),
             per_user: DashMap::new(),
-            trusted_proxies: proxies.iter().map(|text| text.parse().unwrap()).collect(),
         })
     }
 
     #[test]
     fn places_are_given_back() {
-        let limits = limits(3, 2, 1, &[]);
+        let limits = limits(3, 2, 1);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let session_id = SessionId::parse("s").unwrap();
         let admit = |ip, user_id| limits.admit(ip, (&session_id, &UserId::parse(user_id).unwrap()));
@@ -180,21 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_addresses_count_from_the_right() {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-forwarded-for", "6.6.6.6, 1.2.3.4, 10.0.0.9".parse().unwrap());
-        let peer = "10.0.0.1".parse().unwrap();
+    fn ipv6_counts_by_its_network() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(limits(1, 0, 0, &[]).client_ip(peer, &headers), peer);
-        assert_eq!(
-            limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers),
-            ip("1.2.3.4")
-        );
-        assert_eq!(
-            limits(1, 0, 0, &["10.0.0.1"]).client_ip(peer, &headers),
-            ip("10.0.0.9")
-        );
-        headers.insert("x-forwarded-for", "nonsense".parse().unwrap());
-        assert_eq!(limits(1, 0, 0, &["10.0.0.0/8"]).client_ip(peer, &headers), peer);
+        assert_eq!(counted(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+        assert_eq!(counted(ip("2001:db8:1:2:ffff::1")), ip("2001:db8:1:2::"));
+        assert_ne!(counted(ip("2001:db8:1:3::1")), ip("2001:db8:1:2::"));
+        assert_eq!(counted(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(counted(ip("192.0.2.1")), ip("192.0.2.1"));
     }
 }

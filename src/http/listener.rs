@@ -1,32 +1,39 @@
 //! Listeners: bind, accept, and HTTP/1.1 with its limits on each socket.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
 
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Request, Version};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Http;
+use super::framing::Framing;
+use super::keep_alive::Pace;
 use super::refusal::{self, RequestRefusal};
 use super::router::{Door, route};
-use super::upgrade::Arrival;
+use super::upgrade::{Arrival, has_token};
 use super::watched::Watched;
 use crate::logging::LogLimit;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
 const BACKLOG: i32 = 16_384;
-/// A request head: 16 KiB, 64 headers, 10 s.
+/// A request head: 16 KiB and 64 headers; [`keep_alive`](super::keep_alive) has its time.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request under way may take when the listeners close.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long accepting rests when descriptors or memory have run out.
@@ -35,10 +42,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// How much the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
 const UNSENT_BYTES: u32 = 128 * 1024;
-/// How long a connection may speak plain HTTP, and how long its last answer may take: a peer that doesn't read
-/// would hold its place for ever.
-const MAX_LIFE: Duration = Duration::from_secs(60);
-const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// How many idle connections end at once when there is no descriptor for the next.
+const EVICTED: usize = 16;
 /// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis. And of the
 /// rest for the admin port: whoever fills the others should not hide it from the operator.
 const KEPT_SHARE: usize = 4;
@@ -101,6 +106,9 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
                 if log.allows() {
                     tracing::error!(%error, "cannot accept connections");
                 }
+                for _ in 0..EVICTED {
+                    http.idle.evict();
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
             }
@@ -109,15 +117,15 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             let _ = prepare(SockRef::from(&socket));
         }
         let open = OpenSocket::new(&http);
-        // WebSockets have left this count; what is open beyond the spare ones has not even sent a head.
-        if open.number
-            > http
-                .config
-                .limits
-                .max_connections
-                .saturating_sub(http.limits.connections())
-                + spare
-        {
+        // WebSockets have left this count. What is open beyond the spare ones takes the place of the longest idle, or has
+        // not even sent a head.
+        let places = http
+            .config
+            .limits
+            .max_connections
+            .saturating_sub(http.limits.connections())
+            + spare;
+        if open.number > places && !http.idle.evict() {
             http.metrics.accept_errors.inc();
             continue;
         }
@@ -174,14 +182,24 @@ fn is_peers_fault(error: &io::Error) -> bool {
 }
 
 async fn serve_socket(
-    socket: TcpStream,
+    mut socket: TcpStream,
     peer: SocketAddr,
     door: Door,
     http: Arc<Http>,
     stop: CancellationToken,
 ) {
+    let began = Instant::now();
+    let address = match door {
+        Door::Admin => Some(peer.ip()),
+        Door::Public => tokio::select! {
+            address = http.addresses.peer(&mut socket, peer.ip()) => address,
+            () = stop.cancelled() => None,
+        },
+    };
+    let Some(address) = address else { return };
     let arrived = Mutex::new(None);
-    if let Err(error) = speak_http(socket, peer.ip(), door, &http, &stop, &arrived).await {
+    let pace = Pace::new(&http.idle, began);
+    if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &arrived).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
         }
@@ -196,63 +214,103 @@ async fn serve_socket(
 async fn speak_http(
     socket: TcpStream,
     peer: IpAddr,
+    pace: Pace,
     door: Door,
     http: &Arc<Http>,
     stop: &CancellationToken,
     arrived: &Mutex<Option<Arrival>>,
 ) -> hyper::Result<()> {
-    let (socket, watch) = Watched::new(socket);
-    let served = AtomicU32::new(0);
+    let (socket, watch) = Watched::new(socket, pace);
     let service = service_fn(|request| {
-        let is_clear = watch.allows(served.fetch_add(1, Ordering::Relaxed) + 1);
         let watch = &watch;
         async move {
-            let started = Instant::now();
-            let line = tracing::enabled!(tracing::Level::DEBUG)
+            let line = tracing::enabled!(tracing::Level::DEBUG).then(|| {
                 // Escaped: a path may hold any UTF-8. A query may hold secrets.
-                .then(|| format!("{} {}", request.method(), request.uri().path().escape_debug()));
+                let path = request.uri().path().escape_debug();
+                (Instant::now(), format!("{} {path}", request.method()))
+            });
+            let framing = watch.framing(watch.number());
+            let may_keep = framing == Framing::Plain && goes_on(&request);
             let mut arrival = None;
-            let answer = if is_clear {
-                route(http, door, peer, request, &mut arrival).await
-            } else {
+            let mut answer = if framing == Framing::Ambiguous {
                 RequestRefusal::AmbiguousLength.answer(&http.metrics)
+            } else {
+                route(http, door, peer, request, &mut arrival).await
             };
-            if let Some(line) = line {
+            if let Some((started, line)) = line {
                 let took = started.elapsed().as_secs_f64() * 1000.0;
                 tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
             }
             if arrival.is_some() {
                 watch.hold();
                 *arrived.lock() = arrival;
+            } else {
+                let keeps = may_keep && !watch.is_closing() && !http.life.is_draining();
+                http.idle.announce(keeps, answer.headers_mut());
             }
+            watch.served();
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // Its own timeout counts the pause between two requests as part of the second's head.
+        .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        // The connection first: mostly it is done, and the others need not be looked at.
-        biased;
-        done = connection.as_mut() => Some(done),
-        () = stop.cancelled() => None,
-        () = tokio::time::sleep(MAX_LIFE) => None,
-    };
-    match ended {
-        Some(done) => done,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(LAST_ANSWER, connection)
-                .await
-                .unwrap_or(Ok(()))
+    let timer = tokio::time::sleep_until(watch.pace.deadline().unwrap_or_else(Instant::now));
+    let stopped = stop.cancelled();
+    tokio::pin!(connection, timer, stopped);
+    poll_fn(|cx| {
+        loop {
+            // The connection first: mostly it is done, and the others need not be looked at.
+            if let Poll::Ready(done) = connection.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            let is_stopped = !watch.is_closing() && stopped.as_mut().poll(cx).is_ready();
+            let is_over = match watch.pace.deadline() {
+                None => true,
+                Some(deadline) => {
+                    // It is set late: at its end it is seen whether there is a later one.
+                    if deadline < timer.deadline() {
+                        timer.as_mut().reset(deadline);
+                    }
+                    loop {
+                        if timer.as_mut().poll(cx).is_pending() {
+                            break false;
+                        }
+                        if deadline <= Instant::now() {
+                            break true;
+                        }
+                        timer.as_mut().reset(deadline);
+                    }
+                }
+            };
+            let is_between = watch.pace.is_between_requests();
+            if is_over && (watch.is_closing() || !is_between) {
+                return Poll::Ready(Ok(()));
+            }
+            if !is_over && !is_stopped {
+                return Poll::Pending;
+            }
+            // What has begun is answered, and the answer says that it is the last.
+            watch.close();
+            if is_between {
+                connection.as_mut().graceful_shutdown();
+            }
         }
-    }
+    })
+    .await
+}
+
+/// Whether the client means to go on with its connection, and can: what follows the body of a handshake may be meant
+/// for a WebSocket.
+fn goes_on(request: &Request<Incoming>) -> bool {
+    request.version() == Version::HTTP_11
+        && !has_token(request.headers(), &CONNECTION, "close")
+        && (request.body().is_end_stream() || !request.headers().contains_key(UPGRADE))
 }
 
 #[cfg(test)]

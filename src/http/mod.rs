@@ -1,8 +1,13 @@
 //! HTTP on raw hyper: listeners and their limits, the router, the upgrade's checks, CORS, health and REST.
 
+pub mod addresses;
 pub mod cors;
+mod forwarded;
+mod framing;
+pub mod keep_alive;
 pub mod limits;
 pub mod listener;
+mod proxy_protocol;
 pub mod refusal;
 mod response;
 mod rest;
@@ -20,7 +25,9 @@ use crate::config::Config;
 use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::ws::connection;
+use addresses::Addresses;
 use cors::Cors;
+use keep_alive::Idle;
 use limits::Limits;
 
 /// What a request is answered from.
@@ -29,12 +36,15 @@ pub struct Http {
     pub chat: Arc<Chat>,
     pub metrics: Arc<Metrics>,
     pub limits: Arc<Limits>,
+    pub addresses: Addresses,
     pub connections: Arc<connection::Shared>,
     /// WebSocket connections: upgraded sockets escape hyper's graceful shutdown.
     pub tracker: TaskTracker,
     pub life: Arc<Life>,
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
+    /// Those of them that wait for their next request.
+    pub idle: Arc<Idle>,
     pub cors: Cors,
     /// The bound port, as health shows it.
     pub port: u16,

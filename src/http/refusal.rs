@@ -114,11 +114,8 @@ impl RequestRefusal {
     pub fn answer(self, metrics: &Metrics) -> Answer {
         metrics.request_refused(self.name());
         let mut answer = answer(self.parts());
-        match self {
-            Self::Method => set(&mut answer, header::ALLOW, ALLOWED_METHODS),
-            // Where the next request begins is not known.
-            Self::AmbiguousLength => set(&mut answer, header::CONNECTION, "close"),
-            _ => {}
+        if self == Self::Method {
+            set(&mut answer, header::ALLOW, ALLOWED_METHODS);
         }
         answer
     }

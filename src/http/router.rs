@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap};
+use hyper::header;
 use hyper::{Method, Request, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 
@@ -99,12 +99,6 @@ pub async fn route(
         http.cors
             .decorate(request.headers(), is_preflight, answer.headers_mut());
     }
-    // What follows a request with a length is not watched for its framing: see `watched`.
-    if has_length(request.headers()) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        answer
-            .headers_mut()
-            .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-    }
     answer
 }
 
@@ -114,11 +108,6 @@ fn target_len(uri: &Uri) -> usize {
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
     let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
     scheme + authority + path
-}
-
-/// Whether a request says how long its body is, be it of no length.
-fn has_length(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 async fn dispatch(

@@ -79,7 +79,7 @@ fn admit(
     if http.life.is_draining() {
         return Err(UpgradeRefusal::Draining);
     }
-    let ip = http.limits.client_ip(peer, headers);
+    let ip = http.addresses.client(peer, headers);
     let admitted = http.limits.admit(ip, (&hello.session_id, &hello.user_id));
     let ticket = admitted.map_err(|exceeded| match exceeded {
         Exceeded::Process => UpgradeRefusal::Capacity,
@@ -161,12 +161,10 @@ async fn take_socket(upgraded: OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
 /// The accept key, or why this request is no handshake.
 fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, UpgradeRefusal> {
     let headers = request.headers();
-    let has_token =
-        |name, token: &str| lists(headers, name, |item| item.eq_ignore_ascii_case(token.as_bytes()));
     let is_upgrade = request.method() == Method::GET
         && request.version() == Version::HTTP_11
-        && has_token(&header::CONNECTION, "upgrade")
-        && has_token(&header::UPGRADE, "websocket");
+        && has_token(headers, &header::CONNECTION, "upgrade")
+        && has_token(headers, &header::UPGRADE, "websocket");
     if !is_upgrade {
         return Err(UpgradeRefusal::NoUpgrade);
     }
@@ -187,6 +185,11 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     values.next().is_none().then_some(value)
+}
+
+/// Whether a header lists this token, in any case.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    lists(headers, name, |item| item.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Whether an item of a comma-separated list, which may be spread over several headers, fits (RFC 9110, section 5.6.1).

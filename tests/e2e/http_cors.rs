@@ -1,6 +1,6 @@
 //! CORS as browsers need it: wide open in development, listed origins in production.
 
-use crate::support::{Http, Response, Server};
+use crate::support::{Http, RawWs, Response, Server};
 
 const STATUS: &str = "/api/session/s1/connection-status";
 
@@ -50,20 +50,28 @@ fn assert_preflight(response: &Response) {
         list(response, "access-control-allow-methods"),
         ["delete", "get", "head", "options", "patch", "post", "put"]
     );
-    assert_eq!(
-        list(response, "access-control-allow-headers"),
-        [
-            "accept",
-            "access-control-request-headers",
-            "access-control-request-method",
-            "authorization",
-            "content-type",
-            "origin",
-            "x-requested-with"
-        ]
-    );
     assert_eq!(response.header("access-control-max-age"), Some("86400"));
 }
+
+/// The list of production.
+const ALLOWED_HEADERS: [&str; 16] = [
+    "accept",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "authorization",
+    "baggage",
+    "cache-control",
+    "content-type",
+    "idempotency-key",
+    "origin",
+    "sentry-trace",
+    "traceparent",
+    "tracestate",
+    "x-api-key",
+    "x-csrf-token",
+    "x-request-id",
+    "x-requested-with",
+];
 
 fn varies_by_origin(response: &Response) -> bool {
     let vary = response.headers.iter().filter(|(name, _)| name == "vary");
@@ -96,13 +104,16 @@ fn cors_development_allows_everyone_and_never_credentials() {
                 "access-control-allow-headers",
                 "access-control-allow-origin",
                 "content-length",
-                "content-type"
+                "content-type",
+                "retry-after",
+                "www-authenticate"
             ],
             "{path}"
         );
     }
     let response = preflight(&server, "https://other.example");
     assert_preflight(&response);
+    assert_eq!(list(&response, "access-control-allow-headers"), ["content-type"]);
     assert_eq!(origin(&response), Some("*"));
     assert_eq!(response.header("access-control-allow-credentials"), None);
 }
@@ -118,6 +129,7 @@ fn cors_production_echoes_listed_origins_only() {
         assert_eq!(response.header("access-control-allow-credentials"), None);
         let response = preflight(&server, listed);
         assert_preflight(&response);
+        assert_eq!(list(&response, "access-control-allow-headers"), ALLOWED_HEADERS);
         assert_eq!(origin(&response), Some(listed));
         assert!(varies_by_origin(&response), "{response:?}");
     }
@@ -182,4 +194,128 @@ fn cors_production_star_with_credentials_does_not_start() {
     let exit = server.env("ALLOW_CREDENTIALS", "true").run();
     assert_eq!(exit.code, Some(64), "{exit:?}");
     assert!(exit.stderr.contains("ALLOW_CREDENTIALS"), "{exit:?}");
+}
+
+/// A preflight that asks for these headers: those that are allowed.
+#[track_caller]
+fn allowed_headers(server: &Server, asked_for: &str) -> Vec<String> {
+    let headers = [
+        ("Origin", "https://a.example"),
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", asked_for),
+    ];
+    let response = Http::request(server.http_addr(), "OPTIONS", STATUS, &headers);
+    assert_preflight(&response);
+    list(&response, "access-control-allow-headers")
+}
+
+#[test]
+fn cors_development_allows_any_request_header() {
+    let server = Server::start();
+    let asked_for = "authorization,x-anything,x-datadog-trace-id";
+    assert_eq!(
+        allowed_headers(&server, asked_for),
+        ["authorization", "x-anything", "x-datadog-trace-id"]
+    );
+}
+
+#[test]
+fn cors_production_allows_the_headers_that_are_configured() {
+    let server = production("https://a.example", "true");
+    assert_eq!(allowed_headers(&server, "x-anything"), ALLOWED_HEADERS);
+    let with = |headers: &str| {
+        Server::builder()
+            .env("ENVIRONMENT", "production")
+            .env("ALLOWED_ORIGINS", "https://a.example")
+            .env("ALLOW_CREDENTIALS", "true")
+            .env("ALLOWED_HEADERS", headers)
+    };
+    let server = with("X-Tenant, x-b3-traceid").start();
+    let mut expected: Vec<_> = ALLOWED_HEADERS
+        .iter()
+        .chain(&["x-b3-traceid", "x-tenant"])
+        .collect();
+    expected.sort_unstable();
+    assert_eq!(
+        allowed_headers(&server, "x-anything").iter().collect::<Vec<_>>(),
+        expected
+    );
+    let server = with("*").start();
+    assert_eq!(
+        allowed_headers(&server, "x-anything,authorization"),
+        ["authorization", "x-anything"]
+    );
+    // Only what pages of listed origins ask for.
+    let response = preflight(&server, "https://evil.example");
+    assert_eq!(response.header("access-control-allow-headers"), None);
+
+    let exit = with("X Tenant").run();
+    assert_eq!(exit.code, Some(64), "{exit:?}");
+    assert!(exit.stderr.contains("ALLOWED_HEADERS"), "{exit:?}");
+}
+
+/// For REST and for WebSockets alike.
+#[test]
+fn cors_production_knows_null_any_scheme_and_subdomains() {
+    let origins = "null, capacitor://localhost, file://, chrome-extension://abcdefghijklmnop, \
+        https://*.example.com, http://*.dev.test:3000";
+    let server = production(origins, "false");
+    let upgrade = |listed: &str| {
+        let ws = RawWs::try_connect(server.http_addr(), "/ws/s/u/agent", &[("Origin", listed)]);
+        ws.map_err(|refusal| refusal.status).err()
+    };
+    for listed in [
+        "null",
+        "capacitor://localhost",
+        "file://",
+        "chrome-extension://abcdefghijklmnop",
+        "https://a.example.com",
+        "https://a.b.example.com",
+        "http://x.dev.test:3000",
+    ] {
+        let response = from(&server, listed, STATUS);
+        assert_eq!(origin(&response), Some(listed));
+        assert!(varies_by_origin(&response), "{response:?}");
+        assert_eq!(origin(&preflight(&server, listed)), Some(listed));
+        assert_eq!(upgrade(listed), None, "{listed}");
+    }
+    for other in [
+        "https://example.com",
+        "https://evilexample.com",
+        "https://a.example.com.evil.test",
+        "https://a.example.com:8443",
+        "http://a.example.com",
+        "https://*.example.com",
+        "capacitor://elsewhere",
+        "file:///etc",
+        "http://x.dev.test",
+    ] {
+        assert_eq!(origin(&from(&server, other, STATUS)), None, "{other}");
+        assert_eq!(upgrade(other), Some(403), "{other}");
+    }
+}
+
+#[test]
+fn cors_production_refuses_patterns_that_mean_nothing() {
+    let refused = |origins: &str, credentials: &str| {
+        let server = Server::builder()
+            .env("ENVIRONMENT", "production")
+            .env("ALLOWED_ORIGINS", origins);
+        let exit = server.env("ALLOW_CREDENTIALS", credentials).run();
+        assert_eq!(exit.code, Some(64), "{origins}: {exit:?}");
+        exit.stderr
+    };
+    for pattern in [
+        "https://*",
+        "https://*.com",
+        "https://a.*.example.com",
+        "*.example.com",
+    ] {
+        let stderr = refused(&format!("https://a.example,{pattern}"), "false");
+        assert!(
+            stderr.contains("ALLOWED_ORIGINS") && stderr.contains(pattern),
+            "{stderr}"
+        );
+    }
+    assert!(refused("https://a.example,null", "true").contains("ALLOW_CREDENTIALS"));
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod addresses;
 mod chat_frames;
 mod chat_json;
 mod chat_typing;
@@ -14,7 +15,9 @@ mod handshake_early;
 mod handshake_headers;
 mod handshake_order;
 mod http_cors;
+mod http_framing;
 mod http_hostile;
+mod http_keep_alive;
 mod http_routes;
 mod ids;
 mod joining;
@@ -27,6 +30,7 @@ mod presence_proxy;
 mod presence_status;
 mod presence_told;
 mod presence_watcher;
+mod proxy_protocol;
 mod scale;
 mod shutdown;
 mod signals;

@@ -1,0 +1,89 @@
+//! Whose connection it is: the peer, or whoever trusted proxies name.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use super::proxy_protocol::{self, Refusal};
+use super::{forwarded, keep_alive};
+use crate::config::{Config, Network};
+use crate::logging::LogLimit;
+use crate::metrics::Metrics;
+
+/// Each of the two warnings is logged at most so often: a proxy that is set up wrongly is so for every connection.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// How much of what can't be read is shown.
+const SHOWN: usize = 100;
+
+/// Whom to believe.
+pub struct Addresses {
+    trusted: Vec<Network>,
+    proxy_protocol: bool,
+    metrics: Arc<Metrics>,
+    unread: Mutex<LogLimit>,
+    refused: Mutex<LogLimit>,
+}
+
+impl Addresses {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+        Self {
+            trusted: config.trusted_proxies.clone(),
+            proxy_protocol: config.proxy_protocol,
+            metrics,
+            unread: Mutex::new(LogLimit::new(WARN_INTERVAL)),
+            refused: Mutex::new(LogLimit::new(WARN_INTERVAL)),
+        }
+    }
+
+    fn is_trusted(&self, ip: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(ip))
+    }
+
+    /// Who opened the connection, by the PROXY header where one has to come; `None`: the connection is not served.
+    pub async fn peer(&self, socket: &mut TcpStream, peer: IpAddr) -> Option<IpAddr> {
+        if !self.proxy_protocol {
+            return Some(peer);
+        }
+        let reason = if self.is_trusted(peer) {
+            match tokio::time::timeout(keep_alive::HEAD_TIMEOUT, proxy_protocol::read(socket)).await {
+                Ok(Ok(address)) => return Some(address.unwrap_or(peer)),
+                Ok(Err(Refusal::Silent)) => return None,
+                Ok(Err(Refusal::Malformed)) => "malformed",
+                Ok(Err(Refusal::Lost)) | Err(_) => "incomplete",
+            }
+        } else {
+            "untrusted"
+        };
+        self.metrics.proxy_header_refused(reason);
+        if self.refused.lock().allows() {
+            tracing::warn!(
+                %peer,
+                reason,
+                "closed a connection without a PROXY header that counts (PROXY_PROTOCOL, TRUSTED_PROXIES)"
+            );
+        }
+        None
+    }
+
+    /// Whose request it is, where the connection is this peer's.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let client = forwarded::client(peer, headers, |ip| self.is_trusted(ip));
+        if let Some(text) = client.unread {
+            self.metrics.client_addresses_unread.inc();
+            if self.unread.lock().allows() {
+                let shown: String = text.chars().take(SHOWN).collect();
+                tracing::warn!(
+                    %peer,
+                    counted_as = %client.address,
+                    value = ?shown,
+                    "a trusted proxy sent no readable client address (X-Forwarded-For, Forwarded)"
+                );
+            }
+        }
+        client.address
+    }
+}

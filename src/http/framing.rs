@@ -1,0 +1,298 @@
+//! Follows the heads on a connection, looking for framing that invites request smuggling and that hyper mends silently:
+//! both Transfer-Encoding and Content-Length, or Content-Length twice (RFC 9112, sections 6.1 and 6.3).
+
+/// The longest header name that matters, and one more.
+const NAME_ROOM: usize = "transfer-encoding".len() + 1;
+
+/// How a head gives the length of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Once, or not at all.
+    Plain,
+    /// In a way that can't be followed to its end: its connection is not used again.
+    Last,
+    /// Twice.
+    Ambiguous,
+}
+
+/// Follows heads line by line, over bodies of a known length, up to the first that is not [`Framing::Plain`].
+#[derive(Default)]
+pub struct Heads {
+    count: u32,
+    /// What is left of a body.
+    body: u64,
+    lengths: u32,
+    encodings: u32,
+    /// The value of Content-Length; `None` where it is no number, which hyper refuses.
+    length: Option<u64>,
+    /// Whether the head under way has any line yet: blank lines before it are skipped, as hyper does.
+    has_line: bool,
+    /// Whether the line under way has anything but its end.
+    has_text: bool,
+    name: [u8; NAME_ROOM],
+    name_len: usize,
+    part: Part,
+    is_over: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Part {
+    Name,
+    /// The value of a Content-Length.
+    Length,
+    /// Anything else: most of a head, and says nothing.
+    #[default]
+    Rest,
+}
+
+impl Heads {
+    /// The heads so far that are complete.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether a head has begun and is not complete.
+    pub fn is_under_way(&self) -> bool {
+        !self.is_over && (self.has_line || self.has_text)
+    }
+
+    /// Follows `bytes`; how the last head is framed that is not plain.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> Option<(u32, Framing)> {
+        while !self.is_over && !bytes.is_empty() {
+            if self.body > 0 {
+                let skipped = self.body.min(bytes.len() as u64);
+                self.body -= skipped;
+                bytes = &bytes[skipped as usize..];
+                continue;
+            }
+            bytes = match self.part {
+                Part::Name => self.follow_name(bytes),
+                Part::Length => self.follow_length(bytes),
+                Part::Rest => {
+                    let line = bytes.iter().position(|&byte| byte == b'\n');
+                    let rest = &bytes[..line.unwrap_or(bytes.len())];
+                    self.has_text |= rest.iter().any(|&byte| byte != b'\r');
+                    let Some(end) = line else { break };
+                    match self.end_line() {
+                        None | Some(Framing::Plain) => {}
+                        Some(framing) => return Some((self.count, framing)),
+                    }
+                    &bytes[end + 1..]
+                }
+            };
+        }
+        None
+    }
+
+    /// Follows a line up to the end of its name, or to its own; what is left.
+    fn follow_name<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        for (at, &byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' => {
+                    self.part = Part::Rest;
+                    return &bytes[at..];
+                }
+                b'\r' => {}
+                b':' => {
+                    self.has_text = true;
+                    self.end_name();
+                    return &bytes[at + 1..];
+                }
+                byte => {
+                    self.has_text = true;
+                    if self.name_len < NAME_ROOM {
+                        self.name[self.name_len] = byte.to_ascii_lowercase();
+                        self.name_len += 1;
+                    }
+                }
+            }
+        }
+        &[]
+    }
+
+    /// Follows the digits of a length; blanks around them are none of it.
+    fn follow_length<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        for (at, &byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' => {
+                    self.part = Part::Rest;
+                    return &bytes[at..];
+                }
+                b'0'..=b'9' => {
+                    let digit = u64::from(byte - b'0');
+                    let longer = |length: u64| length.checked_mul(10)?.checked_add(digit);
+                    self.length = self.length.and_then(longer);
+                }
+                b' ' | b'\t' | b'\r' => {}
+                _ => self.length = None,
+            }
+        }
+        &[]
+    }
+
+    /// At a line's end; at a head's, how it is framed.
+    fn end_line(&mut self) -> Option<Framing> {
+        if std::mem::take(&mut self.has_text) {
+            (self.has_line, self.name_len, self.part) = (true, 0, Part::Name);
+            return None;
+        }
+        self.has_line.then(|| self.end_head())
+    }
+
+    fn end_name(&mut self) {
+        self.part = Part::Rest;
+        match &self.name[..self.name_len] {
+            b"content-length" => {
+                self.lengths += 1;
+                (self.length, self.part) = (Some(0), Part::Length);
+            }
+            b"transfer-encoding" => self.encodings += 1,
+            _ => {}
+        }
+    }
+
+    fn end_head(&mut self) -> Framing {
+        self.count += 1;
+        let framing = match (self.lengths, self.encodings, self.length) {
+            (0, 0, _) => Framing::Plain,
+            (1, 0, Some(length)) => {
+                self.body = length;
+                Framing::Plain
+            }
+            (1, 0, None) | (0, _, _) => Framing::Last,
+            _ => Framing::Ambiguous,
+        };
+        self.is_over = framing != Framing::Plain;
+        (self.lengths, self.encodings, self.has_line, self.part) = (0, 0, false, Part::Rest);
+        framing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same, of bytes that have all come.
+    fn first_not_plain(mut bytes: &[u8]) -> Option<(u32, Framing)> {
+        let (mut count, mut lines, mut lengths, mut encodings) = (0, 0, Vec::new(), 0);
+        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+            let line = &bytes[..end];
+            bytes = &bytes[end + 1..];
+            let text: Vec<u8> = line.iter().filter(|byte| **byte != b'\r').copied().collect();
+            if !text.is_empty() {
+                let text = String::from_utf8(text).unwrap();
+                if let (true, Some((name, value))) = (lines > 0, text.split_once(':')) {
+                    match name.to_ascii_lowercase().as_str() {
+                        "content-length" => lengths.push(value.replace([' ', '\t'], "")),
+                        "transfer-encoding" => encodings += 1,
+                        _ => {}
+                    }
+                }
+                lines += 1;
+            } else if lines > 0 {
+                count += 1;
+                let length = lengths.last().map_or("", String::as_str);
+                let is_number = length.bytes().all(|byte| byte.is_ascii_digit());
+                match (lengths.len(), encodings) {
+                    (0, 0) => {}
+                    (1, 0) if is_number => {
+                        let length = length.parse().unwrap_or(0);
+                        bytes = bytes.get(length..).unwrap_or_default();
+                    }
+                    (1, 0) | (0, _) => return Some((count, Framing::Last)),
+                    _ => return Some((count, Framing::Ambiguous)),
+                }
+                (lines, encodings) = (0, 0);
+                lengths.clear();
+            }
+        }
+        None
+    }
+
+    proptest! {
+        /// However heads are made, and wherever they are cut.
+        #[test]
+        fn heads_are_followed_as_lines_are_read(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "content-length", "Transfer-Encoding", "transfer-encodings", ":", " ", "\r", "\n", "\r\n", "a",
+                "GET / HTTP/1.1\r\n", ":1\r\n", "\r\n\r\n", "Content-Length: 3\r\n", "Content-Length:17\r\n",
+            ]), 0..40),
+            cut in 1usize..30,
+        ) {
+            let bytes = parts.concat().into_bytes();
+            let mut heads = Heads::default();
+            let found = bytes.chunks(cut).find_map(|piece| heads.follow(piece));
+            prop_assert_eq!(found, first_not_plain(&bytes));
+        }
+    }
+
+    fn found(bytes: &str) -> Option<(u32, Framing)> {
+        let whole = Heads::default().follow(bytes.as_bytes());
+        let mut heads = Heads::default();
+        let cut = bytes.bytes().find_map(|byte| heads.follow(&[byte]));
+        assert_eq!(whole, cut);
+        whole
+    }
+
+    #[test]
+    fn ambiguous_heads_are_found() {
+        assert_eq!(found("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), None);
+        assert_eq!(
+            found("POST / HTTP/1.1\r\nContent-Length: 3\r\ncontent-LENGTH: 3\r\n\r\n"),
+            Some((1, Framing::Ambiguous))
+        );
+        assert_eq!(
+            found("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"),
+            Some((1, Framing::Ambiguous))
+        );
+        let good = "GET /?a:content-length:1 HTTP/1.1\nX-Content-Length: 1\nX: content-length:\n\n";
+        assert_eq!(found(&good.repeat(2)), None);
+        let bad = "GET / HTTP/1.1\nContent-Length:0\nContent-Length:0\n\n";
+        assert_eq!(
+            found(&format!("\r\n{good}\r\n{bad}")),
+            Some((2, Framing::Ambiguous))
+        );
+    }
+
+    #[test]
+    fn bodies_of_a_known_length_are_followed_and_others_are_the_last() {
+        let bad = "GET / HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for length in [0, 1, 4, 70] {
+            let good = format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+            let body = "\r\n:\n".repeat(20);
+            let bytes = format!("{good}{}{bad}", &body[..length]);
+            assert_eq!(found(&bytes), Some((2, Framing::Ambiguous)), "{length}");
+        }
+        for last in [
+            "Transfer-Encoding: chunked",
+            "Content-Length: x",
+            "Content-Length: 1, 1",
+            "Content-Length: 99999999999999999999",
+        ] {
+            let bytes = format!("POST / HTTP/1.1\r\n{last}\r\n\r\n{bad}");
+            assert_eq!(found(&bytes), Some((1, Framing::Last)), "{last}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_under_way_from_its_first_byte_to_its_last() {
+        let mut heads = Heads::default();
+        for byte in b"\r\n\r\n" {
+            heads.follow(&[*byte]);
+            assert!(!heads.is_under_way());
+        }
+        for byte in b"GET / HTTP/1.1\r\nContent-Length: 2\r\n\r" {
+            heads.follow(&[*byte]);
+            assert!(heads.is_under_way());
+        }
+        heads.follow(b"\n");
+        assert!(!heads.is_under_way());
+        assert_eq!(heads.count(), 1);
+        heads.follow(b"ab");
+        assert!(!heads.is_under_way());
+        heads.follow(b"G");
+        assert!(heads.is_under_way());
+    }
+}
