@@ -117,16 +117,20 @@ impl Store {
             Presence::start(parts, &config).expect("no address to be wrong")
         };
         let mut roster = full(2);
+        let update = |status: &_, events: &_| {
+            let frame = server::connection_status_update(&session_id(0), status, events, TIMESTAMP);
+            frame.map_or(0, |frame| frame.len())
+        };
         let mut told = || {
             let (events, status) = (roster.take_changes(usize::MAX), roster.connected().status());
             roster.leave(&user_id(1));
-            server::connection_status_update(&session_id(0), &status, &events, TIMESTAMP).len()
+            update(&status, &events)
         };
         let (both, left) = (told(), told());
         roster.join(&user_id(1), UserType::Customer);
         let status = roster.connected().status();
         let events = roster.take_changes(usize::MAX);
-        let joined = server::connection_status_update(&session_id(0), &status, &events, TIMESTAMP).len();
+        let joined = update(&status, &events);
         for session in &sessions.sessions {
             let first = &session.members()[0];
             presence.joined(&session.id, &first.user_id, &first.outbox);

@@ -29,6 +29,7 @@ impl Record {
             timestamp: TIMESTAMP,
             client_message_id: None,
         });
+        let value = value.expect("it can be encoded");
         Self {
             session_id: session_id.clone(),
             form: Form::Native,

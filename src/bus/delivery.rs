@@ -277,7 +277,9 @@ impl Delivery {
             is_typing: typing.is_typing,
             timestamp: &typing.timestamp,
         });
-        fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
+        if let Some(frame) = frame {
+            fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
+        }
     }
 
     fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {

@@ -12,10 +12,11 @@ use uuid::Uuid;
 use crate::bus::{Bus, PublishError};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
-use crate::protocol::client::{self, Request, RequestId, SendMessage};
+use crate::protocol::client::{FrameReader, Request, SendMessage};
 use crate::protocol::code::{ErrorCode, WireError};
+use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::json::{Passed, Reader};
+use crate::protocol::json::Passed;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
 use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
 use crate::protocol::timestamp;
@@ -59,7 +60,7 @@ impl Speaker {
 
 thread_local! {
     /// One parser a worker, not one a connection.
-    static READER: RefCell<Reader> = RefCell::default();
+    static READER: RefCell<FrameReader> = RefCell::default();
 }
 
 impl Chat {
@@ -109,56 +110,40 @@ impl Chat {
     /// Handles one text frame, parsed in its own buffer.
     pub fn handle(&self, speaker: &Speaker, text: &mut [u8]) {
         self.metrics.frames_received.inc();
-        READER.with_borrow_mut(|reader| match reader.parse(text) {
-            Ok(tape) => {
-                let (request_id, request) = client::parse(&tape);
-                match request {
-                    Ok(request) => self.serve(speaker, &request, request_id),
-                    Err(error) => self.refuse(speaker, &error, request_id),
-                }
-            }
-            Err(_) => {
-                self.refuse(
-                    speaker,
-                    &WireError::new(ErrorCode::InvalidJson, "The frame is not valid JSON"),
-                    None,
-                );
-            }
+        READER.with_borrow_mut(|reader| {
+            reader.read(text, |correlation, request| match request {
+                Ok(request) => self.serve(speaker, &request, correlation),
+                Err(error) => self.refuse(speaker, &error, correlation),
+            });
         });
     }
 
-    /// Refuses a frame that came too fast; of it only the request id is read, for the answer.
+    /// Refuses a frame that came too fast; it is read for the client's marks, so that the answer has them.
     pub fn refuse_for_rate(&self, speaker: &Speaker, text: &mut [u8]) {
         let error = WireError::new(ErrorCode::RateLimited, "Too many messages, slow down");
         READER.with_borrow_mut(|reader| {
-            let tape = reader.parse(text).ok();
-            let request_id = tape.as_ref().and_then(|tape| client::parse(tape).0);
-            self.refuse(speaker, &error, request_id);
+            reader.read(text, |correlation, _| self.refuse(speaker, &error, correlation));
         });
     }
 
-    fn refuse(&self, speaker: &Speaker, error: &WireError, request_id: Option<RequestId<'_>>) {
+    fn refuse(&self, speaker: &Speaker, error: &WireError, correlation: Correlation<'_>) {
         self.metrics.frame_error(error.code);
-        speaker
-            .member
-            .outbox
-            .insist(&server::error(error, None, request_id));
+        let frame = server::error(error, correlation);
+        speaker.member.outbox.insist(&frame);
     }
 
-    fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, request_id: Option<RequestId<'_>>) {
+    fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, correlation: Correlation<'_>) {
         match request {
             Request::JoinSession => {
-                let frame = server::session_joined(speaker.identity(), &timestamp(), request_id);
+                let frame = server::session_joined(speaker.identity(), &timestamp(), correlation);
                 speaker.member.outbox.insist(&frame);
             }
             Request::Ping => {
-                speaker
-                    .member
-                    .outbox
-                    .insist(&server::pong(&timestamp(), request_id));
+                let frame = server::pong(&timestamp(), correlation);
+                speaker.member.outbox.insist(&frame);
             }
             Request::Typing { is_typing } => self.typing(speaker, *is_typing),
-            Request::SendMessage(message) => self.send_message(speaker, message, request_id),
+            Request::SendMessage(message) => self.send_message(speaker, message, correlation),
         }
     }
 
@@ -182,10 +167,13 @@ impl Chat {
     fn show_typing(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool) {
         let at = timestamp();
         self.show_typing_here(session, user_id, user_type, is_typing, &at);
+        let Some(value) = record::typing_value(&session.id, user_id, user_type, is_typing, &at) else {
+            return;
+        };
         self.bus.announce(Outgoing {
             topic: Topic::Typing,
             key: session.id.clone(),
-            value: record::typing_value(&session.id, user_id, user_type, is_typing, &at),
+            value,
             form: Form::Old,
             message_id: None,
         });
@@ -206,15 +194,12 @@ impl Chat {
             is_typing,
             timestamp: at,
         });
-        fanout::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
+        if let Some(frame) = frame {
+            fanout::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
+        }
     }
 
-    fn send_message(
-        &self,
-        speaker: &Speaker,
-        message: &SendMessage<'_, '_>,
-        request_id: Option<RequestId<'_>>,
-    ) {
+    fn send_message(&self, speaker: &Speaker, message: &SendMessage<'_, '_>, correlation: Correlation<'_>) {
         let (message_id, at) = (Uuid::now_v7().to_string(), timestamp());
         let identity = speaker.identity();
         let frame = NewMessage {
@@ -228,13 +213,14 @@ impl Chat {
             timestamp: &at,
             client_message_id: message.client_message_id,
         };
-        let value = server::new_message(&frame);
+        let Some(value) = server::new_message(&frame) else {
+            return self.refuse(speaker, &WireError::internal(), correlation);
+        };
         let pending = PendingAnswer::new(
             &speaker.member.outbox,
             message_id.clone(),
-            message.client_message_id,
             at.clone(),
-            request_id,
+            correlation,
             Arc::clone(&self.metrics),
         );
         if value.len() > self.max_record_bytes {

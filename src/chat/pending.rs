@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::bus::PublishError;
 use crate::metrics::Metrics;
-use crate::protocol::client::{OwnedRequestId, RequestId};
 use crate::protocol::code::{ErrorCode, WireError};
+use crate::protocol::correlation::{Correlation, OwnedCorrelation};
 use crate::protocol::server;
 use crate::ws::Outbox;
 
@@ -25,9 +25,8 @@ pub struct PendingAnswer {
     /// A connection that closes is not kept open by what it is owed: the log may take half a minute.
     outbox: Weak<Outbox>,
     message_id: String,
-    client_message_id: Option<Box<str>>,
     timestamp: String,
-    request_id: Option<OwnedRequestId>,
+    correlation: OwnedCorrelation,
     metrics: Arc<Metrics>,
 }
 
@@ -35,18 +34,16 @@ impl PendingAnswer {
     pub fn new(
         outbox: &Arc<Outbox>,
         message_id: String,
-        client_message_id: Option<&str>,
         timestamp: String,
-        request_id: Option<RequestId<'_>>,
+        correlation: Correlation<'_>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             is_answered: AtomicBool::new(false),
             outbox: Arc::downgrade(outbox),
             message_id,
-            client_message_id: client_message_id.map(Into::into),
             timestamp,
-            request_id: request_id.map(RequestId::to_owned),
+            correlation: correlation.to_owned(),
             metrics,
         })
     }
@@ -56,12 +53,10 @@ impl PendingAnswer {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return;
         }
-        let client_message_id = self.client_message_id.as_deref();
-        let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
         let frame = match outcome {
             Ok(()) => {
                 self.metrics.records_published.inc();
-                server::message_sent(&self.message_id, client_message_id, &self.timestamp, request_id)
+                server::message_sent(&self.message_id, &self.timestamp, self.correlation.as_ref())
             }
             Err(error) => {
                 let code = match error {
@@ -72,8 +67,7 @@ impl PendingAnswer {
                 self.metrics.frame_error(code);
                 server::error(
                     &WireError::new(code, error.to_string()),
-                    client_message_id,
-                    request_id,
+                    self.correlation.as_ref(),
                 )
             }
         };
@@ -87,13 +81,8 @@ impl PendingAnswer {
         self.metrics.outcomes_unknown.inc();
         self.metrics.frame_error(ErrorCode::OutcomeUnknown);
         let text = "No answer from the message log in time: the message may still appear";
-        let request_id = self.request_id.as_ref().map(OwnedRequestId::as_ref);
         let error = WireError::new(ErrorCode::OutcomeUnknown, text);
-        self.send(&server::error(
-            &error,
-            self.client_message_id.as_deref(),
-            request_id,
-        ));
+        self.send(&server::error(&error, self.correlation.as_ref()));
     }
 
     fn send(&self, frame: &Bytes) {

@@ -69,6 +69,8 @@ pub struct Config {
     pub environment: Environment,
     /// The origins that may call.
     pub allowed_origins: Origins,
+    /// The same as it is configured, for `/health`.
+    pub cors_origins: String,
     /// Whether listed origins may send cookies; never together with [`Origins::Any`] in production.
     pub allow_credentials: bool,
     /// Request headers that pages may send in production, beside our own list.

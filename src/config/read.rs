@@ -179,6 +179,7 @@ pub(super) fn config(
         )
     });
     let allowed_origins = r.required("ALLOWED_ORIGINS", Origins::parse);
+    let cors_origins = r.required("ALLOWED_ORIGINS", |text| Ok(text.to_owned()));
     let allow_credentials = r.required("ALLOW_CREDENTIALS", parse::boolean);
     let allowed_headers = r.required("ALLOWED_HEADERS", parse::headers);
 
@@ -214,12 +215,15 @@ pub(super) fn config(
             &[("any", SessionIdFormat::Any), ("uuid", SessionIdFormat::Uuid)],
         )
     });
-    let max_record_bytes = r.required("MAX_RECORD_BYTES", |text| number(text, 1024..=64 * MEBIBYTE));
     let log_level = r.required("LOG_LEVEL", parse::log_level);
     let log_format = r.required("LOG_FORMAT", |text| {
         choice(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
     });
     let limits = limits(r, machine);
+    let mut max_record_bytes = r.required("MAX_RECORD_BYTES", |text| number(text, 1024..=64 * MEBIBYTE));
+    if r.text("MAX_RECORD_BYTES").is_none() {
+        max_record_bytes = max_record_bytes.min(limits.send_queue_bytes);
+    }
 
     let config = Config {
         port,
@@ -228,6 +232,7 @@ pub(super) fn config(
         admin_addr,
         environment,
         allowed_origins,
+        cors_origins,
         allow_credentials,
         allowed_headers,
         redis,

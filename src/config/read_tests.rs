@@ -49,7 +49,7 @@ fn nothing_set_is_the_contract() {
     assert_eq!(config.presence_ttl, Duration::from_secs(60));
     assert_eq!(config.presence_flush, Duration::from_millis(10));
     assert_eq!(config.drain_timeout, Duration::from_secs(30));
-    assert_eq!(config.max_record_bytes, 131_072);
+    assert_eq!(config.max_record_bytes, 1_048_576);
     assert_eq!(
         (config.log_level.as_str(), config.log_format),
         ("info", LogFormat::Text)
@@ -391,10 +391,14 @@ fn a_certificate_file_is_pem() {
 
 #[test]
 fn a_record_must_fit_into_a_queue() {
-    let (names, message) = wrong(&[("SEND_QUEUE_BYTES", "65536")]);
+    let unset = read(&[("SEND_QUEUE_BYTES", "65536")]).unwrap();
+    assert_eq!(unset.max_record_bytes, 65_536);
+    let unset = read(&[("SEND_QUEUE_BYTES", "2097152"), ("MAX_RECORD_BYTES", "")]).unwrap();
+    assert_eq!(unset.max_record_bytes, 1_048_576);
+    let (names, message) = wrong(&[("SEND_QUEUE_BYTES", "65536"), ("MAX_RECORD_BYTES", "65537")]);
     assert_eq!(names, ["MAX_RECORD_BYTES"]);
     assert!(
-        message.contains("131072") && message.contains("SEND_QUEUE_BYTES (65536)"),
+        message.contains("65537") && message.contains("SEND_QUEUE_BYTES (65536)"),
         "{message}"
     );
     assert!(read(&[("SEND_QUEUE_BYTES", "65536"), ("MAX_RECORD_BYTES", "65536")]).is_ok());

@@ -155,7 +155,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "HTTP_KEEP_ALIVE", "DURATION", "75s", "How long a connection waits for its next request; 0s: closed after each answer"),
     var(Node, "SESSION_ID_FORMAT", "NAME", "any", "any, or uuid"),
     var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),
-    var(Node, "MAX_RECORD_BYTES", "BYTES", "131072", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES"),
+    var(Node, "MAX_RECORD_BYTES", "BYTES", "1048576", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES, and unset no more than that"),
 
     var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level, comma-separated"),
     var(Logging, "LOG_FORMAT", "NAME", "text", "text or json"),

@@ -6,6 +6,8 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use crate::protocol::encode;
+
 pub type Answer = Response<Full<Bytes>>;
 
 /// `{"success":true,"message":…,"data":…}`.
@@ -23,9 +25,19 @@ struct Failure<'a> {
     error: &'a str,
 }
 
+/// The body where an answer can't be encoded.
+const UNENCODABLE: &str =
+    r#"{"success":false,"message":"Internal error","error":"the answer could not be encoded"}"#;
+
 pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    with_body(status, "application/json", body.into())
+    match encode(body) {
+        Some(body) => with_body(status, "application/json", body.into()),
+        None => with_body(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "application/json",
+            Bytes::from_static(UNENCODABLE.as_bytes()),
+        ),
+    }
 }
 
 pub fn error(status: StatusCode, message: &str, error: &str) -> Answer {

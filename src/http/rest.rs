@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::Http;
 use super::response::{Answer, Success, error, error_with, json};
 use crate::bus::{Health, Status};
-use crate::config::Origins;
 use crate::protocol::ids::SessionId;
 
 /// How long an answer waits for the presence store.
@@ -38,7 +37,7 @@ struct Report<'a> {
     message: &'static str,
     port: String,
     environment: &'static str,
-    cors_origins: Vec<String>,
+    cors_origins: &'a str,
     version: &'static str,
     node_id: &'a str,
     uptime_seconds: u64,
@@ -60,10 +59,7 @@ pub fn health(http: &Http) -> Answer {
             message: "LiveChat WebSocket server is running",
             port: http.port.to_string(),
             environment: http.config.environment.as_str(),
-            cors_origins: match &http.config.allowed_origins {
-                Origins::Any => vec!["*".to_owned()],
-                Origins::List(origins) => origins.iter().map(ToString::to_string).collect(),
-            },
+            cors_origins: &http.config.cors_origins,
             version: env!("CARGO_PKG_VERSION"),
             node_id: &http.config.node_id,
             uptime_seconds: http.life.uptime().as_secs(),

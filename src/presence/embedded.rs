@@ -73,7 +73,9 @@ async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
     }
     let status = connected.status();
     metrics.status_frames.inc();
-    let frame = server::connection_status_update(&session.id, &status, &events, &timestamp());
+    let Some(frame) = server::connection_status_update(&session.id, &status, &events, &timestamp()) else {
+        return false;
+    };
     if events.is_empty() {
         for outbox in &change.joiners {
             outbox.insist(&frame);

@@ -1,15 +1,13 @@
 //! Text frames a client sends: `{type, data?, request_id?}`; who speaks and where comes from the path, so that
 //! `session_id`, `user_id`, `user_type` and `timestamp` in a body are ignored, as are unknown fields.
 
-use serde::Serialize;
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Tape, Value};
 
 use super::code::{ErrorCode, WireError};
+use super::correlation::{self, Correlation, MAX_TOKEN_LEN, RequestId};
 use super::json::{self, Passed};
-
-/// The longest `request_id`, `client_message_id` and `message_type`, in bytes: they are echoed and kept.
-const MAX_TOKEN_LEN: usize = 128;
+use super::surrogates;
 
 /// What a client asks for.
 pub enum Request<'t, 'i> {
@@ -31,45 +29,41 @@ pub struct SendMessage<'t, 'i> {
     pub client_message_id: Option<&'i str>,
 }
 
-/// The client's own mark on a request, echoed in the answer: a string of at most 128 bytes or an integer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum RequestId<'i> {
-    Text(&'i str),
-    Number(i64),
+/// Reads frames; keeps its buffers.
+#[derive(Default)]
+pub struct FrameReader {
+    reader: json::Reader,
+    /// A frame with escapes, as it came: the parser decodes them in place.
+    original: Vec<u8>,
 }
 
-/// [`RequestId`], kept until a later answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum OwnedRequestId {
-    Text(Box<str>),
-    Number(i64),
-}
-
-impl RequestId<'_> {
-    pub fn to_owned(self) -> OwnedRequestId {
-        match self {
-            Self::Text(text) => OwnedRequestId::Text(text.into()),
-            Self::Number(number) => OwnedRequestId::Number(number),
+impl FrameReader {
+    /// Reads one frame, parsed in its own buffer, and hands it on. The client's marks come beside the result, since an
+    /// error is answered with them, too.
+    pub fn read<T>(
+        &mut self,
+        text: &mut [u8],
+        take: impl for<'t, 'i> FnOnce(Correlation<'i>, Result<Request<'t, 'i>, WireError>) -> T,
+    ) -> T {
+        let has_escapes = surrogates::replace_unpaired(text);
+        if has_escapes {
+            self.original.clear();
+            self.original.extend_from_slice(text);
         }
+        if let Ok(tape) = self.reader.parse_paired(text) {
+            let (correlation, request) = parse(&tape);
+            return take(correlation, request);
+        }
+        let readable = if has_escapes { &self.original } else { &*text };
+        let error = WireError::new(ErrorCode::InvalidJson, "The frame is not valid JSON");
+        take(correlation::salvage(readable).as_ref(), Err(error))
     }
 }
 
-impl OwnedRequestId {
-    pub fn as_ref(&self) -> RequestId<'_> {
-        match self {
-            Self::Text(text) => RequestId::Text(text),
-            Self::Number(number) => RequestId::Number(*number),
-        }
-    }
-}
-
-/// Reads one frame. The request id comes beside the result, since an error is answered with it, too.
-pub fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Option<RequestId<'i>>, Result<Request<'t, 'i>, WireError>) {
+fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Correlation<'i>, Result<Request<'t, 'i>, WireError>) {
     let Some(frame) = json::object(tape) else {
         return (
-            None,
+            Correlation::default(),
             Err(WireError::new(
                 ErrorCode::InvalidFrame,
                 "A frame must be a JSON object",
@@ -85,17 +79,34 @@ pub fn parse<'t, 'i>(tape: &'t Tape<'i>) -> (Option<RequestId<'i>>, Result<Reque
             _ => {}
         }
     }
-    match read_request_id(request_id) {
+    let (request_id, request) = match read_request_id(request_id) {
         Ok(request_id) => (request_id, read_request(kind, data)),
         Err(error) => (None, Err(error)),
-    }
+    };
+    let client_message_id = match &request {
+        Ok(Request::SendMessage(message)) => message.client_message_id,
+        _ => data.and_then(find_client_message_id),
+    };
+    let correlation = Correlation {
+        request_id,
+        client_message_id,
+    };
+    (correlation, request)
+}
+
+/// The `client_message_id` of a frame that is refused.
+fn find_client_message_id<'i>(data: Value<'_, 'i>) -> Option<&'i str> {
+    let data = data.as_object()?;
+    let ids = data.iter().filter(|(key, _)| *key == "client_message_id");
+    let (_, id) = ids.last()?;
+    json::text(id).filter(|id| correlation::is_token(id))
 }
 
 fn read_request_id<'i>(value: Option<Value<'_, 'i>>) -> Result<Option<RequestId<'i>>, WireError> {
     let Some(value) = value.filter(|value| !value.is_null()) else {
         return Ok(None);
     };
-    if let Some(text) = json::text(value).filter(|text| text.len() <= MAX_TOKEN_LEN) {
+    if let Some(text) = json::text(value).filter(|text| correlation::is_request_id(text)) {
         Ok(Some(RequestId::Text(text)))
     } else if let Some(number) = value.as_i64() {
         Ok(Some(RequestId::Number(number)))
@@ -188,7 +199,7 @@ fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>,
 
 fn token<'i>(value: Option<Value<'_, 'i>>, name: &str) -> Result<Option<&'i str>, WireError> {
     let Some(value) = value else { return Ok(None) };
-    let text = json::text(value).filter(|text| (1..=MAX_TOKEN_LEN).contains(&text.len()));
+    let text = json::text(value).filter(|text| correlation::is_token(text));
     text.map(Some).ok_or_else(|| {
         WireError::new(
             ErrorCode::InvalidField,
@@ -208,20 +219,22 @@ fn shortened(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::correlation::OwnedCorrelation;
     use super::*;
 
-    fn error_of(text: &str) -> (Option<OwnedRequestId>, WireError) {
-        let mut buffer = text.as_bytes().to_vec();
-        let tape = json::Reader::default().parse(&mut buffer).unwrap();
-        let (id, request) = parse(&tape);
-        (id.map(RequestId::to_owned), request.err().expect("an error"))
+    fn error_of(text: &str) -> (OwnedCorrelation, WireError) {
+        FrameReader::default().read(&mut text.as_bytes().to_vec(), |correlation, request| {
+            (correlation.to_owned(), request.err().expect("an error"))
+        })
     }
 
     fn accept(text: &str, check: impl FnOnce(Option<RequestId<'_>>, Request<'_, '_>)) {
-        let mut buffer = text.as_bytes().to_vec();
-        let tape = json::Reader::default().parse(&mut buffer).unwrap();
-        let (id, request) = parse(&tape);
-        check(id, request.unwrap_or_else(|error| panic!("{text}: {error:?}")));
+        FrameReader::default().read(&mut text.as_bytes().to_vec(), |correlation, request| {
+            check(
+                correlation.request_id,
+                request.unwrap_or_else(|error| panic!("{text}: {error:?}")),
+            );
+        });
     }
 
     #[test]
@@ -308,9 +321,14 @@ mod tests {
         ] {
             assert_eq!(error_of(text).1.code, code, "{text}");
         }
-        let (id, error) = error_of(r#"{"type":"dance","request_id":"r1"}"#);
+        let (correlation, error) =
+            error_of(r#"{"type":"dance","request_id":"r1","data":{"client_message_id":"c1"}}"#);
         assert_eq!(error.text, "Unknown message type: dance");
-        assert_eq!(id, Some(OwnedRequestId::Text("r1".into())));
+        let expected = Correlation {
+            request_id: Some(RequestId::Text("r1")),
+            client_message_id: Some("c1"),
+        };
+        assert_eq!(correlation.as_ref(), expected);
         assert_eq!(
             error_of(&format!(r#"{{"type":"{}"}}"#, "é".repeat(500)))
                 .1

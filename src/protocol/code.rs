@@ -87,10 +87,12 @@ pub enum ErrorCode {
     RecordTooLarge,
     BusUnavailable,
     OutcomeUnknown,
+    /// A bug of ours.
+    Internal,
 }
 
 impl ErrorCode {
-    pub const ALL: [ErrorCode; 8] = [
+    pub const ALL: [ErrorCode; 9] = [
         Self::InvalidJson,
         Self::InvalidFrame,
         Self::UnknownType,
@@ -99,6 +101,7 @@ impl ErrorCode {
         Self::RecordTooLarge,
         Self::BusUnavailable,
         Self::OutcomeUnknown,
+        Self::Internal,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -111,6 +114,7 @@ impl ErrorCode {
             Self::RecordTooLarge => "record_too_large",
             Self::BusUnavailable => "bus_unavailable",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::Internal => "internal_error",
         }
     }
 
@@ -136,6 +140,11 @@ impl WireError {
             code,
             text: text.into(),
         }
+    }
+
+    /// A bug of ours kept us from doing what was asked for.
+    pub fn internal() -> Self {
+        Self::new(ErrorCode::Internal, "Internal error")
     }
 }
 

@@ -1,12 +1,15 @@
 //! The one JSON reader: clients' frames and Kafka's records go through it, so that they know the same rules.
 //!
-//! - Text is UTF-8, nested at most [`MAX_DEPTH`] deep; a lone surrogate, a number beyond `f64` or beyond
-//!   64-bit integers, and anything after the value are errors (RFC 8259; section 9 allows such limits).
+//! - Text is UTF-8, nested at most [`MAX_DEPTH`] deep; a number beyond `f64` or beyond 64-bit integers, and anything
+//!   after the value are errors (RFC 8259; section 9 allows such limits).
+//! - An unpaired surrogate is read as U+FFFD.
 //! - Of duplicate keys in what we read, the last one wins. What is only passed on is passed on as it stands.
 
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Tape, Value};
+
+use super::surrogates;
 
 /// How deep objects and arrays may nest; simd-json allows 1,024 and serde_json 128, we allow the same everywhere.
 pub const MAX_DEPTH: usize = 32;
@@ -32,6 +35,13 @@ impl Default for Reader {
 impl Reader {
     /// Parses `text` in place: strings in the tape point into it.
     pub fn parse<'a>(&mut self, text: &'a mut [u8]) -> Result<Tape<'a>, JsonError> {
+        surrogates::replace_unpaired(text);
+        self.parse_paired(text)
+    }
+
+    /// [`Reader::parse`] where [`surrogates::replace_unpaired`] has been called. It changes no more of `text` than
+    /// strings with escapes, also when it fails.
+    pub fn parse_paired<'a>(&mut self, text: &'a mut [u8]) -> Result<Tape<'a>, JsonError> {
         simd_json::to_tape_with_buffers(text, &mut self.buffers).map_err(|error| JsonError(error.to_string()))
     }
 }
@@ -104,6 +114,10 @@ mod tests {
             assert_eq!(read(text).unwrap(), text);
         }
         assert_eq!(read(r#" { "a" : "\ud83d\ude00" } "#).unwrap(), r#"{"a":"😀"}"#);
+        assert_eq!(
+            read(r#"{"\ud83d":"\uDE00\uD83D","a":"\ud83d\u0041"}"#).unwrap(),
+            "{\"\u{FFFD}\":\"\u{FFFD}\u{FFFD}\",\"a\":\"\u{FFFD}A\"}"
+        );
     }
 
     #[test]
@@ -121,8 +135,8 @@ mod tests {
             "1e999",
             "-1e999",
             "{'a':1}",
-            r#""\ud800""#,
-            r#""\udc00x""#,
+            r#""\ud80""#,
+            r#""\ud800\u""#,
             "123456789012345678901234567890",
             "01",
             "NaN",

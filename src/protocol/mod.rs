@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | [`ids`] | session and user ids, user types |
 //! | [`json`] | the one JSON reader, its limits and its rules |
+//! | [`surrogates`] | half characters in JSON text |
 //! | [`client`] | text frames a client sends |
+//! | [`correlation`] | the ids by which a client knows an answer |
 //! | [`server`] | text frames a client receives |
 //! | [`record`] | Kafka records, native and old |
 //! | [`status`] | who is connected, as frames and REST show it |
@@ -14,6 +16,7 @@
 
 pub mod client;
 pub mod code;
+pub mod correlation;
 pub mod frame;
 pub mod frames;
 pub mod ids;
@@ -21,6 +24,17 @@ pub mod json;
 pub mod record;
 pub mod server;
 pub mod status;
+pub mod surrogates;
+
+/// A value of ours as JSON. Ours have string keys and `Serialize` impls that do not fail, so `None` is a bug: it is logged,
+/// and whoever calls this sends an error or nothing, never an empty frame or record.
+pub(crate) fn encode(value: &impl serde::Serialize) -> Option<Vec<u8>> {
+    let encoded = serde_json::to_vec(value);
+    if let Err(error) = &encoded {
+        tracing::error!(%error, "a value could not be encoded: please report this bug");
+    }
+    encoded.ok()
+}
 
 /// The current time as the wire writes it: RFC 3339 in UTC with milliseconds, `2026-01-31T09:30:00.000Z`.
 pub fn timestamp() -> String {

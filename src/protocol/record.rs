@@ -8,6 +8,7 @@ use serde::ser::{SerializeMap, Serializer};
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Value};
 
+use super::encode;
 use super::ids::{LOBBY, SessionId, SessionKey, UserId};
 use super::json::{self, Passed, Reader};
 use super::server;
@@ -178,16 +179,16 @@ impl Converter {
                 return Err(Poison::MissingField);
             };
             let session_id = SessionId::parse(session).ok_or(Poison::BadKey)?;
-            let payload = || {
-                let message = OldMessage {
-                    id,
-                    session_id: &session_id,
-                    record: &record,
-                };
-                server::converted("new_message", message)
+            if !wanted(session_id.as_str()) {
+                return Ok(None);
+            }
+            let message = OldMessage {
+                id,
+                session_id: &session_id,
+                record: &record,
             };
-            let payload = wanted(session_id.as_str()).then(payload);
-            Ok(payload.map(|payload| (session_id, payload)))
+            let payload = server::converted("new_message", message).ok_or(Poison::Internal)?;
+            Ok(Some((session_id, payload)))
         })
     }
 
@@ -230,7 +231,7 @@ impl Converter {
                 .filter(Value::is_object)
                 .ok_or(Poison::MissingField)?;
             let at = text("timestamp").map_or_else(super::timestamp, str::to_owned);
-            let payload = server::foreign_status(&session_id, Passed(status), &at);
+            let payload = server::foreign_status(&session_id, Passed(status), &at).ok_or(Poison::Internal)?;
             Ok((session_id, Some(payload)))
         })
     }
@@ -312,7 +313,7 @@ pub fn typing_value(
     user_type: &str,
     is_typing: bool,
     at: &str,
-) -> Vec<u8> {
+) -> Option<Vec<u8>> {
     #[derive(Serialize)]
     struct Record<'a> {
         #[serde(rename = "type")]
@@ -331,7 +332,7 @@ pub fn typing_value(
         is_typing,
         timestamp: at,
     };
-    serde_json::to_vec(&record).unwrap_or_default()
+    encode(&record)
 }
 
 /// The value of a connection-status record, as other services read it, with the events of this change.
@@ -340,7 +341,7 @@ pub fn status_value(
     status: &ConnectionStatus,
     events: &[StatusEvent],
     at: &str,
-) -> Vec<u8> {
+) -> Option<Vec<u8>> {
     #[derive(Serialize)]
     struct Record<'a> {
         #[serde(rename = "type")]
@@ -353,7 +354,7 @@ pub fn status_value(
         kind: "connection_status",
         change,
     };
-    serde_json::to_vec(&record).unwrap_or_default()
+    encode(&record)
 }
 
 #[cfg(test)]
@@ -397,6 +398,35 @@ mod tests {
         let frame = convert(&record).unwrap();
         assert_eq!(frame["data"]["message_id"], "m1");
         assert_eq!(frame["data"]["timestamp"], "2026-01-01 10:00:00+07");
+    }
+
+    /// Half an emoji, wherever the backend or another service wrote it.
+    #[test]
+    fn an_unpaired_surrogate_is_no_poison() {
+        let text = r#"{"id":"m\ud83d","session_id":"s1","sender_id":"\uDE00","message":"cut \ud83d","attachments":["\ud83d\ud83d\ude00"],
+            "created_at":"T","\ude00":{"\ud83d\ude00":"\ude00\ud83d","b":["\ud83d\n"]}}"#;
+        let (_, payload) = Converter::default()
+            .message(text.as_bytes(), |_| true)
+            .unwrap()
+            .unwrap();
+        let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(
+            frame["data"],
+            json!({"message_id": "m\u{FFFD}", "session_id": "s1", "sender_id": "\u{FFFD}", "sender_type": null,
+                "message": "cut \u{FFFD}", "message_type": null, "attachments": ["\u{FFFD}😀"], "timestamp": "T",
+                "\u{FFFD}": {"😀": "\u{FFFD}\u{FFFD}", "b": ["\u{FFFD}\n"]}})
+        );
+        let typing =
+            r#"{"session_id":"s1","user_id":"u1","user_type":"\ud83d","is_typing":true,"timestamp":"T"}"#;
+        let typing = Converter::default().typing(typing.as_bytes()).unwrap();
+        assert_eq!(typing.user_type, "\u{FFFD}");
+        let status = r#"{"session_id":"s1","connection_status":{"\ud83d":"\ude00"}}"#;
+        let (_, status) = Converter::default().status(status.as_bytes(), false).unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&status.unwrap()).unwrap();
+        assert_eq!(
+            status["data"]["connection_status"],
+            json!({"\u{FFFD}": "\u{FFFD}"})
+        );
     }
 
     #[test]
@@ -453,7 +483,7 @@ mod tests {
     fn typing_records_round_trip() {
         let session_id = SessionId::parse("s1").unwrap();
         let user_id = UserId::parse("u1").unwrap();
-        let value = typing_value(&session_id, &user_id, "agent", true, "T");
+        let value = typing_value(&session_id, &user_id, "agent", true, "T").unwrap();
         assert_eq!(
             Converter::default().typing(&value).unwrap(),
             TypingRecord {
@@ -467,7 +497,7 @@ mod tests {
         assert_eq!(Converter::default().typing(b"{}"), Err(Poison::MissingField));
         let (longest, longer) = ("x".repeat(MAX_LABEL), "x".repeat(MAX_LABEL + 1));
         let typing = |user_type, at| {
-            let value = typing_value(&session_id, &user_id, user_type, true, at);
+            let value = typing_value(&session_id, &user_id, user_type, true, at).unwrap();
             Converter::default().typing(&value).map(|_| ())
         };
         assert_eq!(typing(&longest, &longest), Ok(()));

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::client::RequestId;
 use super::code::WireError;
+use super::correlation::{Correlation, RequestId};
+use super::encode;
 use super::frame;
 use super::ids::{SessionId, UserId, UserType};
 use super::json::Passed;
@@ -22,9 +23,9 @@ struct Envelope<'a, D: Serialize> {
     request_id: Option<RequestId<'a>>,
 }
 
-/// The payload of a successful frame.
-fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<RequestId<'_>>) -> Vec<u8> {
-    to_vec(&Envelope {
+/// The payload of a successful frame; `None` where it can't be encoded.
+fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<RequestId<'_>>) -> Option<Vec<u8>> {
+    encode(&Envelope {
         kind,
         success: true,
         data,
@@ -33,9 +34,12 @@ fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<Request
     })
 }
 
-fn to_vec(value: &impl Serialize) -> Vec<u8> {
-    // Our own types have string keys and infallible `Serialize` impls, and a Vec takes every write.
-    serde_json::to_vec(value).unwrap_or_default()
+/// A frame that answers a request, or follows none. Where it can't be encoded its client gets an error instead.
+fn answer<D: Serialize>(kind: &'static str, data: D, correlation: Correlation<'_>) -> Bytes {
+    match payload(kind, data, correlation.request_id) {
+        Some(payload) => frame::text(&payload),
+        None => error(&WireError::internal(), correlation),
+    }
 }
 
 /// Who a connection is: part of several answers.
@@ -56,44 +60,36 @@ pub fn connection_established(who: Identity<'_>, timestamp: &str) -> Bytes {
         message: &'static str,
     }
     let message = "Successfully connected to chat session";
-    frame::text(&payload(
-        "connection_established",
-        Data {
-            who,
-            timestamp,
-            message,
-        },
-        None,
-    ))
+    let data = Data {
+        who,
+        timestamp,
+        message,
+    };
+    answer("connection_established", data, Correlation::default())
 }
 
 /// The answer to `join_session`.
-pub fn session_joined(who: Identity<'_>, timestamp: &str, request_id: Option<RequestId<'_>>) -> Bytes {
+pub fn session_joined(who: Identity<'_>, timestamp: &str, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         #[serde(flatten)]
         who: Identity<'a>,
         timestamp: &'a str,
     }
-    frame::text(&payload("session_joined", Data { who, timestamp }, request_id))
+    answer("session_joined", Data { who, timestamp }, correlation)
 }
 
 /// The answer to `ping`.
-pub fn pong(timestamp: &str, request_id: Option<RequestId<'_>>) -> Bytes {
+pub fn pong(timestamp: &str, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         timestamp: &'a str,
     }
-    frame::text(&payload("pong", Data { timestamp }, request_id))
+    answer("pong", Data { timestamp }, correlation)
 }
 
 /// The answer to `send_message`, once the log has the record.
-pub fn message_sent(
-    message_id: &str,
-    client_message_id: Option<&str>,
-    timestamp: &str,
-    request_id: Option<RequestId<'_>>,
-) -> Bytes {
+pub fn message_sent(message_id: &str, timestamp: &str, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         message_id: &'a str,
@@ -101,19 +97,19 @@ pub fn message_sent(
         client_message_id: Option<&'a str>,
         timestamp: &'a str,
     }
-    frame::text(&payload(
-        "message_sent",
-        Data {
-            message_id,
-            client_message_id,
-            timestamp,
-        },
-        request_id,
-    ))
+    let data = Data {
+        message_id,
+        client_message_id: correlation.client_message_id,
+        timestamp,
+    };
+    answer("message_sent", data, correlation)
 }
 
-/// A refusal. `client_message_id` is there where a message was refused or its outcome is unknown.
-pub fn error(error: &WireError, client_message_id: Option<&str>, request_id: Option<RequestId<'_>>) -> Bytes {
+/// What a client gets where not even an error can be encoded.
+const UNENCODABLE: &str = r#"{"type":"error","success":false,"data":{"code":"internal_error","retryable":false},"error":"Internal error"}"#;
+
+/// A refusal, with all that is known of what it refuses.
+pub fn error(error: &WireError, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         code: &'static str,
@@ -124,16 +120,19 @@ pub fn error(error: &WireError, client_message_id: Option<&str>, request_id: Opt
     let data = Data {
         code: error.code.as_str(),
         retryable: error.code.is_retryable(),
-        client_message_id,
+        client_message_id: correlation.client_message_id,
     };
     let envelope = Envelope {
         kind: "error",
         success: false,
         data,
         error: Some(&error.text),
-        request_id,
+        request_id: correlation.request_id,
     };
-    frame::text(&to_vec(&envelope))
+    match encode(&envelope) {
+        Some(payload) => frame::text(&payload),
+        None => frame::text(UNENCODABLE.as_bytes()),
+    }
 }
 
 /// `data` of `new_message`.
@@ -152,12 +151,12 @@ pub struct NewMessage<'a, A: Serialize> {
 }
 
 /// The payload of `new_message`: the value of a native record, byte for byte what the sockets get.
-pub fn new_message<A: Serialize>(message: &NewMessage<'_, A>) -> Vec<u8> {
+pub fn new_message<A: Serialize>(message: &NewMessage<'_, A>) -> Option<Vec<u8>> {
     payload("new_message", message, None)
 }
 
 /// The payload of any successful frame, for records that are converted.
-pub(super) fn converted<D: Serialize>(kind: &'static str, data: D) -> Vec<u8> {
+pub(super) fn converted<D: Serialize>(kind: &'static str, data: D) -> Option<Vec<u8>> {
     payload(kind, data, None)
 }
 
@@ -171,8 +170,8 @@ pub struct TypingIndicator<'a> {
     pub timestamp: &'a str,
 }
 
-pub fn typing_indicator(data: &TypingIndicator<'_>) -> Bytes {
-    frame::text(&payload("typing_indicator", data, None))
+pub fn typing_indicator(data: &TypingIndicator<'_>) -> Option<Bytes> {
+    payload("typing_indicator", data, None).map(|payload| frame::text(&payload))
 }
 
 /// `connection_status_update`: once per window and session, with the window's net changes, or, with no events,
@@ -182,13 +181,17 @@ pub fn connection_status_update(
     status: &ConnectionStatus,
     events: &[StatusEvent],
     timestamp: &str,
-) -> Bytes {
+) -> Option<Bytes> {
     let data = StatusChange::of(session_id, status, events, timestamp);
-    frame::text(&payload("connection_status_update", data, None))
+    payload("connection_status_update", data, None).map(|payload| frame::text(&payload))
 }
 
 /// The payload of a status that another service wrote: passed on, without events.
-pub(super) fn foreign_status(session_id: &SessionId, status: Passed<'_, '_>, timestamp: &str) -> Vec<u8> {
+pub(super) fn foreign_status(
+    session_id: &SessionId,
+    status: Passed<'_, '_>,
+    timestamp: &str,
+) -> Option<Vec<u8>> {
     #[derive(Serialize)]
     struct Data<'a> {
         session_id: &'a SessionId,
@@ -238,7 +241,11 @@ mod tests {
     #[test]
     fn an_error_has_a_code_a_text_and_the_request_id() {
         let refused = WireError::new(ErrorCode::RateLimited, "Slow down");
-        let value = json(&error(&refused, Some("c1"), Some(RequestId::Text("r1"))));
+        let correlation = Correlation {
+            request_id: Some(RequestId::Text("r1")),
+            client_message_id: Some("c1"),
+        };
+        let value = json(&error(&refused, correlation));
         assert_eq!(value["type"], "error");
         assert_eq!(value["success"], false);
         assert_eq!(value["error"], "Slow down");
@@ -247,6 +254,48 @@ mod tests {
             value["data"],
             serde_json::json!({"code": "rate_limited", "retryable": true, "client_message_id": "c1"})
         );
+    }
+
+    /// What can't be encoded, as a bug of ours would have it.
+    struct Broken;
+
+    impl Serialize for Broken {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("broken"))
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_is_an_error_and_never_empty() {
+        let (session_id, sender_id) = ids();
+        let message = NewMessage {
+            message_id: "m",
+            session_id: &session_id,
+            sender_id: &sender_id,
+            sender_type: UserType::Agent,
+            message: "hello",
+            message_type: "text",
+            attachments: Broken,
+            timestamp: "T",
+            client_message_id: None,
+        };
+        assert_eq!(new_message(&message), None);
+        assert_eq!(converted("new_message", Broken), None);
+        let correlation = Correlation {
+            request_id: Some(RequestId::Number(7)),
+            client_message_id: Some("c1"),
+        };
+        let value = json(&answer("pong", Broken, correlation));
+        assert_eq!(
+            (&value["type"], &value["request_id"]),
+            (&"error".into(), &7.into())
+        );
+        assert_eq!(
+            value["data"],
+            serde_json::json!({"code": "internal_error", "retryable": false, "client_message_id": "c1"})
+        );
+        let last: serde_json::Value = serde_json::from_str(UNENCODABLE).unwrap();
+        assert_eq!(last["data"]["code"], ErrorCode::Internal.as_str());
     }
 
     #[test]
@@ -264,12 +313,10 @@ mod tests {
             event_user_id: UserId::parse(&format!("u{i}")).unwrap(),
             event_id: None,
         };
-        let value = json(&connection_status_update(
-            &session_id,
-            &users(100),
-            &[event(3)],
-            "T",
-        ));
+        let update = |status: &ConnectionStatus, events: &[StatusEvent]| {
+            json(&connection_status_update(&session_id, status, events, "T").unwrap())
+        };
+        let value = update(&users(100), &[event(3)]);
         assert_eq!(
             value["data"]["connection_status"]["users"]
                 .as_object()
@@ -282,14 +329,14 @@ mod tests {
         assert_eq!(value["data"]["event_user_id"], "u3");
 
         let events: Vec<_> = (0..150).map(event).collect();
-        let value = json(&connection_status_update(&session_id, &users(101), &events, "T"));
+        let value = update(&users(101), &events);
         assert_eq!(value["data"]["connection_status"]["users"], serde_json::json!({}));
         assert_eq!(value["data"]["connection_status"]["total_customer"], 101);
         assert_eq!(value["data"]["users_truncated"], true);
         assert_eq!(value["data"]["events"].as_array().unwrap().len(), 100);
         assert_eq!(value["data"]["event_user_id"], "u149");
 
-        let value = json(&connection_status_update(&session_id, &users(1), &[], "T"));
+        let value = update(&users(1), &[]);
         assert_eq!(value["data"]["events"], serde_json::json!([]));
         assert!(value["data"].get("event_type").is_none());
     }

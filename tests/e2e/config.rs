@@ -105,11 +105,10 @@ fn config_help_lists_every_variable_with_its_default() {
         "plaintext",
         "60s",
         "30s",
-        "131072",
+        "1048576",
         "info",
         "text",
         "65536",
-        "1048576",
         "10s",
         "25s",
     ];
@@ -179,7 +178,7 @@ fn config_a_wrong_value_exits_64_and_is_named() {
         ("KAFKA_BROKERS", "a:b:c", "host:port"),
         ("KAFKA_SECURITY_PROTOCOL", "magic", "plaintext"),
         ("TRUSTED_PROXIES", "10.0.0.0/99", "10.0.0.0"),
-        ("MAX_RECORD_BYTES", "2000000", "SEND_QUEUE_BYTES"),
+        ("MAX_RECORD_BYTES", "1048577", "SEND_QUEUE_BYTES"),
         ("LOG_LEVEL", "chatty", "info"),
     ] {
         for exit in [

@@ -239,7 +239,7 @@ fn http_health_is_as_the_old_server_wrote_it_and_more() {
             .is_some_and(|port| port.parse::<u16>().is_ok()),
         "{health}"
     );
-    assert!(!health["cors_origins"].is_null(), "{health}");
+    assert_eq!(health["cors_origins"], "*");
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(health["node_id"], "node-a");
     assert!(health["uptime_seconds"].is_number(), "{health}");
@@ -394,4 +394,20 @@ fn http_requests_are_logged_at_debug_level() {
     server.wait_log("200 - GET /health");
     server.get("/nothing");
     server.wait_log("404 - GET /nothing");
+}
+
+/// The old server's `/health` had the variable's value, not a list made of it.
+#[test]
+fn http_health_shows_origins_as_they_are_configured() {
+    for origins in [
+        "https://a.example.com,https://b.example.com:8443",
+        "https://a.example.com , https://b.example.com",
+        "*",
+    ] {
+        for environment in ["development", "production"] {
+            let server = Server::builder().env("ALLOWED_ORIGINS", origins);
+            let health = server.env("ENVIRONMENT", environment).start().health();
+            assert_eq!(health["cors_origins"], origins, "{environment}");
+        }
+    }
 }

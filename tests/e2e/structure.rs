@@ -253,6 +253,20 @@ fn structure_no_source_is_too_long() {
     assert!(long.is_empty(), "more than {MOST_LINES} lines: {long:?}");
 }
 
+/// `protocol::encode` says what becomes of a value that can't be encoded: nowhere is that an empty frame or record.
+#[test]
+fn structure_values_are_encoded_in_one_place() {
+    let mut encoders = Vec::new();
+    for source in sources() {
+        let code = code(&source.text);
+        let code = code.split("#[cfg(test)]").next().unwrap_or_default();
+        if code.contains("serde_json::to_") {
+            encoders.push(source.path.display().to_string());
+        }
+    }
+    assert_eq!(encoders, ["protocol/mod.rs"]);
+}
+
 #[test]
 fn structure_the_reader_of_sources_sees_what_it_should() {
     let code = code(

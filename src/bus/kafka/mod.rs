@@ -39,6 +39,9 @@ use offsets::{Offsets, Partition};
 use pace::Fetching;
 use producer::Producer;
 
+/// What a record and its batch add to its value on the wire, generously.
+const RECORD_OVERHEAD: usize = 4 * 1024;
+
 pub struct Kafka {
     shared: Arc<Shared>,
     producer: Arc<Producer>,

@@ -13,7 +13,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
 use super::credentials::Credentials;
-use super::{Context, Shared};
+use super::{Context, RECORD_OVERHEAD, Shared};
 use crate::bus::{Ack, PublishError};
 use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
@@ -24,8 +24,9 @@ const MESSAGE_TIMEOUT_MS: &str = "30000";
 /// What may wait for the log, in records and KiB: beyond it senders are told to try again.
 const MAX_QUEUED: &str = "100000";
 const MAX_QUEUED_KIB: &str = "65536";
-/// What a record adds to its value on the wire, generously.
-const RECORD_OVERHEAD: usize = 4 * 1024;
+/// A batch of several records is at most so large: a topic refuses a batch over its `max.message.bytes` with all that is
+/// in it. A record that is longer leaves alone.
+const MAX_BATCH: &str = "131072";
 
 /// Records that were not taken are logged at most so often.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -121,6 +122,7 @@ impl Producer {
             .set("message.timeout.ms", MESSAGE_TIMEOUT_MS)
             .set("queue.buffering.max.messages", MAX_QUEUED)
             .set("queue.buffering.max.kbytes", MAX_QUEUED_KIB)
+            .set("batch.size", MAX_BATCH)
             .set(
                 "message.max.bytes",
                 (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string(),

@@ -19,7 +19,7 @@ use super::credentials::Credentials;
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topic_id::{self, TopicId};
-use super::{Context, Shared};
+use super::{Context, RECORD_OVERHEAD, Shared};
 use crate::bus::Status;
 use crate::protocol::record::Topic;
 
@@ -32,6 +32,9 @@ const STARTING_INTERVAL: Duration = Duration::from_millis(250);
 const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 /// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
 const SHORT_RETENTION_MS: &str = "3600000";
+/// Kafka's default of `max.message.bytes`: the largest batch that a topic takes. One that we create takes
+/// `MAX_RECORD_BYTES`.
+const KAFKA_DEFAULT_MAX_BYTES: usize = 1_048_588;
 /// What our own client may have to say, of logs and errors, taken in one look.
 const MAX_EVENTS: usize = 1_000;
 const DRAIN: Duration = Duration::from_millis(10);
@@ -300,6 +303,8 @@ impl Watch {
             }
         };
         let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
+        let largest = (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string();
+        let takes_more = self.shared.max_record_bytes + RECORD_OVERHEAD > KAFKA_DEFAULT_MAX_BYTES;
         let new: Vec<NewTopic<'_>> = topics
             .iter()
             .map(|&topic| {
@@ -309,6 +314,7 @@ impl Watch {
                     TopicReplication::Fixed(replication),
                 );
                 match topic {
+                    Topic::Messages if takes_more => new.set("max.message.bytes", &largest),
                     Topic::Messages => new,
                     Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
                 }

@@ -94,7 +94,11 @@ impl Audience {
                 Next::Nothing => return,
             };
             self.metrics.status_frames.inc();
-            let frame = server::connection_status_update(&session.id, &shown.status, events, &timestamp());
+            let Some(frame) =
+                server::connection_status_update(&session.id, &shown.status, events, &timestamp())
+            else {
+                return;
+            };
             if next == Next::Joiners {
                 for outbox in shown.joiners.drain(..) {
                     outbox.insist(&frame);

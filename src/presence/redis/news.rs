@@ -165,10 +165,16 @@ impl News {
         let receipt = Receipt::of(parts.len());
         for events in parts {
             let (theirs, on_failure, inbox) = (receipt.clone(), on_failure.clone(), Arc::clone(&self.inbox));
+            let Some(value) = record::status_value(session_id, status, &events, &timestamp()) else {
+                // As if the log had refused it.
+                theirs.note(false);
+                on_failure(events);
+                continue;
+            };
             let outgoing = Outgoing {
                 topic: Topic::Status,
                 key: session_id.clone(),
-                value: record::status_value(session_id, status, &events, &timestamp()),
+                value,
                 form: Form::Old,
                 message_id: None,
             };

@@ -1,0 +1,219 @@
+//! The client's own marks on a frame, by which it knows the answer: `request_id`, and `client_message_id` in `data`.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The longest `request_id`, `client_message_id` and `message_type`, in bytes: they are echoed and kept.
+pub const MAX_TOKEN_LEN: usize = 128;
+
+/// A string of at most 128 bytes or an integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum RequestId<'i> {
+    Text(&'i str),
+    Number(i64),
+}
+
+/// What of a frame an answer carries, an `error` too: each where it could be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Correlation<'i> {
+    pub request_id: Option<RequestId<'i>>,
+    pub client_message_id: Option<&'i str>,
+}
+
+/// [`RequestId`], kept until a later answer.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum OwnedRequestId {
+    Text(Box<str>),
+    Number(i64),
+}
+
+/// [`Correlation`], kept until a later answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnedCorrelation {
+    request_id: Option<OwnedRequestId>,
+    client_message_id: Option<Box<str>>,
+}
+
+impl Correlation<'_> {
+    pub fn to_owned(self) -> OwnedCorrelation {
+        OwnedCorrelation {
+            request_id: self.request_id.map(|id| match id {
+                RequestId::Text(text) => OwnedRequestId::Text(text.into()),
+                RequestId::Number(number) => OwnedRequestId::Number(number),
+            }),
+            client_message_id: self.client_message_id.map(Into::into),
+        }
+    }
+}
+
+impl OwnedCorrelation {
+    pub fn as_ref(&self) -> Correlation<'_> {
+        Correlation {
+            request_id: self.request_id.as_ref().map(|id| match id {
+                OwnedRequestId::Text(text) => RequestId::Text(text),
+                OwnedRequestId::Number(number) => RequestId::Number(*number),
+            }),
+            client_message_id: self.client_message_id.as_deref(),
+        }
+    }
+}
+
+/// Whether a `request_id` is short enough.
+pub fn is_request_id(text: &str) -> bool {
+    text.len() <= MAX_TOKEN_LEN
+}
+
+/// Whether a `client_message_id` or `message_type` is neither empty nor too long.
+pub fn is_token(text: &str) -> bool {
+    (1..=MAX_TOKEN_LEN).contains(&text.len())
+}
+
+/// Reads the marks of a frame that is not JSON by our rules: it reads up to the first fault, and knows no limit of depth
+/// or of numbers. Its rules for what is an id, and for duplicate keys, are those of every other frame.
+pub fn salvage(text: &[u8]) -> OwnedCorrelation {
+    let mut found = OwnedCorrelation::default();
+    // An error is what it expects: what was read before it stays.
+    let _ = serde_json::Deserializer::from_slice(text).deserialize_map(Frame(&mut found));
+    found
+}
+
+struct Frame<'a>(&'a mut OwnedCorrelation);
+
+impl<'de> Visitor<'de> for Frame<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a frame")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "request_id" => {
+                    let id = serde_json::from_str(map.next_value::<&RawValue>()?.get()).ok();
+                    let is_id = |id: &OwnedRequestId| match id {
+                        OwnedRequestId::Text(text) => is_request_id(text),
+                        OwnedRequestId::Number(_) => true,
+                    };
+                    self.0.request_id = id.filter(is_id);
+                }
+                "data" => {
+                    self.0.client_message_id = None;
+                    map.next_value_seed(Data(&mut self.0.client_message_id))?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Data<'a>(&'a mut Option<Box<str>>);
+
+impl<'de> DeserializeSeed<'de> for Data<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Data<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a frame's data")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "client_message_id" {
+                let id = serde_json::from_str::<Box<str>>(map.next_value::<&RawValue>()?.get()).ok();
+                *self.0 = id.filter(|id| is_token(id));
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_before_the_fault_is_read() {
+        let (r, c) = (Some(RequestId::Text("r\n")), Some("c"));
+        let whole = r#"{"request_id":"r\n","x":[[]],"data":{"y":1e999,"client_message_id":"c"}} "#;
+        let (after_request, after_client) = (whole.find(",\"x").unwrap(), whole.find("}} ").unwrap());
+        for end in 0..whole.len() {
+            let found = salvage(&whole.as_bytes()[..end]);
+            let expected = Correlation {
+                request_id: r.filter(|_| end >= after_request),
+                client_message_id: c.filter(|_| end >= after_client),
+            };
+            assert_eq!(found.as_ref(), expected, "{}", &whole[..end]);
+        }
+        for number in ["-7", "9223372036854775807"] {
+            let found = salvage(format!(r#"{{"request_id":{number},"#).as_bytes());
+            let number = number.parse().unwrap();
+            assert_eq!(found.as_ref().request_id, Some(RequestId::Number(number)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_is_not_read() {
+        let long = "x".repeat(MAX_TOKEN_LEN + 1);
+        for id in [
+            "{}",
+            "[1]",
+            "true",
+            "null",
+            "1.5",
+            "1e999",
+            "9223372036854775808",
+            &format!("\"{long}\""),
+        ] {
+            let text = format!(
+                r#"{{"request_id":"r","request_id":{id},"data":{{"client_message_id":"c","client_message_id":{id},"x":"#
+            );
+            assert_eq!(salvage(text.as_bytes()), OwnedCorrelation::default(), "{id}");
+        }
+        for text in [
+            "",
+            "[1]",
+            "\"request_id\"",
+            "{",
+            r#"{'request_id':"r"}"#,
+            r#"{"data":[{"client_message_id":"c"}]}"#,
+        ] {
+            assert_eq!(salvage(text.as_bytes()), OwnedCorrelation::default(), "{text}");
+        }
+        let deep = format!(
+            r#"{{"x":{},"request_id":"r","#,
+            "[".repeat(50_000) + &"]".repeat(50_000)
+        );
+        assert_eq!(
+            salvage(deep.as_bytes()).as_ref().request_id,
+            Some(RequestId::Text("r"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in r#"[\[\]{}:,"\\u0-9a-f. -]{0,64}"#, bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            salvage(text.as_bytes());
+            salvage(&bytes);
+        }
+    }
+}
