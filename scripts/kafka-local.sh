@@ -3,10 +3,15 @@
 #
 #   kafka-local.sh prepare           fetch the jars and compile the test client (once; kept in .cache)
 #   kafka-local.sh start DIR PORT    start and wait until it answers; the same DIR again resumes the same data
+#   kafka-local.sh join DIR PORT FIRST_DIR
+#                                    the same for a second broker of the cluster whose first one was started in FIRST_DIR;
+#                                    it holds no metadata, so that it can be killed and the cluster goes on
 #   kafka-local.sh stop DIR          orderly end
 #   kafka-local.sh kill DIR          SIGKILL
 #   kafka-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
-#   kafka-local.sh ready PORT        exit status 0 if a broker answers there
+#   kafka-local.sh ready PORT [N]    exit status 0 if a broker answers there that knows of N brokers (1)
+#
+# KAFKA_PROPERTIES: more lines for server.properties. KAFKA_HEAP: the broker's largest heap (512m).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -67,26 +72,32 @@ prepare() {
 }
 
 # ready PORT: sends a Metadata request (api 3, version 1, no topics) by hand, since a JVM would take a second for each try, and
-# looks for at least one broker in the answer: bytes 9 to 12, after the length and the correlation id. A broker that still starts
+# looks at the number of brokers in the answer: bytes 9 to 12, after the length and the correlation id. A broker that still starts
 # accepts connections but lists none.
 ready() {
-    local answer
+    local answer want=${2:-${WANT_BROKERS:-1}}
     # shellcheck disable=SC2016
     answer=$(timeout 3 bash -c '
         exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
         printf "\x00\x00\x00\x0e\x00\x03\x00\x01\x00\x00\x00\x07\xff\xff\x00\x00\x00\x00" >&3
         head -c 12 <&3 | od -An -v -tx1 | tr -d " \n"' _ "$1" 2>/dev/null) || return 1
-    [ "${#answer}" -eq 24 ] && [ "${answer:8:8}" = 00000007 ] && [ "${answer:16:8}" != 00000000 ]
+    [ "${#answer}" -eq 24 ] && [ "${answer:8:8}" = 00000007 ] && [ "$((16#${answer:16:8}))" -ge "$want" ]
 }
 
+# configure DIR PORT [CONTROLLER]: with a controller's port, a broker that joins it; without, one that has its own.
 configure() {
-    local dir=$1 port=$2 controller
-    controller=$(free_port)
+    local dir=$1 port=$2 controller=${3:-} roles=broker node=2 listeners=PLAINTEXT://127.0.0.1:$2
+    if [ -z "$controller" ]; then
+        controller=$(free_port)
+        roles=broker,controller
+        node=1
+        listeners=$listeners,CONTROLLER://127.0.0.1:$controller
+    fi
     cat >"$dir/server.properties" <<END
-process.roles=broker,controller
-node.id=1
+process.roles=$roles
+node.id=$node
 controller.quorum.voters=1@127.0.0.1:$controller
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+listeners=$listeners
 advertised.listeners=PLAINTEXT://127.0.0.1:$port
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -106,14 +117,16 @@ log.segment.delete.delay.ms=1000
 broker.session.timeout.ms=${KAFKA_SESSION_TIMEOUT_MS:-9000}
 broker.heartbeat.interval.ms=500
 num.recovery.threads.per.data.dir=2
+${KAFKA_PROPERTIES:-}
 END
 }
 
 JVM=(java -XX:+UseSerialGC -XX:-UsePerfData -cp "$KAFKA_CACHE/libs/*" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn
     -Dorg.slf4j.simpleLogger.showDateTime=true "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS" -Dlog4j2.level=WARN)
 
+# start DIR PORT [FIRST_DIR]
 start() {
-    local dir=$1 port=$2
+    local dir=$1 port=$2 first=${3:-} cluster controller=
     mkdir -p "$dir"
     dir=$(cd "$dir" && pwd)
     if read_pid "$dir/kafka.pid" >/dev/null; then die "a broker runs in $dir already"; fi
@@ -121,14 +134,22 @@ start() {
     # Whoever answers there already would pass for ours.
     if ready "$port"; then die "port $port is taken"; fi
     if [ ! -f "$dir/formatted" ]; then
-        configure "$dir" "$port"
         # Any 16 bytes in URL-safe base64 make a cluster id; a leading '-' would look like a flag.
+        cluster=LC$(head -c 15 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '=' | head -c 20)
+        if [ -n "$first" ]; then
+            cluster=$(cat "$first/cluster-id")
+            controller=$(sed -n 's/^controller.quorum.voters=.*://p' "$first/server.properties")
+        fi
+        configure "$dir" "$port" "$controller"
+        echo "$cluster" >"$dir/cluster-id"
         "${JVM[@]}" -Xmx128m kafka.tools.StorageTool format --config "$dir/server.properties" \
-            --cluster-id "LC$(head -c 15 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '=' | head -c 20)" >"$dir/format.log" 2>&1 ||
+            --cluster-id "$cluster" >"$dir/format.log" 2>&1 ||
             { cat "$dir/format.log" >&2; die "could not format $dir"; }
         : >"$dir/formatted"
     fi
-    spawn "$dir" kafka "${JVM[@]}" -Xms128m -Xmx512m kafka.Kafka "$dir/server.properties"
+    spawn "$dir" kafka "${JVM[@]}" -Xms128m "-Xmx${KAFKA_HEAP:-512m}" kafka.Kafka "$dir/server.properties"
+    # A broker that joins another answers before the controller has let it in.
+    if [ -n "$first" ]; then WANT_BROKERS=2; fi
     await_service kafka Kafka "$dir" "$port" 90
 }
 
@@ -137,7 +158,9 @@ usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 6
 case "${1:-}:$#" in
     prepare:1) prepare ;;
     start:3) start "$2" "$3" ;;
+    join:4) start "$2" "$3" "$4" ;;
     stop:2 | kill:2 | pause:2 | resume:2) service_verb kafka "$1" "$2" ;;
     ready:2) ready "$2" ;;
+    ready:3) ready "$2" "$3" ;;
     *) usage ;;
 esac

@@ -1,6 +1,8 @@
 //! Counters, resolved once at start and bumped once per batch where the message path is concerned; no label by
 //! session or user.
 
+mod kafka;
+
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::text::encode;
@@ -14,6 +16,8 @@ use crate::http::refusal::{self, RequestRefusal, UpgradeRefusal};
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 use crate::session::fanout::Delivered;
+
+pub use self::kafka::{KafkaMetrics, Latency, latency};
 
 type Count = Counter<u64, AtomicU64>;
 type Level = Gauge<i64, AtomicI64>;
@@ -66,6 +70,7 @@ pub struct Metrics {
     pub nodes_reaped: Count,
     pub fanout_io_uring: Level,
     pub send_memory_bytes: Level,
+    pub kafka: KafkaMetrics,
 }
 
 impl Default for Metrics {
@@ -90,7 +95,9 @@ impl Default for Metrics {
             registry.register(name, help, family.clone());
             family
         };
+        let kafka = KafkaMetrics::default();
         let r = &mut registry;
+        kafka.register(r);
         let closes = CloseCode::ALL.map(CloseCode::name);
         let errors = ErrorCode::ALL.map(ErrorCode::as_str);
         let poisons = Poison::ALL.map(Poison::name);
@@ -196,6 +203,7 @@ impl Default for Metrics {
                 "send_memory_bytes",
                 "Memory of the frames that wait for clients",
             ),
+            kafka,
             registry,
         }
     }

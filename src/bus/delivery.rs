@@ -194,10 +194,11 @@ impl Delivery {
         pending.chunks.push(payload);
     }
 
-    /// Delivers the batch. What is left of one over which we panic is counted and given up.
-    pub fn flush(&mut self) {
+    /// Delivers the batch; false if it was for nobody here. What is left of one over which we panic is counted and given
+    /// up.
+    pub fn flush(&mut self) -> bool {
         if self.batch.is_empty() {
-            return;
+            return false;
         }
         if panic::catch_unwind(AssertUnwindSafe(|| self.send_batch())).is_err() {
             let records = self.batch.drain(..).map(|pending| pending.records).sum();
@@ -205,6 +206,7 @@ impl Delivery {
             self.metrics.lost(records);
         }
         self.index.clear();
+        true
     }
 
     /// Small sessions go first; large ones take turns by slices of their members.

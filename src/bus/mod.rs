@@ -31,6 +31,9 @@ pub enum PublishError {
     Unavailable,
     #[error("the message is larger than the log accepts")]
     TooLarge,
+    /// It may be there all the same.
+    #[error("no answer from the message log: the message may still appear")]
+    Unknown,
 }
 
 /// How a dependency is, as health shows it.
@@ -94,6 +97,14 @@ impl Bus {
             // There are no other nodes.
             Self::Embedded(_) => drop(record),
             Self::Kafka(bus) => bus.publish(&record, None),
+        }
+    }
+
+    /// A sender has waited in vain for an acknowledgement.
+    pub fn unanswered(&self) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Kafka(bus) => bus.unanswered(),
         }
     }
 

@@ -252,7 +252,9 @@ impl Chat {
     /// What happens by itself: typing ends, and messages without an answer get one.
     pub fn tick(&self) {
         let now = Instant::now();
-        self.pending.expire(now);
+        if self.pending.expire(now) {
+            self.bus.unanswered();
+        }
         for stopped in self.typists.expired(now) {
             let Some(session) = self.registry.get(stopped.session_id.as_str()) else {
                 continue;

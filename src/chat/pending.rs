@@ -58,10 +58,12 @@ impl PendingAnswer {
                 self.metrics.records_published.inc();
                 server::message_sent(&self.message_id, &self.timestamp, self.correlation.as_ref())
             }
+            Err(PublishError::Unknown) => return self.tell_unknown(),
             Err(error) => {
                 let code = match error {
                     PublishError::TooLarge => ErrorCode::RecordTooLarge,
                     PublishError::Full | PublishError::Unavailable => ErrorCode::BusUnavailable,
+                    PublishError::Unknown => ErrorCode::OutcomeUnknown,
                 };
                 self.metrics.publish_failures.inc();
                 self.metrics.frame_error(code);
@@ -74,10 +76,16 @@ impl PendingAnswer {
         self.send(&frame);
     }
 
-    fn expire(&self) {
+    /// Answers the sender after its patience; false where that was done before.
+    fn expire(&self) -> bool {
         if self.is_answered.swap(true, Ordering::AcqRel) {
-            return;
+            return false;
         }
+        self.tell_unknown();
+        true
+    }
+
+    fn tell_unknown(&self) {
         self.metrics.outcomes_unknown.inc();
         self.metrics.frame_error(ErrorCode::OutcomeUnknown);
         let text = "No answer from the message log in time: the message may still appear";
@@ -115,18 +123,19 @@ impl PendingAnswers {
         queue.push_back((Instant::now() + PATIENCE, pending));
     }
 
-    /// Answers those that have waited too long.
-    pub fn expire(&self, now: Instant) {
+    /// Answers those that have waited too long. Whether there were any.
+    pub fn expire(&self, now: Instant) -> bool {
+        let mut has_expired = false;
         loop {
             let expired = {
                 let mut queue = self.queue.lock();
                 match queue.front() {
                     Some((deadline, first)) if *deadline <= now || first.is_answered() => queue.pop_front(),
-                    _ => return,
+                    _ => return has_expired,
                 }
             };
             if let Some((_, pending)) = expired {
-                pending.expire();
+                has_expired |= pending.expire();
             }
         }
     }

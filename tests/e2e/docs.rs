@@ -498,8 +498,9 @@ fn docs_health_and_metrics_are_those_of_a_running_server() {
     for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').expect("a name and a type");
         let suffix = if kind == "counter" { "_total" } else { "" };
-        let has_reasons = metrics.contains(&format!("\n{name}{suffix}{{reason="));
-        let labels = if has_reasons { "{reason}" } else { "" };
+        let has = |label: &&str| metrics.contains(&format!("\n{name}{suffix}{{{label}="));
+        let label = ["reason", "topic"].into_iter().find(has);
+        let labels = label.map_or(String::new(), |label| format!("{{{label}}}"));
         row(&page, &format!("`{name}{suffix}{labels}`"));
         count += 1;
     }

@@ -154,12 +154,62 @@ impl Kafka {
         self.run(&["create", &self.brokers, topic, &partitions.to_string()], "");
     }
 
+    /// With these settings of the topic's; `replicas=2,1` says which brokers hold it, the first of them leads.
+    #[track_caller]
+    pub fn create_with(&self, settings: &[&str], topic: &str, partitions: u32) {
+        let create = ["create", &self.brokers, topic, &partitions.to_string()];
+        self.run(&[&create, settings].concat(), "");
+    }
+
+    /// Changes settings of the topic.
+    #[track_caller]
+    pub fn alter(&self, topic: &str, settings: &[&str]) {
+        self.run(&[&["alter", &self.brokers, topic], settings].concat(), "");
+    }
+
+    /// Each partition's leader, -1 for none, and how many replicas are in sync.
+    #[track_caller]
+    pub fn leaders(&self, topic: &str) -> Vec<(i32, usize)> {
+        let lines = self.run(&["leaders", &self.brokers, topic], "");
+        let numbers = |line: &str| {
+            let mut fields = line.split(' ').skip(1);
+            let leader = fields.next()?.parse().ok()?;
+            Some((leader, fields.next()?.parse().ok()?))
+        };
+        lines
+            .lines()
+            .map(|line| numbers(line).expect("partition, leader, replicas"))
+            .collect()
+    }
+
+    /// Denies an operation (`Write`, `Idempotent_Write`) to everybody, on a topic or on the cluster.
+    #[track_caller]
+    pub fn deny(&self, operation: &str, topic: Option<&str>) {
+        self.run(
+            &[&["deny", &self.brokers, operation], topic.as_slice()].concat(),
+            "",
+        );
+    }
+
+    /// Takes back a denial.
+    #[track_caller]
+    pub fn allow(&self, operation: &str, topic: Option<&str>) {
+        self.run(
+            &[&["allow", &self.brokers, operation], topic.as_slice()].concat(),
+            "",
+        );
+    }
+
     /// Creates the topic unless it is there, or is just being deleted: then false.
     #[track_caller]
     pub fn try_create(&self, topic: &str, partitions: u32) -> bool {
-        self.output(&["create", &self.brokers, topic, &partitions.to_string()], "")
-            .status
-            .success()
+        self.try_create_with(&[], topic, partitions)
+    }
+
+    #[track_caller]
+    pub fn try_create_with(&self, settings: &[&str], topic: &str, partitions: u32) -> bool {
+        let create = ["create", &self.brokers, topic, &partitions.to_string()];
+        self.output(&[&create, settings].concat(), "").status.success()
     }
 
     /// Grows the topic to this number of partitions.

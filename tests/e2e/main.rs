@@ -44,8 +44,10 @@ mod ws_protocol;
 
 mod deploy;
 mod docs;
+mod kafka_cluster;
 mod kafka_delivery;
 mod kafka_faults;
+mod kafka_health;
 mod kafka_large;
 mod kafka_producers;
 mod kafka_records;

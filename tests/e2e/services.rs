@@ -1,6 +1,8 @@
 //! The real Kafka and Redis of `scripts/test.sh`, brokers of a test's own, and what the Kafka tests share: the Java client
 //! ([`Kafka`]), topics of a test's own, and a client that reads by itself ([`Tap`]).
 
+#[path = "kafka_brokers.rs"]
+mod brokers;
 #[path = "kafka_java.rs"]
 mod java;
 #[path = "redis_resp.rs"]
@@ -8,16 +10,18 @@ mod resp;
 #[path = "kafka_tap.rs"]
 mod tap;
 
+use std::ffi::OsStr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::support::{Server, ServerBuilder};
 
+pub use self::brokers::{PrivateBroker, TwoBrokers};
 use self::java::succeeded;
 pub use self::java::{Kafka, Record, Stored, new_message};
 pub use self::resp::{RedisClient, Resp, users_key};
@@ -25,6 +29,16 @@ pub use self::tap::{Heard, Notes, Reader, Tap};
 
 /// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
 pub const OUTAGE: Duration = Duration::from_secs(120);
+
+/// As `eventually`, for what takes a broker's restart or several programs of Java's.
+#[track_caller]
+pub fn at_last(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 2 * OUTAGE;
+    while !check() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
 
 #[track_caller]
 pub fn from_environment(variable: &str) -> String {
@@ -129,20 +143,23 @@ pub struct Service {
     port: u16,
     /// In `scripts/`.
     script: &'static str,
-    env: (&'static str, &'static str),
+    env: Vec<(&'static str, &'static str)>,
+    /// The folder of the broker whose cluster it joins.
+    joins: Option<PathBuf>,
 }
 
 impl Service {
     /// Reserves a folder and a port; nothing runs yet.
     #[track_caller]
-    fn new(script: &'static str, env: (&'static str, &'static str)) -> Self {
+    fn new(script: &'static str, env: &[(&'static str, &'static str)]) -> Self {
         let scratch = PathBuf::from(from_environment("TEST_SCRATCH"));
         let dir = tempfile::Builder::new().prefix("private-").tempdir_in(scratch);
         Self {
             dir: dir.expect("a folder for a service"),
             port: free_port(),
             script,
-            env,
+            env: env.to_vec(),
+            joins: None,
         }
     }
 
@@ -154,7 +171,12 @@ impl Service {
 
     #[track_caller]
     fn start_with(&self, env: &[(&str, &str)]) {
-        succeeded("start", self.run("start", &[&self.port.to_string()], env));
+        let port = self.port.to_string();
+        let started = match &self.joins {
+            None => self.run("start", &[port.as_ref()], env),
+            Some(first) => self.run("join", &[port.as_ref(), first.as_os_str()], env),
+        };
+        succeeded("start", started);
     }
 
     /// An orderly end.
@@ -183,12 +205,12 @@ impl Service {
         succeeded(verb, self.run(verb, &[], &[]));
     }
 
-    fn run(&self, verb: &str, more: &[&str], env: &[(&str, &str)]) -> Output {
+    fn run(&self, verb: &str, more: &[&OsStr], env: &[(&str, &str)]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("scripts")
             .join(self.script);
         let mut command = Command::new(script);
-        command.envs([self.env]).envs(env.iter().copied());
+        command.envs(self.env.iter().copied()).envs(env.iter().copied());
         command.arg(verb).arg(self.dir.path()).args(more);
         let output = command.stdin(Stdio::null()).output();
         output.unwrap_or_else(|error| panic!("{}: {error}", self.script))
@@ -198,45 +220,6 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.run("kill", &[], &[]);
-    }
-}
-
-/// A Kafka broker of a test's own.
-pub struct PrivateBroker(Service);
-
-impl PrivateBroker {
-    /// Reserves a folder and a port; nothing runs yet.
-    #[track_caller]
-    pub fn new() -> Self {
-        // It is restarted often: let it come back before the session of its last life has timed out by the default.
-        Self(Service::new(
-            "kafka-local.sh",
-            ("KAFKA_SESSION_TIMEOUT_MS", "3000"),
-        ))
-    }
-
-    #[track_caller]
-    pub fn started() -> Self {
-        let broker = Self::new();
-        broker.start();
-        broker
-    }
-
-    pub fn kafka(&self) -> Kafka {
-        Kafka::at(format!("127.0.0.1:{}", self.port))
-    }
-
-    /// Where it keeps a partition.
-    pub fn partition(&self, topic: &str, partition: i32) -> PathBuf {
-        self.dir.path().join(format!("data/{topic}-{partition}"))
-    }
-}
-
-impl Deref for PrivateBroker {
-    type Target = Service;
-
-    fn deref(&self) -> &Service {
-        &self.0
     }
 }
 
@@ -252,7 +235,7 @@ impl PrivateRedis {
 
     #[track_caller]
     fn new_with(args: &'static str) -> Self {
-        Self(Service::new("redis-local.sh", ("REDIS_ARGS", args)))
+        Self(Service::new("redis-local.sh", &[("REDIS_ARGS", args)]))
     }
 
     #[track_caller]

@@ -271,6 +271,10 @@ fn silence() -> KafkaError {
     KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)
 }
 
+pub(super) fn is_silence(error: &KafkaError) -> bool {
+    *error == silence()
+}
+
 /// An error of the records themselves: asking again gives the same.
 pub(super) fn is_undecodable(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{BadCompression, BadMessage, InvalidMessage, NotImplemented};

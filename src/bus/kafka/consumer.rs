@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::Offset;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 
 use super::audit::{is_refusal, is_undecodable};
 use super::credentials::Credentials;
 use super::offsets::Partition;
 use super::pace::{self, Pace};
-use super::{Context, Reader, Shared, headers};
+use super::reasons::Reasons;
+use super::{Reader, Shared, headers};
 use crate::bus::{Delivery, is_full_batch};
 use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
@@ -28,9 +29,7 @@ const MAX_FETCHED_KIB: &str = "16384";
 const RETRY: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-type NodeConsumer = BaseConsumer<Context>;
-
-impl ConsumerContext for Context {}
+type NodeConsumer = BaseConsumer<Reasons>;
 
 pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) {
     let mut thread = Thread {
@@ -126,9 +125,13 @@ impl Thread {
         };
         self.credentials.refresh(&self.shared, consumer.client());
         let (mut records, mut bytes, mut wait) = (0, 0, POLL);
+        let mut first = Timestamp::NotAvailable;
         while !is_full_batch(records, bytes) {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
+                    if records == 0 {
+                        first = message.timestamp();
+                    }
                     bytes += message.payload_len();
                     self.take(&message);
                 }
@@ -138,8 +141,11 @@ impl Thread {
             (records, wait) = (records + 1, Duration::ZERO);
         }
         if records > 0 {
-            self.delivery.flush();
+            let has_delivered = self.delivery.flush();
             self.reader.offsets.advance(&self.next);
+            if has_delivered && self.reader.topics.contains(&Topic::Messages) {
+                self.note_latency(first);
+            }
         }
         self.consumer = Some(consumer);
         let is_full = is_full_batch(records, bytes);
@@ -147,6 +153,18 @@ impl Thread {
         if !wait.is_zero() {
             thread::sleep(wait);
         }
+    }
+
+    /// Of a batch that somebody here was given, by its first record, which has waited longest.
+    fn note_latency(&self, timestamp: Timestamp) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (Some(at), Ok(now)) = (timestamp.to_millis(), i64::try_from(now.as_millis())) else {
+            return;
+        };
+        // Clocks differ: what comes from the future has taken no time.
+        let latency_ms = (now - at).max(0);
+        let latency = &self.shared.metrics.kafka.delivery_latency;
+        latency.observe(latency_ms as f64 / 1_000.0);
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
@@ -196,11 +214,26 @@ impl Thread {
         self.log_error(error);
     }
 
+    /// What the watch tells is said here to whoever debugs.
     fn log_error(&mut self, error: &KafkaError) {
-        if self.error_log.allows() {
+        if is_of_connection(error) || is_refusal(error) {
+            tracing::debug!(%error, "Kafka consumer");
+        } else if self.error_log.allows() {
             tracing::warn!(%error, "Kafka consumer");
         }
     }
+}
+
+/// An error of the way to a broker.
+fn is_of_connection(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{
+        AllBrokersDown, Authentication, BrokerTransportFailure, OperationTimedOut, Resolve, SSL,
+    };
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(AllBrokersDown | Authentication | BrokerTransportFailure | OperationTimedOut | Resolve | SSL)
+    )
 }
 
 fn make_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> {
@@ -216,5 +249,5 @@ fn make_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> 
         // The default rests half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
-        .create_with_context(Context)
+        .create_with_context(Reasons::default())
 }

@@ -2,20 +2,27 @@
 //! keeps them honest.
 //!
 //! - [`consumer`]: from fetched records to delivery, at offsets we keep ourselves
-//! - [`producer`]: idempotent, keyed, acknowledged
-//! - [`watch`]: topics, new partitions, health; [`audit`]: gaps and stalls
+//! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: what fails of it, and for how long
+//! - [`watch`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: what others leave open
+//! - [`causes`], [`report`]: what is wrong, for health and the log; [`reasons`]: why a broker can't be reached
 //!
 //! Every node reads the whole log: partitions are assigned by the node itself and no consumer group is joined
 //! (with a shared group two nodes would each see half of the messages).
 
 mod audit;
+mod causes;
 mod consumer;
 mod credentials;
 mod headers;
+mod native;
 mod offsets;
+mod outcomes;
 mod pace;
 mod producer;
-mod topic_id;
+mod reasons;
+mod report;
+mod topics;
+mod transactions;
 mod watch;
 
 use std::sync::Arc;
@@ -25,9 +32,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
@@ -35,9 +41,12 @@ use super::{Ack, Delivery, Health, Status};
 use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
+use causes::Standing;
 use offsets::{Offsets, Partition};
+use outcomes::Outcomes;
 use pace::Fetching;
 use producer::Producer;
+use reasons::Reasons;
 
 /// What a record and its batch add to its value on the wire, generously.
 const RECORD_OVERHEAD: usize = 4 * 1024;
@@ -77,8 +86,12 @@ struct Shared {
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
     readers: [Arc<Reader>; 2],
-    /// How it is, and what is wrong.
-    status: Mutex<(Status, Option<String>)>,
+    standing: Mutex<Standing>,
+    outcomes: Arc<Outcomes>,
+    /// What the producer hears of brokers.
+    writing: Reasons,
+    /// The watch is to look now.
+    look: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -104,7 +117,13 @@ impl Kafka {
             max_record_bytes,
             metrics,
             readers,
-            status: Mutex::new((Status::Connecting, None)),
+            standing: Mutex::new(Standing {
+                status: Status::Connecting,
+                causes: Vec::new(),
+            }),
+            outcomes: Arc::default(),
+            writing: Reasons::default(),
+            look: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
@@ -132,12 +151,20 @@ impl Kafka {
         self.producer.publish(record, ack);
     }
 
+    /// A sender has waited in vain: the watch is to find out why.
+    pub fn unanswered(&self) {
+        if self.shared.outcomes.unanswered() {
+            self.shared.look.store(true, Ordering::SeqCst);
+            self.watch.unpark();
+        }
+    }
+
     pub fn health(&self) -> Health {
-        let (status, detail) = self.shared.status.lock().clone();
+        let standing = self.shared.standing.lock();
         Health {
             mode: "kafka",
-            status,
-            detail,
+            status: standing.status,
+            detail: standing.detail(),
         }
     }
 
@@ -154,11 +181,11 @@ impl Kafka {
 
 impl Shared {
     fn status(&self) -> Status {
-        self.status.lock().0
+        self.standing.lock().status
     }
 
-    fn set_status(&self, status: Status, detail: Option<String>) {
-        *self.status.lock() = (status, detail);
+    fn set_standing(&self, standing: Standing) {
+        *self.standing.lock() = standing;
     }
 
     fn is_stopping(&self) -> bool {
@@ -226,18 +253,5 @@ impl Shared {
             // Topics are created by the watch, with settings of ours.
             .set("allow.auto.create.topics", "false");
         config
-    }
-}
-
-/// librdkafka's own words. It repeats itself while a broker is away: the watch says once what matters.
-struct Context;
-
-impl ClientContext for Context {
-    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, "librdkafka: {message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, "librdkafka: {reason}");
     }
 }

@@ -4,22 +4,27 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::Offset;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 
+use super::Shared;
 use super::audit::{Audited, is_refusal};
+use super::causes::Teller;
 use super::credentials::Credentials;
+use super::native::{self, Described, TopicId};
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
-use super::topic_id::{self, TopicId};
-use super::{Context, RECORD_OVERHEAD, Shared};
+use super::reasons::Reasons;
+use super::report::Found;
+use super::topics::Settings;
+use super::transactions::Held;
 use crate::bus::Status;
 use crate::protocol::record::Topic;
 
@@ -30,11 +35,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const STARTING_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a missing topic is asked for again.
 const CREATE_INTERVAL: Duration = Duration::from_secs(10);
-/// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
-const SHORT_RETENTION_MS: &str = "3600000";
-/// Kafka's default of `max.message.bytes`: the largest batch that a topic takes. One that we create takes
-/// `MAX_RECORD_BYTES`.
-const KAFKA_DEFAULT_MAX_BYTES: usize = 1_048_588;
+/// How often the ends of all partitions are looked at, for what is held back and how far behind we are.
+const ENDS_INTERVAL: Duration = Duration::from_secs(3);
 /// What our own client may have to say, of logs and errors, taken in one look.
 const MAX_EVENTS: usize = 1_000;
 const DRAIN: Duration = Duration::from_millis(10);
@@ -46,9 +48,11 @@ const NO_RECORD: i64 = -1;
 
 pub(super) struct Watch {
     pub(super) shared: Arc<Shared>,
-    producer: Arc<Producer>,
-    runtime: Handle,
-    client: Option<BaseConsumer<Context>>,
+    pub(super) producer: Arc<Producer>,
+    pub(super) runtime: Handle,
+    client: Option<BaseConsumer<Reasons>>,
+    /// What the client hears of brokers.
+    pub(super) reasons: Reasons,
     /// Topics that the broker has said do not exist before they were ever read: when they come, they are read from
     /// their beginning.
     missing: HashSet<Topic>,
@@ -60,7 +64,19 @@ pub(super) struct Watch {
     awaited: HashMap<Partition, i64>,
     /// By reader.
     pub(super) audited: [Audited; 2],
-    last_create: Option<Instant>,
+    /// Topics that were found to be others: the producer was renewed for that.
+    renewed: HashMap<Topic, TopicId>,
+    pub(super) held: Held,
+    last_ends: Option<Instant>,
+    pub(super) last_create: Option<Instant>,
+    /// Why topics could not be created.
+    pub(super) not_created: Option<String>,
+    pub(super) settings: HashMap<Topic, Settings>,
+    /// The last look ended with an error that passes while leaders are being chosen.
+    pub(super) was_unsettled: bool,
+    /// Since when looks have found nothing wrong.
+    pub(super) well_since: Option<Instant>,
+    pub(super) teller: Teller,
     credentials: Credentials,
 }
 
@@ -71,24 +87,35 @@ impl Watch {
             producer,
             runtime,
             client: None,
+            reasons: Reasons::default(),
             missing: HashSet::new(),
             known: HashMap::new(),
             awaited: HashMap::new(),
             audited: [Audited::default(), Audited::default()],
+            renewed: HashMap::new(),
+            held: Held::default(),
+            last_ends: None,
             last_create: None,
+            not_created: None,
+            settings: HashMap::new(),
+            was_unsettled: false,
+            well_since: None,
+            teller: Teller::default(),
             credentials: Credentials::default(),
         }
     }
 
     pub fn run(mut self) {
         while !self.shared.is_stopping() {
+            self.shared.look.store(false, Ordering::SeqCst);
+            let asked = Instant::now();
             // A watch that had ended would leave health as it was.
-            let result = panic::catch_unwind(AssertUnwindSafe(|| self.probe())).unwrap_or_else(|_| {
+            let looked = panic::catch_unwind(AssertUnwindSafe(|| self.probe())).unwrap_or_else(|_| {
                 tracing::error!("the look at Kafka has failed: please report this bug");
                 Err(KafkaError::Canceled)
             });
-            self.report(&result);
-            self.producer.check();
+            self.report(&looked, asked);
+            self.producer.check(self.well_since);
             if let Some(client) = &self.client {
                 self.credentials.refresh(&self.shared, client.client());
             }
@@ -97,12 +124,12 @@ impl Watch {
                 Status::Ok | Status::Degraded => INTERVAL,
             };
             let until = Instant::now() + interval;
-            while !self.shared.is_stopping() {
+            while !self.shared.is_stopping() && !self.shared.look.load(Ordering::SeqCst) {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
                 }
-                // Whoever stops the bus unparks this thread.
+                // Whoever stops the bus, or wants a look, unparks this thread.
                 thread::park_timeout(left);
             }
         }
@@ -111,26 +138,29 @@ impl Watch {
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
         let shared = Arc::clone(&self.shared);
-        let client = self.client()?;
-        // Nobody else takes what it has to say: while no broker answers it would pile up.
-        for _ in 0..MAX_EVENTS {
-            // With a moment, or it would end at the first log line.
-            if client.poll(DRAIN).is_none() {
-                break;
-            }
-        }
+        self.drain();
         let mut found = Found::default();
         for reader in &shared.readers {
             for &topic in reader.topics {
-                match self.partitions_of(topic)? {
-                    Some(partitions) => {
-                        let leaderless = partitions.leaderless.iter();
+                match self.partitions_of(topic) {
+                    Ok(Some(partitions)) => {
+                        let of_topic = |&partition: &i32| (topic, partition);
                         found
                             .leaderless
-                            .extend(leaderless.map(|&partition| (topic, partition)));
-                        self.read_topic(&reader.offsets, topic, &partitions)?;
+                            .extend(partitions.leaderless.iter().map(of_topic));
+                        let in_sync = partitions.in_sync.iter();
+                        found
+                            .in_sync
+                            .extend(in_sync.map(|&(partition, count)| ((topic, partition), count)));
+                        match self.read_topic(&reader.offsets, topic, &partitions) {
+                            Ok(described) => found.note_permissions(topic, &described),
+                            Err(error) if is_refusal(&error) => found.denied.push((topic, "DESCRIBE")),
+                            Err(error) => return Err(error),
+                        }
                     }
-                    None => {
+                    Err(error) if is_refusal(&error) => found.denied.push((topic, "DESCRIBE")),
+                    Err(error) => return Err(error),
+                    Ok(None) => {
                         found.absent.push(topic);
                         // A topic that is read keeps its positions: brokers that have just started say this of topics
                         // they have, and to read one again from its beginning would repeat all of its history.
@@ -141,10 +171,19 @@ impl Watch {
                 }
             }
         }
+        let skips = |at: &Partition| {
+            let is_denied = found.denied.contains(&(at.0, "DESCRIBE"));
+            is_denied || found.absent.contains(&at.0) || found.leaderless.contains(at)
+        };
         for number in 0..shared.readers.len() {
-            self.audit_when_due(number, |at| {
-                found.absent.contains(&at.0) || found.leaderless.contains(at)
-            });
+            self.audit_when_due(number, skips);
+        }
+        if self.last_ends.is_none_or(|at| at.elapsed() >= ENDS_INTERVAL) {
+            self.last_ends = Some(Instant::now());
+            // A broker that does not answer is told by what else is asked of it.
+            if let Err(error) = self.look_at_ends(skips) {
+                tracing::debug!(%error, "the ends of Kafka's partitions are not known");
+            }
         }
         let is_due = self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL);
         if !found.absent.is_empty() && is_due {
@@ -152,20 +191,86 @@ impl Watch {
             found.has_created = self.create(&found.absent);
         }
         match self.audited.iter().find_map(|audited| audited.failed.clone()) {
+            // Then it is known which topic that is.
+            Some(error) if is_refusal(&error) && !found.denied.is_empty() => Ok(found),
             Some(error) => Err(error),
             None => Ok(found),
         }
     }
 
+    /// Takes what the client has to say. Nobody else does: while no broker answers it would pile up.
+    pub(super) fn drain(&mut self) {
+        let Ok(client) = self.client() else { return };
+        for _ in 0..MAX_EVENTS {
+            // With a moment, or it would end at the first log line.
+            if client.poll(DRAIN).is_none() {
+                break;
+            }
+        }
+    }
+
+    /// Compares where partitions end with what we are given of them and with where we are.
+    fn look_at_ends(&mut self, skips: impl Fn(&Partition) -> bool) -> KafkaResult<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut lags: HashMap<Topic, i64> = HashMap::new();
+        let mut looked_at = HashSet::new();
+        for reader in &shared.readers {
+            let mut all = reader.offsets.all();
+            all.retain(|(at, _)| !skips(at));
+            if all.is_empty() {
+                continue;
+            }
+            let asked: Vec<_> = all.iter().map(|&(at, _)| (at, Offset::End)).collect();
+            let stable = self.list_offsets(&asked)?;
+            let high = native::high_watermarks(self.client()?.client(), &shared.positions(asked)?, PATIENCE);
+            // Only for what is held back, which may be seen later.
+            let high: HashMap<_, _> = high
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(topic, partition, high)| ((topic, partition), high))
+                .collect();
+            let now = Instant::now();
+            for ((at, _), stable) in all.into_iter().zip(stable) {
+                let Some(stable) = stable else { continue };
+                looked_at.insert(at);
+                if let Some(&high) = high.get(&(shared.topic_name(at.0).to_owned(), at.1)) {
+                    self.held.look(at, stable, high, now);
+                }
+                let next = reader.offsets.get(at).unwrap_or(stable);
+                *lags.entry(at.0).or_default() += (stable - next).max(0);
+            }
+        }
+        self.held.retain(|at| looked_at.contains(at));
+        for (topic, lag) in lags {
+            shared.metrics.kafka.lag(topic, lag);
+        }
+        Ok(())
+    }
+
     /// Reads what a topic has, from where it is right to begin.
-    fn read_topic(&mut self, offsets: &Offsets, topic: Topic, partitions: &Partitions) -> KafkaResult<()> {
+    fn read_topic(
+        &mut self,
+        offsets: &Offsets,
+        topic: Topic,
+        partitions: &Partitions,
+    ) -> KafkaResult<Described> {
         let name = self.shared.topic_name(topic).to_owned();
-        let id = topic_id::of(self.client()?.client(), &name, PATIENCE)?;
+        let described = native::describe(self.client()?.client(), &name, PATIENCE)?;
+        let id = described.id;
         // An old broker among new ones knows no ids.
         let is_another = self
             .known
             .get(&topic)
             .is_some_and(|known| *known != id && *known != NO_ID && id != NO_ID);
+        if is_another && self.renewed.insert(topic, id) != Some(id) {
+            // Clients that know the old one take the new one's leaders for older ones (librdkafka issue 4898).
+            tracing::warn!(
+                topic = name,
+                "the Kafka topic is another one: clients are made anew"
+            );
+            self.producer.renew();
+            self.client = None;
+        }
         let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
         let of_topic = |partition: &i32| (topic, *partition);
         let all = partitions.led.iter().map(of_topic);
@@ -222,17 +327,17 @@ impl Watch {
         if id != NO_ID || !self.known.contains_key(&topic) {
             self.known.insert(topic, id);
         }
-        Ok(())
+        Ok(described)
     }
 
-    pub(super) fn client(&mut self) -> KafkaResult<&BaseConsumer<Context>> {
+    pub(super) fn client(&mut self) -> KafkaResult<&BaseConsumer<Reasons>> {
         if self.client.is_none() {
             let mut config = self.shared.consumer_config();
             // It reads where a reader stands still, one record, and is to know when there is none.
             config
                 .set("queued.max.messages.kbytes", "1024")
                 .set("enable.partition.eof", "true");
-            self.client = Some(config.create_with_context(Context)?);
+            self.client = Some(config.create_with_context(self.reasons.clone())?);
         }
         self.client.as_ref().ok_or(KafkaError::Canceled)
     }
@@ -255,6 +360,7 @@ impl Watch {
                         &mut partitions.leaderless
                     };
                     list.push(partition.id());
+                    partitions.in_sync.push((partition.id(), partition.isr().len()));
                 }
                 Ok(Some(partitions))
             }
@@ -292,100 +398,6 @@ impl Watch {
         };
         Ok(asked.iter().map(answer_of).collect())
     }
-
-    /// Creates topics; where a broker doesn't allow it, the log says so and health says degraded.
-    fn create(&self, topics: &[Topic]) -> bool {
-        let admin: AdminClient<_> = match self.shared.client_config().create() {
-            Ok(admin) => admin,
-            Err(error) => {
-                tracing::error!(%error, "cannot make a Kafka admin client");
-                return false;
-            }
-        };
-        let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
-        let largest = (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string();
-        let takes_more = self.shared.max_record_bytes + RECORD_OVERHEAD > KAFKA_DEFAULT_MAX_BYTES;
-        let new: Vec<NewTopic<'_>> = topics
-            .iter()
-            .map(|&topic| {
-                let new = NewTopic::new(
-                    self.shared.topic_name(topic),
-                    partitions,
-                    TopicReplication::Fixed(replication),
-                );
-                match topic {
-                    Topic::Messages if takes_more => new.set("max.message.bytes", &largest),
-                    Topic::Messages => new,
-                    Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
-                }
-            })
-            .collect();
-        let options = AdminOptions::new()
-            .operation_timeout(Some(PATIENCE))
-            .request_timeout(Some(2 * PATIENCE));
-        match self.runtime.block_on(admin.create_topics(&new, &options)) {
-            Ok(results) => {
-                let mut are_there = true;
-                for result in results {
-                    match result {
-                        Ok(name) => tracing::info!(topic = name, "Kafka topic created"),
-                        // Another node was quicker.
-                        Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                        Err((name, error)) => {
-                            are_there = false;
-                            tracing::error!(topic = name, %error, "cannot create the Kafka topic");
-                        }
-                    }
-                }
-                are_there
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot create Kafka topics");
-                false
-            }
-        }
-    }
-
-    fn has_just_created(&self) -> bool {
-        self.last_create.is_some_and(|at| at.elapsed() < PATIENCE)
-    }
-
-    /// Tells health, and the log where something has changed.
-    fn report(&mut self, result: &KafkaResult<Found>) {
-        self.shared.metrics.kafka_up.set(i64::from(result.is_ok()));
-        let missing = match result {
-            // The next look, in a moment, finds what was created, and who leads it.
-            Ok(found) if found.has_created => return,
-            Ok(found)
-                if found.absent.is_empty() && !found.leaderless.is_empty() && self.has_just_created() =>
-            {
-                return;
-            }
-            Err(_) if self.has_just_created() => return,
-            Ok(found) => found.missing(&self.shared),
-            Err(error) if is_refusal(error) => Some(format!("the broker refuses reading: {error}")),
-            Err(_) => Some("the broker does not answer".to_owned()),
-        };
-        let status = match result {
-            Err(_) if self.shared.status() == Status::Connecting => Status::Connecting,
-            _ if missing.is_some() => Status::Degraded,
-            _ => Status::Ok,
-        };
-        let now = (status, missing);
-        // Each outage is logged once.
-        if *self.shared.status.lock() == now {
-            return;
-        }
-        match (result, &now.1) {
-            (Err(error), _) if is_refusal(error) => {
-                tracing::error!(%error, "Kafka refuses to let this node read");
-            }
-            (Err(error), _) => tracing::warn!(%error, "Kafka does not answer"),
-            (Ok(_), Some(missing)) => tracing::warn!(missing, "Kafka is not all there"),
-            (Ok(_), None) => tracing::info!(brokers = self.shared.config.brokers, "Kafka is connected"),
-        }
-        self.shared.set_status(now.0, now.1);
-    }
 }
 
 /// A topic's partitions.
@@ -393,35 +405,6 @@ impl Watch {
 struct Partitions {
     led: Vec<i32>,
     leaderless: Vec<i32>,
-}
-
-/// What a look has found.
-#[derive(Default)]
-struct Found {
-    /// Topics that do not exist.
-    absent: Vec<Topic>,
-    /// Partitions that nobody leads: their brokers are away.
-    leaderless: Vec<Partition>,
-    /// The absent ones have just been created.
-    has_created: bool,
-}
-
-impl Found {
-    /// What is missing, in words.
-    fn missing(&self, shared: &Shared) -> Option<String> {
-        let absent = self.absent.iter().map(|&topic| shared.topic_name(topic));
-        let absent: Vec<_> = absent.collect();
-        let leaderless = self.leaderless.iter();
-        let leaderless: Vec<_> = leaderless
-            .map(|&(topic, at)| format!("{}/{at}", shared.topic_name(topic)))
-            .collect();
-        let mut parts = Vec::new();
-        if !absent.is_empty() {
-            parts.push(format!("topics are missing: {}", absent.join(",")));
-        }
-        if !leaderless.is_empty() {
-            parts.push(format!("partitions without a leader: {}", leaderless.join(",")));
-        }
-        (!parts.is_empty()).then(|| parts.join("; "))
-    }
+    /// With how many replicas are in sync.
+    in_sync: Vec<(i32, usize)>,
 }

@@ -1,0 +1,106 @@
+//! What the watch asks for in the name of an administrator: it creates topics, and reads their settings where they may say
+//! why writing fails.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::RECORD_OVERHEAD;
+use super::outcomes::is_refusal;
+use super::watch::{PATIENCE, Watch};
+use crate::protocol::record::Topic;
+
+/// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
+const SHORT_RETENTION_MS: &str = "3600000";
+/// Kafka's default of `max.message.bytes`: the largest batch that a topic takes. One that we create takes
+/// `MAX_RECORD_BYTES`.
+const KAFKA_DEFAULT_MAX_BYTES: usize = 1_048_588;
+/// Settings are asked for again after so long.
+const SETTINGS_AGE: Duration = Duration::from_secs(30);
+
+/// A topic's settings that can make writing fail.
+#[derive(Clone, Copy)]
+pub(super) struct Settings {
+    asked: Instant,
+    pub min_in_sync: Option<usize>,
+    pub max_bytes: Option<usize>,
+}
+
+impl Watch {
+    fn admin(&self) -> Option<AdminClient<DefaultClientContext>> {
+        let made = self.shared.client_config().create();
+        made.inspect_err(|error| tracing::error!(%error, "cannot make a Kafka admin client"))
+            .ok()
+    }
+
+    /// Creates topics. Whether they are all there now; where one can't be created, health says why.
+    pub(super) fn create(&mut self, topics: &[Topic]) -> bool {
+        let Some(admin) = self.admin() else { return false };
+        let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
+        let largest = (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string();
+        let takes_more = self.shared.max_record_bytes + RECORD_OVERHEAD > KAFKA_DEFAULT_MAX_BYTES;
+        let new: Vec<NewTopic<'_>> = topics
+            .iter()
+            .map(|&topic| {
+                let new = NewTopic::new(
+                    self.shared.topic_name(topic),
+                    partitions,
+                    TopicReplication::Fixed(replication),
+                );
+                match topic {
+                    Topic::Messages if takes_more => new.set("max.message.bytes", &largest),
+                    Topic::Messages => new,
+                    Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
+                }
+            })
+            .collect();
+        let options = AdminOptions::new()
+            .operation_timeout(Some(PATIENCE))
+            .request_timeout(Some(2 * PATIENCE));
+        let created = self.runtime.block_on(admin.create_topics(&new, &options));
+        self.not_created = None;
+        for result in created.unwrap_or_else(|error| {
+            self.not_created = Some(error.to_string());
+            Vec::new()
+        }) {
+            match result {
+                Ok(name) => tracing::info!(topic = name, "Kafka topic created"),
+                // Another node was quicker.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) if is_refusal(code) => {
+                    self.not_created = Some("no permission (CREATE)".to_owned());
+                }
+                Err((_, RDKafkaErrorCode::InvalidReplicationFactor)) => {
+                    self.not_created = Some(format!(
+                        "there are fewer brokers than KAFKA_TOPIC_REPLICATION ({replication})"
+                    ));
+                }
+                Err((_, code)) => self.not_created = Some(code.to_string()),
+            }
+        }
+        self.not_created.is_none()
+    }
+
+    /// A topic's settings, if the broker tells them.
+    pub(super) fn settings(&mut self, topic: Topic) -> Option<Settings> {
+        let known = self.settings.get(&topic).copied();
+        if known.is_some_and(|known| known.asked.elapsed() < SETTINGS_AGE) {
+            return known;
+        }
+        let admin = self.admin()?;
+        let resource = [ResourceSpecifier::Topic(self.shared.topic_name(topic))];
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let described = self.runtime.block_on(admin.describe_configs(&resource, &options));
+        let found = described.ok().and_then(|found| found.into_iter().next()?.ok());
+        let number = |name| found.as_ref()?.get(name)?.value.as_ref()?.parse().ok();
+        let settings = Settings {
+            asked: Instant::now(),
+            min_in_sync: number("min.insync.replicas"),
+            max_bytes: number("max.message.bytes"),
+        };
+        self.settings.insert(topic, settings);
+        Some(settings)
+    }
+}
