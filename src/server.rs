@@ -203,6 +203,7 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
         addresses: Addresses::new(&config, Arc::clone(&metrics)),
         cors: Cors::new(&config),
         idle: Arc::new(Idle::new(config.http_keep_alive)),
+        admin_idle: Arc::new(Idle::new(config.http_keep_alive)),
         config,
         chat,
         metrics,

@@ -16,8 +16,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What says how long a connection is kept; of old, but clients with pools read it.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// How many connections may be idle at once, of all listeners: each holds some 20 KiB of hyper's buffers. The longest
-/// idle ends for the next.
+/// How many connections of the public listeners may be idle at once: each holds some 20 KiB of hyper's buffers. The
+/// longest idle ends for the next.
 const MOST_IDLE: usize = 2_048;
 
 /// What a connection waits for.

@@ -107,7 +107,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
                     tracing::error!(%error, "cannot accept connections");
                 }
                 for _ in 0..EVICTED {
-                    http.idle.evict();
+                    evict(&http, door);
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
@@ -125,9 +125,13 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             .max_connections
             .saturating_sub(http.limits.connections())
             + spare;
-        if open.number > places && !http.idle.evict() {
-            http.metrics.accept_errors.inc();
-            continue;
+        if open.number > places {
+            if !evict(&http, door) {
+                http.metrics.accept_errors.inc();
+                continue;
+            }
+            // What was evicted goes before the next is accepted.
+            tokio::task::yield_now().await;
         }
         let (http, stop) = (Arc::clone(&http), stop.clone());
         // Boxed: a task's future is moved, whole, several times, and hyper's is large.
@@ -139,6 +143,12 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
     drop(listener);
     connections.close();
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+}
+
+/// Makes the longest idle connection end, so that its descriptor is free for one that comes by this door. What comes by
+/// the public one takes none from the admin port.
+fn evict(http: &Http, door: Door) -> bool {
+    http.idle(door).evict() || (door == Door::Admin && http.idle.evict())
 }
 
 /// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
@@ -198,7 +208,7 @@ async fn serve_socket(
     };
     let Some(address) = address else { return };
     let arrived = Mutex::new(None);
-    let pace = Pace::new(&http.idle, began);
+    let pace = Pace::new(http.idle(door), began);
     if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &arrived).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
@@ -246,7 +256,7 @@ async fn speak_http(
                 *arrived.lock() = arrival;
             } else {
                 let keeps = may_keep && !watch.is_closing() && !http.life.is_draining();
-                http.idle.announce(keeps, answer.headers_mut());
+                http.idle(door).announce(keeps, answer.headers_mut());
             }
             watch.served();
             Ok::<_, std::convert::Infallible>(answer)

@@ -29,6 +29,7 @@ use addresses::Addresses;
 use cors::Cors;
 use keep_alive::Idle;
 use limits::Limits;
+use router::Door;
 
 /// What a request is answered from.
 pub struct Http {
@@ -43,9 +44,20 @@ pub struct Http {
     pub life: Arc<Life>,
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
-    /// Those of them that wait for their next request.
+    /// Those of them that wait for their next request, by listener: sockets of the public ones never take the place of
+    /// the admin port's.
     pub idle: Arc<Idle>,
+    pub admin_idle: Arc<Idle>,
     pub cors: Cors,
     /// The bound port, as health shows it.
     pub port: u16,
+}
+
+impl Http {
+    fn idle(&self, door: Door) -> &Arc<Idle> {
+        match door {
+            Door::Public => &self.idle,
+            Door::Admin => &self.admin_idle,
+        }
+    }
 }
