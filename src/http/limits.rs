@@ -3,31 +3,31 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 
+use super::per_user::{PerUser, Taken};
 use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
-
-/// A user of a session: the same id in another session may be somebody else.
-pub type Who = (SessionId, UserId);
+use crate::ws::Outbox;
 
 /// Which limit a connection would go over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exceeded {
     Process,
     Address,
-    User,
+    /// This user's connections replace each other too often: when to ask again.
+    User(Duration),
 }
 
 /// Counts of what is admitted. A count of zero leaves no entry.
 pub struct Limits {
     max_connections: usize,
     max_per_ip: usize,
-    max_per_user: usize,
     connections: AtomicUsize,
     per_ip: DashMap<IpAddr, usize>,
-    per_user: DashMap<Who, usize>,
+    per_user: PerUser,
 }
 
 /// How much of an IPv6 address is one customer's: they are given a /64 or more, and change the rest at will.
@@ -43,7 +43,7 @@ pub struct Ticket {
 #[derive(Default)]
 struct Counted {
     ip: Option<IpAddr>,
-    who: Option<Who>,
+    user: Option<Taken>,
 }
 
 impl Limits {
@@ -51,10 +51,9 @@ impl Limits {
         Self {
             max_connections: limits.max_connections,
             max_per_ip: limits.max_connections_per_ip,
-            max_per_user: limits.max_connections_per_user,
             connections: AtomicUsize::new(0),
             per_ip: DashMap::new(),
-            per_user: DashMap::new(),
+            per_user: PerUser::new(limits.max_connections_per_user),
         }
     }
 
@@ -84,12 +83,10 @@ impl Limits {
             }
             ticket.counted.get_or_insert_default().ip = Some(ip);
         }
-        if self.max_per_user > 0 {
+        if self.per_user.is_limited() {
             let who = (session_id.clone(), user_id.clone());
-            if !take(&self.per_user, who.clone(), self.max_per_user) {
-                return Err(Exceeded::User);
-            }
-            ticket.counted.get_or_insert_default().who = Some(who);
+            let taken = self.per_user.admit(who, Instant::now()).map_err(Exceeded::User)?;
+            ticket.counted.get_or_insert_default().user = Some(taken);
         }
         Ok(ticket)
     }
@@ -100,6 +97,15 @@ fn counted(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - IPV6_PREFIX))).into(),
         ip => ip,
+    }
+}
+
+impl Ticket {
+    /// The connection has joined its session: beyond MAX_CONNECTIONS_PER_USER its user's oldest is closed.
+    pub fn arrived(&self, outbox: &Arc<Outbox>) {
+        if let Some(taken) = self.counted.as_ref().and_then(|counted| counted.user.as_ref()) {
+            self.limits.per_user.arrive(taken, outbox, Instant::now());
+        }
     }
 }
 
@@ -124,8 +130,8 @@ impl Drop for Ticket {
         if let Some(ip) = &counted.ip {
             give_back(&self.limits.per_ip, ip);
         }
-        if let Some(who) = &counted.who {
-            give_back(&self.limits.per_user, who);
+        if let Some(taken) = &counted.user {
+            self.limits.per_user.leave(taken);
         }
     }
 }
@@ -138,21 +144,19 @@ mod tests {
         Arc::new(Limits {
             max_connections: max,
             max_per_ip: per_ip,
-            max_per_user: per_user,
             connections: AtomicUsize::new(0),
             per_ip: DashMap::new(),
-            per_user: DashMap::new(),
+            per_user: PerUser::new(per_user),
         })
     }
 
     #[test]
     fn places_are_given_back() {
-        let limits = limits(3, 2, 1);
+        let limits = limits(3, 2, 5);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let session_id = SessionId::parse("s").unwrap();
         let admit = |ip, user_id| limits.admit(ip, (&session_id, &UserId::parse(user_id).unwrap()));
         let first = admit(a, "u1").ok().unwrap();
-        assert_eq!(admit(b, "u1").err(), Some(Exceeded::User));
         let second = admit(a, "u2").ok().unwrap();
         assert_eq!(admit(a, "u3").err(), Some(Exceeded::Address));
         let third = admit(b, "u3").ok().unwrap();

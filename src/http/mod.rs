@@ -7,6 +7,7 @@ mod framing;
 pub mod keep_alive;
 pub mod limits;
 pub mod listener;
+pub mod per_user;
 mod proxy_protocol;
 pub mod refusal;
 mod response;

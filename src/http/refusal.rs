@@ -192,7 +192,7 @@ impl UpgradeRefusal {
             Self::PerUser => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many connections",
-                "too many connections of this user",
+                "connections of this user replace each other too often",
             ),
             Self::NoUpgrade => (
                 StatusCode::UPGRADE_REQUIRED,

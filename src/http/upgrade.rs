@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -51,7 +52,31 @@ pub fn upgrade(
 ) -> Answer {
     match admit(http, peer, &hello, request) {
         Ok(admitted) => switch_protocols(admitted, hello, request, arrival),
-        Err(refusal) => refusal.answer(&http.metrics),
+        Err(Refused { why, retry_after }) => {
+            let mut answer = why.answer(&http.metrics);
+            if let Some(after) = retry_after {
+                // Rounded up: a client that comes as told is let in.
+                let seconds = after.as_secs() + 1;
+                answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            }
+            answer
+        }
+    }
+}
+
+/// A client that is not let in.
+struct Refused {
+    why: UpgradeRefusal,
+    /// When it may come back, where that is known.
+    retry_after: Option<Duration>,
+}
+
+impl From<UpgradeRefusal> for Refused {
+    fn from(why: UpgradeRefusal) -> Self {
+        Self {
+            why,
+            retry_after: None,
+        }
     }
 }
 
@@ -64,27 +89,25 @@ struct Admitted {
 
 /// Runs the checks in their order. Until the last one is passed nothing may be done that a plain GET should not do:
 /// the ticket is given back where it is refused.
-fn admit(
-    http: &Http,
-    peer: IpAddr,
-    hello: &Hello,
-    request: &Request<Incoming>,
-) -> Result<Admitted, UpgradeRefusal> {
+fn admit(http: &Http, peer: IpAddr, hello: &Hello, request: &Request<Incoming>) -> Result<Admitted, Refused> {
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
-        return Err(UpgradeRefusal::Origin);
+        return Err(UpgradeRefusal::Origin.into());
     }
     // Before the question: a drain that begins after it waits for this arrival.
     let token = http.tracker.token();
     if http.life.is_draining() {
-        return Err(UpgradeRefusal::Draining);
+        return Err(UpgradeRefusal::Draining.into());
     }
     let ip = http.addresses.client(peer, headers);
     let admitted = http.limits.admit(ip, (&hello.session_id, &hello.user_id));
     let ticket = admitted.map_err(|exceeded| match exceeded {
-        Exceeded::Process => UpgradeRefusal::Capacity,
-        Exceeded::Address => UpgradeRefusal::PerIp,
-        Exceeded::User => UpgradeRefusal::PerUser,
+        Exceeded::Process => UpgradeRefusal::Capacity.into(),
+        Exceeded::Address => UpgradeRefusal::PerIp.into(),
+        Exceeded::User(after) => Refused {
+            why: UpgradeRefusal::PerUser,
+            retry_after: Some(after),
+        },
     })?;
     let accept = check_headers(request)?;
     Ok(Admitted {
@@ -136,6 +159,7 @@ impl Arrival {
         };
         http.metrics.connections_opened.inc();
         let connection = Connection::join(socket, answer, early, self.hello, Arc::clone(&http.connections));
+        self.ticket.arrived(connection.outbox());
         tokio::spawn(serve(connection, self.ticket, self.token));
     }
 }

@@ -22,11 +22,13 @@ pub enum CloseCode {
     NoPong,
     /// The outbound queue is full and the client does not read.
     SlowConsumer,
+    /// A newer connection of the same user took its place: never reconnect by itself.
+    Replaced,
 }
 
 impl CloseCode {
     /// All of them, in the documentation's order.
-    pub const ALL: [CloseCode; 10] = [
+    pub const ALL: [CloseCode; 11] = [
         Self::Normal,
         Self::GoingAway,
         Self::Protocol,
@@ -37,6 +39,7 @@ impl CloseCode {
         Self::Internal,
         Self::NoPong,
         Self::SlowConsumer,
+        Self::Replaced,
     ];
 
     pub fn code(self) -> u16 {
@@ -51,6 +54,7 @@ impl CloseCode {
             Self::Internal => 1011,
             Self::NoPong => 4001,
             Self::SlowConsumer => 4008,
+            Self::Replaced => 4009,
         }
     }
 
@@ -67,6 +71,7 @@ impl CloseCode {
             Self::Internal => "internal",
             Self::NoPong => "no_pong",
             Self::SlowConsumer => "slow_consumer",
+            Self::Replaced => "replaced",
         }
     }
 }

@@ -12,6 +12,14 @@ use crate::metrics::Metrics;
 use crate::protocol::ids::UserId;
 use crate::ws::{Outbox, OutboxLimits, QueueLimits, SendMemory};
 
+/// A connection of this user, and its client's end.
+pub async fn member(user: &str) -> (Member, TcpStream) {
+    let (mut members, mut clients) = members(1, &Arc::default()).await;
+    let (mut member, client) = (members.remove(0), clients.remove(0));
+    member.user_id = UserId::parse(user).unwrap();
+    (member, client)
+}
+
 /// The defaults' limits, and so much for all queues together.
 pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> OutboxLimits {
     OutboxLimits {

@@ -124,6 +124,10 @@ impl Connection {
         }
     }
 
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.membership.speaker.member.outbox
+    }
+
     /// Serves it to its end.
     #[allow(
         clippy::manual_async_fn,

@@ -1,0 +1,200 @@
+//! `MAX_CONNECTIONS_PER_USER`: at the limit the newest connection replaces the user's oldest one, so that a phone that
+//! vanished doesn't lock its user out.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+
+use crate::protocol::code::CloseCode;
+use crate::protocol::ids::{SessionId, UserId};
+use crate::ws::{Outbox, Queued};
+
+/// A user of a session: the same id in another session may be somebody else.
+pub type Who = (SessionId, UserId);
+
+/// Clients that replace each other for ever are stopped: this many replacements of one user in a minute, no more.
+const MAX_REPLACEMENTS: usize = 10;
+const REPLACEMENTS_PER: Duration = Duration::from_secs(60);
+
+/// The connections of each user of each session on this node, oldest first.
+pub struct PerUser {
+    /// 0: no limit, and nothing is kept.
+    max: usize,
+    users: DashMap<Who, Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    seats: VecDeque<Seat>,
+    /// When an oldest one had to go, within the last minute.
+    replaced: VecDeque<Instant>,
+}
+
+/// A connection's place, with its outbox once it has joined.
+type Seat = Arc<OnceLock<Weak<Outbox>>>;
+
+/// A place that is taken; to be given back by [`PerUser::leave`].
+pub struct Taken {
+    who: Who,
+    seat: Seat,
+}
+
+impl PerUser {
+    pub fn new(max: usize) -> Self {
+        Self {
+            max,
+            users: DashMap::new(),
+        }
+    }
+
+    pub fn is_limited(&self) -> bool {
+        self.max > 0
+    }
+
+    /// Takes a place; nobody is closed before [`Self::arrive`].
+    ///
+    /// # Errors
+    ///
+    /// When to ask again: this user's connections replace each other too often.
+    pub fn admit(&self, who: Who, now: Instant) -> Result<Taken, Duration> {
+        let mut user = self.users.entry(who.clone()).or_default();
+        if user.seats.len() >= self.max {
+            user.replaced
+                .retain(|at| now.saturating_duration_since(*at) < REPLACEMENTS_PER);
+            // Those on their way will replace somebody, too; who is refused after all, or only asks, will not.
+            let arriving = user.seats.len() - self.max;
+            if user.replaced.len() + arriving >= MAX_REPLACEMENTS {
+                let first = user.replaced.front().copied().unwrap_or(now);
+                return Err(REPLACEMENTS_PER.saturating_sub(now.saturating_duration_since(first)));
+            }
+        }
+        let seat = Seat::default();
+        user.seats.push_back(Arc::clone(&seat));
+        Ok(Taken { who, seat })
+    }
+
+    /// The connection has joined its session: the oldest ones beyond the limit are closed.
+    pub fn arrive(&self, taken: &Taken, outbox: &Arc<Outbox>, now: Instant) {
+        let mut replaced = Vec::new();
+        if let Some(mut user) = self.users.get_mut(&taken.who) {
+            if user.seats.iter().any(|seat| Arc::ptr_eq(seat, &taken.seat)) {
+                let _ = taken.seat.set(Arc::downgrade(outbox));
+                // Only older ones: a newer one that is on its way may never arrive.
+                while user.seats.len() > self.max && !Arc::ptr_eq(&user.seats[0], &taken.seat) {
+                    let oldest = user.seats.pop_front();
+                    user.replaced.push_back(now);
+                    replaced.extend(oldest.and_then(|seat| seat.get()?.upgrade()));
+                }
+            } else {
+                // Replaced before it has joined.
+                replaced.push(Arc::clone(outbox));
+            }
+        }
+        for outbox in replaced {
+            outbox.close(
+                CloseCode::Replaced,
+                "replaced by a newer connection of this user",
+                Queued::Deliver,
+            );
+        }
+    }
+
+    pub fn leave(&self, taken: &Taken) {
+        self.users.remove_if_mut(&taken.who, |_, user| {
+            user.seats.retain(|seat| !Arc::ptr_eq(seat, &taken.seat));
+            user.seats.is_empty()
+        });
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::testing;
+
+    fn who(user: &str) -> Who {
+        (SessionId::parse("s").unwrap(), UserId::parse(user).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_oldest_goes_when_the_newest_has_joined() {
+        let (limit, now) = (PerUser::new(2), Instant::now());
+        let mut sockets = Vec::new();
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let taken = limit.admit(who("u"), now).unwrap();
+            let (member, socket) = testing::member("u").await;
+            limit.arrive(&taken, &member.outbox, now);
+            open.push((taken, member));
+            sockets.push(socket);
+        }
+        let never_joined = limit.admit(who("u"), now).unwrap();
+        assert!(open[0].1.outbox.is_open(), "nobody has come yet");
+        limit.leave(&never_joined);
+        let newest = limit.admit(who("u"), now).unwrap();
+        let (member, _socket) = testing::member("u").await;
+        limit.arrive(&newest, &member.outbox, now);
+        let is_open = [&open[0].1, &open[1].1, &member].map(|member| member.outbox.is_open());
+        assert_eq!(is_open, [false, true, true]);
+        for (taken, _) in &open {
+            limit.leave(taken);
+        }
+        assert!(!limit.is_empty());
+        limit.leave(&newest);
+        assert!(limit.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_is_replaced_on_the_way_is_closed_on_arrival() {
+        let (limit, now) = (PerUser::new(1), Instant::now());
+        let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
+        let (fast_member, _fast) = testing::member("u").await;
+        limit.arrive(&fast, &fast_member.outbox, now);
+        let (slow_member, _slow) = testing::member("u").await;
+        limit.arrive(&slow, &slow_member.outbox, now);
+        assert!(fast_member.outbox.is_open() && !slow_member.outbox.is_open());
+        // In the other order the older one does not end itself for one that may never arrive.
+        let (limit, now) = (PerUser::new(1), Instant::now());
+        let [first, _second] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
+        let (member, _socket) = testing::member("u").await;
+        limit.arrive(&first, &member.outbox, now);
+        assert!(member.outbox.is_open());
+    }
+
+    #[tokio::test]
+    async fn ten_replacements_a_minute() {
+        let (limit, start) = (PerUser::new(1), Instant::now());
+        let (second, mut taken, mut sockets) = (Duration::from_secs(1), Vec::new(), Vec::new());
+        for n in 0..=10 {
+            // Who only asks replaces nobody.
+            limit.leave(&limit.admit(who("u"), start + n * second).unwrap());
+            taken.push(limit.admit(who("u"), start + n * second).unwrap());
+            let (member, socket) = testing::member("u").await;
+            limit.arrive(&taken[taken.len() - 1], &member.outbox, start + n * second);
+            sockets.push((member, socket));
+        }
+        let refused = |after| limit.admit(who("u"), start + after).err();
+        assert_eq!(refused(10 * second), Some(51 * second));
+        assert!(limit.admit(who("v"), start).is_ok(), "another user");
+        assert_eq!(refused(60 * second), Some(second));
+        assert_eq!(refused(61 * second), None, "the first is a minute old");
+        assert!(refused(61 * second).is_some(), "one is on its way");
+        for taken in &taken {
+            limit.leave(taken);
+        }
+    }
+
+    #[test]
+    fn those_on_their_way_count() {
+        let (limit, now) = (PerUser::new(1), Instant::now());
+        let arriving: Vec<_> = (0..20).map(|_| limit.admit(who("u"), now)).collect();
+        assert_eq!(arriving.iter().filter(|admitted| admitted.is_ok()).count(), 11);
+    }
+}
