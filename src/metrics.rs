@@ -67,6 +67,7 @@ pub struct Metrics {
     pub redis_up: Level,
     pub redis_pipelines: Count,
     pub redis_refusals: Count,
+    pub presence_repairs: Count,
     pub nodes_reaped: Count,
     pub fanout_io_uring: Level,
     pub send_memory_bytes: Level,
@@ -187,6 +188,11 @@ impl Default for Metrics {
                 r,
                 "redis_refusals",
                 "Changes of a session's presence that Redis refused",
+            ),
+            presence_repairs: count(
+                r,
+                "presence_repairs",
+                "Times a session's keys in Redis were found deleted or changed by others, and written again",
             ),
             nodes_reaped: count(
                 r,

@@ -126,7 +126,7 @@ impl Server {
 fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartError> {
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::default());
-    let registry = Arc::new(Registry::default());
+    let registry = Arc::new(Registry::new(!config.presence_grace.is_zero()));
     let typists = Arc::new(Typists::default());
     // A restart under the same name is another node.
     let boot = Uuid::now_v7().simple().to_string();

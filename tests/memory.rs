@@ -56,6 +56,8 @@ fn serve() -> SocketAddr {
         "--ws-port=",
         "--admin-addr=",
         "--host=127.0.0.1",
+        // Shorter than what is waited for until nothing changes any more.
+        "--presence-grace=200ms",
     ];
     let Ok(Command::Serve(config)) = config::load(args.map(Into::into), |_| None, None) else {
         panic!("the configuration is valid");

@@ -85,6 +85,9 @@ pub struct Config {
     pub presence_ttl: Duration,
     /// How long joins and leaves are collected for one pipeline: longer saves Redis work, and delays the news.
     pub presence_flush: Duration,
+    /// Who is back within it of their last connection's end was never gone; zero: there is no such time. At most
+    /// `presence_ttl`.
+    pub presence_grace: Duration,
     /// How long sending connections away may take at shutdown: they don't reconnect all at once.
     pub drain_timeout: Duration,
     /// Peers whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed; empty: nobody's.

@@ -191,6 +191,7 @@ pub(super) fn config(
         .unwrap_or_else(|| parse::node_id_of_host(&machine.hostname));
     let presence_ttl = r.duration("PRESENCE_TTL", SECOND, HOUR);
     let presence_flush = r.duration("PRESENCE_FLUSH", Duration::from_millis(1), SECOND);
+    let presence_grace = presence_grace(r, presence_ttl);
     let drain_timeout = r.duration("DRAIN_TIMEOUT", Duration::ZERO, HOUR);
     let trusted_proxies = r
         .optional("TRUSTED_PROXIES", |text| {
@@ -240,6 +241,7 @@ pub(super) fn config(
         node_id,
         presence_ttl,
         presence_flush,
+        presence_grace,
         drain_timeout,
         trusted_proxies,
         proxy_protocol,
@@ -315,6 +317,22 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
             ),
         );
     }
+}
+
+fn presence_grace(r: &mut Reader<'_>, presence_ttl: Duration) -> Duration {
+    let grace = r.duration("PRESENCE_GRACE", Duration::ZERO, HOUR);
+    if grace <= presence_ttl || r.is_wrong("PRESENCE_TTL") {
+        return grace;
+    }
+    // Unset, it follows a shorter PRESENCE_TTL; set, it must fit.
+    if r.text("PRESENCE_GRACE").is_some() && !r.is_wrong("PRESENCE_GRACE") {
+        let most = parse::show_duration(presence_ttl);
+        r.wrong(
+            "PRESENCE_GRACE",
+            format!("expected a duration of at most PRESENCE_TTL ({most})"),
+        );
+    }
+    presence_ttl
 }
 
 fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {

@@ -416,6 +416,21 @@ fn all_queues_together_have_a_limit() {
 }
 
 #[test]
+fn the_grace_fits_into_the_ttl() {
+    let grace = |pairs: &[(&str, &str)]| read(pairs).map(|config| config.presence_grace.as_millis());
+    assert_eq!(grace(&[]).unwrap(), 2000);
+    assert_eq!(grace(&[("PRESENCE_GRACE", "0s")]).unwrap(), 0);
+    assert_eq!(
+        grace(&[("PRESENCE_TTL", "1s")]).unwrap(),
+        1000,
+        "unset, it follows"
+    );
+    let (names, text) = wrong(&[("PRESENCE_TTL", "5s"), ("PRESENCE_GRACE", "6s")]);
+    assert_eq!(names, ["PRESENCE_GRACE"]);
+    assert!(text.contains("PRESENCE_TTL (5s)"), "{text}");
+}
+
+#[test]
 fn a_pong_comes_before_the_next_ping() {
     let limits = read(&[("PING_INTERVAL", "2s")]).unwrap().limits;
     assert_eq!(

@@ -149,6 +149,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "NODE_ID", "NAME", "", "This node's name among the others; empty: the host's name"),
     var(Node, "PRESENCE_TTL", "DURATION", "60s", "How long a node that died is still believed to hold its users"),
     var(Node, "PRESENCE_FLUSH", "DURATION", "10ms", "How long joins and leaves are collected for one write"),
+    var(Node, "PRESENCE_GRACE", "DURATION", "2s", "Who is back within it was never gone; 0s: none; at most PRESENCE_TTL"),
     var(Node, "DRAIN_TIMEOUT", "DURATION", "30s", "How long sending connections away may take at shutdown; 0s: at once"),
     var(Node, "TRUSTED_PROXIES", "LIST", "", "Addresses and networks (10.0.0.0/8) that may say whose connection it is (X-Forwarded-For, Forwarded, PROXY)"),
     var(Node, "PROXY_PROTOCOL", "BOOL", "false", "Expect a PROXY header (v1, v2) from TRUSTED_PROXIES and close others; not on ADMIN_ADDR"),
@@ -168,7 +169,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Limits, "RATE_LIMIT_BURST", "COUNT", "40", "How many may come at once before the rate counts; 0: no limit"),
     var(Limits, "MAX_CONNECTIONS", "COUNT", "", "Of this process; empty or 0: the descriptor limit less a reserve"),
     var(Limits, "MAX_CONNECTIONS_PER_IP", "COUNT", "0", "Of one address; 0: no limit"),
-    var(Limits, "MAX_CONNECTIONS_PER_USER", "COUNT", "0", "Of one user in one session; 0: no limit"),
+    var(Limits, "MAX_CONNECTIONS_PER_USER", "COUNT", "0", "Of one user in one session and node, then the oldest is closed (4009); 0: no limit"),
     var(Limits, "PING_INTERVAL", "DURATION", "25s", "How often a quiet connection is pinged"),
     var(Limits, "PONG_TIMEOUT", "DURATION", "10s", "How long its answer may take (4001); at most PING_INTERVAL"),
 ];

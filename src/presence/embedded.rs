@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::LARGE_SESSION_INTERVAL;
+use super::grace::{self, Grace};
 use super::inbox::{Change, Inbox};
+use crate::clock::Moment;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::server;
@@ -17,7 +18,14 @@ use crate::protocol::timestamp;
 use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
 
-pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Duration, metrics: Arc<Metrics>) {
+pub(super) async fn run(
+    inbox: Arc<Inbox>,
+    registry: Arc<Registry>,
+    times: super::Times,
+    metrics: Arc<Metrics>,
+) {
+    let mut grace = Grace::new(times.grace);
+    grace::find_lingerers(&registry, &mut grace);
     // When each large session may have its next frame. Entries of the past are dropped in every round.
     let mut next_frame: HashMap<SessionId, Instant> = HashMap::new();
     // Changes of large sessions whose time has not come.
@@ -28,14 +36,22 @@ pub(super) async fn run(inbox: Arc<Inbox>, registry: Arc<Registry>, window: Dura
             .filter_map(|session_id| next_frame.get(session_id))
             .min()
             .copied();
+        let grace_due = grace.due().map(|due| Instant::from_std(due.instant()));
+        let due = due.into_iter().chain(grace_due).min();
         tokio::select! {
-            () = inbox.marked() => sleep(window).await,
+            () = inbox.marked() => sleep(times.window).await,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
         if inbox.is_stopping() {
             return;
         }
         let mut changes = inbox.take().sessions;
+        grace::note_lingerers(&registry, &mut grace, &changes);
+        while let Some((leaving, end)) = grace.take_over(Moment::now()) {
+            if registry.end_grace(&leaving.session_id, &leaving.user_id, leaving.since, end) {
+                changes.entry(leaving.session_id).or_default();
+            }
+        }
         for (session_id, change) in held.drain() {
             changes.entry(session_id).or_default().merge(change);
         }

@@ -9,6 +9,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::ws::Outbox;
 
@@ -31,19 +32,46 @@ pub struct Changes {
 
 #[derive(Default)]
 pub struct Change {
-    /// Users whose connections here have changed, and whether the last of them went: who is here all the same has
-    /// come anew, maybe as another type.
-    pub users: HashMap<UserId, bool, RandomState>,
+    /// Users whose connections here have changed.
+    pub users: HashMap<UserId, Mark, RandomState>,
     /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
     pub joiners: Vec<Arc<Outbox>>,
+    /// What the store says of it is not what is here.
+    pub is_doubted: bool,
+}
+
+/// What has happened to one user's connections.
+#[derive(Clone, Copy, Default)]
+pub struct Mark {
+    /// The last of them went: who is here all the same has come anew, maybe as another type.
+    pub has_left: bool,
+    /// When the user was gone, who may be back since.
+    pub gone: Option<Moment>,
+}
+
+impl Mark {
+    fn merge(&mut self, other: Self) {
+        self.has_left |= other.has_left;
+        self.gone = self.gone.max(other.gone);
+    }
 }
 
 impl Change {
+    /// A user's grace is over.
+    pub fn gone(&mut self, user_id: UserId, at: Moment) {
+        let (has_left, gone) = (false, Some(at));
+        self.users
+            .entry(user_id)
+            .or_default()
+            .merge(Mark { has_left, gone });
+    }
+
     pub fn merge(&mut self, other: Self) {
-        for (user_id, has_left) in other.users {
-            *self.users.entry(user_id).or_default() |= has_left;
+        for (user_id, mark) in other.users {
+            self.users.entry(user_id).or_default().merge(mark);
         }
         self.joiners.extend(other.joiners);
+        self.is_doubted |= other.is_doubted;
     }
 }
 
@@ -56,14 +84,24 @@ impl Inbox {
     }
 
     pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
+        let gone = is_last.then(Moment::now);
         self.mark(session_id, |change| {
-            *change.users.entry(user_id.clone()).or_default() |= is_last;
+            let mark = Mark {
+                has_left: is_last,
+                gone,
+            };
+            change.users.entry(user_id.clone()).or_default().merge(mark);
         });
     }
 
     /// The store knows more of a session than we do.
     pub fn is_stale(&self, session_id: &SessionId) {
         self.mark(session_id, |_| {});
+    }
+
+    /// The store does not have whom we hold: maybe not yet.
+    pub fn doubt(&self, session_id: &SessionId) {
+        self.mark(session_id, |change| change.is_doubted = true);
     }
 
     pub fn typing(&self, session_id: &SessionId, user_id: &UserId, is_typing: bool) {

@@ -5,6 +5,7 @@
 //! ([`embedded`]) or, for all nodes together, [`redis`].
 
 mod embedded;
+mod grace;
 pub mod inbox;
 mod redis;
 
@@ -29,6 +30,17 @@ use inbox::Inbox;
 /// time: else n joins cost n squared bytes.
 const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long things take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// `PRESENCE_FLUSH`.
+    window: Duration,
+    /// `PRESENCE_GRACE`.
+    grace: Duration,
+    /// `PRESENCE_TTL`.
+    ttl: Duration,
+}
+
 /// The presence store can't be asked now.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the presence store is not available")]
@@ -36,13 +48,14 @@ pub struct Unavailable;
 
 pub struct Presence {
     inbox: Arc<Inbox>,
+    registry: Arc<Registry>,
     store: Store,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Two closed variants, as with the bus.
 enum Store {
-    Embedded(Arc<Registry>),
+    Embedded,
     Redis(Arc<redis::Store>),
 }
 
@@ -63,24 +76,28 @@ impl Presence {
     ///
     /// A Redis address that the client library refuses.
     pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
-        let inbox = Arc::clone(&parts.inbox);
-        let window = config.presence_flush;
+        let (inbox, registry) = (Arc::clone(&parts.inbox), Arc::clone(&parts.registry));
+        let times = Times {
+            window: config.presence_flush,
+            grace: config.presence_grace,
+            ttl: config.presence_ttl,
+        };
         let (store, task) = match &config.redis {
             None => {
-                let registry = Arc::clone(&parts.registry);
                 let task = supervise::spawn("presence", move || {
                     let (inbox, registry) = (Arc::clone(&parts.inbox), Arc::clone(&parts.registry));
-                    embedded::run(inbox, registry, window, Arc::clone(&parts.metrics))
+                    embedded::run(inbox, registry, times, Arc::clone(&parts.metrics))
                 });
-                (Store::Embedded(registry), task)
+                (Store::Embedded, task)
             }
             Some(settings) => {
-                let (store, task) = redis::start(parts, settings, window, config.presence_ttl)?;
+                let (store, task) = redis::start(parts, settings, times)?;
                 (Store::Redis(store), task)
             }
         };
         Ok(Self {
             inbox,
+            registry,
             store,
             task: Mutex::new(Some(task)),
         })
@@ -92,7 +109,7 @@ impl Presence {
         self.inbox.joined(session_id, user_id, outbox);
     }
 
-    /// A connection has gone, maybe its user's last.
+    /// A connection has gone, maybe its user's last: then the grace begins.
     pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
         self.inbox.left(session_id, user_id, is_last);
     }
@@ -107,18 +124,27 @@ impl Presence {
     /// Everyone connected to a session; an unknown one is empty.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         match &self.store {
-            Store::Embedded(registry) => {
-                let session = registry.get(session_id.as_str());
+            Store::Embedded => {
+                let session = self.registry.get(session_id.as_str());
                 let connected = session.map(|session| session.with_roster(|roster| roster.connected()));
                 Ok(connected.map(|connected| connected.status()).unwrap_or_default())
             }
-            Store::Redis(store) => store.status(session_id).await,
+            Store::Redis(store) => {
+                let status = store.status(session_id).await?;
+                if let Some(session) = self.registry.get(session_id.as_str()) {
+                    let held = session.with_roster(|roster| roster.ids());
+                    if held.iter().any(|user_id| !status.users.contains_key(user_id)) {
+                        self.inbox.doubt(session_id);
+                    }
+                }
+                Ok(status)
+            }
         }
     }
 
     pub fn health(&self) -> Health {
         match &self.store {
-            Store::Embedded(_) => Health::embedded(),
+            Store::Embedded => Health::embedded(),
             Store::Redis(store) => store.health(),
         }
     }

@@ -33,7 +33,7 @@ pub struct Member {
     pub user_id: UserId,
 }
 
-/// A session with at least one connection on this node.
+/// A session with at least one connection on this node, or somebody who may be back at once.
 pub struct Session {
     pub id: SessionId,
     state: Mutex<State>,
@@ -48,10 +48,10 @@ struct State {
 }
 
 impl Session {
-    fn new(id: SessionId) -> Self {
+    fn new(id: SessionId, lingers: bool) -> Self {
         let state = State {
             members: Arc::default(),
-            roster: Roster::default(),
+            roster: Roster::new(lingers),
             closed: false,
         };
         Self {
@@ -104,10 +104,10 @@ impl Session {
         f(&mut self.state.lock().roster)
     }
 
-    /// Marks the session as ended if nobody is in it.
+    /// Marks the session as ended if nobody is in it, or may be back.
     fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
-        state.closed = state.members.is_empty();
+        state.closed = state.members.is_empty() && !state.roster.has_lingerers();
         state.closed
     }
 }

@@ -7,24 +7,32 @@ use dashmap::DashMap;
 use foldhash::quality::RandomState;
 
 use super::{Member, Session};
-use crate::protocol::ids::{SessionId, UserType};
+use crate::clock::Moment;
+use crate::protocol::ids::{SessionId, UserId, UserType};
 
 /// DashMap's default, four shards a core, is too few where connects come in storms.
 const SHARDS: usize = 128;
 
 pub struct Registry {
     sessions: DashMap<SessionId, Arc<Session>, RandomState>,
+    /// Whether users have a grace ([`Roster::new`](super::Roster::new)).
+    lingers: bool,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self {
-            sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
-        }
+        Self::new(false)
     }
 }
 
 impl Registry {
+    pub fn new(lingers: bool) -> Self {
+        Self {
+            sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
+            lingers,
+        }
+    }
+
     pub fn get(&self, session_id: &str) -> Option<Arc<Session>> {
         self.sessions.get(session_id).map(|session| Arc::clone(&session))
     }
@@ -33,7 +41,7 @@ impl Registry {
         self.sessions.contains_key(session_id)
     }
 
-    /// How many sessions have a connection here.
+    /// How many sessions have a connection here, or somebody in the grace.
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
@@ -56,7 +64,7 @@ impl Registry {
         greeting: impl Fn(UserType) -> Bytes,
     ) -> (Arc<Session>, UserType) {
         loop {
-            let new = || Arc::new(Session::new(session_id.clone()));
+            let new = || Arc::new(Session::new(session_id.clone(), self.lingers));
             let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
             // `None`: it ended between the two lines; the next round makes a new one.
             if let Some(user_type) = session.join(member.clone(), user_type, &greeting) {
@@ -70,6 +78,16 @@ impl Registry {
         let left = session.leave(member)?;
         self.remove_if_empty(session);
         Some(left)
+    }
+
+    /// A user's grace is over; see [`Roster::end_grace`](super::Roster::end_grace).
+    pub fn end_grace(&self, session_id: &SessionId, user_id: &UserId, left: Moment, end: Moment) -> bool {
+        let Some(session) = self.get(session_id.as_str()) else {
+            return false;
+        };
+        let is_gone = session.with_roster(|roster| roster.end_grace(user_id, left, end));
+        self.remove_if_empty(&session);
+        is_gone
     }
 
     fn remove_if_empty(&self, session: &Arc<Session>) {

@@ -5,22 +5,48 @@ use std::collections::HashMap;
 use foldhash::quality::RandomState;
 use jiff::Timestamp;
 
+use crate::clock::Moment;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType, StatusEvent};
 
 /// One user here.
 struct LocalUser {
+    /// In milliseconds since 1970: what the wire shows, in half of a timestamp's bytes.
+    joined_at: i64,
+    came: Moment,
+    /// When the last connection ended; once gone, when that was.
+    left: Moment,
+    connections: u32,
     user_type: UserType,
-    joined_at: Timestamp,
-    connections: usize,
+    stage: Stage,
     /// Whether `user_connected` was announced and `user_disconnected` was not: who comes and goes between two
     /// announcements is no change.
     announced: bool,
 }
 
-/// The connected users of a moment.
-pub struct Connected(Vec<(UserId, UserType, Timestamp)>);
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// With a connection.
+    Here,
+    /// Without one, and not gone yet: may be back within `PRESENCE_GRACE`.
+    Grace,
+    /// Gone; that is still to be announced.
+    Gone,
+}
+
+/// What a node holds of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub user_type: UserType,
+    pub joined_at: Timestamp,
+    /// 0: in the grace.
+    pub connections: u32,
+    pub came: Moment,
+}
+
+/// The users who are there in a moment.
+pub struct Connected(Vec<(UserId, UserType, i64)>);
 
 impl Connected {
     /// As the wire shows them.
@@ -31,7 +57,7 @@ impl Connected {
                 .map(|(user_id, user_type, joined_at)| ConnectedUser {
                     user_id,
                     user_type,
-                    joined_at: format_timestamp(joined_at),
+                    joined_at: format_timestamp(timestamp_of(joined_at)),
                 }),
         )
     }
@@ -40,50 +66,129 @@ impl Connected {
 #[derive(Default)]
 pub struct Roster {
     users: HashMap<UserId, LocalUser, RandomState>,
+    /// Whether there is a grace: else who has no connection is gone.
+    lingers: bool,
+    in_grace: u32,
 }
 
 impl Roster {
+    /// `lingers`: who leaves stays until [`Self::end_grace`].
+    pub fn new(lingers: bool) -> Self {
+        Self {
+            lingers,
+            ..Self::default()
+        }
+    }
+
     /// Counts a connection in. A user's type is that of the first live connection, whatever a later one says.
     pub fn join(&mut self, user_id: &UserId, user_type: UserType) -> UserType {
-        let user = self.users.entry(user_id.clone()).or_insert(LocalUser {
-            user_type,
-            joined_at: Timestamp::UNIX_EPOCH,
-            connections: 0,
-            announced: false,
-        });
-        if user.connections == 0 {
-            (user.user_type, user.joined_at) = (user_type, Timestamp::now());
+        self.join_at(user_id, user_type, Moment::now())
+    }
+
+    fn join_at(&mut self, user_id: &UserId, user_type: UserType, now: Moment) -> UserType {
+        if let Some(user) = self.users.get_mut(user_id) {
+            if user.connections == 0 {
+                self.in_grace -= u32::from(user.stage == Stage::Grace);
+                user.stage = Stage::Here;
+                // Nobody was told that they were gone; as another type they are new all the same.
+                if user.user_type != user_type {
+                    (user.user_type, user.joined_at) = (user_type, Timestamp::now().as_millisecond());
+                }
+            }
+            user.connections += 1;
+            return user.user_type;
         }
-        user.connections += 1;
-        user.user_type
+        let user = LocalUser {
+            joined_at: Timestamp::now().as_millisecond(),
+            came: now,
+            left: now,
+            connections: 1,
+            user_type,
+            stage: Stage::Here,
+            announced: false,
+        };
+        self.users.insert(user_id.clone(), user);
+        user_type
     }
 
     /// Counts a connection out; true when it was the user's last.
     pub fn leave(&mut self, user_id: &UserId) -> bool {
-        let Some(user) = self.users.get_mut(user_id) else {
+        self.leave_at(user_id, Moment::now())
+    }
+
+    fn leave_at(&mut self, user_id: &UserId, now: Moment) -> bool {
+        let Some(user) = self.users.get_mut(user_id).filter(|user| user.connections > 0) else {
             return false;
         };
-        user.connections = user.connections.saturating_sub(1);
-        let is_last = user.connections == 0;
-        if is_last && !user.announced {
+        user.connections -= 1;
+        if user.connections > 0 {
+            return false;
+        }
+        (user.left, user.stage) = (now, Stage::Grace);
+        self.in_grace += 1;
+        if !self.lingers {
+            self.end_grace(user_id, now, now);
+        }
+        true
+    }
+
+    /// The grace of a user whose last connection ended at `left` is over at `end`; false if they are back, or gone.
+    pub fn end_grace(&mut self, user_id: &UserId, left: Moment, end: Moment) -> bool {
+        let in_it = |user: &&mut LocalUser| user.stage == Stage::Grace && user.left == left;
+        let Some(user) = self.users.get_mut(user_id).filter(in_it) else {
+            return false;
+        };
+        (user.left, user.stage) = (end, Stage::Gone);
+        self.in_grace -= 1;
+        if !user.announced {
             self.users.remove(user_id);
         }
-        is_last
+        true
     }
 
-    pub fn connections(&self, user_id: &UserId) -> usize {
-        self.users.get(user_id).map_or(0, |user| user.connections)
+    /// Whether somebody is in the grace.
+    pub fn has_lingerers(&self) -> bool {
+        self.in_grace > 0
     }
 
-    /// What is held of one user: type, since when, connections.
-    pub fn held(&self, user_id: &UserId) -> Option<(UserType, Timestamp, usize)> {
-        let user = self.users.get(user_id).filter(|user| user.connections > 0)?;
-        Some((user.user_type, user.joined_at, user.connections))
+    /// Who is in the grace, and since when.
+    pub fn lingerers(&self) -> Vec<(UserId, Moment)> {
+        let in_grace = self.users.iter().filter(|(_, user)| user.stage == Stage::Grace);
+        in_grace
+            .map(|(user_id, user)| (user_id.clone(), user.left))
+            .collect()
+    }
+
+    /// Since when a user is in the grace.
+    pub fn lingers_since(&self, user_id: &UserId) -> Option<Moment> {
+        let user = self.users.get(user_id)?;
+        (user.stage == Stage::Grace).then_some(user.left)
+    }
+
+    /// What is held of one user.
+    pub fn held(&self, user_id: &UserId) -> Option<Held> {
+        let user = self.users.get(user_id).filter(|user| user.stage != Stage::Gone)?;
+        Some(Held {
+            user_type: user.user_type,
+            joined_at: timestamp_of(user.joined_at),
+            connections: user.connections,
+            came: user.came,
+        })
     }
 
     /// Everyone who is held.
     pub fn ids(&self) -> Vec<UserId> {
-        self.users.keys().cloned().collect()
+        self.there().map(|(user_id, _)| user_id.clone()).collect()
+    }
+
+    /// Everyone who is held and came before.
+    pub fn ids_before(&self, moment: Moment) -> Vec<UserId> {
+        let came_before = self.there().filter(|(_, user)| user.came < moment);
+        came_before.map(|(user_id, _)| user_id.clone()).collect()
+    }
+
+    fn there(&self) -> impl Iterator<Item = (&UserId, &LocalUser)> {
+        self.users.iter().filter(|(_, user)| user.stage != Stage::Gone)
     }
 
     /// How many users there are, gone but unannounced ones included.
@@ -95,60 +200,77 @@ impl Roster {
         self.users.is_empty()
     }
 
-    /// Everyone who is connected, as cheaply as can be: the caller holds the session's lock.
+    /// Everyone who is there, as cheaply as can be: the caller holds the session's lock.
     pub fn connected(&self) -> Connected {
-        let connected = self.users.iter().filter(|(_, user)| user.connections > 0);
+        let there = self.there();
         Connected(
-            connected
+            there
                 .map(|(user_id, user)| (user_id.clone(), user.user_type, user.joined_at))
                 .collect(),
         )
     }
 
-    /// Up to `limit` of the net changes since the last call, leaves before joins; they count as announced.
+    /// Up to `limit` of the net changes since the last call, in the order in which they happened; they count as
+    /// announced.
     pub fn take_changes(&mut self, limit: usize) -> Vec<StatusEvent> {
-        let mut events = Vec::new();
-        self.users.retain(|user_id, user| {
-            let has_left = user.connections == 0;
-            if has_left && user.announced {
-                if events.len() == limit {
-                    return true;
-                }
-                let event_type = EventType::UserDisconnected;
-                events.push(StatusEvent {
-                    event_type,
-                    event_user_id: user_id.clone(),
-                    event_id: None,
-                });
+        let is_change = |user: &LocalUser| user.announced == (user.stage == Stage::Gone);
+        let changed = self.users.iter().filter(|(_, user)| is_change(user));
+        let when = |user: &LocalUser| {
+            if user.stage == Stage::Gone {
+                user.left
+            } else {
+                user.came
             }
-            !has_left
-        });
-        let room = limit - events.len();
-        for (user_id, user) in self
-            .users
-            .iter_mut()
-            .filter(|(_, user)| !user.announced)
-            .take(room)
-        {
-            user.announced = true;
-            events.push(StatusEvent {
-                event_type: EventType::UserConnected,
-                event_user_id: user_id.clone(),
+        };
+        let mut changed: Vec<_> = changed
+            .map(|(user_id, user)| (when(user), user_id.clone()))
+            .collect();
+        changed.sort_unstable();
+        changed.truncate(limit);
+        let announce = |(_, user_id): (Moment, UserId)| {
+            let user = self.users.get_mut(&user_id)?;
+            let event_type = match user.stage {
+                Stage::Gone => {
+                    self.users.remove(&user_id);
+                    EventType::UserDisconnected
+                }
+                Stage::Here | Stage::Grace => {
+                    user.announced = true;
+                    EventType::UserConnected
+                }
+            };
+            Some(StatusEvent {
+                event_type,
+                event_user_id: user_id,
                 event_id: None,
-            });
-        }
-        events
+            })
+        };
+        changed.into_iter().filter_map(announce).collect()
     }
+}
+
+fn timestamp_of(milliseconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
 
     fn user(n: u8) -> UserId {
         UserId::parse(&format!("u{n}")).unwrap()
+    }
+
+    fn told(roster: &mut Roster) -> Vec<(bool, String)> {
+        let events = roster.take_changes(usize::MAX).into_iter();
+        let is_join = |event: &StatusEvent| event.event_type == EventType::UserConnected;
+        events
+            .map(|event| (is_join(&event), event.event_user_id.as_str().to_owned()))
+            .collect()
     }
 
     #[test]
@@ -162,10 +284,7 @@ mod tests {
         assert_eq!(roster.connected().status().total_customer, 1);
         assert!(roster.leave(&user(1)));
         assert_eq!(roster.connected().status().total_customer, 0);
-        assert_eq!(
-            roster.take_changes(usize::MAX)[0].event_type,
-            EventType::UserDisconnected
-        );
+        assert_eq!(told(&mut roster), [(false, "u1".to_owned())]);
         assert!(roster.is_empty());
     }
 
@@ -178,22 +297,89 @@ mod tests {
         assert!(roster.is_empty());
     }
 
+    #[test]
+    fn events_are_in_the_order_in_which_they_happened() {
+        let mut roster = Roster::default();
+        for n in [7, 3, 9] {
+            roster.join(&user(n), UserType::Customer);
+        }
+        let joins = [7, 3, 9].map(|n| (true, user(n).as_str().to_owned()));
+        assert_eq!(told(&mut roster), joins);
+        roster.join(&user(4), UserType::Agent);
+        roster.leave(&user(9));
+        roster.join(&user(1), UserType::Agent);
+        // A second tab, and one who is back at once: no event, and no other order.
+        roster.join(&user(4), UserType::Agent);
+        roster.leave(&user(7));
+        roster.join(&user(7), UserType::Customer);
+        roster.leave(&user(3));
+        let mixed = [(true, 4), (false, 9), (true, 1), (false, 3)];
+        assert_eq!(
+            told(&mut roster),
+            mixed.map(|(is_join, n)| (is_join, user(n).as_str().to_owned()))
+        );
+    }
+
+    #[test]
+    fn who_is_back_within_the_grace_was_never_gone() {
+        let (mut roster, start) = (Roster::new(true), Moment::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        roster.join_at(&user(1), UserType::Customer, at(0));
+        assert_eq!(told(&mut roster), [(true, "u1".to_owned())]);
+        let joined_at = roster.held(&user(1)).unwrap().joined_at;
+        assert!(roster.leave_at(&user(1), at(10)));
+        assert!(roster.has_lingerers() && told(&mut roster).is_empty());
+        assert_eq!(roster.connected().status().total_customer, 1);
+        assert_eq!(roster.held(&user(1)).unwrap().connections, 0);
+        roster.join_at(&user(1), UserType::Customer, at(20));
+        assert!(!roster.has_lingerers());
+        assert_eq!(roster.held(&user(1)).unwrap().joined_at, joined_at);
+        assert!(!roster.end_grace(&user(1), at(10), at(2010)), "that one is back");
+        assert!(roster.leave_at(&user(1), at(30)));
+        assert!(!roster.end_grace(&user(1), at(10), at(2010)), "it has left anew");
+        // As another type.
+        assert_eq!(roster.join_at(&user(1), UserType::Agent, at(40)), UserType::Agent);
+        assert_eq!(roster.connected().status().total_agent, 1);
+        assert!(told(&mut roster).is_empty());
+        assert!(roster.leave_at(&user(1), at(50)));
+        assert!(roster.end_grace(&user(1), at(50), at(2050)));
+        assert!(roster.connected().status().users.is_empty());
+        assert_eq!(told(&mut roster), [(false, "u1".to_owned())]);
+        assert!(roster.is_empty() && !roster.has_lingerers());
+    }
+
     proptest! {
         /// Events, applied one after the other, always give the connected users.
         #[test]
-        fn events_add_up_to_the_status(steps in prop::collection::vec((0u8..6, 0u8..3), 0..200)) {
-            let mut roster = Roster::default();
+        fn events_add_up_to_the_status(
+            lingers in any::<bool>(),
+            steps in prop::collection::vec((0u8..6, 0u8..4), 0..200),
+        ) {
+            let mut roster = Roster::new(lingers);
             let mut counts = [0usize; 6];
+            // Since when somebody is in the grace.
+            let mut grace = [None; 6];
             let mut announced = std::collections::BTreeSet::new();
+            let mut now = Moment::now();
             for (who, what) in steps {
+                now = now + Duration::from_millis(1);
+                let n = usize::from(who);
                 match what {
                     0 => {
-                        roster.join(&user(who), UserType::Customer);
-                        counts[usize::from(who)] += 1;
+                        roster.join_at(&user(who), UserType::Customer, now);
+                        counts[n] += 1;
+                        grace[n] = None;
                     }
-                    1 if counts[usize::from(who)] > 0 => {
-                        counts[usize::from(who)] -= 1;
-                        prop_assert_eq!(roster.leave(&user(who)), counts[usize::from(who)] == 0);
+                    1 if counts[n] > 0 => {
+                        counts[n] -= 1;
+                        let is_last = counts[n] == 0;
+                        prop_assert_eq!(roster.leave_at(&user(who), now), is_last);
+                        grace[n] = (is_last && lingers).then_some(now);
+                    }
+                    2 => {
+                        let is_over = grace[n].take().is_some_and(|since| roster.end_grace(&user(who), since, now));
+                        prop_assert_eq!(roster.lingers_since(&user(who)), None);
+                        prop_assert!(!is_over || counts[n] == 0);
                     }
                     _ => {
                         for event in roster.take_changes(usize::MAX) {
@@ -204,9 +390,12 @@ mod tests {
                             prop_assert!(changed, "an event that changes nothing");
                         }
                         prop_assert_eq!(&announced, &roster.connected().status().users.keys().cloned().collect());
-                        prop_assert_eq!(roster.len(), counts.iter().filter(|&&count| count > 0).count());
+                        let there = counts.iter().zip(&grace).filter(|(count, grace)| **count > 0 || grace.is_some());
+                        prop_assert_eq!(roster.len(), there.count());
                     }
                 }
+                prop_assert_eq!(roster.lingerers().len(), grace.iter().flatten().count());
+                prop_assert_eq!(roster.has_lingerers(), grace.iter().flatten().count() > 0);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 50] = [
+const VARIABLES: [&str; 51] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -32,6 +32,7 @@ const VARIABLES: [&str; 50] = [
     "NODE_ID",
     "PRESENCE_TTL",
     "PRESENCE_FLUSH",
+    "PRESENCE_GRACE",
     "DRAIN_TIMEOUT",
     "TRUSTED_PROXIES",
     "SESSION_ID_FORMAT",

@@ -1,7 +1,7 @@
 //! The presence contract: who is there, who is told, and when. One suite for every store; `presence_embedded` and
 //! `redis_presence` make its tests, so that a name says what it needs.
 //!
-//! A scenario is a function of a [`Store`], in `presence_told` or `presence_status`; [`contract`] lists them all.
+//! A scenario is a function of a [`Store`], in `presence_told`, `presence_grace` or `presence_status`; [`contract`] lists them all.
 
 use serde_json::{Value, json};
 
@@ -98,6 +98,15 @@ macro_rules! contract {
             a_large_session_is_told_in_totals_once_a_second,
             a_user_who_comes_back_at_once_is_there,
             tabs_that_open_and_close_at_random_add_up,
+        }
+        $crate::presence::contract! { $store, presence_grace:
+            a_reload_within_the_grace_is_nothing,
+            who_does_not_come_back_is_told_once_after_the_grace,
+            a_customer_alone_reloads,
+            a_session_ends_with_the_last_grace,
+            a_typist_s_indicator_does_not_wait_for_the_grace,
+            one_who_comes_and_goes_is_told_once,
+            events_are_in_the_order_in_which_they_happened,
         }
         $crate::presence::contract! { $store, presence_status:
             an_unknown_session_is_empty,

@@ -16,10 +16,16 @@ pub const WATCHED: usize = 10;
 /// The most connections that are open at a time, without those of the watchers.
 pub const MOST_OPEN: usize = 300;
 
+/// Clients that work at a time. Each tab belongs to one of them, by its number, so that it does not leave before it has
+/// come.
+pub const WORKERS: usize = 12;
+
 const KILLS: usize = 6;
 const STOPS: usize = 3;
-/// Users of a session are numbered from 0; a node's watchers have a number beyond them all.
+/// Users of a session are numbered from 0; a node's watchers have a number beyond them all, and behind them is, in each
+/// watched session, one who does nothing but to load the page again, on the same or the other node.
 const WATCHER: usize = 1000;
+const RELOADER: usize = 2000;
 
 /// One connection: where, and whose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +41,21 @@ impl Tab {
         Self { node, session, user }
     }
 
+    fn reloader(node: usize, session: usize) -> Self {
+        let user = RELOADER;
+        Self { node, session, user }
+    }
+
     pub fn is_watcher(&self) -> bool {
+        (WATCHER..RELOADER).contains(&self.user)
+    }
+
+    pub fn is_reloader(&self) -> bool {
+        self.user == RELOADER
+    }
+
+    /// Stays until the end, or its node's.
+    fn is_resident(&self) -> bool {
         self.user >= WATCHER
     }
 }
@@ -58,6 +78,8 @@ pub enum Leave {
 pub enum Step {
     Join(usize, Tab),
     Leave(usize, Leave),
+    /// The first goes and the second, of the same user, comes at once: nobody is to hear of it.
+    Reload(usize, Leave, usize, Tab),
     /// SIGKILL of the mortal node.
     Kill,
     /// SIGTERM of the mortal node.
@@ -73,6 +95,9 @@ pub fn session_id(session: usize) -> String {
 }
 
 pub fn user_id(user: usize) -> String {
+    if user == RELOADER {
+        return "reload".to_owned();
+    }
     match user.checked_sub(WATCHER) {
         Some(node) => format!("watch-{}", NODES[node]),
         None => format!("user-{user}"),
@@ -110,6 +135,10 @@ impl Model {
                 self.tabs.insert(id, tab);
             }
             Step::Leave(id, _) => self.remove(id),
+            Step::Reload(old, _, new, tab) => {
+                self.remove(old);
+                self.apply(Step::Join(new, tab));
+            }
             Step::Kill | Step::Stop => {
                 self.is_down = true;
                 for id in self.tabs_of(MORTAL) {
@@ -136,6 +165,10 @@ impl Model {
 
     pub fn is_up(&self, node: usize) -> bool {
         node != MORTAL || !self.is_down
+    }
+
+    pub fn tab(&self, id: usize) -> Option<Tab> {
+        self.tabs.get(&id).copied()
     }
 
     pub fn tabs_of(&self, node: usize) -> Vec<usize> {
@@ -172,6 +205,7 @@ pub fn script(seed: u64, steps: usize) -> Vec<Step> {
         returning: None,
         target: MOST_OPEN,
         next_id: 0,
+        reloaders: Vec::new(),
     };
     writer.write(steps);
     writer.steps
@@ -188,6 +222,8 @@ struct Writer {
     /// How many tabs the crowd tends to: it swells and shrinks, so that sessions end and begin again.
     target: usize,
     next_id: usize,
+    /// By session.
+    reloaders: Vec<usize>,
 }
 
 impl Writer {
@@ -196,6 +232,10 @@ impl Writer {
         self.rng.shuffle(&mut deaths);
         self.watch(STEADY);
         self.watch(MORTAL);
+        for session in 0..WATCHED {
+            self.reloaders.push(self.next_id);
+            self.join(Tab::reloader(STEADY, session));
+        }
         let stretch = steps / deaths.len();
         for death in deaths {
             let end = self.steps.len() + stretch;
@@ -203,7 +243,13 @@ impl Writer {
             self.wander(lifetime);
             self.push(death);
             self.open = self.model.tabs_of(STEADY);
-            self.open.retain(|id| !self.model.tabs[id].is_watcher());
+            self.open.retain(|id| !self.model.tabs[id].is_resident());
+            for session in 0..WATCHED {
+                if self.model.tab(self.reloaders[session]).is_none() {
+                    self.reloaders[session] = self.next_id;
+                    self.join(Tab::reloader(STEADY, session));
+                }
+            }
             if self.rng.u8(..3) == 0 {
                 self.push(Step::Agree);
             }
@@ -223,6 +269,7 @@ impl Writer {
             self.wander(end.saturating_sub(self.steps.len()));
         }
         self.push(Step::Agree);
+        self.open.append(&mut self.reloaders);
         self.rng.shuffle(&mut self.open);
         while let Some(id) = self.open.pop() {
             self.leave(id);
@@ -254,6 +301,10 @@ impl Writer {
                 self.join(tab);
                 continue;
             }
+            if self.rng.u8(..10) == 0 {
+                self.reload();
+                continue;
+            }
             let joins = if self.open.len() < self.target { 6 } else { 4 };
             if self.open.is_empty() || (self.open.len() < MOST_OPEN && self.rng.u8(..10) < joins) {
                 let tab = self.somebody();
@@ -268,6 +319,29 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn reload(&mut self) {
+        let session = self.rng.usize(..WATCHED);
+        let old = self.reloaders[session];
+        let node = if self.model.is_up(MORTAL) {
+            self.rng.usize(..NODES.len())
+        } else {
+            STEADY
+        };
+        // The same worker does both.
+        while self.next_id % WORKERS != old % WORKERS {
+            self.next_id += 1;
+        }
+        self.reloaders[session] = self.next_id;
+        let how = self.how();
+        self.push(Step::Reload(old, how, self.next_id, Tab::reloader(node, session)));
+        self.next_id += 1;
+    }
+
+    fn how(&mut self) -> Leave {
+        let how = [Leave::Close, Leave::Reset, Leave::Half, Leave::Vanish];
+        how[self.rng.usize(..how.len())]
     }
 
     fn somebody(&mut self) -> Tab {
@@ -288,15 +362,14 @@ impl Writer {
     fn join(&mut self, tab: Tab) {
         let id = self.next_id;
         self.next_id += 1;
-        if !tab.is_watcher() {
+        if !tab.is_resident() {
             self.open.push(id);
         }
         self.push(Step::Join(id, tab));
     }
 
     fn leave(&mut self, id: usize) {
-        let how = [Leave::Close, Leave::Reset, Leave::Half, Leave::Vanish];
-        let how = how[self.rng.usize(..how.len())];
+        let how = self.how();
         self.push(Step::Leave(id, how));
     }
 }
@@ -347,6 +420,14 @@ mod tests {
                     let (_, tab) = connections.remove(at.expect("an open tab"));
                     assert!(!tab.is_watcher(), "watchers stay");
                 }
+                Step::Reload(old, _, new, tab) => {
+                    assert!(tab.is_reloader() && old % WORKERS == new % WORKERS && old < new);
+                    let at = connections.iter().position(|(other, _)| *other == old);
+                    let (_, before) = connections.remove(at.expect("an open tab"));
+                    assert_eq!((before.session, before.user), (tab.session, tab.user));
+                    assert!(tab.node != MORTAL || !is_down, "a reload on a node that is down");
+                    connections.push((new, tab));
+                }
                 Step::Kill | Step::Stop => {
                     assert!(!std::mem::replace(&mut is_down, true), "it is dead already");
                     connections.retain(|(_, tab)| tab.node != MORTAL);
@@ -359,8 +440,8 @@ mod tests {
             if let Step::Join(_, tab) = step {
                 assert_eq!(model.users(tab.session), counted(&connections, tab.session));
             }
-            let watchers = connections.iter().filter(|(_, tab)| tab.is_watcher()).count();
-            assert!(connections.len() - watchers <= MOST_OPEN);
+            let residents = connections.iter().filter(|(_, tab)| tab.is_resident()).count();
+            assert!(connections.len() - residents <= MOST_OPEN);
         }
         agrees(&model, &connections);
         assert!(!is_down);
@@ -394,9 +475,10 @@ mod tests {
             count(|step| matches!(step, Step::Join(..))),
             count(|step| matches!(step, Step::Leave(..))),
         );
+        let reloads = count(|step| matches!(step, Step::Reload(..)));
         assert!(
-            (100_000..101_000).contains(&(joins + leaves)),
-            "{joins} joins, {leaves} leaves"
+            (100_000..101_000).contains(&(joins + leaves + reloads)) && reloads > 5_000,
+            "{joins} joins, {leaves} leaves, {reloads} reloads"
         );
         assert_eq!(count(|step| *step == Step::Kill), KILLS);
         assert_eq!(count(|step| *step == Step::Stop), STOPS);

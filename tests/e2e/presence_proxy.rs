@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::support::PATIENCE;
 
@@ -33,6 +34,17 @@ impl Proxy {
     /// To `redis://HOST:PORT`.
     #[track_caller]
     pub fn to(redis: &str) -> Self {
+        Self::paced(redis, None)
+    }
+
+    /// Answers come at so many bytes a second.
+    #[track_caller]
+    pub fn slow(redis: &str, pace: u64) -> Self {
+        Self::paced(redis, Some(pace))
+    }
+
+    #[track_caller]
+    fn paced(redis: &str, pace: Option<u64>) -> Self {
         let upstream = redis.trim_start_matches("redis://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let url = format!("redis://{}", listener.local_addr().expect("an address"));
@@ -46,8 +58,16 @@ impl Proxy {
                 let (to_client, to_server) = (client.try_clone(), server.try_clone());
                 let (to_client, to_server) = (to_client.expect("a handle"), to_server.expect("a handle"));
                 let (requests, answers) = (Arc::clone(&shared), Arc::clone(&shared));
-                thread::spawn(move || pass(client, to_server, |request, send| requests.ask(request, send)));
-                thread::spawn(move || pass(server, to_client, |answer, send| answers.answer(answer, send)));
+                thread::spawn(move || {
+                    pass(client, to_server, None, |request, send| {
+                        requests.ask(request, send)
+                    })
+                });
+                thread::spawn(move || {
+                    pass(server, to_client, pace, |answer, send| {
+                        answers.answer(answer, send)
+                    })
+                });
             }
         });
         Self { url, gate }
@@ -123,9 +143,18 @@ impl Gate {
 }
 
 /// Reads, and lets the gate send; until either side ends or the gate says so.
-fn pass(mut from: TcpStream, mut to: TcpStream, gate: impl Fn(&[u8], &mut dyn FnMut()) -> bool) {
-    let mut chunk = vec![0; 1 << 20];
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    pace: Option<u64>,
+    gate: impl Fn(&[u8], &mut dyn FnMut()) -> bool,
+) {
+    // A slow link has its bytes in small portions.
+    let mut chunk = vec![0; if pace.is_some() { 16 << 10 } else { 1 << 20 }];
     while let Ok(read @ 1..) = from.read(&mut chunk) {
+        if let Some(pace) = pace {
+            thread::sleep(Duration::from_micros(read as u64 * 1_000_000 / pace));
+        }
         let mut is_sent = false;
         let goes_on = gate(&chunk[..read], &mut || {
             is_sent = to.write_all(&chunk[..read]).is_ok()

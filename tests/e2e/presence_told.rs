@@ -151,7 +151,8 @@ pub async fn a_second_tab_changes_nothing_and_gets_one_snapshot(store: Store) {
 }
 
 pub async fn who_leaves_and_is_back_within_a_window_gets_one_snapshot(store: Store) {
-    let room = Room::on(store.builder().env("PRESENCE_FLUSH", "500ms"));
+    let builder = store.builder().env("PRESENCE_GRACE", "0s");
+    let room = Room::on(builder.env("PRESENCE_FLUSH", "500ms"));
     let mut observer = room.client("observer", "agent").await;
     hear(&mut observer, "user_connected", "observer").await;
     let mut user = room.join(&mut observer, "cust", "customer").await;

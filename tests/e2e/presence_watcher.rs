@@ -1,6 +1,6 @@
 //! A connection that stays, and checks all that it is told of who is there: nothing twice, nothing that does not add up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,8 @@ struct Told {
     /// Who is there, as the frames so far add up; None before the first.
     users: Option<BTreeSet<String>>,
     events: u64,
+    /// How often each user has left.
+    leaves: BTreeMap<String, usize>,
     wrong: Vec<String>,
 }
 
@@ -58,6 +60,11 @@ impl Watcher {
     /// Who is there, by what it was told; None before the first frame.
     pub fn there(&self) -> Option<BTreeSet<String>> {
         locked(&self.told).users.clone()
+    }
+
+    /// How often it was told that this user had left.
+    pub fn leaves(&self, user: &str) -> usize {
+        locked(&self.told).leaves.get(user).copied().unwrap_or_default()
     }
 
     /// Asks for the end; [`Watcher::end`] waits for it.
@@ -119,6 +126,9 @@ impl Told {
                     Some("user_disconnected") => users.remove(&user),
                     _ => false,
                 };
+                if event["event_type"] == "user_disconnected" {
+                    *self.leaves.entry(user.clone()).or_default() += 1;
+                }
                 if !is_news || !changed.insert(user) {
                     self.wrong
                         .push(format!("an event that changes nothing: {event} in {data}"));

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::http_routes::is_utc;
 use crate::presence_model::{
-    Leave, MORTAL, Model, NODES, SESSIONS, STEADY, Step, Tab, script, session_id, user_id, user_type,
+    Leave, MORTAL, Model, NODES, SESSIONS, STEADY, Step, Tab, WATCHED, WORKERS, script, session_id, user_id,
+    user_type,
 };
 use crate::presence_proxy::Proxy;
 use crate::presence_watcher::Watcher;
@@ -22,10 +23,10 @@ use crate::services::{OUTAGE, PrivateRedis, RedisClient, users_key};
 use crate::support::{Frame, PATIENCE, RawWs, Server, eventually};
 
 const STEPS: usize = 100_000;
-/// Clients that work at a time. Each tab belongs to one of them, so that it does not leave before it has come.
-const WORKERS: usize = 12;
 /// Short, for some barriers wait until a dead node's users are gone; long enough for a busy machine's pauses.
 const TTL: &str = "3s";
+/// Half of the nodes' PRESENCE_GRACE, its default: a reload that took less was never a leave.
+const QUICK: Duration = Duration::from_secs(1);
 
 #[test]
 fn an_hour_of_churn_leaves_exactly_who_is_there() {
@@ -44,7 +45,7 @@ fn an_hour_of_churn_leaves_exactly_who_is_there() {
         churn.step = at;
         let crowd = steps[at..]
             .iter()
-            .take_while(|step| matches!(step, Step::Join(..) | Step::Leave(..)));
+            .take_while(|step| matches!(step, Step::Join(..) | Step::Leave(..) | Step::Reload(..)));
         let end = at + crowd.count();
         churn.play(&steps[at..end]);
         if let Some(event) = steps.get(end) {
@@ -75,6 +76,8 @@ struct Churn {
     /// By worker: the tabs that are open.
     crowds: Vec<HashMap<usize, RawWs>>,
     watchers: Vec<(Tab, Watcher)>,
+    /// By watched session: how often the one who reloads may have been gone.
+    excuses: [usize; WATCHED],
     /// Events that watchers were told, those of earlier lives included.
     told: u64,
     nodes: [Option<Server>; NODES.len()],
@@ -110,6 +113,7 @@ impl Churn {
             model: Model::default(),
             crowds: (0..WORKERS).map(|_| HashMap::new()).collect(),
             watchers: Vec::new(),
+            excuses: [0; WATCHED],
             told: 0,
             nodes: [None, None],
             stopping: None,
@@ -141,11 +145,17 @@ impl Churn {
     /// Joins and leaves, as fast as the workers get through.
     fn play(&mut self, steps: &[Step]) {
         let addresses = [0, 1].map(|node| self.nodes[node].as_ref().map(Server::http_addr));
-        thread::scope(|scope| {
-            for (worker, crowd) in self.crowds.iter_mut().enumerate() {
-                scope.spawn(move || work(crowd, worker, steps, addresses));
-            }
+        let slow = thread::scope(|scope| {
+            let crowds = self.crowds.iter_mut().enumerate();
+            let workers =
+                crowds.map(|(worker, crowd)| scope.spawn(move || work(crowd, worker, steps, addresses)));
+            let workers: Vec<_> = workers.collect();
+            let slow = workers.into_iter().map(|worker| worker.join().expect("a worker"));
+            slow.flatten().collect::<Vec<_>>()
         });
+        for session in slow {
+            self.excuses[session] += 1;
+        }
         for &step in steps {
             self.model.apply(step);
             if let Step::Join(id, tab) = step
@@ -164,6 +174,13 @@ impl Churn {
         let dying: Vec<RawWs> = match event {
             Step::Kill | Step::Stop => {
                 let ids = self.model.tabs_of(MORTAL);
+                for tab in ids
+                    .iter()
+                    .filter_map(|id| self.model.tab(*id))
+                    .filter(Tab::is_reloader)
+                {
+                    self.excuses[tab.session] += 1;
+                }
                 ids.iter()
                     .filter_map(|id| self.crowds[id % WORKERS].remove(id))
                     .collect()
@@ -210,7 +227,7 @@ impl Churn {
                 self.nodes[MORTAL] = Some(node);
             }
             Step::Agree => self.agree(),
-            Step::Join(..) | Step::Leave(..) => unreachable!("the crowd plays these"),
+            Step::Join(..) | Step::Leave(..) | Step::Reload(..) => unreachable!("the crowd plays these"),
         }
     }
 
@@ -237,7 +254,17 @@ impl Churn {
 
     /// Waits until everybody says what the model says.
     fn agree(&self) {
-        self.watchers.iter().for_each(|(_, watcher)| watcher.check());
+        for (tab, watcher) in &self.watchers {
+            watcher.check();
+            let (leaves, excuses) = (watcher.leaves("reload"), self.excuses[tab.session]);
+            assert!(
+                leaves <= excuses,
+                "CHURN_SEED={}: at step {} {} was told {leaves} times that who reloads had left, not {excuses} times",
+                self.seed,
+                self.step,
+                watcher.name
+            );
+        }
         let started = Instant::now();
         loop {
             let differences = self.differences();
@@ -350,6 +377,11 @@ impl Churn {
             &has_version,
             &!in_redis.is_empty(),
         );
+        let count = meta.remove("count").unwrap_or_else(|| "0".to_owned());
+        all.compare(&format!("the count of {id}"), &count, &in_redis.len().to_string());
+        for name in ["birth", "changes", "damaged"] {
+            meta.remove(name);
+        }
         meta.retain(|_, total| total != "0");
         let totals = [
             ("customer", customers),
@@ -390,25 +422,26 @@ impl Differences {
     }
 }
 
-/// One worker's share of a stretch, in order.
+/// One worker's share of a stretch, in order; the sessions in which a reload was slow.
 fn work(
     crowd: &mut HashMap<usize, RawWs>,
     worker: usize,
     steps: &[Step],
     addresses: [Option<SocketAddr>; NODES.len()],
-) {
+) -> Vec<usize> {
+    let mut slow = Vec::new();
     for &step in steps {
         match step {
             Step::Join(id, tab) if id % WORKERS == worker => {
-                let address = addresses[tab.node].expect("a node that lives");
-                let (user, of_type) = (user_id(tab.user), user_type(tab.session, tab.user));
-                let mut ws = RawWs::connect_path(
-                    address,
-                    &format!("/ws/{}/{user}/{of_type}", session_id(tab.session)),
-                );
-                // From the greeting on the connection counts.
-                assert_eq!(ws.read_json()["type"], "connection_established");
-                crowd.insert(id, ws);
+                crowd.insert(id, join(tab, addresses));
+            }
+            Step::Reload(old, how, new, tab) if old % WORKERS == worker => {
+                let began = Instant::now();
+                leave(crowd.remove(&old).expect("an open tab"), how);
+                crowd.insert(new, join(tab, addresses));
+                if began.elapsed() >= QUICK {
+                    slow.push(tab.session);
+                }
             }
             Step::Leave(id, how) if id % WORKERS == worker => {
                 leave(crowd.remove(&id).expect("an open tab"), how);
@@ -416,6 +449,19 @@ fn work(
             _ => {}
         }
     }
+    slow
+}
+
+fn join(tab: Tab, addresses: [Option<SocketAddr>; NODES.len()]) -> RawWs {
+    let address = addresses[tab.node].expect("a node that lives");
+    let (user, of_type) = (user_id(tab.user), user_type(tab.session, tab.user));
+    let mut ws = RawWs::connect_path(
+        address,
+        &format!("/ws/{}/{user}/{of_type}", session_id(tab.session)),
+    );
+    // From the greeting on the connection counts.
+    assert_eq!(ws.read_json()["type"], "connection_established");
+    ws
 }
 
 fn leave(mut ws: RawWs, how: Leave) {

@@ -128,7 +128,11 @@ async fn sigterm_takes_the_nodes_users_and_its_lease_out_of_redis() {
     let cluster = Cluster::on(&redis.url());
     let name = unique("node-leaving");
     // PRESENCE_TTL is a minute: what is gone at the exit was not reaped.
-    let leaving = cluster.node(&name).env("DRAIN_TIMEOUT", "2s").start();
+    let leaving = cluster
+        .node(&name)
+        .env("DRAIN_TIMEOUT", "2s")
+        .env("PRESENCE_GRACE", "0s")
+        .start();
     let staying = cluster.node("node-staying").start();
     let (own, shared) = (unique("session"), unique("session"));
     let watcher = Tab::join(&staying, &shared, "watcher", "agent").await;

@@ -1,15 +1,18 @@
 -- Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
 --
--- KEYS  1 leases   2 claims   3 nodes that have not written yet all that they hold   (all in the same slot)
+-- KEYS  1 leases   2 claims   3 nodes that have not written yet all that they hold   4 nodes that have left in order
+--       (all in the same slot)
 -- ARGV  1 node
--- Reply whether it is forgotten
+-- Reply 0: it is not forgotten   1: it is   2: it is, and had left in order
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not ends or tonumber(ends) <= now then
+local has_left = redis.call('SISMEMBER', KEYS[4], ARGV[1]) == 1
+if not ends or tonumber(ends) <= now or has_left then
     redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[2], ARGV[1])
     redis.call('SREM', KEYS[3], ARGV[1])
-    return 1
+    redis.call('SREM', KEYS[4], ARGV[1])
+    return has_left and 2 or 1
 end
 return 0

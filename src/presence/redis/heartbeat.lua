@@ -3,14 +3,22 @@
 --
 -- KEYS  1 leases: node -> when it ends, in milliseconds   2 claims: dead node -> "until reaper"
 --       3 epoch: when this Redis was first used; gone when Redis is emptied
---       4 nodes that have not written yet all that they hold   (all in the same slot)
+--       4 nodes that have not written yet all that they hold   5 nodes that have left in order, whose lease is their
+--       users' grace   (all in the same slot)
 -- ARGV  1 node   2 the lease's length   3 a claim's length, both in milliseconds; 0 claims nobody
---       4 whether the node has not written yet all that it holds ('1')   then the node's names before
+--       4 whether the node has not written yet all that it holds ('1')
+--       5 whether it may claim dead nodes ('1'), or only those that have left   then the node's names before
 -- Reply whether the lease was there and had not ended, epoch, the dead nodes that are ours to take back, the nodes
 --       that live and have written all, those that live and have not
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local node, claim = ARGV[1], tonumber(ARGV[3])
+
+-- A key of another type is nobody's data, and would stop every node.
+for at, type in ipairs({ 'zset', 'hash', 'string', 'set', 'set' }) do
+    local found = redis.call('TYPE', KEYS[at]).ok
+    if found ~= type and found ~= 'none' then redis.call('DEL', KEYS[at]) end
+end
 
 redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'NX')
 local ends = redis.call('ZSCORE', KEYS[1], node)
@@ -20,18 +28,21 @@ redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[2])), node
 local ours = {}
 if claim > 0 then
     for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now), 'LIMIT', 0, 64)) do
+        local may_claim = ARGV[5] == '1' or redis.call('SISMEMBER', KEYS[5], dead) == 1
         local till, reaper = string.match(redis.call('HGET', KEYS[2], dead) or '', '^(%d+) (.*)$')
-        if not till or tonumber(till) <= now or reaper == node then
+        if may_claim and (not till or tonumber(till) <= now or reaper == node) then
             redis.call('HSET', KEYS[2], dead, string.format('%.0f %s', now + claim, node))
             ours[#ours + 1] = dead
         end
     end
 end
 redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[4], node)
-for at = 5, #ARGV do redis.call('SREM', KEYS[4], ARGV[at]) end
+for at = 6, #ARGV do redis.call('SREM', KEYS[4], ARGV[at]) end
 local done, writing = {}, {}
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')) do
-    local list = redis.call('SISMEMBER', KEYS[4], other) == 1 and writing or done
-    list[#list + 1] = other
+    if redis.call('SISMEMBER', KEYS[5], other) == 0 then
+        local list = redis.call('SISMEMBER', KEYS[4], other) == 1 and writing or done
+        list[#list + 1] = other
+    end
 end
 return { held and 1 or 0, redis.call('GET', KEYS[3]), ours, done, writing }

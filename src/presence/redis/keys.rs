@@ -12,6 +12,9 @@ pub const EPOCH: &str = "{livechat:nodes}:epoch";
 /// Nodes that have not written yet all that they hold: a set, in the slot of [`LEASES`].
 pub const WRITING: &str = "{livechat:nodes}:writing";
 
+/// Nodes that have left in order, whose lease is their users' grace: a set, in the slot of [`LEASES`].
+pub const LEFT: &str = "{livechat:nodes}:left";
+
 /// User id to JSON; the old server's name.
 pub fn users(session_id: &str) -> String {
     format!("session:{session_id}:users")
@@ -69,5 +72,6 @@ mod tests {
         assert_eq!(slot(LEASES), slot(CLAIMS));
         assert_eq!(slot(LEASES), slot(EPOCH));
         assert_eq!(slot(LEASES), slot(WRITING));
+        assert_eq!(slot(LEASES), slot(LEFT));
     }
 }

@@ -1,8 +1,9 @@
 //! Presence of all nodes in Redis.
 //!
-//! - [`store`]: the one connection, scripts and what they answer; [`keys`]: what is in Redis
+//! - [`store`]: the one connection and its scripts; [`answers`]: what they say; [`keys`]: what is in Redis
 //! - [`standing`]: this node's name and lease, and whether Redis knows all that it should
-//! - [`pipeline`]: the task that owns all writes: folds a window's marks and sends them
+//! - [`pipeline`]: the task that owns all writes: folds a window's marks ([`pending`]) and sends them ([`writing`])
+//! - [`checks`]: whether what was written is still there
 //! - [`audience`]: the clients here; [`shown`]: what one session was shown, and so what is news to it
 //! - [`news`]: the other nodes, and what is still to be told
 //! - [`reaper`]: takes back what dead nodes held, ourselves before included
@@ -12,14 +13,18 @@
 //! what clients are told is the difference to what they were shown. So whatever is repeated, by a reaper that
 //! took over from a dead reaper or by a retry, is told once.
 
+mod answers;
 mod audience;
+mod checks;
 mod keys;
 mod news;
+mod pending;
 mod pipeline;
 mod reaper;
 mod shown;
 mod standing;
 mod store;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +34,7 @@ use tokio::task::JoinHandle;
 use super::Parts;
 use crate::config::RedisConfig;
 use crate::error::StartError;
+use crate::presence;
 use crate::supervise;
 use pipeline::Pipeline;
 pub use store::Store;
@@ -46,10 +52,13 @@ struct Times {
     /// How long a reaper has a dead node for itself without another heartbeat.
     claim: Duration,
     ttl: Duration,
+    /// `PRESENCE_GRACE`.
+    grace: Duration,
 }
 
 impl Times {
-    fn of(window: Duration, ttl: Duration) -> Self {
+    fn of(times: presence::Times) -> Self {
+        let presence::Times { window, grace, ttl } = times;
         let heartbeat = MAX_HEARTBEAT.min(ttl / 12);
         Self {
             window,
@@ -57,6 +66,7 @@ impl Times {
             lease: ttl / 2,
             claim: 3 * heartbeat,
             ttl,
+            grace,
         }
     }
 }
@@ -65,12 +75,11 @@ impl Times {
 pub fn start(
     parts: Parts,
     settings: &RedisConfig,
-    window: Duration,
-    ttl: Duration,
+    times: presence::Times,
 ) -> Result<(Arc<Store>, JoinHandle<()>), StartError> {
     let store = Arc::new(Store::new(settings).map_err(|_| StartError::RedisUrl)?);
     let for_task = Arc::clone(&store);
-    let (parts, times) = (Arc::new(parts), Times::of(window, ttl));
+    let (parts, times) = (Arc::new(parts), Times::of(times));
     let task = supervise::spawn("presence", move || {
         Pipeline::new(Arc::clone(&for_task), Arc::clone(&parts), times).run()
     });
@@ -81,10 +90,18 @@ pub fn start(
 mod tests {
     use super::*;
 
+    pub(super) fn times(ttl: Duration) -> Times {
+        Times::of(presence::Times {
+            window: Duration::from_millis(10),
+            grace: Duration::from_secs(2),
+            ttl,
+        })
+    }
+
     #[test]
     fn a_leave_is_told_within_the_ttl_also_when_the_reaper_dies() {
         for ttl in [1, 3, 10, 60, 3600].map(Duration::from_secs) {
-            let times = Times::of(Duration::from_millis(10), ttl);
+            let times = times(ttl);
             // The lease, the heartbeat that finds it, the claim of a reaper that dies, the heartbeat that finds that.
             let longest = times.lease + times.heartbeat + times.claim + times.heartbeat;
             assert!(longest < ttl, "{longest:?} of {ttl:?}");

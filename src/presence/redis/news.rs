@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::store::Applied;
+use super::answers::Applied;
 use crate::bus::Bus;
 use crate::presence::inbox::Inbox;
 use crate::protocol::ids::{SessionId, UserId};
@@ -230,10 +230,6 @@ impl News {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.unsettled.len()
-    }
-
     pub fn is_full(&self) -> bool {
         self.unsettled.len() >= MAX_WAITING
     }
@@ -282,9 +278,9 @@ impl News {
 
 /// The events of a change, with ids that are the same whenever they are told again.
 pub fn events(applied: &Applied) -> Vec<StatusEvent> {
-    let event = |event_type| move |user_id: &UserId| event(event_type, user_id, applied.version);
-    let gone = applied.gone.iter().map(event(EventType::UserDisconnected));
-    gone.chain(applied.came.iter().map(event(EventType::UserConnected)))
+    let changes = applied.changes.iter();
+    changes
+        .map(|(event_type, user_id)| event(*event_type, user_id, applied.version))
         .collect()
 }
 

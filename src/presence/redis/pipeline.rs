@@ -7,18 +7,18 @@ use std::time::Duration;
 use redis::RedisError;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::Times;
 use super::audience::Audience;
-use super::news::{self, MAX_SETTLED, MAX_WAITING, News, Settled, Unsettled};
+use super::checks::Checks;
+use super::news::{MAX_WAITING, News};
+use super::pending::Pending;
 use super::standing::Standing;
-use super::store::{self, Applied, Held, LONG, Listing, SHORT, Store};
-use super::{Times, keys};
+use super::store::{self, Store};
+use crate::clock::Moment;
 use crate::logging::LogLimit;
 use crate::presence::Parts;
-use crate::presence::inbox::Change;
-use crate::protocol::format_timestamp;
+use crate::presence::grace::{self, Grace, Leaving};
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::status::StatusEvent;
-use crate::session::Session;
 
 /// The most sessions, and about the most users, of one pipeline: a round trip stays short, and so does Redis's pause
 /// for others.
@@ -29,33 +29,10 @@ const MIN_RETRY: Duration = Duration::from_millis(250);
 pub const MAX_RETRY: Duration = Duration::from_secs(1);
 /// How often a round begins anew because Redis has lost what was written in it.
 const MAX_LOSSES: usize = 3;
-/// How long the old server's readers see somebody type.
-const TYPING_SECONDS: u32 = 30;
 /// Typists that wait for Redis, at most: they are forgotten in half a minute anyway.
 const MAX_TYPING: usize = 10_000;
 /// A session that Redis refuses is logged at most so often.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What is not written yet of one session.
-#[derive(Default)]
-struct Pending {
-    change: Change,
-    /// All users are to be written, and whoever is not here is not.
-    is_all: bool,
-    /// Other nodes are to be told, whatever Redis says has changed: an earlier time failed, or was not seen.
-    is_news: bool,
-    /// Events they have not been told.
-    events: Vec<StatusEvent>,
-}
-
-impl Pending {
-    fn merge(&mut self, other: Self) {
-        self.change.merge(other.change);
-        self.is_all |= other.is_all;
-        self.is_news |= other.is_news;
-        self.events.extend(other.events);
-    }
-}
 
 pub struct Pipeline {
     pub(super) store: Arc<Store>,
@@ -64,28 +41,42 @@ pub struct Pipeline {
     pub(super) standing: Standing,
     pub(super) audience: Audience,
     pub(super) news: News,
-    pending: HashMap<SessionId, Pending>,
-    typing: HashMap<(SessionId, UserId), bool>,
+    /// Whose last connection here has ended, and who may be back.
+    pub(super) grace: Grace,
+    checks: Checks,
+    pub(super) pending: HashMap<SessionId, Pending>,
+    /// When marks were last taken: who came before is pending, or written.
+    pub(super) took_marks: Moment,
+    pub(super) typing: HashMap<(SessionId, UserId), bool>,
     /// What was written in a hold.
-    held_back: HashMap<SessionId, Pending>,
+    pub(super) held_back: HashMap<SessionId, Pending>,
     /// All sessions are pending; our list may have others.
     pub(super) is_resyncing: bool,
-    /// Sessions that are on our list, and not here, are to be looked for.
-    has_stale: bool,
+    /// Sessions that are on our list, and not here, are to be looked for, from this place in the list.
+    pub(super) stale: Option<u64>,
+    /// How far the lists of the nodes that are taken back have been looked at.
+    pub(super) reaping: HashMap<Arc<str>, u64>,
     pub(super) next_heartbeat: Instant,
     /// When dead nodes, and what the log has refused, are looked after again.
-    next_upkeep: Instant,
+    pub(super) next_upkeep: Instant,
     /// Dead nodes are taken back in this round.
     pub(super) wants_dead: bool,
     /// Numbers the pipelines.
-    number: u64,
+    pub(super) number: u64,
     retry: Duration,
-    refusal_log: LogLimit,
+    pub(super) refusal_log: LogLimit,
+    pub(super) repair_log: LogLimit,
 }
 
 impl Pipeline {
     pub fn new(store: Arc<Store>, parts: Arc<Parts>, times: Times) -> Self {
+        let mut grace = Grace::new(times.grace);
+        // After a panic there are some already.
+        grace::find_lingerers(&parts.registry, &mut grace);
         Self {
+            grace,
+            checks: Checks::new(Instant::now()),
+            took_marks: Moment::now(),
             audience: Audience::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
             news: News::new(Arc::clone(&parts.bus), Arc::clone(&parts.inbox)),
             standing: Standing::new(store.next_name(&parts.node)),
@@ -96,13 +87,15 @@ impl Pipeline {
             typing: HashMap::new(),
             held_back: HashMap::new(),
             is_resyncing: true,
-            has_stale: true,
+            stale: Some(0),
+            reaping: HashMap::new(),
             next_heartbeat: Instant::now(),
             next_upkeep: Instant::now(),
             wants_dead: false,
             number: 0,
             retry: MIN_RETRY,
             refusal_log: LogLimit::new(REFUSAL_LOG_INTERVAL),
+            repair_log: LogLimit::new(REFUSAL_LOG_INTERVAL),
         }
     }
 
@@ -154,32 +147,71 @@ impl Pipeline {
             return self.next_heartbeat;
         }
         let next = self.next_heartbeat.min(self.next_upkeep);
-        self.audience.due().map_or(next, |due| due.min(next))
+        let grace = self.grace.due().map(|due| Instant::from_std(due.instant()));
+        let due = self.audience.due().into_iter().chain(grace);
+        due.fold(next, Instant::min)
     }
 
     fn take_marks(&mut self) {
         let now = Instant::now();
+        self.took_marks = Moment::now();
         let changes = self.parts.inbox.take();
+        grace::note_lingerers(&self.parts.registry, &mut self.grace, &changes.sessions);
         for (session_id, change) in changes.sessions {
-            self.pending.entry(session_id).or_default().change.merge(change);
+            let pending = self.pend(session_id);
+            pending.is_checked |= change.is_doubted;
+            pending.change.merge(change);
         }
+        self.take_gone();
         self.typing.extend(changes.typing);
         if self.typing.len() > MAX_TYPING {
             self.typing.clear();
         }
         for session_id in self.audience.take_due(now) {
-            self.pending.entry(session_id).or_default();
+            self.pend(session_id);
         }
         if now >= self.next_upkeep && self.store.is_connected() && self.has_log() {
             self.take_failed_news();
         }
         if self.standing.end_hold(self.times) {
             for session in self.parts.registry.all() {
-                self.pending.entry(session.id.clone()).or_default();
+                self.pend(session.id.clone());
             }
-            for (session_id, pending) in self.held_back.drain() {
-                self.pending.entry(session_id).or_default().merge(pending);
+            for (session_id, pending) in std::mem::take(&mut self.held_back) {
+                self.pend(session_id).merge(pending);
             }
+        }
+    }
+
+    /// The session is to be written or looked at, and clients here to be shown it.
+    pub(super) fn pend(&mut self, session_id: SessionId) -> &mut Pending {
+        let pending = self.pending.entry(session_id).or_default();
+        pending.is_shown = true;
+        pending
+    }
+
+    /// Whose grace is over is gone. While Redis is away, or does not know yet what all nodes hold, nobody's is: who
+    /// has come back elsewhere is not to be seen.
+    fn take_gone(&mut self) {
+        let now = Moment::now();
+        if self.store.is_connected() && !self.standing.is_holding() && !self.is_resyncing {
+            self.grace.resume(now);
+        } else {
+            self.grace.stop();
+        }
+        while let Some((leaving, end)) = self.grace.take_over(now) {
+            self.end_grace(leaving, end);
+        }
+    }
+
+    pub(super) fn end_grace(&mut self, leaving: Leaving, end: Moment) {
+        let Leaving {
+            since,
+            session_id,
+            user_id,
+        } = leaving;
+        if self.parts.registry.end_grace(&session_id, &user_id, since, end) {
+            self.pend(session_id).change.gone(user_id, end);
         }
     }
 
@@ -188,7 +220,7 @@ impl Pipeline {
         match self.news.take_failed(&self.standing.name) {
             Some(failed) => {
                 for (session_id, events) in failed {
-                    let pending = self.pending.entry(session_id).or_default();
+                    let pending = self.pend(session_id);
                     pending.is_news = true;
                     pending.events.extend(events);
                 }
@@ -228,16 +260,16 @@ impl Pipeline {
     /// Everything is to be written again. What Redis then says is new, or not, is no measure of what other nodes
     /// know: they are told of every change that is under way.
     pub(super) fn begin_resync(&mut self) {
-        (self.is_resyncing, self.has_stale) = (true, true);
+        (self.is_resyncing, self.stale) = (true, Some(0));
         for pending in self.pending.values_mut() {
             pending.is_news |= !pending.change.users.is_empty();
         }
         for session in self.parts.registry.all() {
-            self.pending.entry(session.id.clone()).or_default().is_all = true;
+            self.pend(session.id.clone()).is_all = true;
         }
     }
 
-    async fn round(&mut self) -> Result<(), RedisError> {
+    pub(super) async fn round(&mut self) -> Result<(), RedisError> {
         let is_nudged = self.parts.inbox.take_nudge();
         if !self.store.is_connected() {
             if Instant::now() < self.next_heartbeat {
@@ -251,6 +283,9 @@ impl Pipeline {
             self.next_upkeep = Instant::now() + self.times.heartbeat;
         }
         self.wants_dead = is_upkeep && !self.news.is_full() && !self.standing.is_holding();
+        if is_upkeep && !self.standing.is_holding() && !self.is_resyncing {
+            self.begin_checks();
+        }
         if self.pending.is_empty() {
             self.write(Vec::new()).await?;
         }
@@ -275,18 +310,37 @@ impl Pipeline {
         if self.standing.is_holding() {
             return Ok(());
         }
-        if self.has_stale {
-            self.has_stale = false;
-            self.take_back_stale().await?;
+        if let Some(from) = self.stale.take() {
+            self.stale = self.take_back_stale(from).await?;
         }
         if is_upkeep && self.pending.is_empty() {
             let former = self.standing.former.clone();
             let dead = std::mem::take(&mut self.standing.dead);
-            for node in former.into_iter().chain(dead.into_iter().map(Arc::from)) {
+            let nodes: Vec<Arc<str>> = former
+                .into_iter()
+                .chain(dead.into_iter().map(Arc::from))
+                .collect();
+            self.reaping.retain(|node, _| nodes.contains(node));
+            for node in nodes {
                 self.reap(node).await?;
             }
         }
         Ok(())
+    }
+
+    /// Looks at some of the sessions that are held here: others may have deleted or changed their keys.
+    fn begin_checks(&mut self) {
+        let registry = &self.parts.registry;
+        let all = || registry.all().iter().map(|session| session.id.clone()).collect();
+        let users_of = |id: &SessionId| {
+            let session = registry.get(id.as_str());
+            session.map_or(0, |session| session.with_roster(|roster| roster.len()))
+        };
+        for session_id in self.checks.take(Instant::now(), all, users_of) {
+            if registry.contains(session_id.as_str()) {
+                self.pending.entry(session_id).or_default().is_checked = true;
+            }
+        }
     }
 
     /// Some pending sessions, bounded by what they bring along.
@@ -294,7 +348,7 @@ impl Pipeline {
         let mut users = 0;
         let mut batch = Vec::new();
         for (session_id, pending) in self.pending.iter().take(MAX_PIPELINE) {
-            users += match pending.is_all {
+            users += match pending.lists_all() {
                 true => self
                     .parts
                     .registry
@@ -308,188 +362,5 @@ impl Pipeline {
             }
         }
         batch
-    }
-
-    /// Renews the lease, takes what is settled off the lists, and writes a batch. False when Redis has lost us.
-    pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {
-        let now = Instant::now();
-        self.number += 1;
-        let mut pipeline = self.begin();
-        let registry = &self.parts.registry;
-        let is_here = |id: &SessionId| registry.contains(id.as_str());
-        let is_pending = |id: &SessionId| self.pending.contains_key(id);
-        let settled = self.news.settled(&self.standing.name, is_here, is_pending);
-        for Settled {
-            place,
-            left,
-            removes,
-            number,
-        } in &settled
-        {
-            let (node, session_id) = (&place.0, place.1.as_str());
-            if !left.is_empty() {
-                let left: Vec<&str> = left.iter().map(UserId::as_str).collect();
-                let key = keys::untold(session_id, node);
-                pipeline.cmd("HDEL").arg(key).arg(left);
-            }
-            if *removes {
-                self.store
-                    .add_settle(&mut pipeline, node, &[(session_id, *number)]);
-            }
-        }
-        // Asked once: what is counted in this pipeline is on our list by this pipeline.
-        let sessions: Vec<_> = batch.iter().map(|id| registry.get(id.as_str())).collect();
-        let here = sessions.iter().flatten();
-        let here: Vec<&str> = here.map(|session| session.id.as_str()).collect();
-        if !here.is_empty() {
-            // After the removals: who has come back meanwhile stays on the list.
-            let command = pipeline.cmd("ZADD").arg(keys::sessions(&self.standing.name));
-            for session_id in here {
-                command.arg(self.number).arg(session_id);
-            }
-        }
-        for ((session_id, user_id), &is_typing) in &self.typing {
-            let key = keys::typing(session_id, user_id);
-            match is_typing {
-                true => pipeline
-                    .cmd("SET")
-                    .arg(key)
-                    .arg("true")
-                    .arg("EX")
-                    .arg(TYPING_SECONDS),
-                false => pipeline.cmd("DEL").arg(key),
-            };
-        }
-        let before = pipeline.len();
-        let mut wants = Vec::with_capacity(batch.len());
-        for (session_id, session) in batch.iter().zip(&sessions) {
-            let pending = self.pending.get(session_id);
-            let held = pending.map_or_else(Vec::new, |pending| held(session.as_deref(), pending));
-            let listing = match pending.is_some_and(|pending| pending.is_all) {
-                true => Listing::All(&held),
-                false => Listing::Some(&held),
-            };
-            let wants_snapshot = !self.standing.is_holding() && self.audience.wants_snapshot(session_id, now);
-            let (name, id) = (&self.standing.name, session_id.as_str());
-            self.store
-                .add_apply(&mut pipeline, name, id, listing, wants_snapshot);
-            wants.push(wants_snapshot);
-        }
-        let patience = if batch.len() > 1 { LONG } else { SHORT };
-        let Some(answers) = self.send(pipeline, patience).await? else {
-            return Ok(false);
-        };
-        self.typing.clear();
-        self.news.forget(&settled);
-        if settled.len() == MAX_SETTLED {
-            // There are more.
-            self.next_heartbeat = now;
-        }
-        let was_here = sessions.iter().map(Option::is_some);
-        // The heartbeat's answer is not among them.
-        let answers = wants
-            .into_iter()
-            .zip(was_here)
-            .zip(answers.into_iter().skip(before - 1));
-        for (session_id, ((wanted, was_here), answer)) in batch.into_iter().zip(answers) {
-            let pending = self.pending.remove(&session_id).unwrap_or_default();
-            match answer.and_then(|answer| store::read_applied(answer, wanted)) {
-                Ok(applied) => self.applied(session_id, pending, applied, was_here).await,
-                Err(error) => self.refused(&session_id, &error),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Somebody else's value under our key, say: this session has no presence, the others do.
-    pub(super) fn refused(&mut self, session_id: &SessionId, error: &RedisError) {
-        self.parts.metrics.redis_refusals.inc();
-        if self.refusal_log.allows() {
-            tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence");
-        }
-        if !self.parts.registry.contains(session_id.as_str()) {
-            self.audience.forget(session_id);
-        }
-    }
-
-    /// A change is written: tells clients here and nodes elsewhere. A session that was not here any more when it was
-    /// written can leave our list; one that ended since is marked again.
-    async fn applied(
-        &mut self,
-        session_id: SessionId,
-        mut pending: Pending,
-        applied: Applied,
-        was_here: bool,
-    ) {
-        let mut events = news::events(&applied);
-        // Where Redis was emptied, all who are here seem to come; nobody else believes they had gone.
-        if pending.is_all && self.standing.is_rebuilding {
-            events.clear();
-        }
-        pending.is_news |= !events.is_empty();
-        pending.events.extend(events);
-        if self.standing.is_holding() {
-            (pending.is_all, pending.change.users) = Default::default();
-            let held_back = self.held_back.entry(session_id);
-            held_back.or_default().merge(pending);
-            return;
-        }
-        if let Some(deferred) = self.audience.take_deferred(&session_id) {
-            pending.is_news = true;
-            pending.events.splice(0..0, deferred);
-        }
-        let session = self.parts.registry.get(session_id.as_str());
-        let place = (Arc::clone(&self.standing.name), session_id.clone());
-        match (&applied.snapshot, pending.is_news) {
-            (Some(status), true) => {
-                let receipt = self.news.publish(&session_id, status, pending.events);
-                if !was_here {
-                    self.news.settle_with(place, Unsettled::own(receipt));
-                }
-            }
-            (None, true) if session.is_some() => self.audience.defer(&session_id, pending.events),
-            // It ended meanwhile: the mark of that brings the snapshot.
-            (None, true) => {
-                let again = self.pending.entry(session_id.clone()).or_default();
-                (again.is_news, again.events) = (true, pending.events);
-            }
-            (_, false) if !was_here => self.news.settle_without(place, None),
-            (_, false) => {}
-        }
-        match session {
-            Some(session) => {
-                let joiners = pending.change.joiners;
-                self.audience.show(&session, joiners, applied).await;
-            }
-            None => self.audience.forget(&session_id),
-        }
-    }
-}
-
-/// What this node holds of the users that are to be written, from the roster of this moment.
-fn held(session: Option<&Session>, pending: &Pending) -> Vec<Held> {
-    let changed = &pending.change.users;
-    let of_roster = |user_id: &UserId| {
-        let held = session.and_then(|session| session.with_roster(|roster| roster.held(user_id)));
-        let user_id = user_id.clone();
-        match held {
-            Some((user_type, joined_at, connections)) => Held {
-                anew: changed.get(&user_id).copied().unwrap_or_default(),
-                user_id,
-                user_type,
-                joined_at: format_timestamp(joined_at),
-                connections,
-            },
-            None => Held::none(user_id),
-        }
-    };
-    match (pending.is_all, session) {
-        (true, Some(session)) => {
-            let all = session.with_roster(|roster| roster.ids());
-            all.iter().map(of_roster).collect()
-        }
-        // None of them is here: the listing says so.
-        (true, None) => Vec::new(),
-        (false, _) => changed.keys().map(of_roster).collect(),
     }
 }

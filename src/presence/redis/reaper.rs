@@ -5,40 +5,38 @@
 //! own death repeats, never loses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisError;
 use tokio::time::{Instant, sleep};
 
+use super::answers::{self, Applied};
 use super::news::{self, Place, Unsettled};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
-use super::store::{self, LONG, Listing, SHORT};
+use super::standing::base;
+use super::store::{Buried, LONG, Listing, SHORT, Wants};
+use crate::clock::Moment;
 use crate::protocol::ids::SessionId;
+use crate::session::Session;
 
 /// The part of the time for an orderly end in which the log may answer; the rest is for Redis.
 const LOG_SHARE: f64 = 0.6;
 
 impl Pipeline {
-    /// Takes back some sessions of a dead node, or of an earlier name of our own; forgets it when there are none left
-    /// and its lease has ended: until then something of it may still be under way.
+    /// Takes back some sessions of a node that is dead or has left, or of an earlier name of our own: a page of its list
+    /// at a time, however long that is. Forgets it when there are none left and its lease has ended: until then something
+    /// of it may still be under way.
     pub(super) async fn reap(&mut self, node: Arc<str>) -> Result<(), RedisError> {
         if self.news.is_full() {
             return Ok(());
         }
-        // Those that wait for the log are first on the list.
-        let most = MAX_PIPELINE + self.news.len();
-        let listed = self.store.sessions_of(&node, most).await?;
-        if listed.is_empty() {
-            let is_gone = self.store.bury(&node).await?;
-            if is_gone && self.standing.former.contains(&node) {
-                self.standing.former.retain(|former| *former != node);
-            } else if is_gone {
-                tracing::warn!(%node, "a node has died: its users have left");
-                self.parts.metrics.nodes_reaped.inc();
-            }
-            return Ok(());
+        let from = self.reaping.get(&node).copied().unwrap_or_default();
+        let page = self.store.sessions_of(&node, from).await?;
+        if from == 0 && page.next == 0 && page.sessions.is_empty() {
+            return self.bury(&node).await;
         }
         let mut places = Vec::new();
-        for (id, number) in &listed {
+        for (id, number) in &page.sessions {
             match SessionId::parse(id) {
                 Some(session_id) => places.push(((Arc::clone(&node), session_id), Some(*number))),
                 None => {
@@ -48,8 +46,31 @@ impl Pipeline {
                 }
             }
         }
+        // Those that wait for the log stay on the list until it has them.
         places.retain(|(place, _)| !self.news.is_unsettled(place));
-        self.take_back(places).await
+        self.take_back(places).await?;
+        // Only now: what failed is looked at again.
+        self.reaping.insert(node, page.next);
+        if page.next != 0 {
+            self.next_upkeep = Instant::now();
+        }
+        Ok(())
+    }
+
+    async fn bury(&mut self, node: &Arc<str>) -> Result<(), RedisError> {
+        self.reaping.remove(node);
+        match self.store.bury(node).await? {
+            Buried::Not => {}
+            _ if self.standing.former.contains(node) => {
+                self.standing.former.retain(|former| former != node);
+            }
+            Buried::Dead => {
+                tracing::warn!(%node, "a node has died: its users have left");
+                self.parts.metrics.nodes_reaped.inc();
+            }
+            Buried::Left => tracing::info!(%node, "a node has left, and who did not come back"),
+        }
+        Ok(())
     }
 
     /// Takes our users out under earlier names, before anybody looks at what Redis says after a loss. Who left by that
@@ -59,32 +80,44 @@ impl Pipeline {
             return Ok(());
         }
         for node in self.standing.former.clone() {
-            let listed = self.store.sessions_of(&node, usize::MAX >> 1).await?;
-            for sessions in listed.chunks(MAX_PIPELINE) {
-                let mut pipeline = self.begin();
-                for (id, _) in sessions {
-                    self.store
-                        .add_apply(&mut pipeline, &node, id, Listing::Left, false);
+            let mut from = 0;
+            loop {
+                let page = self.store.sessions_of(&node, from).await?;
+                for sessions in page.sessions.chunks(MAX_PIPELINE) {
+                    let mut pipeline = self.begin();
+                    for (id, _) in sessions {
+                        self.store
+                            .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
+                    }
+                    if self.send(pipeline, LONG).await?.is_none() {
+                        return Ok(());
+                    }
                 }
-                if self.send(pipeline, LONG).await?.is_none() {
-                    return Ok(());
+                from = page.next;
+                if from == 0 {
+                    break;
                 }
             }
         }
         Ok(())
     }
 
-    /// Takes our own users out of sessions that ended unseen.
-    pub(super) async fn take_back_stale(&mut self) -> Result<(), RedisError> {
+    /// Takes our own users out of sessions that ended unseen: those of a page of our list. Where the next one begins.
+    pub(super) async fn take_back_stale(&mut self, from: u64) -> Result<Option<u64>, RedisError> {
         let name = Arc::clone(&self.standing.name);
-        let listed = self.store.sessions_of(&name, usize::MAX >> 1).await?;
-        let listed = listed.iter().filter_map(|(id, _)| SessionId::parse(id));
+        let page = self.store.sessions_of(&name, from).await?;
+        let listed = page.sessions.iter().filter_map(|(id, _)| SessionId::parse(id));
         let registry = &self.parts.registry;
         let ended = listed.filter(|id| !registry.contains(id.as_str()));
         // Nobody else writes under this name: whatever the number is, it is ours.
         let mut places: Vec<_> = ended.map(|id| ((Arc::clone(&name), id), None)).collect();
         places.retain(|(place, _)| !self.news.is_unsettled(place));
-        self.take_back(places).await
+        self.take_back(places).await?;
+        if page.next == 0 {
+            return Ok(None);
+        }
+        self.next_upkeep = Instant::now();
+        Ok(Some(page.next))
     }
 
     /// Takes all users of these nodes out of these sessions and tells everyone.
@@ -92,14 +125,15 @@ impl Pipeline {
         for places in places.chunks(MAX_PIPELINE) {
             let mut pipeline = self.begin();
             for ((node, session_id), _) in places {
+                let id = session_id.as_str();
                 self.store
-                    .add_apply(&mut pipeline, node, session_id.as_str(), Listing::Left, true);
+                    .add_apply(&mut pipeline, node, id, Listing::Left, Wants::Snapshot, "");
             }
             let Some(answers) = self.send(pipeline, LONG).await? else {
                 return Ok(());
             };
             for ((place, number), answer) in places.iter().zip(answers) {
-                match answer.and_then(|answer| store::read_applied(answer, true)) {
+                match answer.and_then(|answer| answers::read_applied(answer, Wants::Snapshot)) {
                     Ok(applied) => self.taken_back(place, *number, applied).await,
                     Err(error) => {
                         self.refused(&place.1, &error);
@@ -111,7 +145,7 @@ impl Pipeline {
         Ok(())
     }
 
-    async fn taken_back(&mut self, place: &Place, number: Option<u64>, applied: store::Applied) {
+    async fn taken_back(&mut self, place: &Place, number: Option<u64>, applied: Applied) {
         let (node, session_id) = place;
         let session = self.parts.registry.get(session_id.as_str());
         let left = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
@@ -140,30 +174,82 @@ impl Pipeline {
             None => {}
         }
         if let Some(session) = session {
+            if self.note_damage(session_id, &applied) {
+                let again = self.pend(session_id.clone());
+                (again.is_checked, again.is_news) = (true, true);
+            }
             self.audience.show(&session, Vec::new(), applied).await;
         }
     }
 
-    /// The orderly end: nobody is left here, and the others know.
+    /// The orderly end: nobody is left here, and the others know. Who may still come back is handed to another node,
+    /// with what is left of the grace, if there is one.
     pub(super) async fn leave(&mut self) -> Result<(), RedisError> {
         self.wants_dead = false;
         let deadline = Instant::now() + self.parts.inbox.patience().mul_f64(LOG_SHARE);
-        loop {
-            // It takes what is settled off our list, too.
-            self.write(Vec::new()).await?;
-            if self.news.is_settled() || Instant::now() >= deadline {
-                break;
-            }
-            sleep(self.times.window).await;
+        self.settle_until(deadline).await?;
+        let name = Arc::clone(&self.standing.name);
+        let grace = self.to_hand_over();
+        let departure = self.store.depart(&name, base(&self.parts.node), grace).await?;
+        if !departure.has_others {
+            self.leave_nobody_waiting(departure.left, deadline).await?;
+        }
+        for former in &self.standing.former {
+            self.store.expire(former).await?;
+        }
+        if departure.has_others && grace.is_some() {
+            return Ok(());
         }
         // What is left, if anything, is for the others, at once.
-        let name = Arc::clone(&self.standing.name);
-        for name in self.standing.former.iter().chain([&name]) {
-            self.store.expire(name).await?;
-        }
-        if self.store.sessions_of(&name, 1).await?.is_empty() {
+        self.store.expire(&name).await?;
+        let page = self.store.sessions_of(&name, 0).await?;
+        if page.next == 0 && page.sessions.is_empty() {
             self.store.bury(&name).await?;
         }
         Ok(())
+    }
+
+    /// How long our users' grace still is, if there are any.
+    fn to_hand_over(&self) -> Option<Duration> {
+        if self.times.grace.is_zero() || self.parts.registry.is_empty() {
+            return None;
+        }
+        let longest = self.grace.longest(Moment::now());
+        // Connections that are still open end now.
+        let is_open = |session: &Arc<Session>| !session.members().is_empty();
+        let has_open = self.parts.registry.all().iter().any(is_open);
+        Some(if has_open { self.times.grace } else { longest })
+    }
+
+    /// No other node is there to wait for anybody: who is in the grace is gone, also of those that left before us.
+    async fn leave_nobody_waiting(&mut self, left: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
+        while let Some(leaving) = self.grace.take_any() {
+            self.end_grace(leaving, Moment::now());
+        }
+        self.round().await?;
+        self.settle_until(deadline).await?;
+        for node in left.into_iter().map(Arc::<str>::from) {
+            while Instant::now() < deadline {
+                let page = self.store.sessions_of(&node, 0).await?;
+                if page.next == 0 && page.sessions.is_empty() {
+                    self.bury(&node).await?;
+                    break;
+                }
+                self.reap(Arc::clone(&node)).await?;
+                self.settle_until(deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the log has what was published, and takes that off the lists.
+    async fn settle_until(&mut self, deadline: Instant) -> Result<(), RedisError> {
+        loop {
+            self.write(Vec::new()).await?;
+            if self.news.is_settled() || Instant::now() >= deadline {
+                return Ok(());
+            }
+            sleep(self.times.window).await;
+        }
     }
 }

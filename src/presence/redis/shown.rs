@@ -1,7 +1,7 @@
 //! What this node's clients have been shown of a session: what they are told next is the difference to that, so
 //! that each coming and going is told once, whoever repeats it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -20,6 +20,10 @@ pub struct Shown {
     pub joiners: Vec<Arc<Outbox>>,
     /// Events other nodes have not been told, because the snapshot was not asked for.
     pub unpublished: Option<Vec<StatusEvent>>,
+    /// What tells the session's keys in Redis from ones that are made anew; empty: nothing is expected.
+    pub birth: String,
+    /// Since when there has been a value among the session's that can't be read.
+    pub unreadable_since: Option<Instant>,
     next_frame: Instant,
 }
 
@@ -48,6 +52,8 @@ impl Shown {
             status: ConnectionStatus::default(),
             joiners: Vec::new(),
             unpublished: None,
+            birth: String::new(),
+            unreadable_since: None,
             next_frame: now,
         }
     }
@@ -61,11 +67,25 @@ impl Shown {
         self.next_frame
     }
 
-    /// Takes over a snapshot; one older than what is shown is none.
-    pub fn update(&mut self, version: u64, status: ConnectionStatus) {
-        if version >= self.version {
-            self.version = version;
-            self.status = status;
+    /// Takes over a snapshot; one older than what is shown is none. Whom a suspect one does not have is still there:
+    /// whoever holds them may not have written them again yet.
+    pub fn update(&mut self, version: u64, status: ConnectionStatus, is_suspect: bool) {
+        if version < self.version {
+            return;
+        }
+        self.version = version;
+        let before = std::mem::replace(&mut self.status, status);
+        if is_suspect {
+            let is_missing = |id: &UserId| self.told.contains(id) && !self.status.users.contains_key(id);
+            let missing: Vec<_> = before
+                .users
+                .into_values()
+                .filter(|user| is_missing(&user.user_id))
+                .collect();
+            if !missing.is_empty() {
+                let found = std::mem::take(&mut self.status.users).into_values();
+                self.status = ConnectionStatus::of(found.chain(missing));
+            }
         }
     }
 
@@ -74,8 +94,9 @@ impl Shown {
         self.version = 0;
     }
 
-    /// What to send, and to count as sent. Who went and is back before that was told was never away.
-    pub fn next(&mut self, now: Instant) -> Next {
+    /// What to send, and to count as sent, in the order of `latest`, the users of the latest changes. Who went and is
+    /// back before that was told was never away.
+    pub fn next(&mut self, now: Instant, latest: &[UserId]) -> Next {
         let users = &self.status.users;
         let gone = self.told.iter().filter(|id| !users.contains_key(*id));
         let came = users.keys().filter(|id| !self.told.contains(*id));
@@ -86,11 +107,20 @@ impl Shown {
                 event_id: None,
             }
         };
-        let events: Vec<_> = gone
+        let mut events: Vec<_> = gone
             .map(event(EventType::UserDisconnected))
             .chain(came.map(event(EventType::UserConnected)))
-            .take(MAX_LISTED_EVENTS)
             .collect();
+        if events.len() > 1 {
+            let places: HashMap<_, _> = latest
+                .iter()
+                .enumerate()
+                .map(|(at, user_id)| (user_id, at))
+                .collect();
+            // What is not among the latest was before them.
+            events.sort_by_key(|event| places.get(&event.event_user_id).copied());
+        }
+        events.truncate(MAX_LISTED_EVENTS);
         if events.is_empty() && self.joiners.is_empty() {
             return Next::Nothing;
         }
@@ -135,35 +165,65 @@ mod tests {
     fn who_was_there_is_no_news() {
         let now = Instant::now();
         let mut shown = Shown::before(&status([1, 2]), &[UserId::parse("u2").unwrap()], now);
-        shown.update(5, status([1, 2]));
-        let Next::Everyone(events) = shown.next(now) else {
+        shown.update(5, status([1, 2]), false);
+        let Next::Everyone(events) = shown.next(now, &[]) else {
             panic!()
         };
         assert_eq!((events.len(), events[0].event_user_id.as_str()), (1, "u2"));
-        shown.update(4, status([]));
-        assert_eq!(shown.next(now), Next::Nothing, "an older snapshot");
+        shown.update(4, status([]), false);
+        assert_eq!(shown.next(now, &[]), Next::Nothing, "an older snapshot");
         shown.distrust();
-        shown.update(4, status([]));
-        let Next::Everyone(events) = shown.next(now) else {
+        shown.update(4, status([]), false);
+        let Next::Everyone(events) = shown.next(now, &[]) else {
             panic!()
         };
         assert_eq!(events.len(), 2, "older, but Redis has begun anew");
     }
 
     #[test]
+    fn events_are_in_the_order_of_the_latest_changes() {
+        let now = Instant::now();
+        let user = |n: usize| UserId::parse(&format!("u{n}")).unwrap();
+        let mut shown = Shown::before(&status([1, 2, 3]), &[], now);
+        shown.update(1, status([2, 4, 5, 6]), false);
+        // u6 came before all that is still known.
+        let latest = [5, 3, 2, 4, 1, 5].map(user);
+        let Next::Everyone(events) = shown.next(now, &latest) else {
+            panic!()
+        };
+        let order: Vec<_> = events.into_iter().map(|event| event.event_user_id).collect();
+        assert_eq!(order, [6, 3, 4, 1, 5].map(user));
+    }
+
+    #[test]
+    fn whom_damaged_keys_do_not_have_is_still_there() {
+        let now = Instant::now();
+        let mut shown = Shown::before(&status([1, 2]), &[], now);
+        shown.update(1, status([1, 2]), false);
+        shown.update(2, status([3]), true);
+        assert_eq!(shown.status, status([1, 2, 3]));
+        assert!(matches!(shown.next(now, &[]), Next::Everyone(events) if events.len() == 1));
+        shown.update(3, status([1, 3]), false);
+        let Next::Everyone(events) = shown.next(now, &[]) else {
+            panic!()
+        };
+        assert_eq!((events.len(), events[0].event_user_id.as_str()), (1, "u2"));
+    }
+
+    #[test]
     fn a_large_session_is_told_once_a_second_and_of_everything() {
         let now = Instant::now();
         let mut shown = Shown::before(&status([]), &[], now);
-        shown.update(1, status(0..250));
+        shown.update(1, status(0..250), false);
         let mut told = 0;
         for step in 0..3 {
             let now = now + LARGE_SESSION_INTERVAL * step;
-            let Next::Everyone(events) = shown.next(now) else {
+            let Next::Everyone(events) = shown.next(now, &[]) else {
                 panic!()
             };
             told += events.len();
             if step < 2 {
-                assert_eq!(shown.next(now), Next::Later);
+                assert_eq!(shown.next(now, &[]), Next::Later);
             }
         }
         assert_eq!(told, 250);
@@ -179,11 +239,11 @@ mod tests {
             let last = snapshots.last().cloned().unwrap();
             let count = snapshots.len();
             for (version, users) in snapshots.into_iter().enumerate() {
-                shown.update(version as u64 + 1, status(users));
+                shown.update(version as u64 + 1, status(users), false);
                 if sends >> (version % 32) & 1 == 0 && version + 1 < count {
                     continue;
                 }
-                if let Next::Everyone(events) = shown.next(now) {
+                if let Next::Everyone(events) = shown.next(now, &[]) {
                     for event in events {
                         let is_news = match event.event_type {
                             EventType::UserConnected => told.insert(event.event_user_id),

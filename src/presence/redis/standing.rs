@@ -11,8 +11,9 @@ use std::time::Duration;
 use redis::{RedisError, RedisResult, Value};
 use tokio::time::Instant;
 
+use super::answers::read_heartbeat;
 use super::pipeline::{MAX_RETRY, Pipeline};
-use super::store::{CONNECT_PATIENCE, read_heartbeat};
+use super::store::CONNECT_PATIENCE;
 use super::{Times, keys};
 use crate::bus::Status;
 
@@ -102,7 +103,7 @@ impl Standing {
             let patience = if hold.is_some_writing {
                 times.ttl
             } else {
-                grace(times)
+                return_time(times)
             };
             all_are_back || since >= patience
         };
@@ -141,14 +142,14 @@ impl Standing {
 }
 
 /// How long another node may need to find that Redis is back, and to connect.
-fn grace(times: Times) -> Duration {
+fn return_time(times: Times) -> Duration {
     times
         .ttl
         .min(MAX_RETRY + 2 * CONNECT_PATIENCE + 2 * times.heartbeat)
 }
 
 /// A node's name without the number of its connection.
-fn base(name: &str) -> &str {
+pub fn base(name: &str) -> &str {
     let boot = name.rfind('+').unwrap_or(0);
     name[boot..].find('.').map_or(name, |dot| &name[..boot + dot])
 }
@@ -166,8 +167,12 @@ impl Pipeline {
         standing.run_id = run_id.or(standing.run_id.take());
         let pause = match standing.answered {
             // What a Redis that slept has missed is no sign of death.
-            Some(answered) if answered.elapsed() >= self.times.lease => self.times.ttl,
-            _ => grace(self.times),
+            Some(answered) if answered.elapsed() >= self.times.lease => {
+                // Others may have taken us back, and nobody else been left in some sessions.
+                self.audience.expect_nothing();
+                self.times.ttl
+            }
+            _ => return_time(self.times),
         };
         standing.reap_after = standing.reap_after.max(Instant::now() + pause);
         if is_another {
@@ -186,19 +191,19 @@ impl Pipeline {
     pub(super) fn begin(&self) -> redis::Pipeline {
         let mut pipeline = redis::pipe();
         let standing = &self.standing;
-        // Whoever claims a dead node keeps it from the others, and has to take it back in the same round.
-        let may_claim = self.wants_dead && Instant::now() >= standing.reap_after;
-        let claim = if may_claim {
+        // Whoever claims a node keeps it from the others, and has to take it back in the same round.
+        let claim = if self.wants_dead {
             self.times.claim
         } else {
             Duration::ZERO
         };
+        let claims_dead = Instant::now() >= standing.reap_after;
         let lease = self.times.lease;
         self.store.add_heartbeat(
             &mut pipeline,
             &standing.name,
             lease,
-            claim,
+            (claim, claims_dead),
             self.is_resyncing,
             &standing.former,
         );
@@ -249,6 +254,7 @@ impl Pipeline {
         let standing = &mut self.standing;
         standing.reap_after = now + self.times.ttl;
         standing.dead.clear();
+        self.audience.expect_nothing();
         standing.is_rebuilding |= loss != Loss::Lease;
         if loss != Loss::Lease {
             let missing = match standing.hold.take() {
@@ -297,7 +303,7 @@ mod tests {
     use super::*;
 
     fn times() -> Times {
-        Times::of(Duration::from_millis(10), Duration::from_secs(60))
+        super::super::tests::times(Duration::from_secs(60))
     }
 
     #[test]
@@ -329,14 +335,14 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(!standing.end_hold(times()), "old names are no sign of life");
         standing.note_nodes(names(&["b+2.1", "c+3.4"]), names(&["c+3.5"]));
-        tokio::time::advance(grace(times())).await;
+        tokio::time::advance(return_time(times())).await;
         assert!(!standing.end_hold(times()), "one is about to write");
         standing.note_nodes(names(&["b+2.1", "c+3.5"]), vec![]);
         assert!(standing.end_hold(times()) && !standing.is_holding());
 
         hold(&mut standing);
         standing.wrote_all();
-        tokio::time::advance(grace(times())).await;
+        tokio::time::advance(return_time(times())).await;
         assert!(standing.end_hold(times()), "they may be dead");
     }
 }

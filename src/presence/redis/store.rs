@@ -1,7 +1,6 @@
 //! The connection to Redis: commands, scripts and what they answer. It is shared by the pipeline task and REST,
 //! whose requests travel in the same pipeline.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,14 +12,14 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
     Value,
 };
-use serde::Deserialize;
 
+use super::answers::{Facts, snapshot};
 use super::keys;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
 use crate::presence::Unavailable;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::status::{ConnectedUser, ConnectionStatus};
+use crate::protocol::status::ConnectionStatus;
 use crate::secret::Secret;
 
 /// How long Redis may take to accept us.
@@ -36,6 +35,13 @@ const APPLY: &str = include_str!("apply.lua");
 const HEARTBEAT: &str = include_str!("heartbeat.lua");
 const BURY: &str = include_str!("bury.lua");
 const SETTLE: &str = include_str!("settle.lua");
+const DEPART: &str = include_str!("depart.lua");
+
+/// The most sessions of a node's list in one answer: each comes within [`SHORT`], however long the list is.
+pub const PAGE: usize = 500;
+/// After damage to a session's keys, how long the nodes have to write again what they hold before anybody is said to
+/// have left: all have looked by then ([`super::checks::CYCLE`]).
+pub const SUSPICION: Duration = Duration::from_secs(10);
 
 /// Error codes that are about the server and not about one key: nothing else will work either.
 const SERVER_ERRORS: [&str; 12] = [
@@ -61,6 +67,7 @@ pub struct Store {
     heartbeat: redis::Script,
     bury: redis::Script,
     settle: redis::Script,
+    depart: redis::Script,
     /// `None` while Redis is away.
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Redis answers, but not all nodes have written what they hold: it knows too little.
@@ -68,6 +75,8 @@ pub struct Store {
     /// How many names of this node's were in use: none is used twice, also when the task begins anew.
     names: AtomicU32,
     health: Mutex<(Status, Option<String>)>,
+    /// What is wrong with this Redis, though it answers.
+    warning: Mutex<Option<String>>,
 }
 
 /// What one node holds of one user, absolute.
@@ -75,9 +84,49 @@ pub struct Held {
     pub user_id: UserId,
     pub user_type: UserType,
     pub joined_at: String,
-    pub connections: usize,
-    /// Meanwhile there was none.
-    pub anew: bool,
+    /// 0: in the grace; `None`: the user is gone.
+    pub connections: Option<u32>,
+    pub write: Write,
+}
+
+/// How a user's value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Change,
+    /// Meanwhile there was no connection.
+    Anew,
+    /// Whatever is there can't be read.
+    Replace,
+}
+
+impl Write {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Change => "0",
+            Self::Anew => "1",
+            Self::Replace => "2",
+        }
+    }
+}
+
+/// Which users' values an answer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    Nothing,
+    /// The session's.
+    Snapshot,
+    /// Those that are listed.
+    Listed,
+}
+
+impl Wants {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "none",
+            Self::Snapshot => "all",
+            Self::Listed => "listed",
+        }
+    }
 }
 
 impl Held {
@@ -87,21 +136,10 @@ impl Held {
             user_id,
             user_type: UserType::Customer,
             joined_at: String::new(),
-            connections: 0,
-            anew: false,
+            connections: None,
+            write: Write::Change,
         }
     }
-}
-
-/// What the store says of a session after a change.
-pub struct Applied {
-    pub version: u64,
-    pub came: Vec<UserId>,
-    pub gone: Vec<UserId>,
-    /// Leaves to tell after a node has died, each with the version of its own time.
-    pub left: Vec<(UserId, u64)>,
-    /// There when it was asked for.
-    pub snapshot: Option<ConnectionStatus>,
 }
 
 /// What a change says of a node's users in a session.
@@ -128,15 +166,22 @@ impl Store {
             heartbeat: redis::Script::new(HEARTBEAT),
             bury: redis::Script::new(BURY),
             settle: redis::Script::new(SETTLE),
+            depart: redis::Script::new(DEPART),
             connection: Mutex::new(None),
             is_settling: AtomicBool::new(true),
             names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
+            warning: Mutex::default(),
         })
     }
 
     pub fn health(&self) -> Health {
         let (status, detail) = self.health.lock().clone();
+        let warning = self.warning.lock().clone();
+        let detail = match (detail, warning) {
+            (Some(detail), Some(warning)) => Some(format!("{detail}; {warning}")),
+            (detail, warning) => detail.or(warning),
+        };
         Health {
             mode: "redis",
             status,
@@ -199,17 +244,20 @@ impl Store {
         let connect = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
-        for script in [APPLY, HEARTBEAT, BURY, SETTLE] {
+        for script in [APPLY, HEARTBEAT, BURY, SETTLE, DEPART] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
         timeout(CONNECT_PATIENCE, load.query_async::<()>(&mut connection)).await?;
-        let mut info = redis::cmd("INFO");
-        let info: RedisResult<String> =
-            timeout(CONNECT_PATIENCE, info.arg("server").query_async(&mut connection)).await;
+        // Forbidden by an ACL, it tells nothing: then a loss is seen by what is missing only.
+        let info = redis::cmd("INFO");
+        let info: RedisResult<String> = timeout(CONNECT_PATIENCE, info.query_async(&mut connection)).await;
         *self.connection.lock() = Some(connection);
-        let info = info.unwrap_or_default();
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-        Ok(run_id.map(|id| id.trim().to_owned()))
+        let facts = Facts::of(&info.unwrap_or_default());
+        let known = std::mem::replace(&mut *self.warning.lock(), facts.warning.clone());
+        if let Some(warning) = facts.warning.filter(|warning| known.as_ref() != Some(warning)) {
+            tracing::warn!("{warning}");
+        }
+        Ok(facts.run_id)
     }
 
     /// Sends a pipeline; each command has its own result, unless the server as a whole refuses.
@@ -235,26 +283,27 @@ impl Store {
         }
     }
 
-    /// Adds the renewal of a node's lease; with a `claim` it also takes on dead nodes for so long. `is_writing` while
-    /// the node has not written all that it holds.
+    /// Adds the renewal of a node's lease; with a `claim` it also takes on for so long the nodes that have left, and
+    /// with `claims_dead` dead ones. `is_writing` while the node has not written all that it holds.
     pub fn add_heartbeat(
         &self,
         pipeline: &mut Pipeline,
         node: &str,
         lease: Duration,
-        claim: Duration,
+        (claim, claims_dead): (Duration, bool),
         is_writing: bool,
         former: &[Arc<str>],
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
         command
-            .arg(4)
-            .arg(&[keys::LEASES, keys::CLAIMS, keys::EPOCH, keys::WRITING]);
+            .arg(5)
+            .arg(&[keys::LEASES, keys::CLAIMS, keys::EPOCH, keys::WRITING, keys::LEFT]);
         command
             .arg(node)
             .arg(lease.as_millis().to_string())
             .arg(claim.as_millis().to_string())
-            .arg(flag(is_writing));
+            .arg(flag(is_writing))
+            .arg(flag(claims_dead));
         for name in former {
             command.arg(&**name);
         }
@@ -267,7 +316,8 @@ impl Store {
         node: &str,
         session_id: &str,
         listing: Listing<'_>,
-        wants_snapshot: bool,
+        wants: Wants,
+        birth: &str,
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
         command.arg(keys::users(session_id)).arg(keys::meta(session_id));
@@ -277,11 +327,13 @@ impl Store {
             Listing::All(held) => ("all", held),
             Listing::Left => ("left", [].as_slice()),
         };
-        command.arg(name).arg(flag(wants_snapshot));
+        command.arg(name).arg(wants.as_str()).arg(birth);
+        command.arg(SUSPICION.as_millis().to_string());
         for user in held {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
-            command.arg(&user.joined_at).arg(user.connections);
-            command.arg(flag(user.anew));
+            let connections = user.connections.map_or(-1, i64::from);
+            command.arg(&user.joined_at).arg(connections);
+            command.arg(user.write.as_str());
         }
     }
 
@@ -313,13 +365,41 @@ impl Store {
     }
 
     /// Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
-    pub async fn bury(&self, node: &str) -> Result<bool, RedisError> {
+    pub async fn bury(&self, node: &str) -> Result<Buried, RedisError> {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("EVALSHA").arg(self.bury.get_hash());
-        let names = [keys::LEASES, keys::CLAIMS, keys::WRITING];
+        let names = [keys::LEASES, keys::CLAIMS, keys::WRITING, keys::LEFT];
         command.arg(names.len()).arg(&names).arg(node);
         let answer = self.send(&mut pipeline, SHORT).await?.pop();
-        Ok(redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?)
+        let buried: i64 = redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?;
+        Ok(match buried {
+            0 => Buried::Not,
+            1 => Buried::Dead,
+            _ => Buried::Left,
+        })
+    }
+
+    /// Says goodbye for a node. With `grace`, which is how long its users may still come back, it hands them to the
+    /// others, if there are any.
+    pub async fn depart(
+        &self,
+        node: &str,
+        base: &str,
+        grace: Option<Duration>,
+    ) -> Result<Departure, RedisError> {
+        let mut pipeline = redis::pipe();
+        let command = pipeline.cmd("EVALSHA").arg(self.depart.get_hash());
+        command
+            .arg(2)
+            .arg(&[keys::LEASES, keys::LEFT])
+            .arg(node)
+            .arg(base);
+        command.arg(grace.map_or_else(String::new, |grace| grace.as_millis().to_string()));
+        let answer = self.send(&mut pipeline, SHORT).await?.pop();
+        let answer = answer.unwrap_or(Ok(Value::Nil))?;
+        let (has_others, left): (i64, Vec<String>) = redis::from_redis_value(answer)?;
+        let has_others = has_others == 1;
+        Ok(Departure { has_others, left })
     }
 
     /// Ends a node's lease: whoever sees it takes back what is left.
@@ -339,22 +419,48 @@ impl Store {
         }
     }
 
-    /// Up to `most` sessions in which a node may hold somebody, with the numbers of their last pipelines. A key that
-    /// is somebody else's lists nothing.
-    pub async fn sessions_of(&self, node: &str, most: usize) -> Result<Vec<(String, u64)>, RedisError> {
+    /// A page of the sessions in which a node may hold somebody, with the numbers of their last pipelines. A key that
+    /// is somebody else's lists nothing. A list that changes meanwhile may show a session twice, and hides none that
+    /// stays.
+    pub async fn sessions_of(&self, node: &str, cursor: u64) -> Result<Page, RedisError> {
         let mut pipeline = redis::pipe();
-        let command = pipeline.cmd("ZRANGE").arg(keys::sessions(node));
-        command.arg(0).arg(most - 1).arg("WITHSCORES");
+        let command = pipeline.cmd("ZSCAN").arg(keys::sessions(node));
+        command.arg(cursor).arg("COUNT").arg(PAGE);
         let Some(Ok(answer)) = self.send(&mut pipeline, SHORT).await?.pop() else {
-            return Ok(Vec::new());
+            return Ok(Page::default());
         };
-        let listed: Vec<(Vec<u8>, f64)> = redis::from_redis_value(answer)?;
+        let (next, listed): (u64, Vec<(Vec<u8>, f64)>) = redis::from_redis_value(answer)?;
         let name = |id: Vec<u8>| String::from_utf8_lossy(&id).into_owned();
-        Ok(listed
-            .into_iter()
-            .map(|(id, number)| (name(id), number as u64))
-            .collect())
+        let sessions = listed.into_iter().map(|(id, number)| (name(id), number as u64));
+        Ok(Page {
+            sessions: sessions.collect(),
+            next,
+        })
     }
+}
+
+/// Some sessions of a node's list.
+#[derive(Default)]
+pub struct Page {
+    pub sessions: Vec<(String, u64)>,
+    /// Where the next one begins; 0 behind the last.
+    pub next: u64,
+}
+
+/// Whether a node is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buried {
+    Not,
+    Dead,
+    /// It had left in order.
+    Left,
+}
+
+/// Who is there when a node leaves.
+pub struct Departure {
+    pub has_others: bool,
+    /// Nodes that have left, and are not taken back yet.
+    pub left: Vec<String>,
 }
 
 /// Whether Redis has answered at all: then nothing that was sent before can still be executed later.
@@ -365,75 +471,6 @@ pub fn is_answer(error: &RedisError) -> bool {
 /// Redis answers, and never knows us again.
 pub fn keeps_losing() -> RedisError {
     std::io::Error::other("presence is lost again and again").into()
-}
-
-/// A heartbeat's answer.
-pub struct Heartbeat {
-    /// Whether our lease was there and had not ended.
-    pub is_held: bool,
-    pub epoch: String,
-    /// Dead nodes that are ours to take back.
-    pub dead: Vec<String>,
-    /// The nodes that live and have written all that they hold, and those that live and have not.
-    pub done: Vec<String>,
-    pub writing: Vec<String>,
-}
-
-pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {
-    type Reply = (i64, String, Vec<String>, Vec<String>, Vec<String>);
-    let (held, epoch, dead, done, writing): Reply = redis::from_redis_value(answer)?;
-    Ok(Heartbeat {
-        is_held: held == 1,
-        epoch,
-        dead,
-        done,
-        writing,
-    })
-}
-
-pub fn read_applied(answer: Value, wanted_snapshot: bool) -> Result<Applied, RedisError> {
-    type Reply = (
-        String,
-        Vec<String>,
-        Vec<String>,
-        Vec<(String, String)>,
-        Vec<Vec<u8>>,
-    );
-    let (version, came, gone, left, values): Reply = redis::from_redis_value(answer)?;
-    let ids = |ids: Vec<String>| ids.iter().filter_map(|id| UserId::parse(id)).collect();
-    let left = left
-        .iter()
-        .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
-    Ok(Applied {
-        version: version.parse().unwrap_or(0),
-        came: ids(came),
-        gone: ids(gone),
-        left: left.collect(),
-        snapshot: wanted_snapshot.then(|| snapshot(values.iter().map(Vec::as_slice))),
-    })
-}
-
-/// The users among a hash's values; what is none of ours to read is left out.
-fn snapshot<'a>(values: impl Iterator<Item = &'a [u8]>) -> ConnectionStatus {
-    #[derive(Deserialize)]
-    struct Stored {
-        user_id: String,
-        user_type: String,
-        joined_at: String,
-        #[serde(default)]
-        nodes: Option<BTreeMap<String, serde_json::Value>>,
-    }
-    ConnectionStatus::of(values.filter_map(|value| {
-        let stored: Stored = serde_json::from_slice(value).ok()?;
-        if stored.nodes.is_some_and(|nodes| nodes.is_empty()) {
-            return None;
-        }
-        Some(ConnectedUser {
-            user_id: UserId::parse(&stored.user_id)?,
-            user_type: UserType::parse(&stored.user_type)?,
-            joined_at: stored.joined_at,
-        })
-    }))
 }
 
 async fn timeout<T>(
@@ -467,26 +504,4 @@ fn describe(error: &RedisError) -> String {
     error
         .code()
         .map_or_else(|| error.category().to_owned(), str::to_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn foreign_values_are_left_out_and_old_ones_are_users() {
-        let values: [&[u8]; 5] = [
-            br#"{"user_id":"a","user_type":"agent","joined_at":"J","nodes":{"n+1":2}}"#,
-            br#"{"user_id":"b","user_type":"customer","joined_at":"J"}"#,
-            br#"{"user_id":"c","user_type":"customer","joined_at":"J","nodes":{}}"#,
-            br#"{"user_id":"d/","user_type":"customer","joined_at":"J"}"#,
-            b"junk",
-        ];
-        let status = snapshot(values.into_iter());
-        assert_eq!(
-            status.users.keys().map(UserId::as_str).collect::<Vec<_>>(),
-            ["a", "b"]
-        );
-        assert_eq!((status.total_agent, status.total_customer), (1, 1));
-    }
 }

@@ -1,0 +1,229 @@
+//! What Redis answers, in our own terms.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redis::{RedisError, Value};
+use serde::Deserialize;
+
+use super::store::Wants;
+use crate::protocol::ids::{UserId, UserType};
+use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
+
+/// A heartbeat's answer.
+pub struct Heartbeat {
+    /// Whether our lease was there and had not ended.
+    pub is_held: bool,
+    pub epoch: String,
+    /// Nodes that are dead, or have left, and are ours to take back.
+    pub dead: Vec<String>,
+    /// The nodes that live and have written all that they hold, and those that live and have not.
+    pub done: Vec<String>,
+    pub writing: Vec<String>,
+}
+
+pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {
+    type Reply = (i64, String, Vec<String>, Vec<String>, Vec<String>);
+    let (held, epoch, dead, done, writing): Reply = redis::from_redis_value(answer)?;
+    Ok(Heartbeat {
+        is_held: held == 1,
+        epoch,
+        dead,
+        done,
+        writing,
+    })
+}
+
+/// What the store says of a session after a change.
+#[derive(Default)]
+pub struct Applied {
+    pub version: u64,
+    /// Who has come and gone by it, in order.
+    pub changes: Vec<(EventType, UserId)>,
+    /// Leaves to tell after a node has died, each with the version of its own time.
+    pub left: Vec<(UserId, u64)>,
+    /// There when it was asked for.
+    pub snapshot: Option<ConnectionStatus>,
+    /// The snapshot has a value that can't be read: somebody who is there may be missing from it.
+    pub has_unreadable: bool,
+    /// Of the users that were listed, those whose values can be read; there when that was asked for.
+    pub readable: Option<BTreeSet<UserId>>,
+    /// What tells this session's keys from ones that are made anew; empty while there are none.
+    pub birth: String,
+    pub damage: Option<Damage>,
+    /// The latest changes, oldest first; there with a snapshot.
+    pub latest: Vec<UserId>,
+}
+
+impl Applied {
+    /// Who has come by it.
+    pub fn came(&self) -> impl Iterator<Item = &UserId> {
+        let joins = self
+            .changes
+            .iter()
+            .filter(|(kind, _)| *kind == EventType::UserConnected);
+        joins.map(|(_, user_id)| user_id)
+    }
+}
+
+/// Keys of a session were found to be damaged: what they say of others is not to be believed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// When that was, by Redis's clock in milliseconds: each finding has its own.
+    pub found: u64,
+    pub suspect_for: Duration,
+}
+
+pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError> {
+    type Reply = (
+        String,
+        Vec<String>,
+        Vec<(String, String)>,
+        Vec<Vec<u8>>,
+        String,
+        String,
+        u64,
+        String,
+    );
+    let reply: Reply = redis::from_redis_value(answer)?;
+    let (version, changes, left, values, birth, damaged, suspect_for, latest) = reply;
+    let left = left
+        .iter()
+        .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
+    let users = snapshot(values.iter().map(Vec::as_slice));
+    let has_unreadable = wanted == Wants::Snapshot && users.users.len() != values.len();
+    let damage = damaged.parse().ok().map(|found| Damage {
+        found,
+        suspect_for: Duration::from_millis(suspect_for),
+    });
+    Ok(Applied {
+        version: version.parse().unwrap_or(0),
+        changes: changes.iter().filter_map(|change| read_change(change)).collect(),
+        left: left.collect(),
+        readable: (wanted == Wants::Listed).then(|| users.users.keys().cloned().collect()),
+        has_unreadable,
+        snapshot: (wanted == Wants::Snapshot).then_some(users),
+        birth,
+        damage,
+        latest: latest
+            .lines()
+            .filter_map(|line| Some(read_change(line.split_once(' ')?.1)?.1))
+            .collect(),
+    })
+}
+
+/// `+alice` or `-alice`.
+fn read_change(change: &str) -> Option<(EventType, UserId)> {
+    let (sign, id) = change.split_at_checked(1)?;
+    let event_type = match sign {
+        "+" => EventType::UserConnected,
+        "-" => EventType::UserDisconnected,
+        _ => return None,
+    };
+    Some((event_type, UserId::parse(id)?))
+}
+
+/// The users among a hash's values; what is none of ours to read is left out.
+pub fn snapshot<'a>(values: impl Iterator<Item = &'a [u8]>) -> ConnectionStatus {
+    #[derive(Deserialize)]
+    struct Stored {
+        user_id: String,
+        user_type: String,
+        joined_at: String,
+        #[serde(default)]
+        nodes: Option<BTreeMap<String, serde_json::Value>>,
+    }
+    ConnectionStatus::of(values.filter_map(|value| {
+        let stored: Stored = serde_json::from_slice(value).ok()?;
+        if stored.nodes.is_some_and(|nodes| nodes.is_empty()) {
+            return None;
+        }
+        Some(ConnectedUser {
+            user_id: UserId::parse(&stored.user_id)?,
+            user_type: UserType::parse(&stored.user_type)?,
+            joined_at: stored.joined_at,
+        })
+    }))
+}
+
+/// What a server says of itself (INFO).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub run_id: Option<String>,
+    /// Why presence is not safe in it.
+    pub warning: Option<String>,
+}
+
+impl Facts {
+    pub fn of(info: &str) -> Self {
+        let field = |name: &str| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            lines.find(|(key, _)| *key == name).map(|(_, value)| value.trim())
+        };
+        let mut warnings = Vec::new();
+        if let Some(policy) = field("maxmemory_policy").filter(|policy| *policy != "noeviction") {
+            warnings.push(format!(
+                "maxmemory-policy is {policy}: Redis may evict who is connected, set it to noeviction"
+            ));
+        }
+        if field("cluster_enabled") == Some("1") {
+            warnings.push("this is a Redis Cluster, which is not supported: use a single Redis".to_owned());
+        }
+        if field("role").is_some_and(|role| role == "slave" || role == "replica") {
+            warnings.push("this is a replica, which takes no writes: use its master".to_owned());
+        }
+        Self {
+            run_id: field("run_id").map(str::to_owned),
+            warning: (!warnings.is_empty()).then(|| format!("Redis: {}", warnings.join("; "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_of_itself() {
+        assert_eq!(Facts::of(""), Facts::default());
+        let good =
+            "# Server\r\nrun_id:abc\r\nrole:master\r\ncluster_enabled:0\r\nmaxmemory_policy:noeviction\r\n";
+        let facts = Facts::of(good);
+        assert_eq!((facts.run_id.as_deref(), facts.warning), (Some("abc"), None));
+        for (from, to, word) in [
+            ("noeviction", "allkeys-lru", "allkeys-lru"),
+            ("cluster_enabled:0", "cluster_enabled:1", "Cluster"),
+            ("role:master", "role:slave", "replica"),
+        ] {
+            let warning = Facts::of(&good.replace(from, to)).warning.unwrap();
+            assert!(warning.contains(word), "{warning}");
+        }
+    }
+
+    #[test]
+    fn changes_have_a_sign() {
+        let user = UserId::parse("-x").unwrap();
+        assert_eq!(read_change("+-x"), Some((EventType::UserConnected, user.clone())));
+        assert_eq!(read_change("--x"), Some((EventType::UserDisconnected, user)));
+        for bad in ["", "x", "+", "\u{e9}x", "+a/b"] {
+            assert_eq!(read_change(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn foreign_values_are_left_out_and_old_ones_are_users() {
+        let values: [&[u8]; 5] = [
+            br#"{"user_id":"a","user_type":"agent","joined_at":"J","nodes":{"n+1":2}}"#,
+            br#"{"user_id":"b","user_type":"customer","joined_at":"J"}"#,
+            br#"{"user_id":"c","user_type":"customer","joined_at":"J","nodes":{}}"#,
+            br#"{"user_id":"d/","user_type":"customer","joined_at":"J"}"#,
+            b"junk",
+        ];
+        let status = snapshot(values.into_iter());
+        assert_eq!(
+            status.users.keys().map(UserId::as_str).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!((status.total_agent, status.total_customer), (1, 1));
+    }
+}

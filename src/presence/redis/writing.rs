@@ -1,0 +1,262 @@
+//! One pipeline: the lease, what is settled, and a batch of sessions; and what its answers mean.
+
+use std::sync::Arc;
+
+use redis::RedisError;
+use tokio::time::Instant;
+
+use super::answers::{self, Applied};
+use super::keys;
+use super::news::{self, MAX_SETTLED, Settled, Unsettled};
+use super::pending::Pending;
+use super::pipeline::Pipeline;
+use super::store::{LONG, Listing, SHORT, Wants};
+use crate::protocol::ids::{SessionId, UserId};
+use crate::session::Session;
+
+/// How long the old server's readers see somebody type.
+const TYPING_SECONDS: u32 = 30;
+
+/// A session as it was written.
+struct Written {
+    session_id: SessionId,
+    wants: Wants,
+    /// The session was here then: it stays on our list.
+    was_here: bool,
+    /// The users whose values are to be there now.
+    listed: Vec<UserId>,
+    was_replaced: bool,
+}
+
+impl Pipeline {
+    /// Renews the lease, takes what is settled off the lists, and writes a batch. False when Redis has lost us.
+    pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {
+        let now = Instant::now();
+        self.number += 1;
+        let mut pipeline = self.begin();
+        let settled = self.add_settled(&mut pipeline);
+        let registry = &self.parts.registry;
+        // Asked once: what is counted in this pipeline is on our list by this pipeline.
+        let sessions: Vec<_> = batch.iter().map(|id| registry.get(id.as_str())).collect();
+        let here = sessions.iter().flatten();
+        let here: Vec<&str> = here.map(|session| session.id.as_str()).collect();
+        let listing_at = pipeline.len();
+        if !here.is_empty() {
+            // After the removals: who has come back meanwhile stays on the list.
+            let command = pipeline.cmd("ZADD").arg(keys::sessions(&self.standing.name));
+            for session_id in &here {
+                command.arg(self.number).arg(*session_id);
+            }
+        }
+        self.add_typing(&mut pipeline);
+        let before = pipeline.len();
+        let mut written = Vec::with_capacity(batch.len());
+        let nothing = Pending::default();
+        for (session_id, session) in batch.iter().zip(&sessions) {
+            let pending = self.pending.get(session_id).unwrap_or(&nothing);
+            let held = pending.held(session.as_deref());
+            let listing = match pending.is_all {
+                true => Listing::All(&held),
+                false => Listing::Some(&held),
+            };
+            let would_be_shown = !self.standing.is_holding() && self.audience.wants_snapshot(session_id, now);
+            let wants = pending.wants(would_be_shown);
+            let birth = if session.is_some() {
+                self.audience.birth(session_id)
+            } else {
+                ""
+            };
+            let name = &self.standing.name;
+            self.store
+                .add_apply(&mut pipeline, name, session_id.as_str(), listing, wants, birth);
+            let there = held.into_iter().filter(|user| user.connections.is_some());
+            written.push(Written {
+                session_id: session_id.clone(),
+                wants,
+                was_here: session.is_some(),
+                listed: there.map(|user| user.user_id).collect(),
+                was_replaced: pending.is_replaced,
+            });
+        }
+        let has_list = !here.is_empty();
+        let patience = if batch.len() > 1 { LONG } else { SHORT };
+        let Some(answers) = self.send(pipeline, patience).await? else {
+            return Ok(false);
+        };
+        self.typing.clear();
+        self.news.forget(&settled);
+        if settled.len() == MAX_SETTLED {
+            // There are more.
+            self.next_heartbeat = now;
+        }
+        // The heartbeat's answer is not among them.
+        if has_list && answers.get(listing_at - 1).is_some_and(Result::is_err) {
+            self.renew_list().await?;
+        }
+        for (written, answer) in written.into_iter().zip(answers.into_iter().skip(before - 1)) {
+            let pending = self.pending.remove(&written.session_id).unwrap_or_default();
+            match answer.and_then(|answer| answers::read_applied(answer, written.wants)) {
+                Ok(applied) => self.applied(written, pending, applied).await,
+                Err(error) => self.refused(&written.session_id, &error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Adds what the log has by now: it is off the lists.
+    fn add_settled(&mut self, pipeline: &mut redis::Pipeline) -> Vec<Settled> {
+        let registry = &self.parts.registry;
+        let is_here = |id: &SessionId| registry.contains(id.as_str());
+        let is_pending = |id: &SessionId| self.pending.contains_key(id);
+        let settled = self.news.settled(&self.standing.name, is_here, is_pending);
+        for Settled {
+            place,
+            left,
+            removes,
+            number,
+        } in &settled
+        {
+            let (node, session_id) = (&place.0, place.1.as_str());
+            if !left.is_empty() {
+                let left: Vec<&str> = left.iter().map(UserId::as_str).collect();
+                let key = keys::untold(session_id, node);
+                pipeline.cmd("HDEL").arg(key).arg(left);
+            }
+            if *removes {
+                self.store.add_settle(pipeline, node, &[(session_id, *number)]);
+            }
+        }
+        settled
+    }
+
+    fn add_typing(&self, pipeline: &mut redis::Pipeline) {
+        for ((session_id, user_id), &is_typing) in &self.typing {
+            let key = keys::typing(session_id, user_id);
+            match is_typing {
+                true => pipeline
+                    .cmd("SET")
+                    .arg(key)
+                    .arg("true")
+                    .arg("EX")
+                    .arg(TYPING_SECONDS),
+                false => pipeline.cmd("DEL").arg(key),
+            };
+        }
+    }
+
+    /// Our list of sessions is of another type, and so nobody's: without it nobody could take us back.
+    async fn renew_list(&mut self) -> Result<(), RedisError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("DEL").arg(keys::sessions(&self.standing.name));
+        self.store.send(&mut pipeline, SHORT).await?;
+        self.begin_resync();
+        Ok(())
+    }
+
+    /// A value that the script can't cope with: this session has no presence, the others do.
+    pub(super) fn refused(&mut self, session_id: &SessionId, error: &RedisError) {
+        self.parts.metrics.redis_refusals.inc();
+        if self.refusal_log.allows() {
+            tracing::warn!(%session_id, code = error.code(), "Redis refuses a session's presence");
+        }
+        if !self.parts.registry.contains(session_id.as_str()) {
+            self.audience.forget(session_id);
+        }
+    }
+
+    /// A change is written: tells clients here and nodes elsewhere. A session that was not here any more when it was
+    /// written can leave our list; one that ended since is marked again.
+    async fn applied(&mut self, written: Written, mut pending: Pending, applied: Applied) {
+        let Written {
+            session_id,
+            wants,
+            was_here,
+            ..
+        } = &written;
+        let mut events = news::events(&applied);
+        pending.is_news |= !events.is_empty();
+        // Where Redis was emptied, all who are here seem to come; nobody else believes they had gone.
+        if pending.is_all && self.standing.is_rebuilding {
+            events.clear();
+            pending.is_news = !pending.events.is_empty();
+        }
+        // The same where one session's keys were damaged: but others have to look at what is mended.
+        if pending.is_checked && !pending.is_all {
+            events.retain(|event| pending.change.users.contains_key(&event.event_user_id));
+        }
+        pending.events.extend(events);
+        if self.standing.is_holding() {
+            (pending.is_all, pending.is_checked, pending.change.users) = Default::default();
+            let held_back = self.held_back.entry(session_id.clone());
+            held_back.or_default().merge(pending);
+            return;
+        }
+        let session = self.parts.registry.get(session_id.as_str());
+        self.mend(&written, session.as_deref(), &applied);
+        if let Some(deferred) = self.audience.take_deferred(session_id) {
+            pending.is_news = true;
+            pending.events.splice(0..0, deferred);
+        }
+        let place = (Arc::clone(&self.standing.name), session_id.clone());
+        match (&applied.snapshot, pending.is_news) {
+            (Some(status), true) => {
+                let receipt = self.news.publish(session_id, status, pending.events);
+                if !was_here {
+                    self.news.settle_with(place, Unsettled::own(receipt));
+                }
+            }
+            (None, true) if session.is_some() => self.audience.defer(session_id, pending.events),
+            // It ended meanwhile: the mark of that brings the snapshot.
+            (None, true) => {
+                let again = self.pend(session_id.clone());
+                (again.is_news, again.events) = (true, pending.events);
+            }
+            (_, false) if !was_here => self.news.settle_without(place, None),
+            (_, false) => {}
+        }
+        match session {
+            Some(_) if *wants == Wants::Listed => self.audience.note_birth(session_id, applied.birth),
+            Some(session) => {
+                let joiners = pending.change.joiners;
+                self.audience.show(&session, joiners, applied).await;
+            }
+            None => self.audience.forget(session_id),
+        }
+    }
+
+    /// Where the session's keys were damaged: writes all again that is held here, and has the others do the same.
+    fn mend(&mut self, written: &Written, session: Option<&Session>, applied: &Applied) {
+        let Some(session) = session else {
+            return;
+        };
+        // Who is missing though it was just replaced would be so for ever.
+        let is_missing = !written.was_replaced
+            && match (&applied.readable, &applied.snapshot) {
+                (Some(readable), _) => written.listed.iter().any(|id| !readable.contains(id)),
+                (None, Some(status)) => {
+                    let held = session.with_roster(|roster| roster.ids_before(self.took_marks));
+                    held.iter().any(|id| !status.users.contains_key(id))
+                }
+                (None, None) => false,
+            };
+        let hides_others =
+            applied.snapshot.is_some() && self.audience.note_unreadable(&session.id, applied.has_unreadable);
+        if !self.note_damage(&session.id, applied) && !is_missing && !hides_others {
+            return;
+        }
+        self.parts.metrics.presence_repairs.inc();
+        if self.repair_log.allows() {
+            tracing::warn!(session_id = %session.id, "a session's keys in Redis were deleted or changed by others: they are written again");
+        }
+        let again = self.pend(session.id.clone());
+        (again.is_checked, again.is_news) = (true, true);
+        again.is_replaced |= is_missing;
+    }
+
+    /// Notes what Redis says of damage to a session's keys; whether that is news.
+    pub(super) fn note_damage(&mut self, session_id: &SessionId, applied: &Applied) -> bool {
+        applied
+            .damage
+            .is_some_and(|damage| self.audience.note_damage(session_id, damage))
+    }
+}

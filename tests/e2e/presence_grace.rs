@@ -1,0 +1,191 @@
+//! Presence: who is back within `PRESENCE_GRACE` was never gone. Scenarios for every [`Store`].
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::presence::{Room, STATUS, Store, hear, is_event};
+use crate::support::{eventually, eventually_async};
+
+/// Longer than a busy machine needs for a reload.
+const LONG: &str = "20s";
+
+/// Waits until the server has so many connections.
+async fn connections(room: &Room, count: usize) {
+    eventually_async("the number of connections", async || {
+        room.server.health()["connections"] == count
+    })
+    .await;
+}
+
+pub async fn a_reload_within_the_grace_is_nothing(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
+    let mut observer = room.client("observer", "agent").await;
+    let mut user = room.join(&mut observer, "cust", "customer").await;
+    hear(&mut user, "user_connected", "cust").await;
+    let before = room.status();
+    let mut fences = Vec::new();
+    for round in 0..4 {
+        if round % 2 == 0 {
+            user.close().await;
+        } else {
+            drop(user);
+        }
+        connections(&room, 1 + round).await;
+        assert_eq!(without_fences(room.status()), before, "between the two");
+        user = room.client("cust", "customer").await;
+        let first = user.next(STATUS).await["data"].clone();
+        assert_eq!(first["events"], json!([]), "{first}");
+        assert!(first.get("event_type").is_none(), "{first}");
+        assert_eq!(without_fences(first["connection_status"].clone()), before);
+        let name = format!("fence{round}");
+        fences.push(room.join(&mut observer, &name, "admin").await);
+        hear(&mut user, "user_connected", &name).await;
+        assert_eq!(observer.take_all(STATUS), Vec::<Value>::new());
+        assert_eq!(user.take_all(STATUS), Vec::<Value>::new(), "exactly one");
+    }
+}
+
+/// Fences are admins, and so in no total.
+fn without_fences(mut status: Value) -> Value {
+    let users = status["users"].as_object_mut().expect("users");
+    users.retain(|user, _| !user.starts_with("fence"));
+    status
+}
+
+/// With the default.
+pub async fn who_does_not_come_back_is_told_once_after_the_grace(store: Store) {
+    let room = store.room();
+    let mut observer = room.client("observer", "agent").await;
+    let user = room.join(&mut observer, "cust", "customer").await;
+    let second = room.client("cust", "customer").await;
+    user.close().await;
+    let left = Instant::now();
+    second.close().await;
+    let told = hear(&mut observer, "user_disconnected", "cust").await;
+    assert!(
+        left.elapsed() >= Duration::from_millis(1900),
+        "told after {:?}",
+        left.elapsed()
+    );
+    assert_eq!(told["data"]["connection_status"]["total_customer"], 0);
+    assert_eq!(room.status()["users"].as_object().expect("users").len(), 1);
+    // Back behind the grace: a new coming, once.
+    let _back = room.join(&mut observer, "cust", "customer").await;
+    let _fence = room.join(&mut observer, "fence", "admin").await;
+    assert_eq!(observer.take_all(STATUS), Vec::<Value>::new());
+}
+
+/// Nobody else is there, and no connection either: the session is still not empty.
+pub async fn a_customer_alone_reloads(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
+    let mut user = room.client("cust", "customer").await;
+    hear(&mut user, "user_connected", "cust").await;
+    let before = room.status();
+    user.close().await;
+    connections(&room, 0).await;
+    assert_eq!(room.status(), before);
+    let mut user = room.client("cust", "customer").await;
+    let shown = user.next(STATUS).await["data"].clone();
+    assert_eq!(shown["events"], json!([]), "{shown}");
+    assert_eq!(room.status(), before);
+}
+
+pub async fn a_session_ends_with_the_last_grace(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", "500ms"));
+    let users = [("a", "customer"), ("b", "agent")];
+    for (user, kind) in users {
+        room.client(user, kind).await.close().await;
+    }
+    eventually("nobody is there", || room.status()["users"] == json!({}));
+    eventually("no session either", || room.server.health()["sessions"] == 0);
+}
+
+/// Nothing else waits for the grace: the indicator of a typist who has gone stops at once.
+pub async fn a_typist_s_indicator_does_not_wait_for_the_grace(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
+    let mut observer = room.client("observer", "agent").await;
+    let mut typist = room.join(&mut observer, "cust", "customer").await;
+    typist.send(json!({"type": "typing_start"})).await;
+    let is_typing = |frame: &Value| frame["data"]["is_typing"].as_bool();
+    assert_eq!(is_typing(&observer.next("typing_indicator").await), Some(true));
+    let left = Instant::now();
+    typist.close().await;
+    assert_eq!(is_typing(&observer.next("typing_indicator").await), Some(false));
+    assert!(left.elapsed() < Duration::from_secs(20), "{:?}", left.elapsed());
+    assert_eq!(room.status()["total_customer"], 1, "and is still there");
+}
+
+/// Who is gone before the grace of another is over, who comes and goes several times: all in all each is told once.
+pub async fn one_who_comes_and_goes_is_told_once(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", "3s"));
+    let mut observer = room.client("observer", "agent").await;
+    for _ in 0..8 {
+        drop(room.client("cust", "customer").await);
+    }
+    let last = Instant::now();
+    hear(&mut observer, "user_disconnected", "cust").await;
+    assert!(
+        last.elapsed() >= Duration::from_millis(2900),
+        "{:?}",
+        last.elapsed()
+    );
+    let _fence = room.join(&mut observer, "fence", "admin").await;
+    let count = |kind: &str| {
+        let frames = observer.log.iter();
+        frames.filter(|frame| is_event(frame, kind, "cust")).count()
+    };
+    assert_eq!((count("user_connected"), count("user_disconnected")), (1, 1));
+}
+
+/// Without a grace, so that leaves are among the events: they and the joins are told in the order of their happening.
+pub async fn events_are_in_the_order_in_which_they_happened(store: Store) {
+    let room = Room::on(
+        store
+            .builder()
+            .env("PRESENCE_GRACE", "0s")
+            .env("PRESENCE_FLUSH", "1s"),
+    );
+    let mut observer = room.client("observer", "agent").await;
+    hear(&mut observer, "user_connected", "observer").await;
+    let mut there = Vec::new();
+    for user in ["z", "m", "a", "q"] {
+        there.push((user, room.client(user, "customer").await));
+    }
+    while events(&observer.log).len() < 5 {
+        observer.next_any().await;
+    }
+    let (mut expected, mut came) = (Vec::new(), Vec::new());
+    // Ids in no order of theirs, joins and leaves in turn.
+    for (comes, goes) in [("k", 2), ("b", 0), ("y", 1), ("c", 0)] {
+        came.push(room.client(comes, "customer").await);
+        expected.push(("user_connected".to_owned(), comes.to_owned()));
+        let (user, leaver) = there.remove(goes);
+        leaver.close().await;
+        connections(&room, 5).await;
+        expected.push(("user_disconnected".to_owned(), user.to_owned()));
+    }
+    while events(&observer.log).len() < 5 + expected.len() {
+        observer.next_any().await;
+    }
+    assert_eq!(events(&observer.log)[5..], expected);
+    for frame in observer.log.iter().filter(|frame| frame["type"] == STATUS) {
+        let last = frame["data"]["events"]
+            .as_array()
+            .expect("events")
+            .last()
+            .expect("one");
+        assert_eq!(last["event_type"], frame["data"]["event_type"]);
+        assert_eq!(last["event_user_id"], frame["data"]["event_user_id"]);
+    }
+}
+
+/// All events that were told, in order.
+fn events(log: &[Value]) -> Vec<(String, String)> {
+    let frames = log.iter().filter(|frame| frame["type"] == STATUS);
+    let events = frames.flat_map(|frame| frame["data"]["events"].as_array().expect("events"));
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    events
+        .map(|event| (text(&event["event_type"]), text(&event["event_user_id"])))
+        .collect()
+}

@@ -1,0 +1,342 @@
+//! Somebody deletes, evicts or overwrites a key of presence: it is written again, and nobody is said to have left.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::redis_cluster::{Cluster, Tab, Truth, fence, rest};
+use crate::services::{OUTAGE, PrivateRedis, RedisClient, Resp, unique, users_key};
+use crate::support::{Server, eventually};
+
+struct Town {
+    redis: PrivateRedis,
+    nodes: [Server; 2],
+    session: String,
+    tabs: Vec<Tab>,
+    truth: Truth,
+    guests: usize,
+}
+
+impl Town {
+    /// Two users on each node, who all know of each other.
+    async fn settle() -> Self {
+        let redis = PrivateRedis::started();
+        let cluster = Cluster::on(&redis.url());
+        let nodes = ["node-a", "node-b"].map(|name| {
+            let node = cluster.node(name).env("PRESENCE_GRACE", "500ms");
+            node.env("ADMIN_ADDR", "127.0.0.1:0").start()
+        });
+        let session = unique("session");
+        let (mut tabs, mut truth) = (Vec::new(), Truth::default());
+        for (user, node, kind) in [
+            ("ann", 0, "customer"),
+            ("ben", 1, "agent"),
+            ("cid", 0, "agent"),
+            ("dan", 1, "customer"),
+        ] {
+            tabs.push(Tab::join(&nodes[node], &session, user, kind).await);
+            truth.join(&session, user, kind);
+        }
+        truth.agreed(&[&nodes[0], &nodes[1]]).await;
+        let town = Self {
+            redis,
+            nodes,
+            session,
+            tabs,
+            truth,
+            guests: 0,
+        };
+        town.all_are_shown().await;
+        town
+    }
+
+    fn nodes(&self) -> [&Server; 2] {
+        self.nodes.each_ref()
+    }
+
+    async fn all_are_shown(&self) {
+        for tab in &self.tabs {
+            let truth = Some(&self.truth.0[&self.session]);
+            tab.until("everyone", |seen| seen.shown().as_ref() == truth).await;
+        }
+    }
+
+    /// Nobody did anything: it is found, and mended; and then a leave is a leave.
+    async fn is_mended(&mut self, damage: impl Fn(&mut RedisClient, &str)) {
+        let mut client = self.redis.client();
+        damage(&mut client, &self.session);
+        let damaged = Instant::now();
+        eventually("it is whole again", || self.is_whole(&mut client));
+        eprintln!("whole after {:.1?}", damaged.elapsed());
+        self.nothing_was_told().await;
+    }
+
+    /// Somebody comes at once: on a node that has not found it yet.
+    async fn is_mended_by_a_join(&mut self, node: usize, damage: impl Fn(&mut RedisClient, &str)) {
+        let mut client = self.redis.client();
+        self.guests += 1;
+        let guest = format!("guest-{}", self.guests);
+        damage(&mut client, &self.session);
+        let tab = Tab::open(&self.nodes[node], &self.session, &guest, "admin").await;
+        self.truth.join(&self.session, &guest, "admin");
+        for other in &self.tabs {
+            other.until("the join", |seen| seen.joins(&guest) == 1).await;
+        }
+        tab.until("its own join", |seen| seen.joins(&guest) == 1).await;
+        self.tabs.push(tab);
+        eventually("it is whole again", || self.is_whole(&mut client));
+        self.nothing_was_told().await;
+    }
+
+    /// Users in Redis and by both nodes' REST, and totals, are right.
+    fn is_whole(&self, client: &mut RedisClient) -> bool {
+        let users = &self.truth.0[&self.session];
+        let is_listed = self
+            .nodes
+            .iter()
+            .all(|node| rest(node, &self.session).as_ref() == Some(users));
+        let stored = client.ask(&["TYPE", &users_key(&self.session)]);
+        if !is_listed || stored != Resp::Text("hash".into()) {
+            return false;
+        }
+        let values = client.hgetall(&users_key(&self.session));
+        let is_held = users.keys().all(|user| {
+            let value = values
+                .get(user)
+                .and_then(|value| serde_json::from_str::<Value>(value).ok());
+            value.is_some_and(|value| value["nodes"].as_object().is_some_and(|nodes| nodes.len() == 1))
+        });
+        if client.ask(&["TYPE", &meta_key(&self.session)]) != Resp::Text("hash".into()) {
+            return false;
+        }
+        let meta = client.hgetall(&meta_key(&self.session));
+        let total = |kind: &str| users.values().filter(|of| *of == kind).count().to_string();
+        is_held
+            && ["customer", "agent", "admin"].into_iter().all(|kind| {
+                let stored = meta.get(&format!("total_{kind}"));
+                stored.map_or("0", String::as_str) == total(kind)
+            })
+    }
+
+    /// What is wrong with a leave would be told by now, and true ones still are.
+    async fn nothing_was_told(&mut self) {
+        let name = unique("leaves");
+        let leaver = Tab::join(&self.nodes[0], &self.session, &name, "admin").await;
+        for tab in &self.tabs {
+            tab.until("a join", |seen| seen.joins(&name) == 1).await;
+        }
+        leaver.close().await;
+        for tab in &self.tabs {
+            tab.until("a true leave", |seen| seen.leaves(&name) == 1).await;
+        }
+        let tabs: Vec<_> = self.tabs.iter().collect();
+        fence(&self.nodes(), &self.session, &tabs).await;
+        for tab in &self.tabs {
+            tab.look(|seen| {
+                for user in self.truth.0[&self.session].keys() {
+                    assert_eq!(seen.leaves(user), 0, "{user} has not left, told to {}", tab.user);
+                    assert!(
+                        seen.joins(user) <= 1,
+                        "{user} has come once, told to {}",
+                        tab.user
+                    );
+                }
+                // Nor was anybody shown a list without them once they were in it.
+                let mut known = std::collections::BTreeSet::new();
+                for status in &seen.statuses {
+                    let users = status["connection_status"]["users"].as_object().expect("users");
+                    let missing: Vec<_> = known.iter().filter(|user| !users.contains_key(*user)).collect();
+                    assert!(missing.is_empty(), "{missing:?} were not shown to {}", tab.user);
+                    let stays = |user: &&String| self.truth.0[&self.session].contains_key(*user);
+                    known.extend(users.keys().filter(stays).cloned());
+                }
+            });
+        }
+        self.truth.still(&self.nodes());
+        self.all_are_shown().await;
+    }
+}
+
+fn meta_key(session: &str) -> String {
+    format!("{{{}}}:meta", users_key(session))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_keys_are_written_again() {
+    let mut town = Town::settle().await;
+    town.is_mended(|redis, session| {
+        redis.command(&["DEL", &users_key(session)]);
+    })
+    .await;
+    town.is_mended(|redis, session| {
+        redis.command(&["DEL", &users_key(session), &meta_key(session)]);
+    })
+    .await;
+    town.is_mended(|redis, session| {
+        redis.command(&["DEL", &meta_key(session)]);
+    })
+    .await;
+    town.is_mended(|redis, session| {
+        redis.command(&["HDEL", &users_key(session), "ann", "dan"]);
+    })
+    .await;
+    let repairs: f64 = town
+        .nodes
+        .iter()
+        .map(|node| node.metric("livechat_presence_repairs_total"))
+        .sum();
+    assert!(repairs >= 4.0, "{repairs} repairs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_on_a_session_whose_keys_are_gone_says_of_nobody_that_they_left() {
+    let mut town = Town::settle().await;
+    for node in [0, 1] {
+        town.is_mended_by_a_join(node, |redis, session| {
+            redis.command(&["DEL", &users_key(session), &meta_key(session)]);
+        })
+        .await;
+    }
+    town.is_mended_by_a_join(0, |redis, session| {
+        redis.command(&["DEL", &users_key(session)]);
+    })
+    .await;
+    town.is_mended_by_a_join(1, |redis, session| {
+        redis.command(&["HDEL", &users_key(session), "ann", "ben"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_others_under_a_user_are_replaced() {
+    let mut town = Town::settle().await;
+    let nan = r#"{"user_id":"ben","user_type":"agent","joined_at":"2026-01-01T00:00:00.000Z","x":NaN}"#;
+    let count = r#"{"user_id":"ann","user_type":"customer","joined_at":"2026-01-01T00:00:00.000Z","nodes":{"n+1":NaN}}"#;
+    town.is_mended(|redis, session| {
+        let values = ["ann", count, "ben", nan, "cid", "[1,2]", "dan", "junk"];
+        redis.command(&[["HSET", &users_key(session)].as_slice(), &values].concat());
+    })
+    .await;
+    for (node, user, value) in [
+        (1, "ben", nan),
+        (0, "dan", "[1,2]"),
+        (1, "ben", "{}"),
+        (0, "ann", count),
+    ] {
+        eprintln!("{value}");
+        town.is_mended_by_a_join(node, |redis, session| {
+            redis.command(&["HSET", &users_key(session), user, value]);
+        })
+        .await;
+    }
+    // What is nobody's here hides nobody, and holds up nothing for long.
+    town.redis
+        .client()
+        .command(&["HSET", &users_key(&town.session), "nobody", "[1,2]"]);
+    town.nothing_was_told().await;
+    town.nothing_was_told().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_another_type_are_replaced() {
+    let mut town = Town::settle().await;
+    let overwrite = |key: fn(&str) -> String| {
+        move |redis: &mut RedisClient, session: &str| {
+            redis.command(&["SET", &key(session), "somebody else's"]);
+        }
+    };
+    town.is_mended(overwrite(users_key)).await;
+    town.is_mended(overwrite(meta_key)).await;
+    town.is_mended_by_a_join(0, overwrite(users_key)).await;
+    town.is_mended_by_a_join(1, overwrite(meta_key)).await;
+    // Those of the nodes, too: without them no death would be noticed.
+    let mut client = town.redis.client();
+    let lists: Vec<_> = client.keys("livechat:node:*:sessions");
+    assert_eq!(lists.len(), 2);
+    for key in lists {
+        client.command(&["SET", &key, "somebody else's"]);
+        eventually("a list again", || client.ask(&["ZCARD", &key]) == Resp::Number(1));
+    }
+    for key in [
+        "{livechat:nodes}:claims",
+        "{livechat:nodes}:writing",
+        "{livechat:nodes}:left",
+    ] {
+        client.command(&["SET", key, "somebody else's"]);
+    }
+    town.nothing_was_told().await;
+    client.command(&["SET", "livechat:nodes", "somebody else's"]);
+    eventually("leases again", || {
+        client.ask(&["ZCARD", "livechat:nodes"]) == Resp::Number(2)
+    });
+    town.truth.agreed(&town.nodes()).await;
+}
+
+/// Presence is not safe in it: health says so, and one line of the log.
+fn named_in_health(redis: &PrivateRedis, words: &[&str]) {
+    let node = Server::builder().env("REDIS_URL", redis.url()).start_listening();
+    for word in words {
+        eventually(word, || {
+            let health = node.health();
+            health["redis"]["detail"]
+                .as_str()
+                .is_some_and(|detail| detail.contains(word))
+        });
+        node.wait_log(word);
+    }
+    let warnings = node.log();
+    let warnings = warnings
+        .iter()
+        .filter(|line| line.contains("WARN") && line.contains(words[0]));
+    assert_eq!(warnings.count(), 1);
+}
+
+#[test]
+fn redis_damage_that_is_to_be_expected_is_named() {
+    named_in_health(
+        &PrivateRedis::started_with("--maxmemory-policy allkeys-lru"),
+        &["allkeys-lru", "noeviction"],
+    );
+    named_in_health(
+        &PrivateRedis::started_with("--replicaof 127.0.0.1 1"),
+        &["replica"],
+    );
+    named_in_health(
+        &PrivateRedis::started_with("--cluster-enabled yes"),
+        &["Redis Cluster"],
+    );
+}
+
+/// INFO is forbidden: nothing is known of it, and all goes on.
+#[test]
+fn redis_damage_is_not_asked_for_where_info_is_forbidden() {
+    let redis = PrivateRedis::started_with("--maxmemory-policy allkeys-lru");
+    redis
+        .client()
+        .command(&["ACL", "SETUSER", "default", "-info", "-config"]);
+    let node = Server::builder().env("REDIS_URL", redis.url()).start();
+    eventually("Redis is used", || node.health()["redis"]["status"] == "ok");
+    assert!(
+        node.health()["redis"].get("detail").is_none(),
+        "{}",
+        node.health()
+    );
+}
+
+/// A whole cycle of checks passes over a session that is as it should be: nothing is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_of_what_is_right_change_nothing() {
+    let mut town = Town::settle().await;
+    let mut client = town.redis.client();
+    let before = client.hgetall(&meta_key(&town.session));
+    let pipelines = |town: &Town| town.nodes[0].metric("livechat_redis_pipelines_total");
+    let (first, since) = (pipelines(&town), Instant::now());
+    // A heartbeat a second, and a cycle is five.
+    eventually("some cycles", || pipelines(&town) >= first + 12.0);
+    assert!(since.elapsed() < OUTAGE && since.elapsed() > Duration::from_secs(5));
+    assert_eq!(client.hgetall(&meta_key(&town.session)), before);
+    town.nothing_was_told().await;
+    for node in &town.nodes {
+        assert_eq!(node.metric("livechat_presence_repairs_total") as u64, 0);
+    }
+}
