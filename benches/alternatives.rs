@@ -90,12 +90,11 @@ struct Helper {
 }
 
 impl Helper {
-    fn start(sessions: &Sessions, chunk: Bytes, mut outlet: Outlet) -> Self {
+    fn start(chunk: Bytes, mut outlet: Outlet) -> Self {
         let (batches, inbox) = mpsc::channel::<Vec<Arc<Session>>>();
         let (out, done) = mpsc::channel();
-        let metrics = Arc::clone(&sessions.metrics);
         thread::spawn(move || {
-            outlet.prepare(&metrics);
+            outlet.prepare();
             let mut budget = WaitBudget::default();
             for batch in inbox {
                 for session in &batch {
@@ -123,8 +122,8 @@ fn threads(c: &mut Criterion) {
                 let (sessions, outlet, helper) = parts.get_or_insert_with(|| {
                     let (sessions, mut outlet) =
                         (Sessions::open(SOCKETS / SOCKETS_EACH, SOCKETS_EACH), make());
-                    outlet.prepare(&sessions.metrics);
-                    let helper = Helper::start(&sessions, chunk.clone(), make());
+                    outlet.prepare();
+                    let helper = Helper::start(chunk.clone(), make());
                     (sessions, outlet, helper)
                 });
                 let (ours, theirs) = sessions.sessions.split_at(sessions.sessions.len() / number);

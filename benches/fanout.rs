@@ -25,7 +25,7 @@ fn chunk(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(way, sockets), |b| {
             let (sessions, outlet) = parts.get_or_insert_with(|| {
                 let (sessions, mut outlet) = (Sessions::open(1, sockets), outlet());
-                outlet.prepare(&sessions.metrics);
+                outlet.prepare();
                 (sessions, outlet)
             });
             b.iter(|| {

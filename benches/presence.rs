@@ -100,7 +100,7 @@ impl Store {
     fn start(sessions: usize) -> Self {
         let sessions = Sessions::open(sessions, 2);
         // The shortest window there is.
-        let env = |name: &str| (name == "PRESENCE_FLUSH").then(|| "1ms".to_owned());
+        let env = [("PRESENCE_FLUSH", "1ms")];
         let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
             panic!("a configuration of defaults is valid");
         };

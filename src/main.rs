@@ -40,10 +40,12 @@ fn main() -> ExitCode {
     return_freed_memory();
     // Each connection is a descriptor: the default of MAX_CONNECTIONS is made of this limit.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let env = |name: &str| std::env::var(name).ok();
-    match config::load(std::env::args_os(), env, Some(Path::new(".env"))) {
+    match config::load(std::env::args_os(), std::env::vars_os(), Some(Path::new(".env"))) {
         Ok(Command::Serve(config)) => serve(*config),
-        Ok(Command::CheckConfig(_)) => {
+        Ok(Command::CheckConfig(config)) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
             println!("The configuration is valid.");
             ExitCode::SUCCESS
         }
@@ -60,7 +62,17 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    logging::install(&config);
+    let _flush = match logging::install(&config) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("cannot start logging: {error}");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "livechat-ws starts");
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),

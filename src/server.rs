@@ -25,7 +25,7 @@ use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
-use crate::session::outlet::Outlet;
+use crate::session::outlet::{Outlet, RingInUse};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
 use crate::ws::connection;
@@ -52,7 +52,8 @@ impl Server {
     /// A listener that can't bind, by the name of its variable; a thread that can't be started; `FANOUT_IO=uring` where
     /// the kernel has no io_uring for us.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        let outlet = outlet(config.fanout_io)?;
+        let ring_in_use = RingInUse::default();
+        let outlet = outlet(config.fanout_io, &ring_in_use)?;
         let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
         wanted.extend(
             config
@@ -78,7 +79,7 @@ impl Server {
             listeners.push((listener, door));
         }
         let port = addresses[0].1.port();
-        let http = Arc::new(assemble(config, port, outlet)?);
+        let http = Arc::new(assemble(config, port, outlet, ring_in_use)?);
         Ok(Self {
             http,
             listeners,
@@ -123,9 +124,9 @@ impl Server {
 }
 
 /// Makes the parts and joins them.
-fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartError> {
+fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -> Result<Http, StartError> {
     let config = Arc::new(config);
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(&config));
     let registry = Arc::new(Registry::new(!config.presence_grace.is_zero()));
     let typists = Arc::new(Typists::default());
     // A restart under the same name is another node.
@@ -171,6 +172,7 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
         node,
         "modes"
     );
+    log_limits(&config);
     let chat = Arc::new(Chat {
         registry,
         typists,
@@ -211,17 +213,38 @@ fn assemble(config: Config, port: u16, outlet: Outlet) -> Result<Http, StartErro
         tracker: TaskTracker::new(),
         life,
         plain: AtomicUsize::default(),
+        ring_in_use,
         port,
     })
 }
 
+/// The limits that are in force, also those that were worked out.
+fn log_limits(config: &Config) {
+    let limits = &config.limits;
+    tracing::info!(
+        MAX_CONNECTIONS = limits.max_connections,
+        MAX_CONNECTIONS_PER_IP = limits.max_connections_per_ip,
+        MAX_CONNECTIONS_PER_USER = limits.max_connections_per_user,
+        MAX_MESSAGE_BYTES = limits.max_message_bytes,
+        MAX_RECORD_BYTES = config.max_record_bytes,
+        SEND_QUEUE_BYTES = limits.send_queue_bytes,
+        SEND_MEMORY_BYTES = limits.send_memory_bytes,
+        SEND_TIMEOUT = ?limits.send_timeout,
+        RATE_LIMIT_MESSAGES = limits.rate_limit_messages,
+        RATE_LIMIT_BURST = limits.rate_limit_burst,
+        PING_INTERVAL = ?limits.ping_interval,
+        PONG_TIMEOUT = ?limits.pong_timeout,
+        "limits"
+    );
+}
+
 /// How batches leave; says so where that is not as asked.
-fn outlet(wanted: FanoutIo) -> Result<Outlet, StartError> {
+fn outlet(wanted: FanoutIo, in_use: &RingInUse) -> Result<Outlet, StartError> {
     if wanted == FanoutIo::Send {
         return Ok(Outlet::Send);
     }
     match (wanted, Ring::probe()) {
-        (_, Ok(())) => Ok(Outlet::Wanted),
+        (_, Ok(())) => Ok(Outlet::Wanted(in_use.clone())),
         (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
         (_, Err(error)) => {
             tracing::info!(%error, "no io_uring here: each socket gets a send of its own");

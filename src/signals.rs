@@ -72,6 +72,7 @@ impl Signals {
         tokio::spawn(async move {
             let name = self.end().await;
             tracing::warn!(signal = name, "second signal: ending without draining");
+            crate::logging::flush();
             std::process::exit(EXIT_FAILURE);
         });
     }

@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use livechat_ws::session::fanout::SLICE;
-use livechat_ws::session::outlet::Outlet;
+use livechat_ws::session::outlet::{Outlet, RingInUse};
 
 #[path = "../benches/support/mod.rs"]
 mod support;
@@ -145,5 +145,5 @@ fn a_recipient_costs_nothing_by_send() {
 /// Who is sent to in one submission stands in a list, one for a batch.
 #[test]
 fn a_recipient_costs_nothing_by_io_uring() {
-    costs(|| Outlet::Wanted, 1);
+    costs(|| Outlet::Wanted(RingInUse::default()), 1);
 }

@@ -59,7 +59,7 @@ fn serve() -> SocketAddr {
         // Shorter than what is waited for until nothing changes any more.
         "--presence-grace=200ms",
     ];
-    let Ok(Command::Serve(config)) = config::load(args.map(Into::into), |_| None, None) else {
+    let Ok(Command::Serve(config)) = config::load(args.map(Into::into), [("", ""); 0], None) else {
         panic!("the configuration is valid");
     };
     let (tell, told) = std::sync::mpsc::channel();

@@ -18,7 +18,7 @@ use livechat_ws::protocol::frames::Lent;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::fanout::{Delivered, WaitBudget};
-use livechat_ws::session::outlet::{Outlet, Round};
+use livechat_ws::session::outlet::{Outlet, RingInUse, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::ws::{Outbox, OutboxLimits, QueueLimits, SendMemory};
@@ -77,7 +77,10 @@ pub fn fan_out(session: &Session, chunk: &Bytes, outlet: &mut Outlet, budget: &m
 type Way = fn() -> Outlet;
 
 /// Both ways out, by their names in `FANOUT_IO`.
-pub const OUTLETS: [(&str, Way); 2] = [("send", || Outlet::Send), ("uring", || Outlet::Wanted)];
+pub const OUTLETS: [(&str, Way); 2] = [
+    ("send", || Outlet::Send),
+    ("uring", || Outlet::Wanted(RingInUse::default())),
+];
 
 /// Sessions, each with as many sockets.
 pub struct Sessions {

@@ -109,7 +109,7 @@ impl Delivery {
     ) -> io::Result<JoinHandle<()>> {
         let (started, has_started) = mpsc::channel();
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            self.outlet.prepare(&self.metrics);
+            self.outlet.prepare();
             let _ = started.send(());
             run(self);
         })?;
@@ -211,7 +211,7 @@ impl Delivery {
 
     /// Small sessions go first; large ones take turns by slices of their members.
     fn send_batch(&mut self) {
-        self.outlet.prepare(&self.metrics);
+        self.outlet.prepare();
         self.batch.iter_mut().for_each(Pending::close);
         self.delivered.clear();
         self.delivered.resize(self.batch.len(), Delivered::default());
@@ -324,12 +324,14 @@ mod tests {
 
     use super::*;
     use crate::protocol::ids::UserType;
+    use crate::session::outlet::RingInUse;
     use crate::session::testing::members;
 
     fn delivery(
         registry: &Arc<Registry>,
         changed_elsewhere: ChangedElsewhere,
         metrics: &Arc<Metrics>,
+        outlet: Outlet,
     ) -> Delivery {
         Delivery::new(
             Arc::clone(registry),
@@ -338,7 +340,7 @@ mod tests {
             Arc::clone(metrics),
             "node".into(),
             1024,
-            Outlet::Wanted,
+            outlet,
         )
     }
 
@@ -354,7 +356,8 @@ mod tests {
             greeting,
         );
 
-        let mut delivery = delivery(&registry, Box::new(|_| panic!("as a bug would")), &metrics);
+        let fails = Box::new(|_: &SessionId| panic!("as a bug would"));
+        let mut delivery = delivery(&registry, fails, &metrics, Outlet::Send);
         let record = |topic, form, value: &'static str| Incoming {
             topic,
             partition: 0,
@@ -373,21 +376,25 @@ mod tests {
         clients[0].read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"\x81\x03one\x81\x03two");
         let counted = "livechat_poison_records_total{reason=\"internal\"} 1\n";
-        assert!(metrics.page().contains(counted), "{}", metrics.page());
+        let page = metrics.page();
+        assert!(page.contains(counted), "{page}");
     }
 
     #[test]
     fn the_threads_ring_is_there_when_it_is_said_to_run() {
         let metrics = Arc::new(Metrics::default());
-        let delivery = delivery(&Arc::default(), Box::new(|_| {}), &metrics);
+        let in_use = RingInUse::default();
+        let outlet = Outlet::Wanted(in_use.clone());
+        let delivery = delivery(&Arc::default(), Box::new(|_| {}), &metrics, outlet);
         let (end, ended) = mpsc::channel::<()>();
         let thread = delivery
             .spawn("bus", move |_delivery| assert!(ended.recv().is_err()))
             .unwrap();
-        let shown = metrics.fanout_io_uring.get();
+        let shown = in_use.get();
         drop(end);
         thread.join().unwrap();
-        Outlet::Wanted.prepare(&metrics);
-        assert_eq!(shown, metrics.fanout_io_uring.get());
+        let mut outlet = Outlet::Wanted(RingInUse::default());
+        outlet.prepare();
+        assert_eq!(shown, matches!(outlet, Outlet::Ring(_)));
     }
 }

@@ -1,5 +1,6 @@
 //! What each client frame does: the use cases. It sees sessions, the bus and presence, and no sockets.
 
+mod arrival;
 mod pending;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use crate::protocol::timestamp;
 use crate::session::fanout::{self, Patience};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
+pub use arrival::Arrival;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
 
@@ -46,6 +48,7 @@ pub struct Speaker {
     pub session: Arc<Session>,
     pub member: Member,
     pub user_type: UserType,
+    pub arrival: Arrival,
 }
 
 impl Speaker {
@@ -65,7 +68,13 @@ thread_local! {
 
 impl Chat {
     /// Greets a connection and makes it known to its session.
-    pub fn join(&self, session_id: &SessionId, member: Member, user_type: UserType) -> Speaker {
+    pub fn join(
+        &self,
+        session_id: &SessionId,
+        member: Member,
+        user_type: UserType,
+        arrival: Arrival,
+    ) -> Speaker {
         let (session, user_type) = self.registry.join(session_id, &member, user_type, |user_type| {
             let who = Identity {
                 session_id,
@@ -75,15 +84,14 @@ impl Chat {
             server::connection_established(who, &timestamp())
         });
         self.presence.joined(session_id, &member.user_id, &member.outbox);
-        tracing::info!(
-            "WebSocket client connected: {} ({user_type}) to session {session_id}",
-            member.user_id.in_log()
-        );
-        Speaker {
+        let speaker = Speaker {
             session,
             member,
             user_type,
-        }
+            arrival,
+        };
+        arrival::log_connected(&speaker);
+        speaker
     }
 
     /// Takes a connection out of its session.
@@ -100,11 +108,7 @@ impl Chat {
             }
         }
         self.presence.left(session_id, user_id, is_last);
-        tracing::info!(
-            "WebSocket client disconnected: {} ({}) from session {session_id}",
-            user_id.in_log(),
-            speaker.user_type
-        );
+        arrival::log_disconnected(speaker);
     }
 
     /// Handles one text frame, parsed in its own buffer.

@@ -12,13 +12,17 @@
 //!
 //! Nothing here opens a port or a connection, logs, or keeps state; `main` turns an error into exit status 64.
 
+mod dotenv;
 mod error;
 mod memory;
 mod network;
 mod origins;
 mod parse;
 mod read;
+mod read_kafka;
+mod read_redis;
 mod sources;
+mod surroundings;
 mod types;
 mod variables;
 
@@ -109,6 +113,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What clients may take.
     pub limits: Limits,
+    /// What is accepted and should be told all the same, each in a sentence.
+    pub warnings: Vec<String>,
 }
 
 impl Config {

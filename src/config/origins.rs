@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::parse::{is_host, list, number, split_port};
+use super::parse::{is_host, list, number, split_port, without_user};
 
 /// The origins that may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,8 @@ impl Origin {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
             format!(
-                "{text:?} is not an origin: {why}; expected scheme://host, scheme://host:port, https://*.example.com, null, or * alone"
+                "{:?} is not an origin: {why}; expected scheme://host, scheme://host:port, https://*.example.com, null, or * alone",
+                without_user(text)
             )
         };
         if text == "*" {

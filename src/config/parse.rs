@@ -89,6 +89,16 @@ pub(super) fn show_duration(value: Duration) -> String {
     }
 }
 
+/// A text that is shown in an error, without what stands before an `@`: it may be a user and a password where none
+/// belongs.
+pub(super) fn without_user(text: &str) -> String {
+    match (text.split_once("://"), text.rsplit_once('@')) {
+        (Some((scheme, rest)), Some((_, host))) if rest.contains('@') => format!("{scheme}://***@{host}"),
+        (_, Some((_, host))) => format!("***@{host}"),
+        (_, None) => text.to_owned(),
+    }
+}
+
 /// The parts of a comma-separated list, without the blanks around them; empty parts (a trailing comma) don't count.
 pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
@@ -158,7 +168,7 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
             Some((host, Some(port))) if is_host(host) && number::<u16>(port, 1..=u16::MAX).is_ok() => {
                 part.to_owned()
             }
-            _ => return Err(format!("{part:?} is not a broker: {ACCEPTED}")),
+            _ => return Err(format!("{:?} is not a broker: {ACCEPTED}", without_user(part))),
         };
         brokers.push(broker);
     }

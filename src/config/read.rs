@@ -1,19 +1,14 @@
 //! From a lookup to a [`Config`]: every variable is parsed, then they are checked against each other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-use redis::IntoConnectionInfo;
 
 use super::parse::{self, choice, duration, number};
 use super::{
-    Config, ConfigError, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, Network, Origins, Problem,
-    RedisConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat, Variable, memory,
+    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, Problem,
+    SessionIdFormat, Variable, memory, read_kafka, read_redis,
 };
-use crate::secret::Secret;
-
-/// Whether this build can speak TLS and SASL to Kafka.
-const KAFKA_TLS: bool = cfg!(feature = "kafka-tls");
+use crate::secret::{self, Secret};
 
 /// Descriptors that are not for clients: listeners, Kafka, Redis, log files, and connections that are being refused.
 const MIN_RESERVE: u64 = 64;
@@ -59,29 +54,37 @@ impl Machine {
 }
 
 /// Reads variables and remembers what was wrong with them.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
     /// The value, without the blanks around it. None: unset. Some(""): set to nothing.
-    fn given(&self, name: &str) -> Option<String> {
+    pub(super) fn given(&self, name: &str) -> Option<String> {
         let value = (self.lookup)(name)?;
-        // A password may begin or end with a blank.
-        let keep = Variable::named(name).is_some_and(|variable| variable.secret);
-        Some(if keep { value } else { value.trim().to_owned() })
+        let is_secret = Variable::named(name).is_some_and(|variable| variable.secret);
+        // A password may begin or end with a blank. A line break at its end is the editor's that wrote it.
+        let trimmed = if is_secret {
+            secret::without_line_break(&value)
+        } else {
+            value.trim()
+        };
+        Some(trimmed.to_owned())
     }
 
     /// The value, if there is one that is not empty.
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         self.given(name).filter(|value| !value.is_empty())
     }
 
     /// Notes that the variable is wrong.
-    fn wrong(&mut self, name: &str, accepted: impl Into<String>) {
+    pub(super) fn wrong(&mut self, name: &str, accepted: impl Into<String>) {
         let secret = Variable::named(name).is_some_and(|variable| variable.secret);
-        let value = self.text(name).filter(|_| !secret);
+        let value = self
+            .text(name)
+            .filter(|_| !secret)
+            .map(|value| parse::without_user(&value));
         self.problems.push(Problem {
             name: name.to_owned(),
             value,
@@ -89,12 +92,16 @@ impl Reader<'_> {
         });
     }
 
-    fn is_wrong(&self, name: &str) -> bool {
+    pub(super) fn is_wrong(&self, name: &str) -> bool {
         self.problems.iter().any(|problem| problem.name == name)
     }
 
     /// The parsed value; None where it is unset or wrong.
-    fn optional<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn optional<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(&self.text(name)?) {
             Ok(value) => Some(value),
             Err(accepted) => {
@@ -105,7 +112,7 @@ impl Reader<'_> {
     }
 
     /// The parsed value, or the parsed default of the table where it is unset or wrong.
-    fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let default = Variable::named(name).map_or("", |variable| variable.default);
         match self.optional(name, &parse) {
             Some(value) => value,
@@ -116,7 +123,11 @@ impl Reader<'_> {
     }
 
     /// As `required`, but set to nothing means none.
-    fn unless_empty<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn unless_empty<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         if self.given(name).is_some_and(|value| value.is_empty()) {
             None
         } else {
@@ -125,7 +136,7 @@ impl Reader<'_> {
     }
 
     /// A secret: the variable's own value, or the content of the file that its `_FILE` variable names.
-    fn secret(&mut self, name: &'static str, file: &'static str) -> Option<Secret> {
+    pub(super) fn secret(&mut self, name: &'static str, file: &'static str) -> Option<Secret> {
         match (self.text(name), self.text(file)) {
             (Some(_), Some(_)) => {
                 self.wrong(file, format!("{name} is set, too: expected only one of them"));
@@ -137,7 +148,7 @@ impl Reader<'_> {
         }
     }
 
-    fn duration(&mut self, name: &str, from: Duration, to: Duration) -> Duration {
+    pub(super) fn duration(&mut self, name: &str, from: Duration, to: Duration) -> Duration {
         self.required(name, |text| duration(text, from..=to))
     }
 }
@@ -183,8 +194,8 @@ pub(super) fn config(
     let allow_credentials = r.required("ALLOW_CREDENTIALS", parse::boolean);
     let allowed_headers = r.required("ALLOWED_HEADERS", parse::headers);
 
-    let redis = redis(r);
-    let kafka = kafka(r);
+    let redis = read_redis::redis(r);
+    let kafka = read_kafka::kafka(r);
 
     let node_id = r
         .optional("NODE_ID", parse::node_id)
@@ -195,7 +206,11 @@ pub(super) fn config(
     let drain_timeout = r.duration("DRAIN_TIMEOUT", Duration::ZERO, HOUR);
     let trusted_proxies = r
         .optional("TRUSTED_PROXIES", |text| {
-            parse::list(text).map(str::parse::<Network>).collect()
+            let networks: Vec<Network> = parse::list(text).map(str::parse).collect::<Result<_, _>>()?;
+            if networks.is_empty() {
+                return Err("addresses and networks are accepted, with commas between".to_owned());
+            }
+            Ok(networks)
         })
         .unwrap_or_default();
     let proxy_protocol = r.required("PROXY_PROTOCOL", parse::boolean);
@@ -252,6 +267,7 @@ pub(super) fn config(
         log_level,
         log_format,
         limits,
+        warnings: Vec::new(),
     };
     check_together(r, &config);
     if reader.problems.is_empty() {
@@ -404,201 +420,10 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     }
 }
 
-const REDIS_PASSWORD_FILE: &str = "REDIS_PASSWORD_FILE";
-
-/// `REDIS_URL`, or one made of the older three.
-fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
-    let port = r.required("REDIS_PORT", |text| number::<u16>(text, 1..=u16::MAX));
-    let host = r.optional("REDIS_HOST", |text| {
-        let bracketed = if text.parse::<std::net::Ipv6Addr>().is_ok() {
-            format!("[{text}]")
-        } else {
-            text.to_owned()
-        };
-        let usable =
-            parse::is_host(&bracketed) && redis_url_problem(&format!("redis://{bracketed}")).is_none();
-        if usable {
-            Ok(bracketed)
-        } else {
-            Err("a host name or an address is accepted; its port is REDIS_PORT".to_owned())
-        }
-    });
-    let password = r.secret("REDIS_PASSWORD", REDIS_PASSWORD_FILE);
-    let has_file = r.text(REDIS_PASSWORD_FILE).is_some();
-    if let Some(url) = r.text("REDIS_URL") {
-        match redis_url_problem(&url) {
-            Some(problem) => r.wrong("REDIS_URL", problem),
-            None if has_file && has_password(&url) => {
-                r.wrong(
-                    REDIS_PASSWORD_FILE,
-                    "REDIS_URL has a password, too: expected only one of them",
-                );
-            }
-            None => {}
-        }
-        // The URL wins over REDIS_PASSWORD, also where it has none.
-        let password = password.filter(|_| has_file);
-        return Some(RedisConfig { url, password });
-    }
-    let Some(host) = host else {
-        if !r.is_wrong("REDIS_HOST") {
-            for name in ["REDIS_PASSWORD", REDIS_PASSWORD_FILE] {
-                if r.text(name).is_some() && !r.is_wrong(name) {
-                    r.wrong(
-                        name,
-                        "only accepted with REDIS_HOST, which is empty (there is no default any more)",
-                    );
-                }
-            }
-        }
-        return None;
-    };
-    Some(RedisConfig {
-        url: format!("redis://{host}:{port}"),
-        password,
-    })
-}
-
-/// Whether a URL that is right has a password in it.
-fn has_password(url: &str) -> bool {
-    url.into_connection_info()
-        .is_ok_and(|info| info.redis_settings().password().is_some())
-}
-
-/// What is wrong with a URL, told without the URL itself: it may hold a password.
-fn redis_url_problem(url: &str) -> Option<String> {
-    const ACCEPTED: &str = "redis://[user:password@]host[:port][/db] is accepted";
-    let Some(parsed) = redis::parse_redis_url(url) else {
-        return Some(format!(
-            "{ACCEPTED} (a password's special characters percent-encoded)"
-        ));
-    };
-    let wants_tls = matches!(parsed.scheme(), "rediss" | "valkeys");
-    match parsed.into_connection_info() {
-        Ok(_) => None,
-        // The client knows whether it was built with TLS; its other errors don't say what would be right.
-        Err(_) if wants_tls && !redis_tls() => Some(format!("this build has no TLS for Redis: {ACCEPTED}")),
-        Err(_) => Some(ACCEPTED.to_owned()),
-    }
-}
-
-/// Whether the Redis client of this build can speak TLS.
-fn redis_tls() -> bool {
-    "rediss://localhost".into_connection_info().is_ok()
-}
-
-fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
-    // Both are checked, so that the older name can't hide a mistake that appears when the newer is removed.
-    let older = r.optional("KAFKA_BROKER", parse::brokers);
-    let brokers = r.optional("KAFKA_BROKERS", parse::brokers).or(older);
-
-    let topics = ["KAFKA_TOPIC_MESSAGES", "KAFKA_TOPIC_TYPING", "KAFKA_TOPIC_STATUS"];
-    let [topic_messages, topic_typing, topic_status] = topics.map(|name| r.required(name, parse::topic));
-    // Kafka's metrics can't tell a dot from an underscore, so it refuses to have both names.
-    let key = |topic: &str| topic.replace('.', "_");
-    for (name, topic, others) in [
-        (topics[1], &topic_typing, vec![(topics[0], &topic_messages)]),
-        (
-            topics[2],
-            &topic_status,
-            vec![(topics[0], &topic_messages), (topics[1], &topic_typing)],
-        ),
-    ] {
-        if let Some((other, _)) = others.into_iter().find(|(_, other)| key(other) == key(topic)) {
-            r.wrong(
-                name,
-                format!("another topic than {other}'s ({topic}) is accepted"),
-            );
-        }
-    }
-    let partitions = r.required("KAFKA_TOPIC_PARTITIONS", |text| number(text, 1..=10_000));
-    let replication = r.required("KAFKA_TOPIC_REPLICATION", |text| {
-        number(text, 1..=i32::from(i16::MAX))
-    });
-    let pace = r.duration("KAFKA_PACE", Duration::ZERO, Duration::from_millis(100));
-    let (security, sasl, ssl_ca) = kafka_security(r);
-
-    Some(KafkaConfig {
-        brokers: brokers?,
-        topic_messages,
-        topic_typing,
-        topic_status,
-        partitions,
-        replication,
-        pace,
-        security,
-        sasl,
-        ssl_ca,
-    })
-}
-
-fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option<PathBuf>) {
-    use SecurityProtocol::{Plaintext, SaslPlaintext, SaslSsl, Ssl};
-    const PROTOCOL: &str = "KAFKA_SECURITY_PROTOCOL";
-    const PASSWORD: &str = "KAFKA_SASL_PASSWORD";
-    const PASSWORD_FILE: &str = "KAFKA_SASL_PASSWORD_FILE";
-    let security = r.required(PROTOCOL, |text| {
-        choice(
-            text,
-            &[Plaintext, Ssl, SaslPlaintext, SaslSsl].map(|protocol| (protocol.as_str(), protocol)),
-        )
-    });
-    if security != Plaintext && !KAFKA_TLS {
-        r.wrong(PROTOCOL, "this build has neither TLS nor SASL for Kafka (cargo feature kafka-tls): only plaintext is accepted");
-    }
-    let mechanism = r.required("KAFKA_SASL_MECHANISM", |text| {
-        use SaslMechanism::{Plain, ScramSha256, ScramSha512};
-        choice(
-            text,
-            &[Plain, ScramSha256, ScramSha512].map(|mechanism| (mechanism.as_str(), mechanism)),
-        )
-    });
-    let username = r.text("KAFKA_SASL_USERNAME");
-    let password = r.secret(PASSWORD, PASSWORD_FILE);
-    let ssl_ca = r.optional("KAFKA_SSL_CA", |text| match std::fs::read(text) {
-        Ok(content) if content.windows(11).any(|window| window == b"-----BEGIN ") => Ok(PathBuf::from(text)),
-        Ok(_) => Err("a file with certificates in PEM form is accepted".to_owned()),
-        Err(why) => Err(format!("a readable file is accepted: {why}")),
-    });
-
-    if !r.is_wrong(PROTOCOL) {
-        for name in [
-            "KAFKA_SASL_MECHANISM",
-            "KAFKA_SASL_USERNAME",
-            PASSWORD,
-            PASSWORD_FILE,
-        ] {
-            let is_set = r.text(name).is_some();
-            if !security.has_sasl() && is_set {
-                r.wrong(
-                    name,
-                    format!("only accepted with {PROTOCOL}=sasl_ssl or sasl_plaintext"),
-                );
-            }
-            let is_needed = match name {
-                "KAFKA_SASL_USERNAME" => true,
-                PASSWORD => r.text(PASSWORD_FILE).is_none(),
-                _ => false,
-            };
-            if security.has_sasl() && !is_set && is_needed {
-                r.wrong(name, format!("needed with {PROTOCOL}={}", security.as_str()));
-            }
-        }
-        if !security.has_tls() && ssl_ca.is_some() {
-            r.wrong(
-                "KAFKA_SSL_CA",
-                format!("only accepted with {PROTOCOL}=ssl or sasl_ssl"),
-            );
-        }
-    }
-    let sasl = security.has_sasl().then(|| Sasl {
-        mechanism,
-        username: username.unwrap_or_default(),
-        password: password.unwrap_or_else(|| Secret::fixed(String::new())),
-    });
-    (security, sasl, ssl_ca)
-}
-
 #[cfg(test)]
 #[path = "read_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "read_refused_tests.rs"]
+mod refused_tests;

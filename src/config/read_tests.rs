@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::super::VARIABLES;
+use super::super::read_kafka::KAFKA_TLS;
+use super::super::read_redis::redis_tls;
+use super::super::{RedisConfig, Sasl, SaslMechanism, SecurityProtocol, VARIABLES};
 use super::*;
 
 fn machine() -> Machine {
@@ -13,7 +15,7 @@ fn machine() -> Machine {
     }
 }
 
-fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+pub(super) fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let map: HashMap<String, String> = pairs
         .iter()
         .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -25,7 +27,7 @@ fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
 }
 
 /// Reads what must be wrong, and returns the names of the wrong variables and the whole message.
-fn wrong(pairs: &[(&str, &str)]) -> (Vec<String>, String) {
+pub(super) fn wrong(pairs: &[(&str, &str)]) -> (Vec<String>, String) {
     let error = read(pairs).unwrap_err();
     (
         error.names().into_iter().map(str::to_owned).collect(),

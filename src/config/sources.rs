@@ -1,30 +1,30 @@
 //! Where values come from: flags, the environment, and a `.env` file.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
-use std::rc::Rc;
 
 use clap::{Arg, ArgAction};
 
-use super::{Command, Config, ConfigError, Problem, Section, VARIABLES, Variable};
+use super::surroundings::{self, Surroundings};
+use super::{Command, Config, ConfigError, Problem, Section, VARIABLES, Variable, dotenv};
 
 /// What `--version` prints.
 const VERSION: &str = concat!("livechat-ws ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// Reads the command line, the environment and the `.env` file, in the order of their strength.
 ///
-/// `args` has the program's name first, as [`std::env::args_os`] does. A `.env` file that does not exist is none.
+/// `args` has the program's name first, as [`std::env::args_os`] does, and `env` is [`std::env::vars_os`]. A `.env` file
+/// that does not exist is none.
 ///
 /// # Errors
 ///
 /// A malformed command line, or everything that is wrong with the values and with the lines of `.env`.
 pub fn load(
     args: impl IntoIterator<Item = OsString>,
-    env: impl Fn(&str) -> Option<String>,
-    dotenv: Option<&Path>,
+    env: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
+    file: Option<&Path>,
 ) -> Result<Command, ConfigError> {
     let flags = match command().try_get_matches_from(args) {
         Ok(flags) => flags,
@@ -38,20 +38,32 @@ pub fn load(
             };
         }
     };
-    let (file, broken_lines) = dotenv.map(read_dotenv).unwrap_or_default();
+    let mut surroundings =
+        Surroundings::read(env.into_iter().map(|(name, value)| (name.into(), value.into())));
+    let mut problems = std::mem::take(&mut surroundings.problems);
+    let mut warnings = std::mem::take(&mut surroundings.warnings);
+    let file = file
+        .map(|path| read_dotenv(path, &mut problems, &mut warnings))
+        .unwrap_or_default();
     let lookup = |name: &str| {
-        let flag = flags.try_get_one::<String>(name).ok().flatten().cloned();
-        flag.or_else(|| env(name)).or_else(|| file.get(name).cloned())
+        let flag = flags.try_get_one::<String>(name).ok().flatten();
+        flag.or_else(|| surroundings.values.get(name))
+            .or_else(|| file.get(name))
+            .cloned()
     };
-    let config = match (Config::from_lookup(&lookup), broken_lines) {
-        (Ok(config), lines) if lines.is_empty() => Box::new(config),
-        (Ok(_), lines) => return Err(ConfigError::Invalid(lines)),
-        (Err(ConfigError::Invalid(problems)), mut lines) => {
-            lines.extend(problems);
-            return Err(ConfigError::Invalid(lines));
+    let config = match Config::from_lookup(&lookup) {
+        Ok(config) if problems.is_empty() => config,
+        Ok(_) => return Err(ConfigError::Invalid(problems)),
+        Err(ConfigError::Invalid(more)) => {
+            problems.extend(more);
+            return Err(ConfigError::Invalid(problems));
         }
-        (Err(error), _) => return Err(error),
+        Err(error) => return Err(error),
     };
+    warnings.extend(surroundings::surprises(&config, &|name| {
+        lookup(name).filter(|value| !value.is_empty())
+    }));
+    let config = Box::new(Config { warnings, ..config });
     Ok(if flags.get_flag("check-config") {
         Command::CheckConfig(config)
     } else if flags.get_flag("healthcheck") {
@@ -112,82 +124,58 @@ fn flag(variable: &'static Variable) -> Arg {
     }
 }
 
-/// The values of a `.env` file, and its broken lines, each with its number.
-fn read_dotenv(path: &Path) -> (HashMap<String, String>, Vec<Problem>) {
-    let mut values = HashMap::new();
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return (values, Vec::new()),
+/// The values of a `.env` file. Lines that are refused, and values that stand there twice, are problems.
+fn read_dotenv(
+    path: &Path,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
+) -> HashMap<String, String> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return HashMap::new(),
         Err(error) => {
-            let accepted = format!("a readable text file is accepted: {error}");
-            return (
-                values,
-                vec![Problem {
-                    name: path.display().to_string(),
-                    value: None,
-                    accepted,
-                }],
-            );
+            problems.push(Problem {
+                name: path.display().to_string(),
+                value: None,
+                accepted: format!("a readable text file is accepted: {error}"),
+            });
+            return HashMap::new();
         }
     };
-    let mut problems = Vec::new();
-    let lines_read = Rc::new(Cell::new(0));
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let mut items = dotenvy::Iter::new(Lines {
-        rest: text.as_bytes(),
-        begun: Rc::clone(&lines_read),
-    });
-    loop {
-        let first_line = lines_read.get() + 1;
-        match items.next() {
-            None => return (values, problems),
-            // The last of several lines wins, as it does in a shell.
-            Some(Ok((name, value))) => {
-                values.insert(name, value);
-            }
-            // Its text stays out of the message: it may be a password's line.
-            Some(Err(_)) => problems.push(Problem {
-                name: broken_place(path, first_line, lines_read.get(), text),
+    let file = dotenv::parse(&bytes);
+    problems.extend(file.problems.into_iter().map(|broken| {
+        let place = format!("{}, line {}", path.display(), broken.line);
+        Problem {
+            name: broken
+                .name
+                .map_or(place.clone(), |name| format!("{name} ({place})")),
+            value: None,
+            accepted: broken.why,
+        }
+    }));
+    let mut seen: HashMap<String, (usize, String)> = HashMap::new();
+    for entry in file.entries {
+        if Variable::named(&entry.name).is_none() {
+            warnings.extend(surroundings::unknown(&entry.name));
+            continue;
+        }
+        match seen.get(&entry.name) {
+            Some((first, value)) if *value != entry.value => problems.push(Problem {
                 value: None,
-                accepted: "NAME=value is accepted; a value with blanks or any of $ # \\ \" in single quotes"
-                    .to_owned(),
+                accepted: format!(
+                    "it has one value on line {first} of {} and another one on line {}: keep one",
+                    path.display(),
+                    entry.line
+                ),
+                name: entry.name,
             }),
+            Some(_) => {}
+            None => {
+                seen.insert(entry.name, (entry.line, entry.value));
+            }
         }
     }
-}
-
-/// The file and the line: the last that was read, or, where a quote was never closed and all the rest was read in
-/// search of its end, the first.
-fn broken_place(path: &Path, first: usize, last: usize, text: &str) -> String {
-    let skipped = text.lines().skip(first - 1).take_while(|line| {
-        let line = line.trim();
-        line.is_empty() || line.starts_with('#')
-    });
-    let line = (first + skipped.count()).min(last);
-    format!("{}, line {line}", path.display())
-}
-
-/// Hands out one line a call and counts them: dotenvy doesn't say where it was.
-struct Lines<'a> {
-    rest: &'a [u8],
-    begun: Rc<Cell<usize>>,
-}
-
-impl Read for Lines<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let end = self
-            .rest
-            .iter()
-            .position(|&byte| byte == b'\n')
-            .map_or(self.rest.len(), |newline| newline + 1);
-        let count = end.min(buffer.len());
-        buffer[..count].copy_from_slice(&self.rest[..count]);
-        self.rest = &self.rest[count..];
-        if count > 0 && count == end {
-            self.begun.set(self.begun.get() + 1);
-        }
-        Ok(count)
-    }
+    seen.into_iter().map(|(name, (_, value))| (name, value)).collect()
 }
 
 #[cfg(test)]

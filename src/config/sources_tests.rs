@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::*;
 
-const NO_ENV: fn(&str) -> Option<String> = |_| None;
+const NO_ENV: [(&str, &str); 0] = [];
 
 fn args(args: &[&str]) -> Vec<OsString> {
     std::iter::once("livechat-ws")
@@ -30,12 +30,8 @@ fn dotenv(text: &str) -> tempfile::NamedTempFile {
 fn flag_over_environment_over_file() {
     let file =
         dotenv("PORT=1\nWS_PORT=1\nENVIRONMENT=production # a comment\nLOG_FORMAT='json'\nPRESENCE_TTL=5s\n");
-    let env = |name: &str| match name {
-        "PORT" | "WS_PORT" => Some("2".to_owned()),
-        // Empty: unset, and the file's value is hidden.
-        "PRESENCE_TTL" => Some(String::new()),
-        _ => None,
-    };
+    // Empty: unset, and the file's value is hidden.
+    let env = [("PORT", "2"), ("WS_PORT", "2"), ("PRESENCE_TTL", "")];
     let config = served(load(args(&["--port", "3"]), env, Some(file.path())));
     assert_eq!((config.port, config.ws_port), (3, Some(2)));
     assert_eq!(config.environment.as_str(), "production");
@@ -142,12 +138,18 @@ fn broken_lines_are_told_by_number_without_their_text() {
         broken("PORT=1\n\n# a comment\nhunter2 is not a line\nWS_PORT=2\n"),
         "4"
     );
-    assert_eq!(broken("\u{feff}PORT=1\nA B=hunter2\nPORT=x\nhunter2"), "2 4 PORT");
-    assert_eq!(broken("PORT=1\r\nREDIS_PASSWORD=a hunter2\r\n"), "2");
+    assert_eq!(
+        broken("\u{feff}WS_PORT=1\nA B=hunter2\nPORT=x\nhunter2"),
+        "2 4 PORT"
+    );
+    assert_eq!(
+        broken("PORT=1\r\nREDIS_PASSWORD=a #hunter2\r\n"),
+        "REDIS_PASSWORD (2)"
+    );
     // A quote that is never closed: the line on which it was opened, not the end of the file.
     assert_eq!(
         broken("PORT=1\n\nREDIS_PASSWORD='hunter2\nWS_PORT=3\nHOST=::1\n"),
-        "3"
+        "REDIS_PASSWORD (3)"
     );
 }
 
@@ -172,12 +174,132 @@ fn every_variable_has_one_name_a_help_and_a_section() {
     command().debug_assert();
 }
 
+fn redis_password(config: &Config) -> String {
+    let redis = config.redis.as_ref().expect("there is one");
+    redis.password.as_ref().expect("it has one").value().to_string()
+}
+
+#[test]
+fn a_password_in_the_file_is_taken_whole() {
+    let file = dotenv("REDIS_HOST=redis\nREDIS_PASSWORD=pa$ss\n");
+    let config = served(load(args(&[]), NO_ENV, Some(file.path())));
+    assert_eq!(redis_password(&config), "pa$ss");
+}
+
+#[test]
+fn a_line_break_at_the_end_of_a_secret_is_trimmed() {
+    for password in ["s3cret\n", "s3cret\r\n", "s3cret"] {
+        let env = [("REDIS_HOST", "redis"), ("REDIS_PASSWORD", password)];
+        let config = served(load(args(&[]), env, None));
+        assert_eq!(redis_password(&config), "s3cret");
+    }
+    let env = [("REDIS_HOST", "redis"), ("REDIS_PASSWORD", " a b ")];
+    let config = served(load(args(&[]), env, None));
+    assert_eq!(redis_password(&config), " a b ");
+}
+
+#[test]
+fn two_values_of_one_variable_are_one_too_many() {
+    let file = dotenv("REDIS_HOST=r\nREDIS_PASSWORD=hunter2\nREDIS_PASSWORD=hunter3\nREDIS_HOST=r\n");
+    let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
+    assert_eq!(error.names(), ["REDIS_PASSWORD"]);
+    let text = error.to_string();
+    assert!(
+        text.contains("line 2") && text.contains("line 3") && !text.contains("hunter"),
+        "{text}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_value_that_is_not_utf_8_is_refused_by_name() {
+    use std::os::unix::ffi::OsStringExt;
+    let value = OsString::from_vec(b"pa\xffss".to_vec());
+    for name in ["REDIS_PASSWORD", "PORT"] {
+        let error = load(args(&[]), [(name, value.clone())], None).unwrap_err();
+        assert_eq!(error.names(), [name]);
+    }
+    served(load(args(&[]), [("SOMEBODY_ELSES", value)], None));
+}
+
+#[test]
+fn a_service_link_counts_as_unset() {
+    let link = "tcp://10.96.12.7:6379";
+    let env = [("REDIS_PORT", link), ("WS_PORT", link), ("REDIS_HOST", "redis")];
+    let file = dotenv("WS_PORT=9001\n");
+    let config = served(load(args(&[]), env, Some(file.path())));
+    assert_eq!(config.ws_port, Some(9001), "the file's");
+    assert_eq!(config.redis.unwrap().url, "redis://redis:6379");
+    assert!(
+        config
+            .warnings
+            .iter()
+            .any(|text| text.contains("enableServiceLinks"))
+    );
+    // Nobody but Kubernetes writes it so.
+    for file in [
+        "REDIS_PORT=tcp://10.96.12.7:6379\n",
+        "REDIS_PORT=10.96.12.7:6379\n",
+    ] {
+        let file = dotenv(file);
+        assert_eq!(
+            load(args(&[]), NO_ENV, Some(file.path())).unwrap_err().names(),
+            ["REDIS_PORT"]
+        );
+    }
+}
+
+#[test]
+fn what_surprises_is_warned_of() {
+    let warnings = |env: &[(&str, &str)]| {
+        let config = served(load(args(&[]), env.iter().copied(), None));
+        config.warnings.join("\n")
+    };
+    assert_eq!(warnings(&[]), "");
+    for (env, named) in [
+        (&[("KAFKA_BROKRS", "k:9092")][..], "KAFKA_BROKERS"),
+        (&[("ENVIRONMENT", "production")], "ALLOWED_ORIGINS=*"),
+        (
+            &[("ALLOWED_ORIGINS", "https://a.example")],
+            "ENVIRONMENT=production",
+        ),
+        (&[("ALLOW_CREDENTIALS", "true")], "ALLOW_CREDENTIALS"),
+        (&[("REDIS_URL", "redis://a"), ("REDIS_HOST", "b")], "REDIS_HOST"),
+        (&[("REDIS_PORT", "6380")], "REDIS_HOST"),
+        (
+            &[("KAFKA_BROKERS", "a:1"), ("KAFKA_BROKER", "b:1")],
+            "KAFKA_BROKER ",
+        ),
+        (&[("RATE_LIMIT_BURST", "0")], "no rate limit"),
+        (&[("DRAIN_TIMEOUT", "0s")], "at once"),
+        (&[("PORT", "8081")], ""),
+        (&[("PORT", "8081"), ("WS_PORT", "8081")], "one listener"),
+    ] {
+        let text = warnings(env);
+        assert!(
+            text.contains(named) && text.is_empty() == named.is_empty(),
+            "{env:?}: {text}"
+        );
+    }
+    let file = dotenv("REDIS_PASSWROD=hunter2\nCOMPOSE_PROJECT_NAME=x\n");
+    let config = served(load(args(&[]), NO_ENV, Some(file.path())));
+    let [warning] = &config.warnings[..] else {
+        panic!("{:?}", config.warnings)
+    };
+    assert!(
+        warning.contains("REDIS_PASSWORD") && !warning.contains("hunter2"),
+        "{warning}"
+    );
+}
+
 /// `.env.example` as the table has it. To renew the file after a change: `UPDATE_ENV_EXAMPLE=1 cargo test env_example`.
 fn env_example() -> String {
     let mut text = String::from(
         "# Copy this file to .env. What is commented out is optional; every value shown is the default.\n\
          # A flag (--max-message-bytes) wins over the environment, and that over this file.\n\
-         # Durations: 500ms, 25s, 2m. Sizes: bytes. A value with blanks or any of $ # \\ \" goes in single quotes.\n",
+         # Durations: 500ms, 25s, 2m. Sizes: bytes.\n\
+         # A value is taken as it is, to the end of the line: $ and \\ mean nothing. Blanks at its ends, a # behind a\n\
+         # blank, or a quote as its first character need single quotes around it. Comments have lines of their own.\n",
     );
     for section in Section::ALL {
         text += &format!("\n# --- {} ---\n", section.title());

@@ -76,6 +76,11 @@ impl Variable {
         self.name.to_ascii_lowercase().replace('_', "-")
     }
 
+    /// Whether its value may be any text, so that nothing in it can be told from a comment.
+    pub fn is_free_text(&self) -> bool {
+        self.secret || matches!(self.value, "TEXT" | "FILE" | "URL")
+    }
+
     /// The variable of that name.
     pub fn named(name: &str) -> Option<&'static Variable> {
         VARIABLES.iter().find(|variable| variable.name == name)

@@ -25,6 +25,7 @@ use crate::chat::Chat;
 use crate::config::Config;
 use crate::life::Life;
 use crate::metrics::Metrics;
+use crate::session::outlet::RingInUse;
 use crate::ws::connection;
 use addresses::Addresses;
 use cors::Cors;
@@ -50,6 +51,7 @@ pub struct Http {
     pub idle: Arc<Idle>,
     pub admin_idle: Arc<Idle>,
     pub cors: Cors,
+    pub ring_in_use: RingInUse,
     /// The bound port, as health shows it.
     pub port: u16,
 }

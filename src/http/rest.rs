@@ -1,13 +1,16 @@
 //! Health, readiness, and who is connected.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 use super::Http;
-use super::response::{Answer, Success, error, error_with, json};
+use super::response::{Answer, Success, error, error_with, json, with_body};
 use crate::bus::{Health, Status};
+use crate::metrics::Now;
+use crate::metrics::page::Format;
 use crate::protocol::ids::SessionId;
 
 /// How long an answer waits for the presence store.
@@ -67,7 +70,7 @@ pub fn health(http: &Http) -> Answer {
             sessions: http.chat.registry.len(),
             kafka: Dependency::new(bus),
             redis: Dependency::new(presence),
-            fanout_io: if http.metrics.fanout_io_uring.get() == 1 {
+            fanout_io: if http.ring_in_use.get() {
                 "io_uring"
             } else {
                 "send"
@@ -132,6 +135,27 @@ pub async fn connection_status(http: &Http, session_id: &SessionId) -> Answer {
             StatusCode::SERVICE_UNAVAILABLE,
             "Failed to get connection status",
             "the presence store is not available",
+        ),
+    }
+}
+
+/// `GET /metrics`.
+pub async fn metrics(http: &Arc<Http>, headers: &HeaderMap) -> Answer {
+    let format = Format::accepted(headers);
+    let now = Now {
+        connections: http.limits.connections(),
+        sessions: http.chat.registry.len(),
+        is_draining: http.life.is_draining(),
+        is_ring_in_use: http.ring_in_use.get(),
+    };
+    let metrics = Arc::clone(&http.metrics);
+    // It reads files of /proc: not for a worker of the runtime.
+    match tokio::task::spawn_blocking(move || metrics.page_of(&now, format)).await {
+        Ok(page) => with_body(StatusCode::OK, format.content_type(), page.into()),
+        Err(why) => error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Internal error",
+            &why.to_string(),
         ),
     }
 }

@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use super::Http;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
-use super::response::{Answer, empty, with_body};
+use super::response::{Answer, empty};
 use super::rest;
 use super::upgrade::{self, Arrival};
 use crate::config::SessionIdFormat;
@@ -21,7 +21,6 @@ use crate::ws::connection::Hello;
 
 /// The longest request target in bytes.
 const MAX_URI: usize = 8 * 1024;
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Which listener a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,11 +134,7 @@ async fn dispatch(
         Route::Health => rest::health(http),
         Route::Live => rest::live(),
         Route::Ready => rest::ready(http),
-        Route::Metrics => {
-            http.metrics.connections.set(http.limits.connections() as i64);
-            http.metrics.sessions.set(http.chat.registry.len() as i64);
-            with_body(StatusCode::OK, METRICS_TYPE, http.metrics.page().into())
-        }
+        Route::Metrics => rest::metrics(http, request.headers()).await,
         Route::ConnectionStatus { session_id } => match parse_session(http, session_id) {
             Some(session_id) => rest::connection_status(http, &session_id).await,
             None => RequestRefusal::SessionId.answer(&http.metrics),
@@ -162,8 +157,9 @@ async fn dispatch(
                 session_id,
                 user_id,
                 user_type,
+                client: http.addresses.client(peer, request.headers()),
             };
-            upgrade::upgrade(http, peer, hello, request, arrival)
+            upgrade::upgrade(http, hello, request, arrival)
         }
     }
 }

@@ -3,7 +3,6 @@
 //! The upgrade's headers are looked at last: a browser can't see why its handshake failed, and asks the same path by a
 //! plain GET; 426 then says that nothing else was wrong.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,12 +44,11 @@ pub struct Arrival {
 /// Checks the handshake and answers it; behind a 101 there is an arrival.
 pub fn upgrade(
     http: &Http,
-    peer: IpAddr,
     hello: Hello,
     request: &mut Request<Incoming>,
     arrival: &mut Option<Arrival>,
 ) -> Answer {
-    match admit(http, peer, &hello, request) {
+    match admit(http, &hello, request) {
         Ok(admitted) => switch_protocols(admitted, hello, request, arrival),
         Err(Refused { why, retry_after }) => {
             let mut answer = why.answer(&http.metrics);
@@ -89,7 +87,7 @@ struct Admitted {
 
 /// Runs the checks in their order. Until the last one is passed nothing may be done that a plain GET should not do:
 /// the ticket is given back where it is refused.
-fn admit(http: &Http, peer: IpAddr, hello: &Hello, request: &Request<Incoming>) -> Result<Admitted, Refused> {
+fn admit(http: &Http, hello: &Hello, request: &Request<Incoming>) -> Result<Admitted, Refused> {
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
         return Err(UpgradeRefusal::Origin.into());
@@ -99,8 +97,9 @@ fn admit(http: &Http, peer: IpAddr, hello: &Hello, request: &Request<Incoming>) 
     if http.life.is_draining() {
         return Err(UpgradeRefusal::Draining.into());
     }
-    let ip = http.addresses.client(peer, headers);
-    let admitted = http.limits.admit(ip, (&hello.session_id, &hello.user_id));
+    let admitted = http
+        .limits
+        .admit(hello.client, (&hello.session_id, &hello.user_id));
     let ticket = admitted.map_err(|exceeded| match exceeded {
         Exceeded::Process => UpgradeRefusal::Capacity.into(),
         Exceeded::Address => UpgradeRefusal::PerIp.into(),

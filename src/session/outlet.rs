@@ -3,10 +3,11 @@
 //! Both ways give the same outcome for each socket, and what a socket does not take is queued by its outbox.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Member;
 use super::fanout::{Delivered, WaitBudget, send_or_close};
-use crate::metrics::Metrics;
 use crate::protocol::frames::{Frames, Lent};
 use crate::ws::uring::{self, Ring};
 use crate::ws::{Begun, Sent};
@@ -14,12 +15,26 @@ use crate::ws::{Begun, Sent};
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
 const MIN_RING: usize = 4;
 
+/// Whether a delivery thread's ring is in use: what health and metrics say of it.
+#[derive(Clone, Default)]
+pub struct RingInUse(Arc<AtomicBool>);
+
+impl RingInUse {
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, is_in_use: bool) {
+        self.0.store(is_in_use, Ordering::Relaxed);
+    }
+}
+
 /// One delivery thread's way out.
 pub enum Outlet {
     /// One `send` per socket.
     Send,
     /// A ring that is to be made by the thread that uses it.
-    Wanted,
+    Wanted(RingInUse),
     Ring(Box<Rings>),
 }
 
@@ -27,18 +42,20 @@ pub enum Outlet {
 pub struct Rings {
     ring: Ring,
     results: Vec<io::Result<usize>>,
+    in_use: RingInUse,
 }
 
 impl Outlet {
     /// Makes the ring where one is wanted and gives up one that has failed.
-    pub fn prepare(&mut self, metrics: &Metrics) {
+    pub fn prepare(&mut self) {
         *self = match std::mem::replace(self, Self::Send) {
-            Self::Wanted => match Ring::new() {
+            Self::Wanted(in_use) => match Ring::new() {
                 Ok(ring) => {
-                    metrics.fanout_io_uring.set(1);
+                    in_use.set(true);
                     Self::Ring(Box::new(Rings {
                         ring,
                         results: Vec::with_capacity(uring::MAX_SENDS),
+                        in_use,
                     }))
                 }
                 Err(error) => {
@@ -48,7 +65,7 @@ impl Outlet {
             },
             Self::Ring(rings) if rings.ring.is_broken() => {
                 tracing::warn!("io_uring has failed: each socket gets a send of its own");
-                metrics.fanout_io_uring.set(0);
+                rings.in_use.set(false);
                 Self::Send
             }
             same => same,
@@ -176,6 +193,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::metrics::Metrics;
     use crate::session::testing::members;
 
     const MEMBERS: usize = 2 * uring::MAX_SENDS;
@@ -196,8 +214,10 @@ mod tests {
     async fn a_ring_that_breaks_loses_nothing() {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(MEMBERS, &metrics).await;
-        let mut outlet = Outlet::Wanted;
-        outlet.prepare(&metrics);
+        let in_use = RingInUse::default();
+        let mut outlet = Outlet::Wanted(in_use.clone());
+        outlet.prepare();
+        assert_eq!(in_use.get(), matches!(outlet, Outlet::Ring(_)));
         let chunks = ["one ", "two ", "three "].map(|text| Bytes::from_static(text.as_bytes()));
         assert_eq!(send(&mut outlet, &members, &chunks[0]).written, MEMBERS);
         if let Outlet::Ring(rings) = &mut outlet {
@@ -207,9 +227,8 @@ mod tests {
         } else {
             send(&mut outlet, &members, &chunks[1]);
         }
-        outlet.prepare(&metrics);
-        assert!(matches!(outlet, Outlet::Send));
-        assert_eq!(metrics.fanout_io_uring.get(), 0);
+        outlet.prepare();
+        assert!(matches!(outlet, Outlet::Send) && !in_use.get());
         assert_eq!(send(&mut outlet, &members, &chunks[2]).received(), MEMBERS);
         drop(members);
         for client in &mut clients {
@@ -223,8 +242,8 @@ mod tests {
     async fn a_panic_half_way(count: usize) {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(count, &metrics).await;
-        let mut outlet = Outlet::Wanted;
-        outlet.prepare(&metrics);
+        let mut outlet = Outlet::Wanted(RingInUse::default());
+        outlet.prepare();
         let (one, two) = (Bytes::from_static(b"one "), Bytes::from_static(b"two "));
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let (mut delivered, mut budget) = ([Delivered::default()], WaitBudget::default());

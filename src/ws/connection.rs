@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
 use super::{Outbox, OutboxLimits, Queued};
-use crate::chat::{Chat, Speaker};
+use crate::chat::{Arrival, Chat, Speaker};
 use crate::life::Life;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
@@ -58,6 +59,8 @@ pub struct Hello {
     pub session_id: SessionId,
     pub user_id: UserId,
     pub user_type: UserType,
+    /// Whose connection it is, as `TRUSTED_PROXIES` says.
+    pub client: IpAddr,
 }
 
 /// Takes the connection out of its session, however its task ends.
@@ -109,7 +112,10 @@ impl Connection {
             outbox,
             user_id: hello.user_id,
         };
-        let speaker = shared.chat.join(&hello.session_id, member, hello.user_type);
+        let arrival = Arrival::now(hello.client);
+        let speaker = shared
+            .chat
+            .join(&hello.session_id, member, hello.user_type, arrival);
         // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
         if shared.life.is_draining() {
             speaker.member.outbox.close_for_drain();

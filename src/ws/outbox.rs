@@ -29,6 +29,10 @@ use crate::protocol::frames::Frames;
 /// How long after our close frame a peer may keep the connection before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A close frame without a code, and no close frame at all (RFC 6455, section 7.4.1): they are shown, never sent.
+const NO_STATUS: u16 = 1005;
+const NO_CLOSE_FRAME: u16 = 1006;
+
 /// What all outboxes of a server share.
 pub struct OutboxLimits {
     pub queue: QueueLimits,
@@ -75,6 +79,8 @@ struct State {
     /// Whether somebody writes the socket without holding this lock: a flusher, or who has begun a send. It changes
     /// under this lock only, so that no backlog is left without one.
     flushing: bool,
+    /// The code of the close frame, sent or echoed; 0: there was none.
+    close_code: u16,
     /// Wakes the reader when somebody else closes the connection.
     reader: Option<Waker>,
 }
@@ -265,7 +271,7 @@ impl Outbox {
 
     /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
     pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, queued: Queued) -> bool {
-        let first = self.close_with(frame::close(code, reason), queued);
+        let first = self.close_with(code.code(), frame::close(code, reason), queued);
         if first {
             self.limits.metrics.closed(code);
         }
@@ -279,12 +285,13 @@ impl Outbox {
 
     /// Echoes the client's close.
     pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
-        if self.close_with(frame::close_echo(code), Queued::Discard) {
+        let shown = code.unwrap_or(NO_STATUS);
+        if self.close_with(shown, frame::close_echo(code), Queued::Discard) {
             self.limits.metrics.closed(CloseCode::Normal);
         }
     }
 
-    fn close_with(self: &Arc<Self>, close: Bytes, queued: Queued) -> bool {
+    fn close_with(self: &Arc<Self>, code: u16, close: Bytes, queued: Queued) -> bool {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
             return false;
@@ -293,6 +300,7 @@ impl Outbox {
             state.backlog.discard(&self.limits.queue);
         }
         state.backlog.push(close);
+        state.close_code = code;
         state.phase = Phase::Closing {
             since: clock::now_ms(),
             queued,
@@ -312,6 +320,14 @@ impl Outbox {
     /// Notes that the peer is gone: nothing more goes out.
     pub fn gone(&self) {
         self.fail(&mut self.state.lock());
+    }
+
+    /// How the connection ended: the code of the close frame, or what RFC 6455 has for none.
+    pub fn close_code(&self) -> u16 {
+        match self.state.lock().close_code {
+            0 => NO_CLOSE_FRAME,
+            code => code,
+        }
     }
 
     /// Whether anything more can go out.

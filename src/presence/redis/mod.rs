@@ -1,6 +1,7 @@
 //! Presence of all nodes in Redis.
 //!
 //! - [`store`]: the one connection and its scripts; [`answers`]: what they say; [`keys`]: what is in Redis
+//! - [`cause`]: why it does not do what it should, in words
 //! - [`standing`]: this node's name and lease, and whether Redis knows all that it should
 //! - [`pipeline`]: the task that owns all writes: folds a window's marks ([`pending`]) and sends them ([`writing`])
 //! - [`checks`]: whether what was written is still there
@@ -15,6 +16,7 @@
 
 mod answers;
 mod audience;
+mod cause;
 mod checks;
 mod keys;
 mod news;

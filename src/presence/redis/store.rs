@@ -9,11 +9,12 @@ use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
-    Value,
+    AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisError,
+    RedisResult, Value,
 };
 
 use super::answers::{Facts, snapshot};
+use super::cause::{Cause, told_to_a_ping};
 use super::keys;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
@@ -44,7 +45,7 @@ pub const PAGE: usize = 500;
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
 /// Error codes that are about the server and not about one key: nothing else will work either.
-const SERVER_ERRORS: [&str; 12] = [
+pub(super) const SERVER_ERRORS: [&str; 12] = [
     "NOSCRIPT",
     "READONLY",
     "LOADING",
@@ -60,8 +61,11 @@ const SERVER_ERRORS: [&str; 12] = [
 ];
 
 pub struct Store {
-    info: ConnectionInfo,
-    /// Not in `info`, since it may change.
+    /// Without user, password and database: see [`Self::connect`].
+    client: Client,
+    /// The password in it is the URL's.
+    login: RedisConnectionInfo,
+    /// One that may change, which wins.
     password: Option<Secret>,
     apply: redis::Script,
     heartbeat: redis::Script,
@@ -159,8 +163,11 @@ impl Store {
             .as_str()
             .into_connection_info()?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let login = info.redis_settings().clone();
+        let info = info.set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
         Ok(Self {
-            info,
+            client: Client::open(info)?,
+            login,
             password: settings.password.clone(),
             apply: redis::Script::new(APPLY),
             heartbeat: redis::Script::new(HEARTBEAT),
@@ -189,6 +196,11 @@ impl Store {
         }
     }
 
+    /// Host and port, without user and password.
+    fn address(&self) -> &redis::ConnectionAddr {
+        self.client.get_connection_info().addr()
+    }
+
     pub fn is_connected(&self) -> bool {
         self.connection.lock().is_some()
     }
@@ -196,11 +208,13 @@ impl Store {
     /// Notes that Redis does not do what it should: the connection is made anew.
     pub fn fail(&self, error: &RedisError) {
         *self.connection.lock() = None;
+        let cause = Cause::of(error);
         let mut health = self.health.lock();
         if health.1.is_none() {
-            // Kind and code only: the text of a connection error may have the address and more in it.
             tracing::warn!(
-                error = describe(error),
+                address = %self.address(),
+                cause = cause.public,
+                words = cause.words,
                 "Redis is not available: presence waits for it"
             );
         }
@@ -209,45 +223,49 @@ impl Store {
         } else {
             Status::Degraded
         };
-        *health = (
-            status,
-            Some(format!("Redis is not available: {}", describe(error))),
-        );
+        *health = (status, Some(format!("Redis is not available: {}", cause.public)));
     }
 
     /// Notes that everything is written.
     pub fn succeed(&self) {
         let mut health = self.health.lock();
         if health.0 != Status::Ok {
-            tracing::info!("Redis is connected");
+            tracing::info!(address = %self.address(), "Redis is connected");
         }
         *health = (Status::Ok, None);
     }
 
-    /// A client with the password of now.
-    fn client(&self) -> Result<Client, RedisError> {
-        let info = self.info.clone();
-        let Some(password) = &self.password else {
-            return Client::open(info);
-        };
-        let settings = info.redis_settings().clone().set_password(&*password.value());
-        Client::open(info.set_redis_settings(settings))
-    }
-
-    /// Connects, brings the scripts along, and says which server process this is, if it tells.
+    /// Connects, brings the scripts along, and says which server process this is, if it tells. The library would log
+    /// in by itself, and forget why that was refused.
     pub async fn connect(&self) -> Result<Option<String>, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_PATIENCE))
             // Each caller has a patience of its own.
             .set_response_timeout(None);
-        let client = self.client()?;
-        let connect = client.get_multiplexed_async_connection_with_config(&config);
+        let connect = self.client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
         let mut load = redis::pipe();
+        let changing = self.password.as_ref().map(Secret::value);
+        if let Some(password) = changing.as_deref().or(self.login.password()) {
+            load.cmd("AUTH").arg(self.login.username()).arg(password);
+        }
+        if self.login.db() != 0 {
+            load.cmd("SELECT").arg(self.login.db());
+        }
         for script in [APPLY, HEARTBEAT, BURY, SETTLE, DEPART] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
-        timeout(CONNECT_PATIENCE, load.query_async::<()>(&mut connection)).await?;
+        // With a result for each, the first error is the one that explains the others.
+        let load = load.ignore_errors();
+        let loaded = timeout(CONNECT_PATIENCE, load.query_async(&mut connection)).await;
+        let results: Vec<RedisResult<Value>> = match loaded {
+            Err(error) if error.is_connection_dropped() => {
+                let told = told_to_a_ping(self.address(), CONNECT_PATIENCE).await;
+                return Err(told.unwrap_or(error));
+            }
+            loaded => loaded?,
+        };
+        results.into_iter().collect::<RedisResult<Vec<_>>>()?;
         // Forbidden by an ACL, it tells nothing: then a loss is seen by what is missing only.
         let info = redis::cmd("INFO");
         let info: RedisResult<String> = timeout(CONNECT_PATIENCE, info.query_async(&mut connection)).await;
@@ -498,10 +516,4 @@ fn is_servers(error: &RedisError) -> bool {
             .any(|word| word.strip_prefix('-').is_some_and(is_one))
     };
     error.code().is_some_and(is_one) || error.detail().is_some_and(within)
-}
-
-fn describe(error: &RedisError) -> String {
-    error
-        .code()
-        .map_or_else(|| error.category().to_owned(), str::to_owned)
 }

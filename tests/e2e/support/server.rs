@@ -257,6 +257,15 @@ impl Server {
         self.stderr.wait_end();
     }
 
+    /// From now on the server's log is a pipe that nobody reads, until [`Self::resume_log`].
+    pub fn stall_log(&self) {
+        self.stderr.stall(true);
+    }
+
+    pub fn resume_log(&self) {
+        self.stderr.stall(false);
+    }
+
     /// Sends a signal by name: "TERM", "INT", "KILL", "STOP", "CONT".
     #[track_caller]
     pub fn signal(&self, name: &str) {
@@ -361,6 +370,7 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.resume_log();
         if std::thread::panicking() {
             self.stderr.wait_end();
             let lines = self.log();
@@ -409,6 +419,8 @@ struct State {
     lines: Vec<String>,
     /// The next line is the last one that is read.
     is_closing: bool,
+    /// Nothing more is read for now.
+    is_stalled: bool,
     ended: bool,
 }
 
@@ -427,8 +439,8 @@ impl Lines {
                 let mut state = shared.state.lock().unwrap();
                 state.lines.push(text);
                 let is_last = state.is_closing;
-                drop(state);
                 shared.more.notify_all();
+                drop(shared.more.wait_while(state, |state| state.is_stalled).unwrap());
                 line.clear();
                 if is_last {
                     break;
@@ -457,6 +469,11 @@ impl Lines {
             }
             state = self.more.wait_timeout(state, left).unwrap().0;
         }
+    }
+
+    fn stall(&self, is_stalled: bool) {
+        self.state.lock().unwrap().is_stalled = is_stalled;
+        self.more.notify_all();
     }
 
     /// Waits until the pipe is closed and read to its end (or a grandchild holds it for more than some seconds).

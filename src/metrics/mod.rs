@@ -2,6 +2,8 @@
 //! session or user.
 
 mod kafka;
+pub mod page;
+mod process;
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -9,13 +11,16 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::config::Config;
 use crate::http::refusal::{self, RequestRefusal, UpgradeRefusal};
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 use crate::session::fanout::Delivered;
+use page::Format;
 
 pub use self::kafka::{KafkaMetrics, Latency, latency};
 
@@ -39,11 +44,20 @@ impl EncodeLabelValue for Name {
     }
 }
 
+/// State that others hold, as it is when the page is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    pub connections: usize,
+    pub sessions: usize,
+    pub is_draining: bool,
+    pub is_ring_in_use: bool,
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
-    pub connections: Level,
-    pub sessions: Level,
+    connections: Level,
+    sessions: Level,
     pub connections_opened: Count,
     connections_closed: Family<Reason, Count>,
     requests_refused: Family<Reason, Count>,
@@ -69,14 +83,43 @@ pub struct Metrics {
     pub redis_refusals: Count,
     pub presence_repairs: Count,
     pub nodes_reaped: Count,
-    pub fanout_io_uring: Level,
+    fanout_io_uring: Level,
+    draining: Level,
     pub send_memory_bytes: Level,
     pub kafka: KafkaMetrics,
 }
 
+/// Which dependencies there are: one that there is not is neither up nor down.
+struct Dependencies {
+    kafka: bool,
+    redis: bool,
+}
+
 impl Default for Metrics {
+    /// With every metric, and without limits.
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("livechat");
+        Self::with(&Dependencies {
+            kafka: true,
+            redis: true,
+        })
+    }
+}
+
+impl Metrics {
+    pub fn new(config: &Config) -> Self {
+        let mut metrics = Self::with(&Dependencies {
+            kafka: config.kafka.is_some(),
+            redis: config.redis.is_some(),
+        });
+        register_limits(&mut metrics.registry, config);
+        metrics
+    }
+
+    fn with(dependencies: &Dependencies) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(process::Process));
+        // The prefix is for what is registered by hand: the collector's names are whole.
+        let r = registry.sub_registry_with_prefix("livechat");
         let count = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Count::default();
             registry.register(name, help, counter.clone());
@@ -97,8 +140,14 @@ impl Default for Metrics {
             family
         };
         let kafka = KafkaMetrics::default();
-        let r = &mut registry;
         kafka.register(r);
+        let unless_absent = |registry: &mut Registry, is_there: bool, name: &str, help: &str| {
+            if is_there {
+                level(registry, name, help)
+            } else {
+                Level::default()
+            }
+        };
         let closes = CloseCode::ALL.map(CloseCode::name);
         let errors = ErrorCode::ALL.map(ErrorCode::as_str);
         let poisons = Poison::ALL.map(Poison::name);
@@ -177,8 +226,18 @@ impl Default for Metrics {
                 "kafka_gaps",
                 "Times offsets were missing from a partition: its records are lost to this node",
             ),
-            kafka_up: level(r, "kafka_up", "Whether the broker answered the last probe"),
-            redis_up: level(r, "redis_up", "Whether Redis answered the last time"),
+            kafka_up: unless_absent(
+                r,
+                dependencies.kafka,
+                "kafka_up",
+                "Whether the broker answered the last probe",
+            ),
+            redis_up: unless_absent(
+                r,
+                dependencies.redis,
+                "redis_up",
+                "Whether Redis answered the last time",
+            ),
             redis_pipelines: count(
                 r,
                 "redis_pipelines",
@@ -210,12 +269,11 @@ impl Default for Metrics {
                 "Memory of the frames that wait for clients",
             ),
             kafka,
+            draining: level(r, "draining", "Whether this node sends its connections away"),
             registry,
         }
     }
-}
 
-impl Metrics {
     pub fn closed(&self, code: CloseCode) {
         bump(&self.connections_closed, code.name());
     }
@@ -252,12 +310,106 @@ impl Metrics {
         self.deliveries_queued.inc_by(delivered.queued as u64);
     }
 
-    /// The page that Prometheus reads (OpenMetrics text).
+    /// The page in the classic format, without what others hold.
     pub fn page(&self) -> String {
+        self.page_of(&Now::default(), Format::Classic)
+    }
+
+    /// The page that Prometheus reads, with the state of this moment.
+    pub fn page_of(&self, now: &Now, format: Format) -> String {
+        self.connections.set(now.connections as i64);
+        self.sessions.set(now.sessions as i64);
+        self.draining.set(now.is_draining.into());
+        self.fanout_io_uring.set(now.is_ring_in_use.into());
         let mut page = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut page, &self.registry);
-        page
+        match format {
+            Format::Classic => page::classic(&page),
+            Format::OpenMetrics => page,
+        }
+    }
+}
+
+/// The limits that are in force, as numbers to draw beside what they limit. 0: no limit.
+fn register_limits(registry: &mut Registry, config: &Config) {
+    let limits = &config.limits;
+    let build = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        (
+            "kafka_tls",
+            if cfg!(feature = "kafka-tls") {
+                "true"
+            } else {
+                "false"
+            },
+        ),
+    ];
+    let registry = registry.sub_registry_with_prefix("livechat");
+    registry.register("build", "What this binary was built from", Info::new(build));
+    for (name, help, value) in [
+        (
+            "limit_connections",
+            "Connections of this process at most",
+            limits.max_connections as f64,
+        ),
+        (
+            "limit_connections_per_ip",
+            "Connections of one address at most",
+            limits.max_connections_per_ip as f64,
+        ),
+        (
+            "limit_connections_per_user",
+            "Connections of one user in one session at most",
+            limits.max_connections_per_user as f64,
+        ),
+        (
+            "limit_message_bytes",
+            "Size of a client's message at most",
+            limits.max_message_bytes as f64,
+        ),
+        (
+            "limit_record_bytes",
+            "Size of a log record at most",
+            config.max_record_bytes as f64,
+        ),
+        (
+            "limit_send_queue_bytes",
+            "What may wait for one client at most",
+            limits.send_queue_bytes as f64,
+        ),
+        (
+            "limit_send_memory_bytes",
+            "What may wait for all clients together at most",
+            limits.send_memory_bytes as f64,
+        ),
+        (
+            "limit_send_timeout_seconds",
+            "How long it may wait without progress",
+            limits.send_timeout.as_secs_f64(),
+        ),
+        (
+            "limit_messages_per_second",
+            "Messages of one connection in the long run",
+            limits.rate_limit_messages.into(),
+        ),
+        (
+            "limit_burst_messages",
+            "Messages of one connection at once",
+            limits.rate_limit_burst.into(),
+        ),
+        (
+            "limit_ping_interval_seconds",
+            "How long a connection may be quiet before it is pinged",
+            limits.ping_interval.as_secs_f64(),
+        ),
+        (
+            "limit_pong_timeout_seconds",
+            "How long the answer to a ping may take",
+            limits.pong_timeout.as_secs_f64(),
+        ),
+    ] {
+        registry.register(name, help, ConstGauge::new(value));
     }
 }
 

@@ -1,0 +1,74 @@
+//! From where and when a connection came, and the log lines of its beginning and its end.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::Speaker;
+use crate::clock;
+use crate::logging;
+use crate::protocol::ids::{SessionId, UserId, UserType};
+
+/// Kept small: every idle connection has one.
+pub struct Arrival {
+    /// An IPv4 address is kept as a mapped one.
+    client: Ipv6Addr,
+    /// In tenths of a second ([`clock::now_tenths`]).
+    at: u32,
+}
+
+impl Arrival {
+    pub fn now(client: IpAddr) -> Self {
+        Self {
+            client: match client {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            },
+            at: clock::now_tenths(),
+        }
+    }
+
+    fn client(&self) -> IpAddr {
+        IpAddr::V6(self.client).to_canonical()
+    }
+}
+
+// The sentences are the old server's, and people search for them: in text they stay as they are. In JSON there are
+// fields beside them.
+
+pub(super) fn log_connected(speaker: &Speaker) {
+    let (session, user, user_type) = names(speaker);
+    let shown = user.in_log();
+    if logging::is_json() {
+        tracing::info!(
+            session_id = session.as_str(),
+            user_id = user.as_str(),
+            user_type = user_type.as_str(),
+            client_address = %speaker.arrival.client(),
+            "WebSocket client connected: {shown} ({user_type}) to session {session}"
+        );
+    } else {
+        tracing::info!("WebSocket client connected: {shown} ({user_type}) to session {session}");
+    }
+}
+
+pub(super) fn log_disconnected(speaker: &Speaker) {
+    let (session, user, user_type) = names(speaker);
+    let shown = user.in_log();
+    if logging::is_json() {
+        let tenths = clock::now_tenths().saturating_sub(speaker.arrival.at);
+        tracing::info!(
+            session_id = session.as_str(),
+            user_id = user.as_str(),
+            user_type = user_type.as_str(),
+            client_address = %speaker.arrival.client(),
+            close_code = speaker.member.outbox.close_code(),
+            duration_seconds = f64::from(tenths) / 10.0,
+            "WebSocket client disconnected: {shown} ({user_type}) from session {session}"
+        );
+    } else {
+        tracing::info!("WebSocket client disconnected: {shown} ({user_type}) from session {session}");
+    }
+}
+
+fn names(speaker: &Speaker) -> (&SessionId, &UserId, UserType) {
+    (&speaker.session.id, &speaker.member.user_id, speaker.user_type)
+}

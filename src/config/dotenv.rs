@@ -1,0 +1,359 @@
+//! The grammar of `.env`: a value is taken whole, or its line is refused. Nothing is substituted, and nothing is cut.
+//!
+//! ```text
+//! # a comment, on a line of its own
+//! NAME=as it is: $, \, " and # stay
+//! NAME='as it is, also blanks at the ends and line breaks'
+//! NAME="the same, with \\ \" \' \$ \n \r \t"
+//! ```
+//!
+//! The libraries for it substitute `$NAME`, process backslashes outside of quotes, or cut a value at ` #`: each has lost
+//! half of somebody's password. Here ` #` begins a comment only where no value could have it.
+
+use super::Variable;
+
+/// A file's values, in its order, and what is wrong with it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) entries: Vec<Entry>,
+    pub(super) problems: Vec<Broken>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) line: usize,
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+/// A line that is refused, without its text: it may be a password's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    pub(super) line: usize,
+    /// There where the line has one.
+    pub(super) name: Option<String>,
+    pub(super) why: String,
+}
+
+const FORM: &str = "NAME=value is accepted, or a comment that begins with #";
+
+pub(super) fn parse(bytes: &[u8]) -> File {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let before = &bytes[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+            let why = "this is not UTF-8: save the file as UTF-8".to_owned();
+            let broken = Broken {
+                line,
+                name: None,
+                why,
+            };
+            return File {
+                entries: Vec::new(),
+                problems: vec![broken],
+            };
+        }
+    };
+    let mut file = File::default();
+    let mut rest = Rest {
+        text: text.strip_prefix('\u{feff}').unwrap_or(text),
+        line: 1,
+    };
+    while !rest.text.is_empty() {
+        let line = rest.line;
+        match entry(&mut rest) {
+            Ok(Some((name, value))) => file.entries.push(Entry { line, name, value }),
+            Ok(None) => {}
+            Err((name, why)) => {
+                rest.skip_line();
+                file.problems.push(Broken { line, name, why });
+            }
+        }
+    }
+    file
+}
+
+type Refused = (Option<String>, String);
+
+/// One entry; `None` for a line without one. After an error the rest is still in the entry's first line, or behind it.
+fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
+    let line = rest.peek_line();
+    let begin = line.trim_start_matches(BLANKS);
+    if begin.is_empty() || begin.starts_with('#') {
+        rest.skip_line();
+        return Ok(None);
+    }
+    let (name, value) = line.split_once('=').ok_or((None, FORM.to_owned()))?;
+    let mut name = name.trim_matches(BLANKS);
+    if let Some(exported) = name
+        .strip_prefix("export")
+        .filter(|rest| rest.starts_with(BLANKS))
+    {
+        name = exported.trim_start_matches(BLANKS);
+    }
+    if !is_name(name) {
+        return Err((None, FORM.to_owned()));
+    }
+    let refused = |why: &str| (Some(name.to_owned()), why.to_owned());
+    let start = value.trim_start_matches(BLANKS);
+    let value = match start.chars().next() {
+        Some(quote @ ('\'' | '"')) => {
+            // Quotes may go on in further lines.
+            let mut quoted = rest.after(line.len() - start.len() + 1);
+            let value = read_quoted(&mut quoted, quote).map_err(|why| refused(&why))?;
+            let tail = quoted.peek_line();
+            let trimmed = tail.trim_matches(BLANKS);
+            if !(trimmed.is_empty() || trimmed.starts_with('#') && tail.starts_with(BLANKS)) {
+                return Err(refused("nothing but a comment may follow the closing quote"));
+            }
+            *rest = quoted;
+            value
+        }
+        _ => unquoted(Variable::named(name), value).map_err(|why| refused(&why))?,
+    };
+    if value.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+        return Err(refused("control characters are not accepted"));
+    }
+    rest.skip_line();
+    Ok(Some((name.to_owned(), value)))
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> {
+    const QUOTE_IT: &str = "put the value in single quotes, and a comment on a line of its own";
+    let is_free_text = variable.is_some_and(Variable::is_free_text);
+    if value.contains('\r') {
+        return Err("a carriage return inside a value is not accepted".to_owned());
+    }
+    let comment = value
+        .match_indices('#')
+        .map(|(at, _)| at)
+        .find(|&at| value[..at].ends_with(BLANKS));
+    let value = match comment {
+        None => value,
+        Some(_) if is_free_text => {
+            return Err(format!(
+                "a # behind a blank may be a comment or a part of it: {QUOTE_IT}"
+            ));
+        }
+        Some(at) => &value[..at],
+    };
+    let trimmed = value.trim_matches(BLANKS);
+    if trimmed.len() != value.len() && variable.is_some_and(|variable| variable.secret) && !trimmed.is_empty()
+    {
+        return Err(
+            "it begins or ends with a blank: remove it, or put the value in single quotes".to_owned(),
+        );
+    }
+    Ok(trimmed.to_owned())
+}
+
+/// What is between the quotes; the opening one has been read.
+fn read_quoted(rest: &mut Rest<'_>, quote: char) -> Result<String, String> {
+    let mut value = String::new();
+    let mut characters = rest.text.char_indices();
+    while let Some((at, c)) = characters.next() {
+        match c {
+            _ if c == quote => {
+                *rest = rest.after(at + 1);
+                return Ok(value);
+            }
+            '\\' if quote == '"' => value.push(match characters.next() {
+                Some((_, c @ ('\\' | '"' | '\'' | '$'))) => c,
+                Some((_, 'n')) => '\n',
+                Some((_, 'r')) => '\r',
+                Some((_, 't')) => '\t',
+                _ => {
+                    return Err(
+                        "in double quotes a backslash is followed by one of \\ \" ' $ n r t: \
+                         double it, or use single quotes"
+                            .to_owned(),
+                    );
+                }
+            }),
+            // A line break is the same whatever the file's are.
+            '\r' if rest.text[at..].starts_with("\r\n") => {}
+            _ => value.push(c),
+        }
+    }
+    Err("its quote is never closed".to_owned())
+}
+
+/// What is not yet read.
+#[derive(Clone, Copy)]
+struct Rest<'a> {
+    text: &'a str,
+    line: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// To the end of the line, without it.
+    fn peek_line(&self) -> &'a str {
+        let line = self.text.split('\n').next().unwrap_or_default();
+        line.strip_suffix('\r').unwrap_or(line)
+    }
+
+    fn skip_line(&mut self) {
+        let end = self.text.find('\n').map_or(self.text.len(), |at| at + 1);
+        *self = self.after(end);
+    }
+
+    fn after(&self, bytes: usize) -> Self {
+        let (read, text) = self.text.split_at(bytes);
+        Self {
+            text,
+            line: self.line + read.matches('\n').count(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value_of(line: &str) -> Result<String, String> {
+        let mut file = parse(line.as_bytes());
+        match (file.entries.pop(), file.problems.pop()) {
+            (Some(entry), None) if file.entries.is_empty() => Ok(entry.value),
+            (None, Some(broken)) if file.problems.is_empty() => {
+                Err(format!("{}: {}", broken.name.unwrap_or_default(), broken.why))
+            }
+            other => panic!("{line:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_value_is_taken_whole() {
+        for (line, value) in [
+            ("REDIS_PASSWORD=pa$ss", "pa$ss"),
+            ("REDIS_PASSWORD=pa${ss}x", "pa${ss}x"),
+            ("REDIS_PASSWORD=$", "$"),
+            ("REDIS_PASSWORD=pa#ss", "pa#ss"),
+            ("REDIS_PASSWORD=#pass", "#pass"),
+            ("REDIS_PASSWORD=pa\\ss\\n", "pa\\ss\\n"),
+            ("REDIS_PASSWORD=pa\"ss\"", "pa\"ss\""),
+            ("REDIS_PASSWORD=it's", "it's"),
+            ("REDIS_PASSWORD=a b", "a b"),
+            ("REDIS_PASSWORD=a=b==", "a=b=="),
+            ("REDIS_PASSWORD=pässwörd", "pässwörd"),
+            ("REDIS_PASSWORD=' a #b$c\\ '", " a #b$c\\ "),
+            ("REDIS_PASSWORD='a\"b'", "a\"b"),
+            ("REDIS_PASSWORD=\"a'b$c #d\"", "a'b$c #d"),
+            (r#"REDIS_PASSWORD="a\\b\"c\$d\n\t\r\'""#, "a\\b\"c$d\n\t\r'"),
+            ("REDIS_PASSWORD='a' # a comment", "a"),
+            ("REDIS_PASSWORD=''", ""),
+            ("REDIS_PASSWORD=", ""),
+            ("REDIS_PASSWORD='one\ntwo'", "one\ntwo"),
+            ("REDIS_PASSWORD='one\r\ntwo'\r\n", "one\ntwo"),
+            ("REDIS_PASSWORD=pass\r\n", "pass"),
+            ("\u{feff}REDIS_PASSWORD=pass", "pass"),
+            ("export REDIS_PASSWORD=pass", "pass"),
+            ("  export\tREDIS_PASSWORD =pass", "pass"),
+            ("PORT=8082 # a comment", "8082"),
+            ("PORT = 8082 ", "8082"),
+            ("NODE_ID=a#b", "a#b"),
+            ("exported=1", "1"),
+        ] {
+            assert_eq!(value_of(line).as_deref(), Ok(value), "{line}");
+        }
+    }
+
+    #[test]
+    fn or_it_is_refused_by_name() {
+        for line in [
+            "REDIS_PASSWORD=a #b",
+            "REDIS_URL=redis://h #b",
+            "KAFKA_SASL_USERNAME=a\t#b",
+            "REDIS_PASSWORD=trailing ",
+            "REDIS_PASSWORD= leading",
+            "REDIS_PASSWORD='a'b",
+            "REDIS_PASSWORD='a'#b",
+            "REDIS_PASSWORD='a' b",
+            "REDIS_PASSWORD='never closed",
+            "REDIS_PASSWORD=\"a\\",
+            "REDIS_PASSWORD=\"C:\\dir\"",
+            "REDIS_PASSWORD=\"never closed\nPORT=1\n",
+            "REDIS_PASSWORD=a\rb",
+            "REDIS_PASSWORD=a\0b",
+        ] {
+            let refused = match line {
+                // What follows a quote that is never closed is read as lines again.
+                _ if line.contains("PORT=1") => {
+                    let file = parse(line.as_bytes());
+                    format!("{}: ", file.problems[0].name.as_deref().unwrap())
+                }
+                _ => value_of(line).unwrap_err(),
+            };
+            let name = line.split_once('=').unwrap().0;
+            assert!(refused.starts_with(&format!("{name}: ")), "{line}: {refused}");
+        }
+        for line in [
+            "no equals sign",
+            "A B=c",
+            "=c",
+            "1A=c",
+            "export A",
+            "REDIS_PASSWORD: a=b",
+        ] {
+            assert_eq!(value_of(line), Err(format!(": {FORM}")), "{line}");
+        }
+    }
+
+    #[test]
+    fn lines_are_counted() {
+        let text = "A=1\n\n# x\nB='one\ntwo'\nbroken\nC=3\r\nD='x\nE=5\n";
+        let file = parse(text.as_bytes());
+        let entries: Vec<_> = file.entries.iter().map(|e| (e.line, e.name.as_str())).collect();
+        assert_eq!(entries, [(1, "A"), (4, "B"), (7, "C"), (9, "E")]);
+        let problems: Vec<_> = file.problems.iter().map(|b| b.line).collect();
+        assert_eq!(problems, [6, 8]);
+        assert_eq!(parse(b"A=1\nB=\xff\n").problems[0].line, 2);
+    }
+
+    proptest! {
+        /// Whatever a password is, in single quotes (where it has none) it is itself, and in double quotes escaped.
+        #[test]
+        fn a_quoted_value_is_itself(value in "[^\\p{C}']{0,40}") {
+            let line = format!("REDIS_PASSWORD='{value}' # x");
+            prop_assert_eq!(value_of(&line), Ok(value.clone()));
+            let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let line = format!("REDIS_PASSWORD=\"{escaped}\"\r\n");
+            prop_assert_eq!(value_of(&line), Ok(value));
+        }
+
+        /// Without quotes it is itself or refused.
+        #[test]
+        fn an_unquoted_value_is_itself_or_refused(value in "[ #$\\\\'\"=a-c\t\r]{1,12}") {
+            match value_of(&format!("REDIS_PASSWORD={value}\n")) {
+                Ok(read) => {
+                    let unquoted = value.strip_suffix('\r').unwrap_or(&value);
+                    let is_blank = unquoted.trim_matches(BLANKS).is_empty();
+                    let is_quoted = value.trim_start_matches(BLANKS).starts_with(['\'', '"']);
+                    prop_assert!(read == unquoted || is_quoted || is_blank, "{value:?} was read as {read:?}");
+                }
+                Err(refused) => prop_assert!(refused.starts_with("REDIS_PASSWORD: "), "{refused}"),
+            }
+        }
+
+        #[test]
+        fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            parse(&bytes);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[A='\"\\\\\r\n #x\u{feff}é]{0,60}") {
+            parse(text.as_bytes());
+        }
+    }
+}

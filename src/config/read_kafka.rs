@@ -1,0 +1,124 @@
+//! The log that all nodes share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::parse::{self, choice, number};
+use super::read::Reader;
+use super::{KafkaConfig, Sasl, SaslMechanism, SecurityProtocol};
+use crate::secret::Secret;
+
+/// Whether this build can speak TLS and SASL to Kafka.
+pub(super) const KAFKA_TLS: bool = cfg!(feature = "kafka-tls");
+
+pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
+    // Both are checked, so that the older name can't hide a mistake that appears when the newer is removed.
+    let older = r.optional("KAFKA_BROKER", parse::brokers);
+    let brokers = r.optional("KAFKA_BROKERS", parse::brokers).or(older);
+
+    let topics = ["KAFKA_TOPIC_MESSAGES", "KAFKA_TOPIC_TYPING", "KAFKA_TOPIC_STATUS"];
+    let [topic_messages, topic_typing, topic_status] = topics.map(|name| r.required(name, parse::topic));
+    // Kafka's metrics can't tell a dot from an underscore, so it refuses to have both names.
+    let key = |topic: &str| topic.replace('.', "_");
+    for (name, topic, others) in [
+        (topics[1], &topic_typing, vec![(topics[0], &topic_messages)]),
+        (
+            topics[2],
+            &topic_status,
+            vec![(topics[0], &topic_messages), (topics[1], &topic_typing)],
+        ),
+    ] {
+        if let Some((other, _)) = others.into_iter().find(|(_, other)| key(other) == key(topic)) {
+            r.wrong(
+                name,
+                format!("another topic than {other}'s ({topic}) is accepted"),
+            );
+        }
+    }
+    let partitions = r.required("KAFKA_TOPIC_PARTITIONS", |text| number(text, 1..=10_000));
+    let replication = r.required("KAFKA_TOPIC_REPLICATION", |text| {
+        number(text, 1..=i32::from(i16::MAX))
+    });
+    let pace = r.duration("KAFKA_PACE", Duration::ZERO, Duration::from_millis(100));
+    let (security, sasl, ssl_ca) = kafka_security(r);
+
+    Some(KafkaConfig {
+        brokers: brokers?,
+        topic_messages,
+        topic_typing,
+        topic_status,
+        partitions,
+        replication,
+        pace,
+        security,
+        sasl,
+        ssl_ca,
+    })
+}
+
+fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option<PathBuf>) {
+    use SecurityProtocol::{Plaintext, SaslPlaintext, SaslSsl, Ssl};
+    const PROTOCOL: &str = "KAFKA_SECURITY_PROTOCOL";
+    const PASSWORD: &str = "KAFKA_SASL_PASSWORD";
+    const PASSWORD_FILE: &str = "KAFKA_SASL_PASSWORD_FILE";
+    let security = r.required(PROTOCOL, |text| {
+        choice(
+            text,
+            &[Plaintext, Ssl, SaslPlaintext, SaslSsl].map(|protocol| (protocol.as_str(), protocol)),
+        )
+    });
+    if security != Plaintext && !KAFKA_TLS {
+        r.wrong(PROTOCOL, "this build has neither TLS nor SASL for Kafka (cargo feature kafka-tls): only plaintext is accepted");
+    }
+    let mechanism = r.required("KAFKA_SASL_MECHANISM", |text| {
+        use SaslMechanism::{Plain, ScramSha256, ScramSha512};
+        choice(
+            text,
+            &[Plain, ScramSha256, ScramSha512].map(|mechanism| (mechanism.as_str(), mechanism)),
+        )
+    });
+    let username = r.text("KAFKA_SASL_USERNAME");
+    let password = r.secret(PASSWORD, PASSWORD_FILE);
+    let ssl_ca = r.optional("KAFKA_SSL_CA", |text| match std::fs::read(text) {
+        Ok(content) if content.windows(11).any(|window| window == b"-----BEGIN ") => Ok(PathBuf::from(text)),
+        Ok(_) => Err("a file with certificates in PEM form is accepted".to_owned()),
+        Err(why) => Err(format!("a readable file is accepted: {why}")),
+    });
+
+    if !r.is_wrong(PROTOCOL) {
+        for name in [
+            "KAFKA_SASL_MECHANISM",
+            "KAFKA_SASL_USERNAME",
+            PASSWORD,
+            PASSWORD_FILE,
+        ] {
+            let is_set = r.text(name).is_some();
+            if !security.has_sasl() && is_set {
+                r.wrong(
+                    name,
+                    format!("only accepted with {PROTOCOL}=sasl_ssl or sasl_plaintext"),
+                );
+            }
+            let is_needed = match name {
+                "KAFKA_SASL_USERNAME" => true,
+                PASSWORD => r.text(PASSWORD_FILE).is_none(),
+                _ => false,
+            };
+            if security.has_sasl() && !is_set && is_needed {
+                r.wrong(name, format!("needed with {PROTOCOL}={}", security.as_str()));
+            }
+        }
+        if !security.has_tls() && ssl_ca.is_some() {
+            r.wrong(
+                "KAFKA_SSL_CA",
+                format!("only accepted with {PROTOCOL}=ssl or sasl_ssl"),
+            );
+        }
+    }
+    let sasl = security.has_sasl().then(|| Sasl {
+        mechanism,
+        username: username.unwrap_or_default(),
+        password: password.unwrap_or_else(|| Secret::fixed(String::new())),
+    });
+    (security, sasl, ssl_ca)
+}

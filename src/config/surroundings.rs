@@ -1,0 +1,338 @@
+//! What stands around our variables: the environment's other names, those Kubernetes injects, and what to warn of.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::{Config, Environment, Origins, Problem, VARIABLES, Variable};
+
+/// The environment, as far as it concerns us.
+#[derive(Default)]
+pub(super) struct Surroundings {
+    /// Our variables.
+    pub(super) values: BTreeMap<String, String>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Surroundings {
+    pub(super) fn read(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut read = Self::default();
+        let mut links = Vec::new();
+        for (name, value) in environment {
+            // A name that isn't UTF-8 is none of ours.
+            let Ok(name) = name.into_string() else { continue };
+            let is_ours = Variable::named(&name).is_some();
+            match value.into_string() {
+                Ok(value) if is_service_link(&name, &value) => {
+                    if is_ours {
+                        links.push(format!("{name}={value}"));
+                    }
+                }
+                Ok(value) if is_ours => {
+                    read.values.insert(name, value);
+                }
+                Err(_) if is_ours => read.problems.push(Problem {
+                    name,
+                    value: None,
+                    accepted: "its bytes are not UTF-8, which is what is accepted".to_owned(),
+                }),
+                _ => read.warnings.extend(unknown(&name)),
+            }
+        }
+        if !links.is_empty() {
+            read.warnings.push(format!(
+                "{} was set by a Kubernetes service link and counts as unset: set enableServiceLinks: false in the \
+                 pod's spec",
+                links.join(", ")
+            ));
+        }
+        read
+    }
+}
+
+/// Whether Kubernetes has set this variable for a service's sake: `REDIS_PORT=tcp://10.96.12.7:6379`, and beside it
+/// `REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP_ADDR` and others.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_of_port = |rest: &str| {
+        let number = rest.split('_').next().unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+        return true;
+    }
+    if name
+        .split_once("_PORT_")
+        .is_some_and(|(_, rest)| is_of_port(rest))
+    {
+        return true;
+    }
+    name.ends_with("_PORT") && is_link(value)
+}
+
+/// `tcp://10.96.12.7:6379`, an address and nothing else.
+fn is_link(value: &str) -> bool {
+    let address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .find_map(|scheme| value.strip_prefix(scheme));
+    address.is_some_and(|address| address.parse::<std::net::SocketAddr>().is_ok())
+}
+
+/// Names that look like ours and belong to somebody else.
+const OTHERS: [&str; 3] = ["NODE_IP", "REDIS_VERSION", "KAFKA_VERSION"];
+
+/// Beginnings that are ours: what else begins so was meant for us. Not `KAFKA_` alone, which is also the broker's.
+const OURS: [&str; 13] = [
+    "REDIS_",
+    "KAFKA_TOPIC_",
+    "KAFKA_SASL_",
+    "KAFKA_SSL_",
+    "KAFKA_SECURITY_",
+    "KAFKA_GROUP",
+    "KAFKA_CONSUMER",
+    "PRESENCE_",
+    "RATE_LIMIT_",
+    "MAX_CONNECTIONS_",
+    "SEND_QUEUE_",
+    "TRUSTED_PROX",
+    "ALLOWED_ORIGIN",
+];
+
+/// The warning for a name that is not ours and looks like it.
+pub(super) fn unknown(name: &str) -> Option<String> {
+    if OTHERS.contains(&name) || name.starts_with("REDIS_DOWNLOAD_") {
+        return None;
+    }
+    let ignored = "is not a variable of this server and is ignored";
+    let plain = name.to_ascii_uppercase().replace(['-', '.'], "_");
+    let closest = VARIABLES
+        .iter()
+        .map(|variable| (distance(&plain, variable.name), variable.name))
+        .min()?;
+    // One slip in a short name, two in a long one; the shortest names are too near to everything.
+    let allowed = match closest.1.len() {
+        ..=5 => 0,
+        6..=8 => 1,
+        _ => 2,
+    };
+    if closest.0 <= allowed {
+        return Some(format!("{name} {ignored}: did you mean {}?", closest.1));
+    }
+    OURS.iter()
+        .any(|beginning| plain.starts_with(beginning))
+        .then(|| format!("{name} {ignored}: --help lists all of them"))
+}
+
+/// How many insertions, deletions, replacements and swaps of neighbours make one of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    // Rows for a's first i bytes: two back, one back, this one.
+    let mut rows = [
+        Vec::new(),
+        (0..=b.len()).collect::<Vec<_>>(),
+        vec![0; b.len() + 1],
+    ];
+    for i in 1..=a.len() {
+        rows[2][0] = i;
+        for j in 1..=b.len() {
+            let replaced = rows[1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(rows[1][j] + 1).min(rows[2][j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[0][j - 2] + 1);
+            }
+            rows[2][j] = least;
+        }
+        rows.rotate_left(1);
+        rows[2].resize(b.len() + 1, 0);
+    }
+    rows[1][b.len()]
+}
+
+/// Values that are accepted and mean something else than one might think. `given` has what was set, if not to nothing.
+pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |applies: bool, text: &str| {
+        if applies {
+            warnings.push(text.to_owned());
+        }
+    };
+    let is_set = |name| given(name).is_some();
+    let is_production = config.environment == Environment::Production;
+    let is_any = config.allowed_origins == Origins::Any;
+    warn(
+        is_production && is_any,
+        "ENVIRONMENT=production with ALLOWED_ORIGINS=*: any website may connect its visitors; list your origins",
+    );
+    warn(
+        !is_production && !is_any,
+        "ALLOWED_ORIGINS is only enforced with ENVIRONMENT=production: now any origin may connect",
+    );
+    warn(
+        !is_production && config.allow_credentials,
+        "ALLOW_CREDENTIALS=true has no effect without ENVIRONMENT=production",
+    );
+    let redis_parts: Vec<_> = ["REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"]
+        .into_iter()
+        .filter(|name| is_set(name))
+        .collect();
+    if is_set("REDIS_URL") && !redis_parts.is_empty() {
+        warn(
+            true,
+            &format!("REDIS_URL is set, so {} is ignored", redis_parts.join(", ")),
+        );
+    }
+    warn(
+        !is_set("REDIS_URL") && !is_set("REDIS_HOST") && is_set("REDIS_PORT"),
+        "REDIS_PORT has no effect without REDIS_HOST: presence is kept in this process",
+    );
+    warn(
+        is_set("KAFKA_BROKERS") && is_set("KAFKA_BROKER") && given("KAFKA_BROKERS") != given("KAFKA_BROKER"),
+        "KAFKA_BROKERS is set, so KAFKA_BROKER is ignored",
+    );
+    let is_zero = |name| given(name).is_some_and(|value| value.bytes().all(|b| b == b'0'));
+    warn(
+        is_zero("RATE_LIMIT_MESSAGES") != is_zero("RATE_LIMIT_BURST"),
+        "RATE_LIMIT_MESSAGES=0 or RATE_LIMIT_BURST=0 means no rate limit at all, whatever the other one is",
+    );
+    warn(
+        config.drain_timeout.is_zero(),
+        "DRAIN_TIMEOUT=0s: at shutdown all connections are closed at once, and come back to the other nodes at once",
+    );
+    warn(
+        config.port != 0 && is_set("WS_PORT") && config.ws_port.is_none(),
+        "WS_PORT equals PORT: there is one listener",
+    );
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(environment: &[(&str, &str)]) -> Surroundings {
+        let pairs = environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Surroundings::read(pairs)
+    }
+
+    #[test]
+    fn service_links_count_as_unset() {
+        let read = read(&[
+            ("REDIS_PORT", "tcp://10.96.12.7:6379"),
+            ("WS_PORT", "tcp://[fd00::7]:80"),
+            ("KAFKA_PORT", "tcp://10.96.12.8:9092"),
+            ("REDIS_SERVICE_HOST", "10.96.12.7"),
+            ("REDIS_SERVICE_PORT", "6379"),
+            ("REDIS_SERVICE_PORT_REDIS", "6379"),
+            ("REDIS_PORT_6379_TCP", "tcp://10.96.12.7:6379"),
+            ("REDIS_PORT_6379_TCP_PROTO", "tcp"),
+            ("REDIS_PORT_6379_TCP_ADDR", "10.96.12.7"),
+            ("PORT", "8000"),
+        ]);
+        assert_eq!(read.values.len(), 1, "{:?}", read.values);
+        let [warning] = &read.warnings[..] else {
+            panic!("{:?}", read.warnings)
+        };
+        assert!(
+            warning.contains("REDIS_PORT=tcp")
+                && warning.contains("WS_PORT=tcp")
+                && warning.contains("enableServiceLinks"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn what_only_looks_like_a_link_is_a_value() {
+        for (name, value) in [
+            ("REDIS_PORT", "tcp://redis:6379"),
+            ("REDIS_PORT", "tcp://10.96.12.7"),
+            ("REDIS_PORT", "tcp://10.96.12.7:6379/"),
+            ("REDIS_PORT", "http://10.96.12.7:6379"),
+            ("REDIS_HOST", "tcp://10.96.12.7:6379"),
+            ("PORT", "tcp://10.96.12.7:6379"),
+        ] {
+            assert_eq!(
+                read(&[(name, value)]).values.get(name).map(String::as_str),
+                Some(value)
+            );
+        }
+    }
+
+    #[test]
+    fn names_that_look_like_ours_are_warned_of() {
+        for (name, meant) in [
+            ("KAFKA_BROKRS", "KAFKA_BROKERS"),
+            ("KAFKA_BROKRES", "KAFKA_BROKERS"),
+            ("REDIS_PASWORD", "REDIS_PASSWORD"),
+            ("REDIS_PASSWD", "REDIS_PASSWORD"),
+            ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
+            ("LOGLEVEL", "LOG_LEVEL"),
+            ("MAX_CONNECTION", "MAX_CONNECTIONS"),
+            ("redis_url", "REDIS_URL"),
+            ("WS-PORT", "WS_PORT"),
+            ("port", "PORT"),
+        ] {
+            let warning = unknown(name).unwrap_or_else(|| panic!("{name} is not warned of"));
+            assert!(warning.starts_with(name) && warning.contains(meant), "{warning}");
+        }
+        for name in [
+            "REDIS_DB",
+            "KAFKA_SASL_JAAS_CONFIG",
+            "KAFKA_GROUP_ID",
+            "RATE_LIMIT_WINDOW",
+        ] {
+            assert!(unknown(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn others_names_are_left_alone() {
+        for name in [
+            "PATH",
+            "HOME",
+            "HOSTNAME",
+            "USER",
+            "PWD",
+            "LANG",
+            "TERM",
+            "SHELL",
+            "EDITOR",
+            "POD_IP",
+            "NODE_IP",
+            "NODE_NAME",
+            "NODE_ENV",
+            "KAFKA_HEAP_OPTS",
+            "KAFKA_OPTS",
+            "KAFKA_JMX_PORT",
+            "KAFKA_HOME",
+            "KAFKA_LOG4J_OPTS",
+            "KAFKA_ADVERTISED_LISTENERS",
+            "KUBERNETES_SERVICE_HOST",
+            "RUST_LOG",
+            "RUST_BACKTRACE",
+            "TZ",
+            "SSL_CERT_FILE",
+            "MIMALLOC_PURGE_DELAY",
+            "LOG_FILE",
+            "PORTS",
+            "REDIS_VERSION",
+            "SSH_CLIENT",
+            "COMPOSE_PROJECT_NAME",
+        ] {
+            assert_eq!(unknown(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("ab", "ba", 1),
+            ("abc", "abd", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!((distance(a, b), distance(b, a)), (expected, expected), "{a} {b}");
+        }
+    }
+}

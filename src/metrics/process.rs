@@ -1,0 +1,98 @@
+//! What the kernel says of this process, asked at each scrape; names and units are Prometheus' own conventions.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::logging;
+
+#[derive(Debug)]
+pub struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut show = |name: &str, help: &str, metric: &dyn EncodeMetric| {
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        show(
+            "livechat_log_lines_lost",
+            "Log lines that were lost because nobody read them fast enough",
+            &ConstCounter::new(logging::lost_lines()),
+        )?;
+        if let Ok(most) = rlimit::Resource::NOFILE.get_soft() {
+            show(
+                "process_max_fds",
+                "Maximum number of open file descriptors",
+                &ConstGauge::new(most as f64),
+            )?;
+        }
+        let Some(usage) = Usage::read() else { return Ok(()) };
+        show(
+            "process_cpu_seconds",
+            "Total user and system CPU time spent in seconds",
+            &ConstCounter::new(usage.cpu_seconds),
+        )?;
+        for (name, help, value) in [
+            (
+                "process_start_time_seconds",
+                "Start time of the process since the Unix epoch in seconds",
+                usage.start_time_seconds,
+            ),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes",
+                usage.resident_bytes,
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory size in bytes",
+                usage.virtual_bytes,
+            ),
+            (
+                "process_open_fds",
+                "Number of open file descriptors",
+                usage.open_fds,
+            ),
+            ("process_threads", "Number of OS threads", usage.threads),
+        ] {
+            show(name, help, &ConstGauge::new(value))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is read of /proc.
+struct Usage {
+    cpu_seconds: f64,
+    start_time_seconds: f64,
+    resident_bytes: f64,
+    virtual_bytes: f64,
+    open_fds: f64,
+    threads: f64,
+}
+
+impl Usage {
+    #[cfg(target_os = "linux")]
+    fn read() -> Option<Self> {
+        let process = procfs::process::Process::myself().ok()?;
+        let stat = process.stat().ok()?;
+        let ticks = procfs::ticks_per_second() as f64;
+        Some(Self {
+            cpu_seconds: (stat.utime + stat.stime) as f64 / ticks,
+            start_time_seconds: procfs::boot_time_secs().ok()? as f64 + stat.starttime as f64 / ticks,
+            resident_bytes: (stat.rss * procfs::page_size()) as f64,
+            virtual_bytes: stat.vsize as f64,
+            open_fds: process.fd_count().ok()? as f64,
+            threads: stat.num_threads as f64,
+        })
+    }
+
+    /// Elsewhere there is no /proc.
+    #[cfg(not(target_os = "linux"))]
+    fn read() -> Option<Self> {
+        None
+    }
+}
