@@ -66,9 +66,10 @@ base_system() {
         tar -xpf "$tar" -C "$root"
         return 0
     fi
-    # The release of this machine: its first source with a package list.
+    # The release of this machine, from the distribution's own archive.
     IFS='|' read -r mirror codename < <(apt-get indextargets --format '$(REPO_URI)|$(CODENAME)' 'Identifier: Packages' \
-        'Component: main' "Codename: $(. /etc/os-release && echo "$VERSION_CODENAME")") || true
+        'Component: main' "Codename: $(. /etc/os-release && echo "$VERSION_CODENAME")" \
+        "Origin: $(. /etc/os-release && echo "${ID^}")") || true
     [ -n "${mirror:-}" ] || die "apt names no source of this release: see /etc/apt"
     components=main
     case $(. /etc/os-release && echo "$ID") in ubuntu) components=main,universe ;; esac
