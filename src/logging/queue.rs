@@ -169,7 +169,9 @@ mod tests {
         }
     }
 
-    fn gated() -> (Arc<Queue>, SyncSender<io::Result<()>>, Arc<Mutex<Vec<u8>>>) {
+    type Written = Arc<Mutex<Vec<u8>>>;
+
+    fn gated() -> (Arc<Queue>, SyncSender<io::Result<()>>, Written) {
         let (open, gate) = sync_channel(0);
         let out = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&out);
