@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::ids::USER_IDS;
 use crate::redis_cluster::Cluster;
-use crate::services::{Record, RedisClient, Topics, redis_url, users_key};
+use crate::services::{PrivateRedis, Record, RedisClient, Topics, redis_url, users_key};
 use crate::support::{Client, Server, eventually};
 
 /// A session of this test's own, in lower and in upper case.
@@ -196,4 +196,24 @@ async fn redis_ids_are_one_session_and_the_same_users_on_every_node() {
     eventually("only the watcher is left", || {
         redis.hgetall(&users_key(&lower)).len() == 1
     });
+}
+
+/// Left by a node of an earlier version, which kept a UUID as it was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_a_dead_node_is_taken_back_from_a_uuid_in_capital_letters() {
+    let redis = PrivateRedis::started();
+    let cluster = Cluster::on(&redis.url());
+    let [_node] = cluster.nodes(["node-a"], Some("6s"));
+    let (lower, upper) = session();
+    let mut client = redis.client();
+    let value = json!({"user_id": "ann", "user_type": "agent", "joined_at": "2026-01-01T00:00:00Z",
+        "nodes": {"dead+1": 1}});
+    client.command(&["HSET", &users_key(&upper), "ann", &value.to_string()]);
+    client.command(&["ZADD", "livechat:node:dead+1:sessions", "1", &upper]);
+    client.command(&["ZADD", "livechat:nodes", "1", "dead+1"]);
+    eventually("the dead node is forgotten", || {
+        client.keys_with("dead+1").is_empty()
+    });
+    assert!(client.keys_with(&lower).is_empty());
+    assert!(client.hgetall(&users_key(&upper)).is_empty());
 }

@@ -11,6 +11,7 @@ use redis::RedisError;
 use tokio::time::{Instant, sleep};
 
 use super::answers::{self, Applied};
+use super::keys;
 use super::news::{self, Place, Unsettled};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
 use super::standing::base;
@@ -38,9 +39,17 @@ impl Pipeline {
         let mut places = Vec::new();
         for (id, number) in &page.sessions {
             match SessionId::parse(id) {
-                Some(session_id) => places.push(((Arc::clone(&node), session_id), Some(*number))),
-                None => {
+                Some(session_id) if session_id.as_str() == id => {
+                    places.push(((Arc::clone(&node), session_id), Some(*number)));
+                }
+                other => {
                     let mut pipeline = self.begin();
+                    // A UUID in capital letters, as earlier versions kept it: nobody is shown that session any more.
+                    if other.is_some() {
+                        self.store
+                            .add_apply(&mut pipeline, &node, id, Listing::Left, false);
+                        pipeline.cmd("DEL").arg(keys::untold(id, &node));
+                    }
                     self.store.add_settle(&mut pipeline, &node, &[(id, None)]);
                     self.send(pipeline, SHORT).await?;
                 }
