@@ -41,7 +41,6 @@ enum Kind {
     Refused,
     Unreachable,
     HungUp,
-    Mute,
     Silent,
     Other,
 }
@@ -62,7 +61,6 @@ impl Kind {
             Self::Refused => "connection refused",
             Self::Unreachable => "no route to the broker",
             Self::HungUp => "the broker closes the connection: maybe not Kafka, or another security protocol",
-            Self::Mute => "the broker takes connections and does not answer: it is stuck, or not Kafka",
             Self::Silent => "the broker does not answer in time",
             Self::Other => "the connection fails",
         }
@@ -102,7 +100,6 @@ impl Kind {
             _ if says("Failed to resolve") => Self::Unresolved,
             _ if says("Connection refused") => Self::Refused,
             _ if says("unreachable") || says("No route to host") => Self::Unreachable,
-            _ if says("ApiVersionRequest failed") => Self::Mute,
             _ if says("imed out") || says("timeout") => Self::Silent,
             _ if says("isconnected") => Self::HungUp,
             _ => Self::Other,
