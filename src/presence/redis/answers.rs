@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{RedisError, Value};
 use serde::Deserialize;
 
-use super::store::Wants;
+use super::listing::Wants;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 

@@ -19,6 +19,7 @@ mod audience;
 mod cause;
 mod checks;
 mod keys;
+mod listing;
 mod news;
 mod pending;
 mod pipeline;

@@ -1,6 +1,6 @@
 //! What is to be written, or looked at, of one session.
 
-use super::store::{Held, Wants, Write};
+use super::listing::{Held, Wants, Write};
 use crate::presence::inbox::Change;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::UserId;

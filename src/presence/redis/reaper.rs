@@ -12,10 +12,11 @@ use tokio::time::{Instant, sleep};
 
 use super::answers::{self, Applied};
 use super::keys;
+use super::listing::{Listing, Wants};
 use super::news::{self, Place, Unsettled};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
 use super::standing::base;
-use super::store::{Buried, LONG, Listing, SHORT, Wants};
+use super::store::{Buried, LONG, SHORT};
 use crate::clock::Moment;
 use crate::protocol::ids::SessionId;
 use crate::session::Session;
@@ -47,7 +48,7 @@ impl Pipeline {
                     // A UUID in capital letters, as earlier versions kept it: nobody is shown that session any more.
                     if other.is_some() {
                         self.store
-                            .add_apply(&mut pipeline, &node, id, Listing::Left, false);
+                            .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
                         pipeline.cmd("DEL").arg(keys::untold(id, &node));
                     }
                     self.store.add_settle(&mut pipeline, &node, &[(id, None)]);

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 
 use super::answers::{self, Applied};
 use super::keys;
+use super::listing::{Listing, Wants};
 use super::news::{self, MAX_SETTLED, Settled, Unsettled};
 use super::pending::Pending;
 use super::pipeline::Pipeline;
-use super::store::{LONG, Listing, SHORT, Wants};
+use super::store::{LONG, SHORT};
 use crate::protocol::ids::{SessionId, UserId};
 use crate::session::Session;
 
