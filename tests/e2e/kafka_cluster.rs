@@ -20,7 +20,8 @@ async fn a_topic_made_again_after_its_leaders_had_moved_is_written_to() {
         kafka.create_with(&["replicas=2,1"], topic, 2);
     }
     // So that the test makes the topic again, and not the server.
-    let server = topics.node("node-a").env("KAFKA_TOPIC_REPLICATION", 3).start();
+    let node = topics.node("node-a").env("KAFKA_TOPIC_REPLICATION", 3);
+    let server = node.env("PING_INTERVAL", "120s").start();
     let ann = Tap::connect(&server, &unique("session"), "ann", "customer").await;
     ann.say_until_acked("before").await;
     for _ in 0..2 {
@@ -37,10 +38,13 @@ async fn a_topic_made_again_after_its_leaders_had_moved_is_written_to() {
     }
     ann.say_until_acked("at a high epoch").await;
 
+    // The node looks away: a client that sees that the topic is gone forgets its leaders.
+    server.signal("STOP");
     kafka.delete(&[&topics.messages]);
     at_last("the topic can be made again", || {
         kafka.try_create_with(&["replicas=2"], &topics.messages, 2)
     });
+    server.signal("CONT");
     let said = ann.say_until_acked("after").await;
     ann.until("the message", |heard| heard.has_text(&said)).await;
     for n in 0..24 {
