@@ -140,7 +140,9 @@ impl Metrics {
             family
         };
         let kafka = KafkaMetrics::default();
-        kafka.register(r);
+        if dependencies.kafka {
+            kafka.register(r);
+        }
         let unless_absent = |registry: &mut Registry, is_there: bool, name: &str, help: &str| {
             if is_there {
                 level(registry, name, help)
