@@ -17,7 +17,7 @@ async fn a_topic_made_again_after_its_leaders_had_moved_is_written_to() {
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
     for topic in [&topics.messages, &topics.typing, &topics.status] {
-        kafka.create_with(&["replicas=2,1"], topic, 2);
+        create(&kafka, &["replicas=2,1"], topic, 2);
     }
     // So that the test makes the topic again, and not the server.
     let node = topics.node("node-a").env("KAFKA_TOPIC_REPLICATION", 3);
@@ -70,7 +70,7 @@ async fn leaders_that_are_lost_and_move_back_cost_nothing_that_was_acknowledged(
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
-    kafka.create_with(&["replicas=2,1"], &topics.messages, 4);
+    create(&kafka, &["replicas=2,1"], &topics.messages, 4);
     let (a, b) = topics.two_nodes();
     let session = unique("session");
     let ann = Arc::new(Tap::connect(&a, &session, "ann", "customer").await);
@@ -124,9 +124,9 @@ async fn partitions_without_a_leader_are_named_and_the_others_served() {
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
-    kafka.create_with(&["replicas=1"], &topics.messages, 2);
-    kafka.create_with(&["replicas=1"], &topics.status, 2);
-    kafka.create_with(&["replicas=2"], &topics.typing, 2);
+    create(&kafka, &["replicas=1"], &topics.messages, 2);
+    create(&kafka, &["replicas=1"], &topics.status, 2);
+    create(&kafka, &["replicas=2"], &topics.typing, 2);
     let server = topics.node("node-a").start();
     let ann = Tap::connect(&server, &unique("session"), "ann", "customer").await;
     ann.say_until_acked("before").await;
@@ -149,9 +149,9 @@ async fn too_few_replicas_in_sync_are_told() {
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
     let both = "replicas=1,2";
-    kafka.create_with(&[both, "min.insync.replicas=2"], &topics.messages, 2);
+    create(&kafka, &[both, "min.insync.replicas=2"], &topics.messages, 2);
     for topic in [&topics.typing, &topics.status] {
-        kafka.create_with(&[both], topic, 2);
+        create(&kafka, &[both], topic, 2);
     }
     let server = topics.node("node-a").start();
     let ann = Tap::connect(&server, &unique("session"), "ann", "customer").await;
@@ -175,6 +175,13 @@ async fn too_few_replicas_in_sync_are_told() {
     let log = server.log();
     let told = log.iter().filter(|line| line.contains(text)).count();
     assert_eq!(told, 1, "{log:#?}");
+}
+
+/// A broker may be fenced for a moment, on a busy machine.
+fn create(kafka: &Kafka, settings: &[&str], topic: &str, partitions: u32) {
+    at_last("the topic is created", || {
+        kafka.try_create_with(settings, topic, partitions)
+    });
 }
 
 fn leads(kafka: &Kafka, topics: &Topics, broker: i32) -> bool {
