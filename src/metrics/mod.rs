@@ -160,7 +160,11 @@ impl Metrics {
         .concat();
         Self {
             connections: level(r, "connections", "Open WebSocket connections"),
-            sessions: level(r, "sessions", "Sessions with a connection on this node"),
+            sessions: level(
+                r,
+                "sessions",
+                "Sessions with a connection, or a user in the grace, on this node",
+            ),
             connections_opened: count(r, "connections_opened", "WebSocket connections opened"),
             connections_closed: family(
                 r,
