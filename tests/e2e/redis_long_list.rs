@@ -1,23 +1,23 @@
-//! A dead node that held very many sessions, behind a link on which its list does not come within one answer's time.
+//! A node that holds, or held, very many sessions, behind a link on which the list of them does not come within one
+//! answer's time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::presence_proxy::Proxy;
-use crate::services::{OUTAGE, PrivateRedis, Resp};
+use crate::services::{OUTAGE, PrivateRedis, RedisClient, Resp};
 use crate::support::{Server, eventually};
 
-const SESSIONS: usize = 50_000;
-const DEAD: &str = "node-dead+0123456789ab";
-/// Bytes a second: the list has some three million.
+const MANY: usize = 50_000;
+/// Bytes a second: the list of so many has some three million.
 const PACE: u64 = 1_000_000;
+/// On a link on which 500 entries don't come within a second.
+const SOME: usize = 2_000;
+const SLOW: u64 = 20_000;
 
-#[test]
-fn redis_long_list_of_a_dead_node_is_taken_back_whole() {
-    let redis = PrivateRedis::started();
-    let mut client = redis.client();
-    // What it has left behind, its lease included.
+/// What a node has left behind.
+fn leave(client: &mut RedisClient, node: &str, sessions: usize) {
     let leave = r#"
         for n = 1, tonumber(ARGV[2]) do
             local session = 'a-session-with-an-id-of-usual-length-' .. n
@@ -26,22 +26,26 @@ fn redis_long_list_of_a_dead_node_is_taken_back_whole() {
             redis.call('HSET', 'session:' .. session .. ':users', 'u', cjson.encode(value))
             redis.call('ZADD', 'livechat:node:' .. ARGV[1] .. ':sessions', n, session)
         end
-        redis.call('ZADD', 'livechat:nodes', 1, ARGV[1])
     "#;
-    let left = client.command(&["EVAL", leave, "0", DEAD, &SESSIONS.to_string()]);
+    let left = client.command(&["EVAL", leave, "0", node, &sessions.to_string()]);
     assert_eq!(left, Resp::Nil);
-    let proxy = Proxy::slow(&redis.url(), PACE);
-    let node = Server::builder()
+}
+
+fn start(proxy: &Proxy) -> Server {
+    Server::builder()
         .env("REDIS_URL", &proxy.url)
         .env("PRESENCE_TTL", "12s")
         .env("ADMIN_ADDR", "127.0.0.1:0")
-        .start();
+        .start()
+}
+
+/// As long as there is progress it may take what it takes.
+fn is_taken_back(client: &mut RedisClient, node: &Server, list: &str) {
     let began = Instant::now();
-    let mut left = || match client.command(&["ZCARD", &format!("livechat:node:{DEAD}:sessions")]) {
+    let mut left = || match client.command(&["ZCARD", list]) {
         Resp::Number(count) => count,
         other => panic!("{other:?}"),
     };
-    // As long as there is progress it may take what it takes.
     let mut last = (left(), Instant::now());
     while last.0 > 0 {
         assert!(
@@ -50,20 +54,56 @@ fn redis_long_list_of_a_dead_node_is_taken_back_whole() {
             last.0,
             node.health()
         );
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
         let now = left();
         if now < last.0 {
             last = (now, Instant::now());
         }
     }
-    eprintln!("{SESSIONS} sessions were taken back in {:.1?}", began.elapsed());
-    eventually("it is forgotten", || {
-        redis.client().keys_with("node-dead").is_empty()
-    });
-    assert_eq!(redis.client().keys_with("a-session"), [""; 0]);
+    eprintln!("all sessions were taken back in {:.1?}", began.elapsed());
+    assert_eq!(client.keys_with("a-session"), [""; 0]);
+    let session = "a-session-with-an-id-of-usual-length-7";
+    assert_eq!(node.connection_status(session)["users"], json!({}));
+}
+
+fn a_dead_node_is_taken_back(sessions: usize, pace: u64) {
+    const DEAD: &str = "node-dead+0123456789ab";
+    let redis = PrivateRedis::started();
+    let mut client = redis.client();
+    leave(&mut client, DEAD, sessions);
+    client.command(&["ZADD", "livechat:nodes", "1", DEAD]);
+    let proxy = Proxy::slow(&redis.url(), pace);
+    let node = start(&proxy);
+    is_taken_back(&mut client, &node, &format!("livechat:node:{DEAD}:sessions"));
+    eventually("it is forgotten", || client.keys_with("node-dead").is_empty());
     assert_eq!(node.metric("livechat_nodes_reaped_total") as u64, 1);
-    assert_eq!(
-        node.connection_status("a-session-with-an-id-of-usual-length-7")["users"],
-        json!({})
-    );
+}
+
+#[test]
+fn redis_long_list_of_a_dead_node_is_taken_back_whole() {
+    a_dead_node_is_taken_back(MANY, PACE);
+}
+
+#[test]
+fn redis_long_list_comes_by_a_slow_link_too() {
+    a_dead_node_is_taken_back(SOME, SLOW);
+}
+
+/// Its sessions ended while Redis took no writes: it looks through its own list.
+#[test]
+fn redis_long_list_of_the_node_itself_is_taken_back_whole() {
+    let redis = PrivateRedis::started();
+    let mut client = redis.client();
+    let proxy = Proxy::slow(&redis.url(), PACE);
+    let node = start(&proxy);
+    eventually("its lease", || client.zrange("livechat:nodes").len() == 1);
+    let name = client.zrange("livechat:nodes").remove(0);
+    leave(&mut client, &name, MANY);
+    client.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    eventually("it takes no writes", || {
+        node.health()["redis"]["status"] == "degraded"
+    });
+    client.command(&["REPLICAOF", "NO", "ONE"]);
+    is_taken_back(&mut client, &node, &format!("livechat:node:{name}:sessions"));
+    eventually("all is well", || node.health()["redis"]["status"] == "ok");
 }

@@ -40,7 +40,7 @@ const SETTLE: &str = include_str!("settle.lua");
 const DEPART: &str = include_str!("depart.lua");
 
 /// The most sessions of a node's list in one answer: each comes within [`SHORT`], however long the list is.
-pub const PAGE: usize = 500;
+pub const PAGE: usize = 100;
 /// After damage to a session's keys, how long the nodes have to write again what they hold before anybody is said to
 /// have left: all have looked by then ([`super::checks::CYCLE`]).
 pub const SUSPICION: Duration = Duration::from_secs(10);
