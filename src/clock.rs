@@ -20,7 +20,7 @@ pub fn since(then: u32) -> Duration {
 }
 
 /// A moment of the monotonic clock in eight bytes, for what is kept of each user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
 impl Moment {

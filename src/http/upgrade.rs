@@ -159,18 +159,7 @@ impl Arrival {
         http.metrics.connections_opened.inc();
         let connection = Connection::join(socket, answer, early, self.hello, Arc::clone(&http.connections));
         self.ticket.arrived(connection.outbox());
-        tokio::spawn(serve(connection, self.ticket, self.token));
-    }
-}
-
-#[allow(
-    clippy::manual_async_fn,
-    reason = "an async fn holds its arguments twice: once as they come and once as they are used"
-)]
-fn serve(connection: Connection, ticket: Ticket, token: TaskTrackerToken) -> impl Future<Output = ()> + Send {
-    async move {
-        let _held = (&ticket, &token);
-        connection.run().await;
+        tokio::spawn(connection.run((self.ticket, self.token)));
     }
 }
 

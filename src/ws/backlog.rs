@@ -75,7 +75,8 @@ struct Control {
     /// A ping of ours.
     ping: bool,
     /// The answer to the newest ping of the client's (RFC 6455, section 5.5.3).
-    pong: Option<Bytes>,
+    /// Boxed, since few connections ever have one.
+    pong: Option<Box<Bytes>>,
 }
 
 impl Control {
@@ -86,7 +87,7 @@ impl Control {
     /// In the order in which they go.
     fn frames(&self) -> impl Iterator<Item = &[u8]> {
         let ping = self.ping.then_some(frame::PING_BYTES);
-        ping.into_iter().chain(self.pong.as_deref())
+        ping.into_iter().chain(self.pong.as_ref().map(|pong| &pong[..]))
     }
 
     /// The first of them, and whether it is the ping.
@@ -94,7 +95,7 @@ impl Control {
         if std::mem::take(&mut self.ping) {
             return Some((frame::PING, true));
         }
-        self.pong.take().map(|pong| (pong, false))
+        self.pong.take().map(|pong| (*pong, false))
     }
 }
 
@@ -295,7 +296,7 @@ impl Backlog {
     /// Answers a client's ping; the answer to an older one that still waits is left out.
     pub fn set_pong(&mut self, pong: Bytes) {
         self.wake_up();
-        self.control.pong = Some(pong);
+        self.control.pong = Some(Box::new(pong));
     }
 
     /// Forgets everything that may be left out.

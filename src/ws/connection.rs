@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Role, WebSocketError};
@@ -27,6 +27,7 @@ use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
 use super::{Outbox, OutboxLimits, Queued};
 use crate::chat::{Arrival, Chat, Speaker};
+use crate::clock::Moment;
 use crate::life::Life;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
@@ -134,20 +135,25 @@ impl Connection {
         &self.membership.speaker.member.outbox
     }
 
-    /// Serves it to its end.
+    /// Serves it to its end; what it `holds` beside itself is let go of last.
     #[allow(
         clippy::manual_async_fn,
         reason = "an async fn holds its arguments twice: once as they come and once as they are used"
     )]
-    pub fn run(mut self) -> impl Future<Output = ()> + Send {
+    pub fn run(mut self, holds: impl Send) -> impl Future<Output = ()> + Send {
         async move {
-            // The parts are boxed, so that the idle task does not hold room for them.
-            while let Some(first) = poll_fn(|cx| self.poll_first(cx)).await {
-                if Box::pin(self.read_burst(first)).await == Burst::Over {
+            // The parts are boxed, and no bytes are kept over an await, so that the idle task holds no room for them.
+            loop {
+                let reading = match poll_fn(|cx| self.poll_first(cx)).await {
+                    Some(first) => Box::pin(self.read_burst(first)),
+                    None => break,
+                };
+                if reading.await == Burst::Over {
                     break;
                 }
             }
             Box::pin(self.end()).await;
+            drop(holds);
         }
     }
 
@@ -317,7 +323,7 @@ fn take_frame(
         }
         _ => {}
     }
-    let verdict = bucket.take(&shared.rate_limit, Instant::now());
+    let verdict = bucket.take(&shared.rate_limit, Moment::now());
     if verdict == Verdict::Flood {
         outbox.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
         return ControlFlow::Break(());

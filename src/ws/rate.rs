@@ -1,6 +1,8 @@
 //! The inbound rate limit: a token bucket (the generic cell rate algorithm) of one connection.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Moment;
 
 /// Refused frames, in units of the burst, after which a flood is taken for one: the connection ends.
 const STRIKES_PER_BURST: u32 = 5;
@@ -39,26 +41,22 @@ impl RateLimit {
 /// One connection's bucket.
 #[derive(Default)]
 pub struct Bucket {
-    /// When the bucket will be full again; `None` while it is.
-    full_at: Option<Instant>,
+    /// When the bucket will be full again; in the past while it is.
+    full_at: Moment,
     strikes: u32,
 }
 
 impl Bucket {
-    pub fn take(&mut self, limit: &RateLimit, now: Instant) -> Verdict {
+    pub fn take(&mut self, limit: &RateLimit, now: Moment) -> Verdict {
         if limit.interval.is_zero() {
             return Verdict::Allowed;
         }
-        let full_at = match self.full_at {
-            Some(at) if at > now => at,
-            _ => {
-                self.strikes = 0;
-                now
-            }
-        };
-        let next = full_at + limit.interval;
-        if next - now <= limit.interval * limit.burst {
-            self.full_at = Some(next);
+        if self.full_at <= now {
+            self.strikes = 0;
+        }
+        let next = self.full_at.max(now) + limit.interval;
+        if next.left(now) <= limit.interval * limit.burst {
+            self.full_at = next;
             return Verdict::Allowed;
         }
         self.strikes += 1;
@@ -78,7 +76,7 @@ mod tests {
     fn a_burst_then_the_rate() {
         let limit = RateLimit::new(20, 40);
         let mut bucket = Bucket::default();
-        let start = Instant::now();
+        let start = Moment::now();
         let allowed = |bucket: &mut Bucket, now, n| {
             (0..n)
                 .filter(|_| bucket.take(&limit, now) == Verdict::Allowed)
@@ -93,7 +91,7 @@ mod tests {
     fn who_does_not_stop_is_a_flood_and_who_rests_is_forgiven() {
         let limit = RateLimit::new(1, 2);
         let mut bucket = Bucket::default();
-        let start = Instant::now();
+        let start = Moment::now();
         let verdicts: Vec<_> = (0..13).map(|_| bucket.take(&limit, start)).collect();
         assert_eq!(verdicts[2], Verdict::Refused);
         assert_eq!(verdicts[11], Verdict::Refused);
@@ -108,6 +106,6 @@ mod tests {
     #[test]
     fn zero_is_off() {
         let (limit, mut bucket) = (RateLimit::new(0, 0), Bucket::default());
-        assert!((0..1000).all(|_| bucket.take(&limit, Instant::now()) == Verdict::Allowed));
+        assert!((0..1000).all(|_| bucket.take(&limit, Moment::now()) == Verdict::Allowed));
     }
 }
