@@ -33,6 +33,9 @@ export TEST_SCRATCH=$SCRATCH
 
 log "Kafka on $TEST_KAFKA_BROKERS, Redis on $TEST_REDIS_URL"
 
+# Most tests wait for something most of the time.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
+
 run_tests() {
     local status=0
     # One profile everywhere: another would build the C libraries a second time.
