@@ -24,6 +24,9 @@ const MAX_IOVECS: usize = 64;
 /// What one connection may queue beyond `SEND_QUEUE_BYTES`.
 const MAX_OVERDRAFT: usize = 8 << 20;
 
+/// A queue of at most so much is not what fills the memory: it still takes a chunk when memory is scarce.
+const SMALL_QUEUE: usize = 64 << 10;
+
 /// A reader that takes nothing for so long is not draining: a second is many round trips, and short of a person's
 /// patience.
 const STALL: Duration = Duration::from_secs(1);
@@ -194,7 +197,8 @@ impl Backlog {
     }
 
     fn push_counted(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
-        if limits.memory.is_exhausted() {
+        // The largest queues are closed to make room: who is barely behind need not pay for them.
+        if limits.memory.is_scarce() && (self.bytes > SMALL_QUEUE || limits.memory.is_exhausted()) {
             return false;
         }
         self.push(chunk.keep(|chunk| limits.memory.hold(chunk)));

@@ -56,25 +56,33 @@ fn an_overdraft_has_bounds() {
     assert!(backlog.overdrawn <= MAX_OVERDRAFT && backlog.overdrawn > MAX_OVERDRAFT / 2);
 }
 
-/// Over the limit of all queues nobody overdraws; far over it nothing is queued at all.
+/// Over the limit of all queues nobody overdraws; far over it only small queues grow, and at twice the limit none.
 #[test]
 fn all_queues_together_have_a_limit() {
-    let memory = SendMemory::new(1_000);
-    let limits = QueueLimits::new(500, Duration::from_secs(10), Arc::clone(&memory));
-    let chunk = Bytes::from(vec![0; 300]);
-    let mut backlog = Backlog::default();
-    assert!(backlog.try_push(&chunk, &limits) && backlog.try_push(&chunk, &limits));
-    let elsewhere = memory.hold(Bytes::from(vec![0; 100]));
-    assert!(memory.is_exceeded() && !memory.is_exhausted());
-    assert!(!backlog.try_push(&chunk, &limits), "it would overdraw");
-    let mut another = Backlog::default();
-    assert!(another.try_push(&Bytes::from_static(b"little"), &limits));
-    let more = memory.hold(Bytes::from(vec![0; 100]));
+    const LIMIT: usize = 1 << 20;
+    let memory = SendMemory::new(LIMIT);
+    let limits = QueueLimits::new(LIMIT / 2, Duration::from_secs(10), Arc::clone(&memory));
+    let chunk = Bytes::from(vec![0; LIMIT / 4]);
+    let little = Bytes::from_static(b"little");
+    let (mut backlog, mut small) = (Backlog::default(), Backlog::default());
+    assert!(backlog.try_push(&chunk, &limits) && small.try_push(&little, &limits));
+    let elsewhere = memory.hold(Bytes::from(vec![0; LIMIT]));
+    assert!(memory.is_exceeded());
+    assert!(
+        !backlog.try_push(&Bytes::from(vec![0; LIMIT / 2]), &limits),
+        "it would overdraw"
+    );
+    assert!(memory.is_scarce() && !memory.is_exhausted());
+    assert!(!backlog.try_push(&little, &limits), "it is large");
+    assert!(!backlog.insist(&little, &limits), "it is large");
+    assert!(small.try_push(&little, &limits), "it is small");
+    assert!(small.insist(&little, &limits), "it is small");
+    let more = memory.hold(Bytes::from(vec![0; LIMIT]));
     assert!(memory.is_exhausted());
-    assert!(!another.insist(&Bytes::from_static(b"little"), &limits));
+    assert!(!small.insist(&little, &limits));
     drop((elsewhere, more));
-    another.discard(&limits);
-    backlog.advance(600, &limits);
+    small.discard(&limits);
+    backlog.clear(&limits);
     assert_eq!(memory.used(), 0);
 }
 

@@ -75,9 +75,14 @@ impl SendMemory {
         self.used() > self.limit
     }
 
-    /// Whether it is so far over its limit that nothing more may be queued: whoever makes room is late.
-    pub fn is_exhausted(&self) -> bool {
+    /// Whether it is so far over its limit that only small queues may grow: whoever makes room is late.
+    pub fn is_scarce(&self) -> bool {
         self.used() > self.limit + self.limit / 4
+    }
+
+    /// Whether there is twice as much as there should be: then nothing more is queued.
+    pub fn is_exhausted(&self) -> bool {
+        self.used() > 2 * self.limit
     }
 
     /// Waits until the limit is exceeded.
@@ -117,10 +122,12 @@ mod tests {
         let many: Vec<_> = (0..100).map(|_| one.clone()).collect();
         assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);
         memory.exceeded().await;
-        assert!(!memory.is_exhausted());
+        assert!(!memory.is_scarce());
         let another = memory.hold(Bytes::from_static(&[0; 200]));
+        assert!(memory.is_scarce() && !memory.is_exhausted());
+        let third = memory.hold(Bytes::from_static(&[0; 700]));
         assert!(memory.is_exhausted());
-        drop((one, another));
+        drop((one, another, third));
         assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);
         drop(many);
         assert_eq!(memory.used(), 0);
