@@ -17,7 +17,7 @@ use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
 use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
-use crate::http::keep_alive::Idle;
+use crate::http::keep_alive::Pool;
 use crate::http::limits::Limits;
 use crate::http::router::Door;
 use crate::http::{Http, listener};
@@ -204,8 +204,8 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
         limits: Arc::new(Limits::new(&config.limits)),
         addresses: Addresses::new(&config, Arc::clone(&metrics)),
         cors: Cors::new(&config),
-        idle: Arc::new(Idle::new(config.http_keep_alive)),
-        admin_idle: Arc::new(Idle::new(config.http_keep_alive)),
+        pool: Arc::new(Pool::new(config.http_keep_alive)),
+        admin_pool: Arc::new(Pool::new(config.http_keep_alive)),
         config,
         chat,
         metrics,

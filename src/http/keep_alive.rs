@@ -1,7 +1,7 @@
-//! How long a connection may speak plain HTTP: what it waits for decides, and an idle one gives way when descriptors
-//! run out.
+//! How long a connection may speak plain HTTP: what it waits for decides, and when descriptors run out who has most of
+//! them gives way ([`places`](super::places)).
 
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -10,14 +10,16 @@ use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::places::{Evicted, Kind, Place, Places};
+
 /// How long a head may take: the first from the connection's beginning, others from their first byte.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may make no progress: a peer that doesn't read would hold its place for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What says how long a connection is kept; of old, but clients with pools read it.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// How many connections of the public listeners may be idle at once: each holds some 20 KiB of hyper's buffers. The
-/// longest idle ends for the next.
+/// How many connections of the public listeners may be idle at once: each holds some 20 KiB of hyper's buffers. Beyond
+/// it one of whoever has most ends for the next.
 const MOST_IDLE: usize = 2_048;
 
 /// What a connection waits for.
@@ -29,51 +31,77 @@ enum Phase {
     Head,
     /// An answer, or its reader.
     Answer,
-    /// Its next request; the number is its place among the idle ones.
-    Idle(u64),
+    /// Its next request.
+    Idle,
+}
+
+impl Phase {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Fresh | Self::Head => Kind::Head,
+            Self::Answer => Kind::Answer,
+            Self::Idle => Kind::Idle,
+        }
+    }
 }
 
 /// One connection's clock.
 pub struct Pace {
-    idle: Arc<Idle>,
-    state: Mutex<(Phase, Instant)>,
+    pool: Arc<Pool>,
+    /// Whose it is, as it is counted.
+    address: IpAddr,
+    /// Its task's.
+    waker: Waker,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    since: Instant,
+    place: Place,
 }
 
 impl Pace {
-    pub fn new(idle: &Arc<Idle>, began: Instant) -> Self {
+    /// The waker is called when the connection has to give way.
+    pub fn new(pool: &Arc<Pool>, address: IpAddr, began: Instant, waker: Waker) -> Self {
+        let phase = Phase::Fresh;
+        let place = pool.places.lock().enter(address, phase.kind(), waker.clone());
         Self {
-            idle: Arc::clone(idle),
-            state: Mutex::new((Phase::Fresh, began)),
+            pool: Arc::clone(pool),
+            address,
+            waker,
+            state: Mutex::new(State {
+                phase,
+                since: began,
+                place,
+            }),
         }
     }
 
     /// When the connection ends unless something happens; `None`: now, for its descriptor is needed.
     pub fn deadline(&self) -> Option<Instant> {
-        let (phase, since) = *self.state.lock();
-        let patience = match phase {
+        let state = self.state.lock();
+        let patience = match state.phase {
             Phase::Fresh | Phase::Head => HEAD_TIMEOUT,
             Phase::Answer => ANSWER_TIMEOUT,
-            Phase::Idle(place) if self.idle.has(place) => self.idle.keep_alive,
-            Phase::Idle(_) => return None,
+            Phase::Idle => self.pool.keep_alive,
         };
-        Some(since + patience)
+        let has_place = self.pool.places.lock().has(self.address, state.place);
+        has_place.then_some(state.since + patience)
     }
 
     /// Whether no request has begun that is not answered: then the connection may end.
     pub fn is_between_requests(&self) -> bool {
-        matches!(self.state.lock().0, Phase::Fresh | Phase::Idle(_))
+        matches!(self.state.lock().phase, Phase::Fresh | Phase::Idle)
     }
 
     /// Bytes of a head have come, and not its end.
     pub fn head_begun(&self) {
         let mut state = self.state.lock();
-        match state.0 {
-            // The first head's time began with the connection.
-            Phase::Fresh => state.0 = Phase::Head,
-            Phase::Idle(place) => {
-                self.idle.leave(place);
-                *state = (Phase::Head, Instant::now());
-            }
+        match state.phase {
+            // The first head's time, and its place, are those of the connection's beginning.
+            Phase::Fresh => state.phase = Phase::Head,
+            Phase::Idle => self.begin(&mut state, Phase::Head),
             Phase::Head | Phase::Answer => {}
         }
     }
@@ -81,49 +109,52 @@ impl Pace {
     /// A whole head has come, or an answer makes progress.
     pub fn answering(&self) {
         let mut state = self.state.lock();
-        if let Phase::Idle(place) = state.0 {
-            self.idle.leave(place);
+        if state.phase == Phase::Answer {
+            state.since = Instant::now();
+        } else {
+            self.begin(&mut state, Phase::Answer);
         }
-        *state = (Phase::Answer, Instant::now());
     }
 
-    /// Everything is answered; the next head may have begun. The waker is called when the connection has to give way.
-    pub fn answered(&self, next_has_begun: bool, waker: &Waker) {
+    /// Everything is answered; the next head may have begun.
+    pub fn answered(&self, next_has_begun: bool) {
         let mut state = self.state.lock();
-        if state.0 == Phase::Answer {
-            let phase = if next_has_begun {
-                Phase::Head
-            } else {
-                Phase::Idle(self.idle.enter(waker.clone()))
-            };
-            *state = (phase, Instant::now());
+        if state.phase == Phase::Answer {
+            let next = if next_has_begun { Phase::Head } else { Phase::Idle };
+            self.begin(&mut state, next);
+        }
+    }
+
+    /// A connection that was to give way stays for what has come meanwhile.
+    fn begin(&self, state: &mut State, phase: Phase) {
+        (state.phase, state.since) = (phase, Instant::now());
+        let mut places = self.pool.places.lock();
+        places.leave(self.address, state.place);
+        state.place = places.enter(self.address, phase.kind(), self.waker.clone());
+        if phase == Phase::Idle && places.idle() > MOST_IDLE {
+            let one_too_many = places.evict(Kind::Idle);
+            drop(places);
+            wake(one_too_many);
         }
     }
 }
 
 impl Drop for Pace {
     fn drop(&mut self) {
-        if let Phase::Idle(place) = self.state.get_mut().0 {
-            self.idle.leave(place);
-        }
+        let place = self.state.get_mut().place;
+        self.pool.places.lock().leave(self.address, place);
     }
 }
 
-/// The idle connections, the longest idle first.
-pub struct Idle {
+/// The connections of one door.
+pub struct Pool {
     keep_alive: Duration,
     /// `Keep-Alive: timeout=…`; `None` where that is less than a second.
     announced: Option<HeaderValue>,
     places: Mutex<Places>,
 }
 
-#[derive(Default)]
-struct Places {
-    next: u64,
-    waiting: BTreeMap<u64, Waker>,
-}
-
-impl Idle {
+impl Pool {
     pub fn new(keep_alive: Duration) -> Self {
         let seconds = Some(keep_alive.as_secs()).filter(|&seconds| seconds > 0);
         Self {
@@ -145,39 +176,18 @@ impl Idle {
         }
     }
 
-    fn enter(&self, waker: Waker) -> u64 {
-        let mut places = self.places.lock();
-        let place = places.next;
-        places.next += 1;
-        places.waiting.insert(place, waker);
-        let one_too_many = if places.waiting.len() > MOST_IDLE {
-            places.waiting.pop_first()
-        } else {
-            None
-        };
-        drop(places);
-        wake(one_too_many);
-        place
-    }
-
-    fn has(&self, place: u64) -> bool {
-        self.places.lock().waiting.contains_key(&place)
-    }
-
-    fn leave(&self, place: u64) {
-        self.places.lock().waiting.remove(&place);
-    }
-
-    /// Makes the longest idle connection end; false where none is idle.
-    pub fn evict(&self) -> bool {
-        let longest = self.places.lock().waiting.pop_first();
-        wake(longest)
+    /// Makes a connection end that can give way, of whoever has most; `None` where none can.
+    pub fn evict(&self) -> Option<Evicted> {
+        let evicted = self.places.lock().evict(Kind::Answer);
+        wake(evicted)
     }
 }
 
 /// Outside of the lock: what is woken asks for its place.
-fn wake(evicted: Option<(u64, Waker)>) -> bool {
-    evicted.map(|(_, waker)| waker.wake()).is_some()
+fn wake(evicted: Option<(Evicted, Waker)>) -> Option<Evicted> {
+    let (evicted, waker) = evicted?;
+    waker.wake();
+    Some(evicted)
 }
 
 #[cfg(test)]
@@ -192,13 +202,22 @@ mod tests {
 
     fn idle(pace: &Pace) {
         pace.answering();
-        pace.answered(false, Waker::noop());
+        pace.answered(false);
+    }
+
+    fn new(pool: &Arc<Pool>) -> Pace {
+        Pace::new(
+            pool,
+            IpAddr::from([192, 0, 2, 1]),
+            Instant::now(),
+            Waker::noop().clone(),
+        )
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_phase_has_its_time() {
-        let pool = Arc::new(Idle::new(KEEP_ALIVE));
-        let pace = Pace::new(&pool, Instant::now());
+        let pool = Arc::new(Pool::new(KEEP_ALIVE));
+        let pace = new(&pool);
         tokio::time::advance(Duration::from_secs(4)).await;
         pace.head_begun();
         assert_eq!(
@@ -209,7 +228,7 @@ mod tests {
         assert!(!pace.is_between_requests());
         pace.answering();
         assert_eq!(after(&pace), ANSWER_TIMEOUT);
-        pace.answered(false, Waker::noop());
+        pace.answered(false);
         assert_eq!(after(&pace), KEEP_ALIVE);
         assert!(pace.is_between_requests());
         tokio::time::advance(Duration::from_secs(70)).await;
@@ -223,39 +242,46 @@ mod tests {
         pace.head_begun();
         assert_eq!(after(&pace), Duration::from_secs(7), "a byte buys no time");
         pace.answering();
-        pace.answered(true, Waker::noop());
+        pace.answered(true);
         assert_eq!(after(&pace), HEAD_TIMEOUT);
-        assert!(pool.places.lock().waiting.is_empty());
+        drop(pace);
+        assert!(pool.places.lock().is_empty());
     }
 
     #[tokio::test]
     async fn the_longest_idle_gives_way() {
-        let pool = Arc::new(Idle::new(KEEP_ALIVE));
-        assert!(!pool.evict(), "none is idle yet");
-        let mut paces: Vec<_> = (0..3).map(|_| Pace::new(&pool, Instant::now())).collect();
+        let pool = Arc::new(Pool::new(KEEP_ALIVE));
+        assert!(pool.evict().is_none(), "there is none");
+        let mut paces: Vec<_> = (0..3).map(|_| new(&pool)).collect();
         paces.iter().for_each(idle);
         // The first asks again, and is the last then; the third goes by itself.
         idle(&paces[0]);
         paces.pop();
         let evicted = |pace: &Pace| pace.deadline().is_none();
-        assert!(pool.evict() && evicted(&paces[1]) && !evicted(&paces[0]));
-        assert!(pool.evict() && evicted(&paces[0]));
-        assert!(!pool.evict());
+        assert!(pool.evict().is_some() && evicted(&paces[1]) && !evicted(&paces[0]));
+        assert!(pool.evict().is_some() && evicted(&paces[0]));
+        assert!(pool.evict().is_none());
         // A request that came in that moment is answered.
         idle(&paces[1]);
         assert!(!evicted(&paces[1]));
+        // So do those that have not asked yet, once none is idle.
+        let fresh = new(&pool);
+        fresh.head_begun();
+        assert!(pool.evict().is_some() && evicted(&paces[1]));
+        assert!(pool.evict().is_some() && evicted(&fresh));
+        fresh.answering();
+        assert!(!evicted(&fresh), "its head was whole in that moment");
+        drop(fresh);
         drop(paces);
-        assert!(pool.places.lock().waiting.is_empty());
+        assert!(pool.places.lock().is_empty());
     }
 
     #[tokio::test]
     async fn there_are_not_too_many() {
-        let pool = Arc::new(Idle::new(KEEP_ALIVE));
-        let paces: Vec<_> = (0..=MOST_IDLE)
-            .map(|_| Pace::new(&pool, Instant::now()))
-            .collect();
+        let pool = Arc::new(Pool::new(KEEP_ALIVE));
+        let paces: Vec<_> = (0..=MOST_IDLE).map(|_| new(&pool)).collect();
         paces.iter().for_each(idle);
         assert_eq!(paces[0].deadline(), None);
-        assert_eq!(pool.places.lock().waiting.len(), MOST_IDLE);
+        assert_eq!(pool.places.lock().idle(), MOST_IDLE);
     }
 }

@@ -93,7 +93,7 @@ impl Limits {
 }
 
 /// What the connections of an address are counted by.
-fn counted(ip: IpAddr) -> IpAddr {
+pub fn counted(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - IPV6_PREFIX))).into(),
         ip => ip,

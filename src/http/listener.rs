@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::Http;
 use super::framing::Framing;
 use super::keep_alive::Pace;
+use super::limits::counted;
+use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{Door, route};
 use super::upgrade::{Arrival, has_token};
@@ -42,7 +44,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// How much the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
 const UNSENT_BYTES: u32 = 128 * 1024;
-/// How many idle connections end at once when there is no descriptor for the next.
+/// How many connections give way at once when there is no descriptor for the next.
 const EVICTED: usize = 16;
 /// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis. And of the
 /// rest for the admin port: whoever fills the others should not hide it from the operator.
@@ -92,6 +94,7 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: CancellationToken) {
     let spare = spare_sockets(http.config.limits.max_connections, door);
     let mut log = LogLimit::new(LOG_INTERVAL);
+    let mut evictions = Evictions::new(&http, door);
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -107,7 +110,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
                     tracing::error!(%error, "cannot accept connections");
                 }
                 for _ in 0..EVICTED {
-                    evict(&http, door);
+                    evictions.make_room();
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
@@ -117,8 +120,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             let _ = prepare(SockRef::from(&socket));
         }
         let open = OpenSocket::new(&http);
-        // WebSockets have left this count. What is open beyond the spare ones takes the place of the longest idle, or has
-        // not even sent a head.
+        // WebSockets have left this count. What is open beyond the spare ones takes the place of another.
         let places = http
             .config
             .limits
@@ -126,7 +128,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
             .saturating_sub(http.limits.connections())
             + spare;
         if open.number > places {
-            if !evict(&http, door) {
+            if !evictions.make_room() {
                 http.metrics.accept_errors.inc();
                 continue;
             }
@@ -145,10 +147,40 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
 }
 
-/// Makes the longest idle connection end, so that its descriptor is free for one that comes by this door. What comes by
-/// the public one takes none from the admin port.
-fn evict(http: &Http, door: Door) -> bool {
-    http.idle(door).evict() || (door == Door::Admin && http.idle.evict())
+/// Makes connections end, so that their descriptors are free for others that come by a door.
+struct Evictions {
+    http: Arc<Http>,
+    door: Door,
+    log: LogLimit,
+}
+
+impl Evictions {
+    fn new(http: &Arc<Http>, door: Door) -> Self {
+        Self {
+            http: Arc::clone(http),
+            door,
+            log: LogLimit::new(LOG_INTERVAL),
+        }
+    }
+
+    /// Ends one of whoever has most; false where none may end. What comes by the public door takes none from the admin
+    /// port.
+    fn make_room(&mut self) -> bool {
+        let Self { http, door, log } = self;
+        let of_public = || (*door == Door::Admin).then(|| http.pool.evict()).flatten();
+        let Some(evicted) = http.pool(*door).evict().or_else(of_public) else {
+            return false;
+        };
+        http.metrics.sockets_evicted.inc();
+        if evicted.kind != Kind::Idle && log.allows() {
+            tracing::warn!(
+                address = %evicted.address,
+                sockets = evicted.held,
+                "no descriptor is left: closed a socket of the address that has most without a WebSocket"
+            );
+        }
+        true
+    }
 }
 
 /// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
@@ -208,7 +240,8 @@ async fn serve_socket(
     };
     let Some(address) = address else { return };
     let arrived = Mutex::new(None);
-    let pace = Pace::new(http.idle(door), began);
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let pace = Pace::new(http.pool(door), counted(address), began, waker);
     if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &arrived).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
@@ -256,7 +289,7 @@ async fn speak_http(
                 *arrived.lock() = arrival;
             } else {
                 let keeps = may_keep && !watch.is_closing() && !http.life.is_draining();
-                http.idle(door).announce(keeps, answer.headers_mut());
+                http.pool(door).announce(keeps, answer.headers_mut());
             }
             watch.served();
             Ok::<_, std::convert::Infallible>(answer)

@@ -8,6 +8,7 @@ pub mod keep_alive;
 pub mod limits;
 pub mod listener;
 pub mod per_user;
+mod places;
 mod proxy_protocol;
 pub mod refusal;
 mod response;
@@ -29,7 +30,7 @@ use crate::session::outlet::RingInUse;
 use crate::ws::connection;
 use addresses::Addresses;
 use cors::Cors;
-use keep_alive::Idle;
+use keep_alive::Pool;
 use limits::Limits;
 use router::Door;
 
@@ -46,10 +47,9 @@ pub struct Http {
     pub life: Arc<Life>,
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
-    /// Those of them that wait for their next request, by listener: sockets of the public ones never take the place of
-    /// the admin port's.
-    pub idle: Arc<Idle>,
-    pub admin_idle: Arc<Idle>,
+    /// Who of them may give way, by listener: sockets of the public ones never take the place of the admin port's.
+    pub pool: Arc<Pool>,
+    pub admin_pool: Arc<Pool>,
     pub cors: Cors,
     pub ring_in_use: RingInUse,
     /// The bound port, as health shows it.
@@ -57,10 +57,10 @@ pub struct Http {
 }
 
 impl Http {
-    fn idle(&self, door: Door) -> &Arc<Idle> {
+    fn pool(&self, door: Door) -> &Arc<Pool> {
         match door {
-            Door::Public => &self.idle,
-            Door::Admin => &self.admin_idle,
+            Door::Public => &self.pool,
+            Door::Admin => &self.admin_pool,
         }
     }
 }

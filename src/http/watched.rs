@@ -160,7 +160,7 @@ impl AsyncWrite for Watched {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.has_written && self.watch.served.load(Ordering::Relaxed) >= self.heads.count() {
             self.has_written = false;
-            self.watch.pace.answered(self.heads.is_under_way(), cx.waker());
+            self.watch.pace.answered(self.heads.is_under_way());
         }
         Pin::new(&mut self.socket).poll_flush(cx)
     }

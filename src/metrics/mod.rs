@@ -73,6 +73,7 @@ pub struct Metrics {
     pub outcomes_unknown: Count,
     pub status_frames: Count,
     pub accept_errors: Count,
+    pub sockets_evicted: Count,
     pub client_addresses_unread: Count,
     proxy_headers_refused: Family<Reason, Count>,
     pub kafka_reconnects: Count,
@@ -211,6 +212,11 @@ impl Metrics {
             ),
             status_frames: count(r, "status_frames", "connection_status_update frames encoded"),
             accept_errors: count(r, "accept_errors", "Failures to accept a connection"),
+            sockets_evicted: count(
+                r,
+                "sockets_evicted",
+                "Sockets without a WebSocket closed since their descriptor was needed",
+            ),
             client_addresses_unread: count(
                 r,
                 "client_addresses_unread",

@@ -1,9 +1,7 @@
 //! The PROXY protocol: balancers below HTTP say whose connection they pass on.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpStream};
-
-use socket2::{Domain, Socket, Type};
+use std::net::{IpAddr, TcpStream};
 
 use crate::support::http::head;
 use crate::support::raw::handshake;
@@ -62,14 +60,6 @@ fn open(server: &Server, header: &[u8], headers: &[(&str, &str)]) -> Result<RawW
 }
 
 /// A connection from another address of this machine.
-fn connect_from(source: &str, to: SocketAddr) -> Http {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    let source: IpAddr = source.parse().expect("an address");
-    socket.bind(&SocketAddr::new(source, 0).into()).expect("bind");
-    socket.connect(&to.into()).expect("connect");
-    Http::over(socket.into()).expect("a connected socket")
-}
-
 #[track_caller]
 fn closed(server: &Server, bytes: &[u8]) {
     let mut http = Http::connect(server.http_addr());
@@ -188,7 +178,7 @@ fn proxy_protocol_refuses_what_is_no_header() {
 fn proxy_protocol_closes_strangers_and_leaves_the_admin_port_alone() {
     let server = start();
     for bytes in [text("203.0.113.7"), Vec::new(), binary("203.0.113.7", 0)] {
-        let mut stranger = connect_from("127.0.0.2", server.http_addr());
+        let mut stranger = Http::connect_from("127.0.0.2", server.http_addr());
         stranger.write(&[&bytes[..], head("GET", "/live", &[]).as_bytes()].concat());
         assert!(stranger.read().is_none(), "a stranger was answered");
     }

@@ -1,10 +1,11 @@
 //! HTTP/1.1 by hand: exact bytes out, exact responses in.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 
@@ -84,6 +85,16 @@ impl Http {
 
     pub fn try_connect(addr: SocketAddr) -> io::Result<Self> {
         Self::over(TcpStream::connect(addr)?)
+    }
+
+    /// Connects from this address of the machine's own, 127.0.0.2 say.
+    #[track_caller]
+    pub fn connect_from(source: &str, addr: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let source: IpAddr = source.parse().expect("an address");
+        socket.bind(&SocketAddr::new(source, 0).into()).expect("bind");
+        socket.connect(&addr.into()).expect("connect");
+        Self::over(socket.into()).expect("a connected socket")
     }
 
     /// Takes a connected socket.
