@@ -103,14 +103,19 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
-            Err(error) if is_peers_fault(&error) => continue,
             Err(error) => {
+                let cause = Cause::of(&error);
+                if cause == Cause::Peer {
+                    continue;
+                }
                 http.metrics.accept_errors.inc();
                 if log.allows() {
                     tracing::error!(%error, "cannot accept connections");
                 }
-                for _ in 0..EVICTED {
-                    evictions.make_room();
+                if cause == Cause::Exhaustion {
+                    for _ in 0..EVICTED {
+                        evictions.make_room();
+                    }
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
@@ -217,10 +222,36 @@ impl Drop for OpenSocket {
     }
 }
 
-/// Errors of the one connection that was about to be accepted: the next may be fine.
-fn is_peers_fault(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+/// Why a connection could not be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// This one connection, or its network: the next may be fine. Linux tells by accept(2) what has happened to it.
+    Peer,
+    /// Descriptors or memory have run out.
+    Exhaustion,
+    Other,
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Exhaustion,
+            Some(
+                libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ETIMEDOUT,
+            ) => Self::Peer,
+            _ => Self::Other,
+        }
+    }
 }
 
 async fn serve_socket(
@@ -359,6 +390,18 @@ fn goes_on(request: &Request<Incoming>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nobody has to give way, and nobody waits, for an error of the one connection that was about to be accepted.
+    #[test]
+    fn only_exhaustion_makes_room() {
+        let cause = |code| Cause::of(&io::Error::from_raw_os_error(code));
+        assert_eq!(cause(libc::EMFILE), Cause::Exhaustion);
+        assert_eq!(cause(libc::ENOMEM), Cause::Exhaustion);
+        assert_eq!(cause(libc::ECONNABORTED), Cause::Peer);
+        assert_eq!(cause(libc::EPROTO), Cause::Peer);
+        assert_eq!(cause(libc::EHOSTUNREACH), Cause::Peer);
+        assert_eq!(cause(libc::EINVAL), Cause::Other);
+    }
 
     #[tokio::test]
     async fn an_accepted_socket_has_the_listeners_options() {
