@@ -16,6 +16,8 @@ use super::places::{Evicted, Kind, Place, Places};
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may make no progress: a peer that doesn't read would hold its place for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer a connection is kept than its client is told: a request of the last moment still meets it.
+const LATE: Duration = Duration::from_millis(1_500);
 /// What says how long a connection is kept; of old, but clients with pools read it.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// How many connections of the public listeners may be idle at once: each holds some 20 KiB of hyper's buffers. Beyond
@@ -84,7 +86,7 @@ impl Pace {
         let patience = match state.phase {
             Phase::Fresh | Phase::Head => HEAD_TIMEOUT,
             Phase::Answer => ANSWER_TIMEOUT,
-            Phase::Idle => self.pool.keep_alive,
+            Phase::Idle => self.pool.kept,
         };
         let has_place = self.pool.places.lock().has(self.address, state.place);
         has_place.then_some(state.since + patience)
@@ -148,7 +150,9 @@ impl Drop for Pace {
 
 /// The connections of one door.
 pub struct Pool {
+    /// `HTTP_KEEP_ALIVE`, and how long an idle connection really lives.
     keep_alive: Duration,
+    kept: Duration,
     /// `Keep-Alive: timeout=…`; `None` where that is less than a second.
     announced: Option<HeaderValue>,
     places: Mutex<Places>,
@@ -159,6 +163,7 @@ impl Pool {
         let seconds = Some(keep_alive.as_secs()).filter(|&seconds| seconds > 0);
         Self {
             keep_alive,
+            kept: keep_alive + LATE,
             announced: seconds.and_then(|seconds| format!("timeout={seconds}").parse().ok()),
             places: Mutex::default(),
         }
@@ -229,7 +234,7 @@ mod tests {
         pace.answering();
         assert_eq!(after(&pace), ANSWER_TIMEOUT);
         pace.answered(false);
-        assert_eq!(after(&pace), KEEP_ALIVE);
+        assert_eq!(after(&pace), KEEP_ALIVE + LATE, "longer than announced");
         assert!(pace.is_between_requests());
         tokio::time::advance(Duration::from_secs(70)).await;
         pace.head_begun();
