@@ -78,20 +78,21 @@ impl PerUser {
     /// The connection has joined its session: the oldest ones beyond the limit are closed.
     pub fn arrive(&self, taken: &Taken, outbox: &Arc<Outbox>, now: Instant) {
         let mut replaced = Vec::new();
-        if let Some(mut user) = self.users.get_mut(&taken.who) {
-            if user.seats.iter().any(|seat| Arc::ptr_eq(seat, &taken.seat)) {
-                let _ = taken.seat.set(Arc::downgrade(outbox));
-                // Only older ones: a newer one that is on its way may never arrive.
-                while user.seats.len() > self.max && !Arc::ptr_eq(&user.seats[0], &taken.seat) {
-                    let oldest = user.seats.pop_front();
-                    user.replaced.push_back(now);
-                    replaced.extend(oldest.and_then(|seat| seat.get()?.upgrade()));
-                }
-            } else {
-                // Replaced before it has joined.
-                replaced.push(Arc::clone(outbox));
+        let mut user = self.users.get_mut(&taken.who);
+        let is_seat = |seat: &Seat| Arc::ptr_eq(seat, &taken.seat);
+        if let Some(user) = user.as_mut().filter(|user| user.seats.iter().any(is_seat)) {
+            let _ = taken.seat.set(Arc::downgrade(outbox));
+            // Only older ones: a newer one that is on its way may never arrive.
+            while user.seats.len() > self.max && !is_seat(&user.seats[0]) {
+                let oldest = user.seats.pop_front();
+                user.replaced.push_back(now);
+                replaced.extend(oldest.and_then(|seat| seat.get()?.upgrade()));
             }
+        } else {
+            // Replaced before it has joined, maybe by one that has left meanwhile.
+            replaced.push(Arc::clone(outbox));
         }
+        drop(user);
         for outbox in replaced {
             outbox.close(
                 CloseCode::Replaced,
@@ -160,6 +161,15 @@ mod tests {
         let (slow_member, _slow) = testing::member("u").await;
         limit.arrive(&slow, &slow_member.outbox, now);
         assert!(fast_member.outbox.is_open() && !slow_member.outbox.is_open());
+        // Also where the one that replaced it has left.
+        let (limit, now) = (PerUser::new(1), Instant::now());
+        let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
+        let (member, _socket) = testing::member("u").await;
+        limit.arrive(&fast, &member.outbox, now);
+        limit.leave(&fast);
+        let (member, _socket) = testing::member("u").await;
+        limit.arrive(&slow, &member.outbox, now);
+        assert!(!member.outbox.is_open(), "it is not counted");
         // In the other order the older one does not end itself for one that may never arrive.
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [first, _second] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
