@@ -1,8 +1,9 @@
 //! What happens when all outbound queues together are over `SEND_MEMORY_BYTES`: the largest is closed with 4008.
 //!
-//! Of readers that stand the largest goes first. One that drains, and is behind for a burst of ours, goes only where
-//! that is not enough for [`PATIENCE`]; meanwhile nobody goes over `SEND_QUEUE_BYTES` any more, for which delivery
-//! waits a little (see [`fanout`](super::fanout)), and the log is not read.
+//! Of readers that stand the largest goes first, or does not get what is queued before the close frame it has coming.
+//! One that drains, and is behind for a burst of ours, goes only where that is not enough for [`PATIENCE`]; meanwhile
+//! nobody goes over `SEND_QUEUE_BYTES` any more, for which delivery waits a little (see [`fanout`](super::fanout)), and
+//! the log is not read.
 
 use std::cmp::Reverse;
 use std::sync::{Arc, Weak};
@@ -77,27 +78,26 @@ fn make_room(
         return 0;
     }
     let mut queues = Vec::new();
-    for session in registry.all() {
-        for member in session.members().iter() {
-            let bytes = member.outbox.open_backlog();
-            let drains = member.outbox.is_worth_waiting_for();
-            if bytes > 0 && (also_draining || !drains) {
-                queues.push((drains, Reverse(bytes), Arc::clone(&member.outbox)));
-            }
+    let mut add = |outbox: &Arc<Outbox>| {
+        let (bytes, drains) = (outbox.spare_backlog(), outbox.is_worth_waiting_for());
+        if bytes > 0 && (also_draining || !drains) {
+            queues.push((drains, Reverse(bytes), Arc::clone(outbox)));
         }
+    };
+    for session in registry.all() {
+        session.members().iter().for_each(|member| add(&member.outbox));
     }
+    limits.queue.leaving().iter().for_each(add);
     queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
     let mut closed = 0;
     for (_, _, outbox) in queues {
         if leaving.excess(limits) == 0 {
             break;
         }
-        if outbox.close(
-            CloseCode::SlowConsumer,
-            "outbound queues are full",
-            Queued::Discard,
-        ) {
-            closed += 1;
+        let reason = "outbound queues are full";
+        let is_closed = outbox.close(CloseCode::SlowConsumer, reason, Queued::Discard);
+        closed += usize::from(is_closed);
+        if is_closed || outbox.hurry() {
             leaving.0.push(Arc::downgrade(&outbox));
         }
     }
@@ -107,9 +107,11 @@ fn make_room(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio::io::AsyncReadExt;
 
     use super::*;
     use crate::metrics::Metrics;
+    use crate::protocol::frame;
     use crate::protocol::ids::{SessionId, UserType};
     use crate::session::testing::{limits, members_of};
     use crate::ws::Sent;
@@ -148,5 +150,40 @@ mod tests {
         // What is under way of the closed one is not counted again.
         assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
         drop(members);
+    }
+
+    /// Who is sent away behind a large backlog gives that up before anybody else is closed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_is_leaving_makes_room_first() {
+        let metrics = Arc::new(Metrics::default());
+        let mut limits = limits(&metrics, 2 * LARGE);
+        limits.queue.queue_bytes = 1 << 30;
+        let limits = Arc::new(limits);
+        let (members, mut clients) = members_of(&limits, 2).await;
+        let registry = Registry::default();
+        let session_id = SessionId::parse("s").unwrap();
+        registry.join(&session_id, &members[0], UserType::Customer, |_| Bytes::new());
+        for (member, large) in members.iter().zip([LARGE / 8, LARGE + LARGE / 4]) {
+            assert_eq!(
+                member.outbox.send(&Bytes::from(vec![b'a'; LARGE / 2])),
+                Sent::Queued
+            );
+            assert_eq!(member.outbox.send(&Bytes::from(vec![b'b'; large])), Sent::Queued);
+        }
+        members[1].outbox.close_for_drain();
+        assert!(limits.queue.memory.is_exceeded());
+        let mut leaving = Leaving::default();
+        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        assert!(members[0].outbox.is_open());
+        assert_eq!(
+            make_room(&registry, &limits, &mut leaving, true),
+            0,
+            "that was enough"
+        );
+        // What was begun is finished, and the close frame is what follows.
+        let mut got = Vec::new();
+        clients[1].read_to_end(&mut got).await.unwrap();
+        let close = frame::close(CloseCode::GoingAway, "this node is going away");
+        assert!(got[..LARGE / 2].iter().all(|&byte| byte == b'a') && got[LARGE / 2..] == close[..]);
     }
 }

@@ -8,11 +8,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
+use super::Outbox;
 use super::memory::SendMemory;
 use crate::clock;
 use crate::protocol::frame;
@@ -39,6 +41,8 @@ pub struct QueueLimits {
     pub send_timeout: Duration,
     /// `SEND_MEMORY_BYTES`, and what is used of it.
     pub memory: Arc<SendMemory>,
+    /// Connections that are closed once they have taken what is queued: no session knows of them any more.
+    leaving: Mutex<Vec<Weak<Outbox>>>,
 }
 
 impl QueueLimits {
@@ -47,7 +51,22 @@ impl QueueLimits {
             queue_bytes,
             send_timeout,
             memory,
+            leaving: Mutex::default(),
         }
+    }
+
+    /// Notes a connection that is closed behind its backlog.
+    pub fn note_leaving(&self, outbox: &Arc<Outbox>) {
+        let mut leaving = self.leaving.lock();
+        if leaving.len() == leaving.capacity() {
+            leaving.retain(|outbox| outbox.upgrade().is_some_and(|outbox| outbox.backlog() > 0));
+        }
+        leaving.push(Arc::downgrade(outbox));
+    }
+
+    /// Those of them that are still there.
+    pub fn leaving(&self) -> Vec<Arc<Outbox>> {
+        self.leaving.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -309,6 +328,18 @@ impl Backlog {
         self.queue.truncate(self.fixed());
         self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
         self.settle(limits);
+    }
+
+    /// Forgets what stands before the last chunk and may be left out.
+    pub fn discard_but_last(&mut self, limits: &QueueLimits) {
+        if self.queue.len() <= self.fixed() {
+            return;
+        }
+        let last = self.queue.pop_back();
+        self.discard(limits);
+        if let Some(last) = last {
+            self.push(last);
+        }
     }
 
     /// Forgets everything.

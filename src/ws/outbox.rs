@@ -4,6 +4,8 @@
 //! reference count. What the socket does not take is queued, and a flusher task lives as long as the backlog.
 //! One small lock guards backlog and phase; it is never held across an await.
 
+mod closing;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -269,47 +271,6 @@ impl Outbox {
         self.write_now(state);
     }
 
-    /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
-    pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, queued: Queued) -> bool {
-        let first = self.close_with(code.code(), frame::close(code, reason), queued);
-        if first {
-            self.limits.metrics.closed(code);
-        }
-        first
-    }
-
-    /// Sends the client to another node, after what is queued.
-    pub fn close_for_drain(self: &Arc<Self>) {
-        self.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
-    }
-
-    /// Echoes the client's close.
-    pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
-        let shown = code.unwrap_or(NO_STATUS);
-        if self.close_with(shown, frame::close_echo(code), Queued::Discard) {
-            self.limits.metrics.closed(CloseCode::Normal);
-        }
-    }
-
-    fn close_with(self: &Arc<Self>, code: u16, close: Bytes, queued: Queued) -> bool {
-        let mut state = self.state.lock();
-        if state.phase != Phase::Open {
-            return false;
-        }
-        if queued == Queued::Discard {
-            state.backlog.discard(&self.limits.queue);
-        }
-        state.backlog.push(close);
-        state.close_code = code;
-        state.phase = Phase::Closing {
-            since: clock::now_ms(),
-            queued,
-        };
-        state.wake_reader();
-        self.write_now(state);
-        true
-    }
-
     /// Drops the connection without a word; what the kernel still holds for it is given up.
     pub fn abort(&self) {
         let mut state = self.state.lock();
@@ -402,13 +363,16 @@ impl Outbox {
         self.state.lock().backlog.bytes()
     }
 
-    /// Bytes that wait for the socket of a connection that is not closing yet.
-    pub fn open_backlog(&self) -> usize {
+    /// Bytes that wait for the socket, and need not.
+    pub fn spare_backlog(&self) -> usize {
         let state = self.state.lock();
-        if state.phase == Phase::Open {
-            state.backlog.bytes()
-        } else {
-            0
+        match state.phase {
+            Phase::Open
+            | Phase::Closing {
+                queued: Queued::Deliver,
+                ..
+            } => state.backlog.bytes(),
+            _ => 0,
         }
     }
 

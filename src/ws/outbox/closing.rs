@@ -1,0 +1,70 @@
+//! How a connection is closed: by a close frame that comes behind what is queued, or instead of it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{NO_STATUS, Outbox, Phase, Queued};
+use crate::clock;
+use crate::protocol::code::CloseCode;
+use crate::protocol::frame;
+
+impl Outbox {
+    /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
+    pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, queued: Queued) -> bool {
+        let first = self.close_with(code.code(), frame::close(code, reason), queued);
+        if first {
+            self.limits.metrics.closed(code);
+        }
+        first
+    }
+
+    /// Sends the client to another node, after what is queued.
+    pub fn close_for_drain(self: &Arc<Self>) {
+        self.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
+    }
+
+    /// Echoes the client's close.
+    pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
+        let shown = code.unwrap_or(NO_STATUS);
+        if self.close_with(shown, frame::close_echo(code), Queued::Discard) {
+            self.limits.metrics.closed(CloseCode::Normal);
+        }
+    }
+
+    fn close_with(self: &Arc<Self>, code: u16, close: Bytes, queued: Queued) -> bool {
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return false;
+        }
+        if queued == Queued::Discard {
+            state.backlog.discard(&self.limits.queue);
+        }
+        state.backlog.push(close);
+        state.close_code = code;
+        state.phase = Phase::Closing {
+            since: clock::now_ms(),
+            queued,
+        };
+        state.wake_reader();
+        self.write_now(state);
+        if queued == Queued::Deliver && self.backlog() > 0 {
+            self.limits.queue.note_leaving(self);
+        }
+        true
+    }
+
+    /// Leaves out what still precedes the close frame; false where nothing may be.
+    pub fn hurry(self: &Arc<Self>) -> bool {
+        let mut state = self.state.lock();
+        let Phase::Closing { queued, .. } = &mut state.phase else {
+            return false;
+        };
+        let has_hurried = std::mem::replace(queued, Queued::Discard) == Queued::Deliver;
+        if has_hurried {
+            state.backlog.discard_but_last(&self.limits.queue);
+            self.write_now(state);
+        }
+        has_hurried
+    }
+}
