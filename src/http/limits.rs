@@ -1,6 +1,6 @@
 //! How many connections there may be: per process, per address and per user of a session.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +32,9 @@ pub struct Limits {
 
 /// How much of an IPv6 address is one customer's: they are given a /64 or more, and change the rest at will.
 const IPV6_PREFIX: u32 = 64;
+
+/// NAT64 (RFC 6052): IPv4 clients that all come from one /96, each address with its own in the last 32 bits.
+const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 /// A place for one connection, given back on drop.
 pub struct Ticket {
@@ -95,6 +98,9 @@ impl Limits {
 /// What the connections of an address are counted by.
 pub fn counted(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
+        IpAddr::V6(ip) if ip.to_bits() >> 32 == NAT64.to_bits() >> 32 => {
+            Ipv4Addr::from_bits(ip.to_bits() as u32).into()
+        }
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - IPV6_PREFIX))).into(),
         ip => ip,
     }
@@ -174,5 +180,7 @@ mod tests {
         assert_ne!(counted(ip("2001:db8:1:3::1")), ip("2001:db8:1:2::"));
         assert_eq!(counted(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
         assert_eq!(counted(ip("192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(counted(ip("64:ff9b::192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(counted(ip("64:ff9b:0:0:0:1::1")), ip("64:ff9b::"));
     }
 }
