@@ -246,15 +246,17 @@ impl Backlog {
         Some(write(&slices[..count]))
     }
 
-    /// Notes what is written; whether a ping of ours was in it.
-    pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> bool {
+    /// Notes what is written. Where a ping of ours was in it: how many bytes there were from its beginning on.
+    pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> Option<usize> {
         let mut left = self.take(written, self.fixed());
-        let mut has_pinged = false;
+        let mut since_ping = None;
         while left > 0 && self.fixed() == 0 {
             let Some((frame, is_ping)) = self.control.take_first() else {
                 break;
             };
-            has_pinged |= is_ping;
+            if is_ping {
+                since_ping = Some(left);
+            }
             if left < frame.len() {
                 self.begin(frame, left);
                 left = 0;
@@ -268,7 +270,7 @@ impl Backlog {
             self.queue = VecDeque::new();
         }
         self.settle(limits);
-        has_pinged
+        since_ping
     }
 
     /// Takes written bytes off the front, from at most so many chunks; those that are left.

@@ -112,7 +112,7 @@ fn one_pong_waits_the_newest() {
     backlog.push(Bytes::from_static(b" more"));
     for pong in [" one", " two", " three"] {
         backlog.set_pong(Bytes::from(pong));
-        assert!(!backlog.advance(1, &limits));
+        assert_eq!(backlog.advance(1, &limits), None);
     }
     assert_eq!(waiting(&backlog), b"unk three more");
     // One that is partly sent is finished; the next waits behind it.
@@ -131,12 +131,25 @@ fn a_ping_has_a_place_of_its_own() {
     assert!(!backlog.try_push(&frame::PING, &limits));
     backlog.set_ping();
     assert!(backlog.has_ping());
-    assert!(!backlog.advance(15, &limits), "not yet");
-    assert!(backlog.advance(1, &limits), "it is begun");
+    assert_eq!(backlog.advance(15, &limits), None, "not yet");
+    assert_eq!(backlog.advance(1, &limits), Some(1), "it is begun");
     assert!(!backlog.has_ping());
     assert_eq!(waiting(&backlog), frame::PING_BYTES[1..]);
-    assert!(!backlog.advance(1, &limits));
+    assert_eq!(backlog.advance(1, &limits), None);
     assert!(backlog.is_empty());
+}
+
+/// What goes out behind a ping in the same write is not ahead of it.
+#[test]
+fn a_ping_begins_where_it_does() {
+    let limits = limits(100, Duration::from_secs(10));
+    let mut backlog = Backlog::default();
+    backlog.begin(Bytes::from_static(b"a chunk"), 1);
+    backlog.push(Bytes::from_static(b" more"));
+    backlog.set_ping();
+    assert_eq!(waiting(&backlog).len(), 6 + frame::PING.len() + 5);
+    let behind = backlog.advance(6 + frame::PING.len() + 4, &limits);
+    assert_eq!(behind, Some(frame::PING.len() + 4));
 }
 
 /// A pong that waits alone is a backlog of its own: nothing of it was taken, whatever was of the one before.
@@ -188,7 +201,7 @@ proptest! {
                     let size = size.min(waiting.len());
                     sent.extend_from_slice(&waiting[..size]);
                     if size > 0 {
-                        stamped += usize::from(backlog.advance(size, &limits));
+                        stamped += usize::from(backlog.advance(size, &limits).is_some());
                     }
                 }
             }
@@ -198,7 +211,7 @@ proptest! {
         }
         let rest = waiting(&backlog);
         sent.extend_from_slice(&rest);
-        stamped += usize::from(backlog.advance(rest.len(), &limits));
+        stamped += usize::from(backlog.advance(rest.len(), &limits).is_some());
         prop_assert!(backlog.is_empty());
         prop_assert_eq!(limits.memory.used(), 0);
         // What a client would read.

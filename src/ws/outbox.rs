@@ -390,10 +390,9 @@ impl Outbox {
         {
             match written {
                 Ok(written) => {
-                    if state.backlog.advance(written, &self.limits.queue) {
-                        state
-                            .pulse
-                            .ping_written(frame::PING.len(), kernel::stream(self.socket()));
+                    if let Some(since_ping) = state.backlog.advance(written, &self.limits.queue) {
+                        let stream = kernel::stream(self.socket());
+                        state.pulse.ping_written(since_ping, stream);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,

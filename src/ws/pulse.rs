@@ -56,14 +56,14 @@ impl Pulse {
         self.pinged_at = clock::now_ms();
     }
 
-    /// The ping, of so many bytes, is the last that was written: the pong's time begins.
-    pub fn ping_written(&mut self, ping_len: usize, stream: Option<Stream>) {
+    /// So many bytes were written from the ping's beginning on, itself included: the pong's time begins.
+    pub fn ping_written(&mut self, since_ping: usize, stream: Option<Stream>) {
         self.sign_at = clock::now_ms();
         // Where the kernel says nothing, nothing is ahead of it.
         self.ping_start = self.acked;
         if let Some(stream) = stream {
             self.note_acked(stream.acked);
-            self.ping_start = stream.written.wrapping_sub(ping_len as u32);
+            self.ping_start = stream.written.wrapping_sub(since_ping as u32);
         }
     }
 
