@@ -425,5 +425,9 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
 mod tests;
 
 #[cfg(test)]
+#[path = "read_kafka_tests.rs"]
+mod kafka_tests;
+
+#[cfg(test)]
 #[path = "read_refused_tests.rs"]
 mod refused_tests;
