@@ -67,6 +67,7 @@ mod redis_long_list;
 mod redis_presence;
 mod redis_reaping;
 mod redis_refusals;
+mod redis_script;
 mod redis_secret;
 mod redis_storm;
 mod redis_two_nodes;

@@ -14,8 +14,8 @@
 --       only, those of a reaper before us included), values of users, birth, when damage was last found (or empty),
 --       for how long the session is still suspect in milliseconds, meta's changes
 --
--- Meta  version: only grows   total_TYPE   count: how many users there are   birth: when this key was made
---       damaged: when damage was last found   changes: the latest, in order, each a line
+-- Meta  version: only grows   total_TYPE   count: how many users there are
+--       birth: when this key was made   damaged: when damage was last found   changes: the latest, in order, each a line
 --       of the time in milliseconds and the change as in the reply
 local users, meta, untold = KEYS[1], KEYS[2], KEYS[3]
 local node, listing, wanted, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -23,6 +23,7 @@ local node, listing, wanted, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3],
 local MOST_CHANGES, CHANGES_KEPT_MS = 8192, 30000
 local TYPES = { customer = true, agent = true, admin = true }
 local changes, totals, listed = {}, {}, {}
+-- Whether something was lost that was there when the keys were written last.
 local is_damaged, is_changed = false, false
 
 local time = redis.call('TIME')
@@ -42,8 +43,9 @@ end
 local version, counted, birth = tonumber(head[1] or '0'), tonumber(head[2] or ''), head[3] or ''
 -- More than were counted are another server's, or an older one of ours.
 if counted and count < counted then is_damaged = true end
-if birth_known ~= '' and birth_known ~= birth then is_damaged = true end
-local must_recount = is_damaged or (counted or 0) ~= count
+-- Each node finds once that the keys are others than it knew.
+local is_anew = birth_known ~= '' and birth_known ~= birth
+local must_recount = is_damaged or is_anew or (counted or 0) ~= count
 
 -- What is none of ours to read is nil: it is replaced or left alone.
 local function read(id, raw)
@@ -144,14 +146,14 @@ end
 
 local damaged = tonumber(head[4] or '')
 local suspect_for = damaged and damaged + suspicion - now_ms or 0
-if is_damaged and suspect_for <= 0 then
-    -- Only one that is known to be suspect is not found anew: the others have not mended it yet.
+-- What is lost now the others mend from now on. That the keys were made anew is known while they are suspect.
+if is_damaged or (is_anew and suspect_for <= 0) then
     damaged, suspect_for = now_ms, suspicion
 end
 if suspect_for <= 0 then damaged = nil end
 
 local log = head[5] or ''
-if #changes > 0 or is_changed or is_damaged or must_recount then
+if #changes > 0 or is_changed or must_recount then
     version = math.max(version + 1, time[1] * 1000000 + time[2])
     count = redis.call('HLEN', users)
     if count == 0 then

@@ -1,0 +1,112 @@
+//! The script that writes a session, by itself: what it takes for damage, and for how long.
+
+use std::time::Duration;
+
+use crate::services::{RedisClient, Resp, redis_url, unique, users_key};
+
+const APPLY: &str = include_str!("../../src/presence/redis/apply.lua");
+const SUSPICION_MS: i64 = 60_000;
+
+/// A session that the script writes, under two nodes' names.
+struct Script {
+    redis: RedisClient,
+    users: String,
+    meta: String,
+}
+
+/// What it answers, of damage.
+#[derive(Debug)]
+struct Answer {
+    birth: String,
+    /// When damage was last found; empty while nothing is suspect.
+    damaged: String,
+    suspect_for: i64,
+}
+
+impl Script {
+    fn new() -> Self {
+        let users = users_key(&unique("session"));
+        Self {
+            redis: RedisClient::connect(&redis_url()),
+            meta: format!("{{{users}}}:meta"),
+            users,
+        }
+    }
+
+    /// A node holds one connection of each of these users.
+    fn holds(&mut self, node: &str, birth: &str, users: &[&str]) -> Answer {
+        let untold = format!("{{{}}}:untold:{node}", self.users);
+        let suspicion = SUSPICION_MS.to_string();
+        let mut command = vec!["EVAL", APPLY, "3", &self.users, &self.meta, &untold];
+        command.extend([node, "some", "none", birth, &suspicion]);
+        for user in users {
+            command.extend([user, "customer", "2026-01-01T00:00:00.000Z", "1", "0"]);
+        }
+        let Resp::Array(reply) = self.redis.command(&command) else {
+            panic!("an array");
+        };
+        let (Resp::Text(birth), Resp::Text(damaged), Resp::Number(suspect_for)) =
+            (&reply[4], &reply[5], &reply[6])
+        else {
+            panic!("{reply:?}");
+        };
+        Answer {
+            birth: birth.clone(),
+            damaged: damaged.clone(),
+            suspect_for: *suspect_for,
+        }
+    }
+
+    fn lose(&mut self, user: &str) {
+        let (users, one) = (&self.users, Resp::Number(1));
+        assert_eq!(
+            self.redis.command(&["HDEL", users, user]),
+            one,
+            "{user} was there"
+        );
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.redis.ask(&["DEL", &self.users, &self.meta]);
+    }
+}
+
+fn a_moment() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+#[test]
+fn redis_script_counts_the_suspicion_from_the_last_damage() {
+    let mut script = Script::new();
+    let birth = script.holds("a+1", "", &["ann", "cid"]).birth;
+    assert_eq!(script.holds("b+1", &birth, &["ben", "dan"]).damaged, "");
+    script.lose("ann");
+    let first = script.holds("a+1", &birth, &["ann"]);
+    assert_eq!(first.suspect_for, SUSPICION_MS, "{first:?}");
+    a_moment();
+    let known = script.holds("b+1", &birth, &["ben"]);
+    assert_eq!(known.damaged, first.damaged, "nothing else was lost");
+    assert!(known.suspect_for < SUSPICION_MS, "{known:?}");
+    script.lose("dan");
+    let second = script.holds("a+1", &birth, &["ann"]);
+    assert!(second.damaged > first.damaged, "{second:?} after {first:?}");
+    assert_eq!(second.suspect_for, SUSPICION_MS);
+    assert_eq!(script.holds("b+1", &birth, &["dan"]).damaged, second.damaged);
+}
+
+/// Each node finds that the keys are not those that it knew: that is the same damage.
+#[test]
+fn redis_script_takes_keys_made_anew_for_one_damage() {
+    let mut script = Script::new();
+    let birth = script.holds("a+1", "", &["ann"]).birth;
+    script.holds("b+1", &birth, &["ben"]);
+    let (users, meta) = (script.users.clone(), script.meta.clone());
+    script.redis.command(&["DEL", &users, &meta]);
+    let first = script.holds("a+1", &birth, &["ann"]);
+    assert_eq!(first.suspect_for, SUSPICION_MS, "{first:?}");
+    a_moment();
+    let second = script.holds("b+1", &birth, &["ben"]);
+    assert_eq!((&second.damaged, &second.birth), (&first.damaged, &first.birth));
+}
