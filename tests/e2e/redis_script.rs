@@ -65,6 +65,13 @@ impl Script {
             "{user} was there"
         );
     }
+
+    /// As the old server writes one.
+    fn old(&mut self, user: &str) {
+        let value =
+            format!(r#"{{"user_id":"{user}","user_type":"agent","joined_at":"2026-01-01T00:00:00Z"}}"#);
+        self.redis.command(&["HSET", &self.users, user, &value]);
+    }
 }
 
 impl Drop for Script {
@@ -109,4 +116,28 @@ fn redis_script_takes_keys_made_anew_for_one_damage() {
     a_moment();
     let second = script.holds("b+1", &birth, &["ben"]);
     assert_eq!((&second.damaged, &second.birth), (&first.damaged, &first.birth));
+}
+
+#[test]
+fn redis_script_takes_nobody_of_the_old_server_s_for_damage() {
+    let mut script = Script::new();
+    let birth = script.holds("a+1", "", &["ann", "ben"]).birth;
+    for user in ["old-1", "old-2", "old-3"] {
+        script.old(user);
+    }
+    script.holds("a+1", &birth, &["ann"]);
+    script.lose("old-1");
+    let answer = script.holds("a+1", &birth, &["ann"]);
+    assert_eq!((answer.damaged.as_str(), answer.suspect_for), ("", 0));
+    // One of each.
+    script.lose("old-2");
+    script.lose("ben");
+    let answer = script.holds("a+1", &birth, &["ann"]);
+    assert_eq!(answer.suspect_for, SUSPICION_MS, "{answer:?}");
+    // Who connects to ours under the same id is ours.
+    script.holds("a+1", &birth, &["ben", "old-3"]);
+    a_moment();
+    script.lose("old-3");
+    let second = script.holds("a+1", &birth, &["ann"]);
+    assert!(second.damaged > answer.damaged, "{second:?}");
 }

@@ -14,7 +14,7 @@
 --       only, those of a reaper before us included), values of users, birth, when damage was last found (or empty),
 --       for how long the session is still suspect in milliseconds, meta's changes
 --
--- Meta  version: only grows   total_TYPE   count: how many users there are
+-- Meta  version: only grows   total_TYPE: of those with nodes   count: how many users there are
 --       birth: when this key was made   damaged: when damage was last found   changes: the latest, in order, each a line
 --       of the time in milliseconds and the change as in the reply
 local users, meta, untold = KEYS[1], KEYS[2], KEYS[3]
@@ -30,7 +30,8 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A key of another type is nobody's data.
-local head = redis.pcall('HMGET', meta, 'version', 'count', 'birth', 'damaged', 'changes')
+local head = redis.pcall('HMGET', meta, 'version', 'count', 'birth', 'damaged', 'changes',
+    'total_customer', 'total_agent', 'total_admin')
 if head.err then
     redis.call('DEL', meta)
     head, is_damaged = {}, true
@@ -41,8 +42,6 @@ if type(count) == 'table' then
     count, is_damaged = 0, true
 end
 local version, counted, birth = tonumber(head[1] or '0'), tonumber(head[2] or ''), head[3] or ''
--- More than were counted are another server's, or an older one of ours.
-if counted and count < counted then is_damaged = true end
 -- Each node finds once that the keys are others than it knew.
 local is_anew = birth_known ~= '' and birth_known ~= birth
 local must_recount = is_damaged or is_anew or (counted or 0) ~= count
@@ -59,6 +58,27 @@ local function read(id, raw)
         if type(name) ~= 'string' or not is_count then return nil end
     end
     return user
+end
+
+-- Users by type, without those of the old server.
+local function recount()
+    local sums, sum = {}, 0
+    local all = redis.call('HGETALL', users)
+    for at = 1, #all, 2 do
+        local user = read(all[at], all[at + 1])
+        if user and user.nodes then
+            sums[user.user_type], sum = (sums[user.user_type] or 0) + 1, sum + 1
+        end
+    end
+    return sums, sum
+end
+
+-- More than were counted are the old server's. So may those be who are missing: it takes out its own without a word.
+if counted and count < counted then
+    local _, found = recount()
+    local known = 0
+    for at = 6, 8 do known = known + (tonumber(head[at] or '') or 0) end
+    if found < known then is_damaged = true end
 end
 
 local function write(id, user)
@@ -177,12 +197,7 @@ if #changes > 0 or is_changed or must_recount then
         if damaged then redis.call('HSET', meta, 'damaged', string.format('%.0f', damaged)) end
         if must_recount then
             for kind in pairs(TYPES) do totals[kind] = nil end
-            local sums = {}
-            local all = redis.call('HGETALL', users)
-            for at = 1, #all, 2 do
-                local user = read(all[at], all[at + 1])
-                if user and user.nodes then sums[user.user_type] = (sums[user.user_type] or 0) + 1 end
-            end
+            local sums = recount()
             for kind in pairs(TYPES) do redis.call('HSET', meta, 'total_' .. kind, sums[kind] or 0) end
         end
         for kind, step in pairs(totals) do
