@@ -141,3 +141,16 @@ fn redis_script_takes_nobody_of_the_old_server_s_for_damage() {
     let second = script.holds("a+1", &birth, &["ann"]);
     assert!(second.damaged > answer.damaged, "{second:?}");
 }
+
+/// The old server overwrites one of ours, and we write it again.
+#[test]
+fn redis_script_counts_a_user_once_who_was_overwritten() {
+    let mut script = Script::new();
+    let birth = script.holds("a+1", "", &["ann", "ben"]).birth;
+    script.old("ann");
+    script.old("old");
+    script.holds("a+1", &birth, &["ann", "old"]);
+    let meta = script.redis.hgetall(&script.meta);
+    assert_eq!(meta["total_customer"], "3", "{meta:?}");
+    assert_eq!(meta.get("total_agent").map_or("0", String::as_str), "0");
+}

@@ -132,10 +132,9 @@ for at = 6, #ARGV, 5 do
             changes[#changes + 1] = '+' .. id
             tally(user, 1)
         elseif not user.nodes then
-            -- One of the old server's is ours from now on, and counted.
+            -- One of the old server's is ours from now on, and counted: anew, for it may have overwritten one of ours.
             user.nodes = {}
-            tally(user, 1)
-            is_changed = true
+            must_recount = true
         end
         local before = user.nodes[node]
         local is_new_value = before ~= connections
