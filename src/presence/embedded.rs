@@ -79,12 +79,15 @@ pub(super) async fn run(
     }
 }
 
-/// One frame to everyone where something changed, else a snapshot to those who asked by coming. Whether there are
+/// One frame to everyone where something changed, if only somebody's type, else a snapshot to those who asked by coming. Whether there are
 /// changes left for a next frame: one lists at most [`MAX_LISTED_EVENTS`], and none is kept from anyone.
 async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
-    let (events, connected) =
-        session.with_roster(|roster| (roster.take_changes(MAX_LISTED_EVENTS), roster.connected()));
-    if events.is_empty() && change.joiners.is_empty() {
+    let (events, is_retyped, connected) = session.with_roster(|roster| {
+        let events = roster.take_changes(MAX_LISTED_EVENTS);
+        (events, roster.take_retyped(), roster.connected())
+    });
+    let is_news = is_retyped || !events.is_empty();
+    if !is_news && change.joiners.is_empty() {
         return false;
     }
     let status = connected.status();
@@ -92,12 +95,12 @@ async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
     let Some(frame) = server::connection_status_update(&session.id, &status, &events, &timestamp()) else {
         return false;
     };
-    if events.is_empty() {
+    if is_news {
+        deliver_in_slices(&session.members(), &frame).await;
+    } else {
         for outbox in &change.joiners {
             outbox.insist(&frame);
         }
-    } else {
-        deliver_in_slices(&session.members(), &frame).await;
     }
     events.len() == MAX_LISTED_EVENTS
 }

@@ -68,6 +68,8 @@ pub struct Roster {
     users: HashMap<UserId, LocalUser, RandomState>,
     /// Whether there is a grace: else who has no connection is gone.
     lingers: bool,
+    /// Somebody who was announced is of another type since.
+    is_retyped: bool,
     in_grace: u32,
 }
 
@@ -93,6 +95,7 @@ impl Roster {
                 // Nobody was told that they were gone; as another type they are new all the same.
                 if user.user_type != user_type {
                     (user.user_type, user.joined_at) = (user_type, Timestamp::now().as_millisecond());
+                    self.is_retyped |= user.announced;
                 }
             }
             user.connections += 1;
@@ -208,6 +211,11 @@ impl Roster {
                 .map(|(user_id, user)| (user_id.clone(), user.user_type, user.joined_at))
                 .collect(),
         )
+    }
+
+    /// Whether somebody who was announced is of another type since the last call: no event, but others see it.
+    pub fn take_retyped(&mut self) -> bool {
+        std::mem::take(&mut self.is_retyped)
     }
 
     /// Up to `limit` of the net changes since the last call, in the order in which they happened; they count as
@@ -341,6 +349,7 @@ mod tests {
         assert_eq!(roster.join_at(&user(1), UserType::Agent, at(40)), UserType::Agent);
         assert_eq!(roster.connected().status().total_agent, 1);
         assert!(told(&mut roster).is_empty());
+        assert!(roster.take_retyped() && !roster.take_retyped());
         assert!(roster.leave_at(&user(1), at(50)));
         assert!(roster.end_grace(&user(1), at(50), at(2050)));
         assert!(roster.connected().status().users.is_empty());

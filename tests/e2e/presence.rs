@@ -102,6 +102,7 @@ macro_rules! contract {
         $crate::presence::contract! { $store, presence_grace:
             a_reload_within_the_grace_is_nothing,
             who_does_not_come_back_is_told_once_after_the_grace,
+            who_is_back_as_another_type_is_shown_to_everyone,
             a_customer_alone_reloads,
             a_session_ends_with_the_last_grace,
             a_typist_s_indicator_does_not_wait_for_the_grace,

@@ -76,6 +76,30 @@ pub async fn who_does_not_come_back_is_told_once_after_the_grace(store: Store) {
     assert_eq!(observer.take_all(STATUS), Vec::<Value>::new());
 }
 
+/// That is no coming and no going; but the totals that others were shown are not true any more.
+pub async fn who_is_back_as_another_type_is_shown_to_everyone(store: Store) {
+    let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
+    let mut observer = room.client("observer", "agent").await;
+    let user = room.join(&mut observer, "user", "customer").await;
+    user.close().await;
+    connections(&room, 1).await;
+    let mut user = room.client("user", "agent").await;
+    for client in [&mut observer, &mut user] {
+        let shown = client.next(STATUS).await["data"].clone();
+        assert_eq!(shown["events"], json!([]), "{shown}");
+        assert!(shown.get("event_type").is_none(), "{shown}");
+        assert_eq!(shown["connection_status"], room.status());
+        assert_eq!(shown["connection_status"]["users"]["user"]["user_type"], "agent");
+        assert_eq!(shown["connection_status"]["total_customer"], 0);
+    }
+    // Once.
+    let _fence = room.join(&mut observer, "fence", "admin").await;
+    hear(&mut user, "user_connected", "fence").await;
+    for client in [&mut observer, &mut user] {
+        assert_eq!(client.take_all(STATUS), Vec::<Value>::new());
+    }
+}
+
 /// Nobody else is there, and no connection either: the session is still not empty.
 pub async fn a_customer_alone_reloads(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));

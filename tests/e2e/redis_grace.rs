@@ -275,6 +275,11 @@ async fn who_is_back_elsewhere_as_another_type_is_of_that_type() {
         (&status["total_customer"], &status["total_agent"]),
         (&json!(0), &json!(1))
     );
+    // Those on the other node are shown it, though nobody has come or gone.
+    let all = Some(&truth.0[&session]);
+    watcher
+        .until("her new type", |seen| seen.shown().as_ref() == all)
+        .await;
     fence(&[&a, &b], &session, &[&watcher, &ann]).await;
     assert_eq!(counts(&watcher, "ann"), (1, 0));
 }

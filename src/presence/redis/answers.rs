@@ -40,6 +40,8 @@ pub struct Applied {
     pub version: u64,
     /// Who has come and gone by it, in order.
     pub changes: Vec<(EventType, UserId)>,
+    /// Somebody who stays is of another type now: that is no event, and others are to see it.
+    pub is_retyped: bool,
     /// Leaves to tell after a node has died, each with the version of its own time.
     pub left: Vec<(UserId, u64)>,
     /// There when it was asked for.
@@ -84,9 +86,10 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
         String,
         u64,
         String,
+        i64,
     );
     let reply: Reply = redis::from_redis_value(answer)?;
-    let (version, changes, left, values, birth, damaged, suspect_for, latest) = reply;
+    let (version, changes, left, values, birth, damaged, suspect_for, latest, retyped) = reply;
     let left = left
         .iter()
         .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
@@ -99,6 +102,7 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
     Ok(Applied {
         version: version.parse().unwrap_or(0),
         changes: changes.iter().filter_map(|change| read_change(change)).collect(),
+        is_retyped: retyped == 1,
         left: left.collect(),
         readable: (wanted == Wants::Listed).then(|| users.users.keys().cloned().collect()),
         has_unreadable,

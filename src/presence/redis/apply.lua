@@ -12,7 +12,7 @@
 --       the grace; -1: none), and whether there was none in between ('1'), or its value can't be read ('2')
 -- Reply version, changes in their order (+id: has come, -id: has gone), leaves to tell (id, version, …; for 'left'
 --       only, those of a reaper before us included), values of users, birth, when damage was last found (or empty),
---       for how long the session is still suspect in milliseconds, meta's changes
+--       for how long the session is still suspect in milliseconds, meta's changes, whether somebody's type has changed
 --
 -- Meta  version: only grows   total_TYPE: of those with nodes   count: how many users there are
 --       birth: when this key was made   damaged: when damage was last found   changes: the latest, in order, each a line
@@ -24,7 +24,7 @@ local MOST_CHANGES, CHANGES_KEPT_MS = 8192, 30000
 local TYPES = { customer = true, agent = true, admin = true }
 local changes, totals, listed = {}, {}, {}
 -- Whether something was lost that was there when the keys were written last.
-local is_damaged, is_changed = false, false
+local is_damaged, is_changed, is_retyped = false, false, false
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -144,7 +144,7 @@ for at = 6, #ARGV, 5 do
             tally(user, -1)
             user.user_type, user.joined_at = kind, joined_at
             tally(user, 1)
-            is_new_value, is_changed = true, true
+            is_new_value, is_changed, is_retyped = true, true, true
         end
         if is_new_value then
             user.nodes[node] = connections
@@ -223,5 +223,5 @@ elseif wanted == 'listed' then
 end
 return {
     version, changes, left, values, birth, damaged and string.format('%.0f', damaged) or '',
-    math.max(suspect_for, 0), wanted == 'all' and log or '',
+    math.max(suspect_for, 0), wanted == 'all' and log or '', is_retyped and 1 or 0,
 }

@@ -24,13 +24,15 @@ pub struct Shown {
     pub birth: String,
     /// Since when there has been a value among the session's that can't be read.
     pub unreadable_since: Option<Instant>,
+    /// Somebody's type is another than clients were shown.
+    is_retyped: bool,
     next_frame: Instant,
 }
 
 /// What is to be sent now.
 #[derive(Debug, PartialEq)]
 pub enum Next {
-    /// To everyone, with these events.
+    /// To everyone, with these events; none where only somebody's type has changed.
     Everyone(Vec<StatusEvent>),
     /// To those who have come.
     Joiners,
@@ -54,6 +56,7 @@ impl Shown {
             unpublished: None,
             birth: String::new(),
             unreadable_since: None,
+            is_retyped: false,
             next_frame: now,
         }
     }
@@ -75,6 +78,11 @@ impl Shown {
         }
         self.version = version;
         let before = std::mem::replace(&mut self.status, status);
+        let of_now = &self.status.users;
+        self.is_retyped |= before.users.values().any(|user| {
+            let now = of_now.get(&user.user_id);
+            now.is_some_and(|now| now.user_type != user.user_type)
+        });
         if is_suspect {
             let is_missing = |id: &UserId| self.told.contains(id) && !self.status.users.contains_key(id);
             let missing: Vec<_> = before
@@ -121,7 +129,7 @@ impl Shown {
             events.sort_by_key(|event| places.get(&event.event_user_id).copied());
         }
         events.truncate(MAX_LISTED_EVENTS);
-        if events.is_empty() && self.joiners.is_empty() {
+        if events.is_empty() && self.joiners.is_empty() && !self.is_retyped {
             return Next::Nothing;
         }
         if now < self.next_frame {
@@ -131,9 +139,10 @@ impl Shown {
         if self.status.is_large() || events.len() == MAX_LISTED_EVENTS {
             self.next_frame = now + LARGE_SESSION_INTERVAL;
         }
-        if events.is_empty() {
+        if events.is_empty() && !self.is_retyped {
             return Next::Joiners;
         }
+        self.is_retyped = false;
         self.joiners.clear();
         for event in &events {
             match event.event_type {
@@ -208,6 +217,20 @@ mod tests {
             panic!()
         };
         assert_eq!((events.len(), events[0].event_user_id.as_str()), (1, "u2"));
+    }
+
+    #[test]
+    fn another_type_is_shown_to_everyone_once() {
+        let now = Instant::now();
+        let mut shown = Shown::before(&status([1, 2]), &[], now);
+        shown.update(1, status([1, 2]), false);
+        let mut as_agent = status([1, 2]);
+        let user = as_agent.users.get_mut(&UserId::parse("u2").unwrap()).unwrap();
+        user.user_type = UserType::Agent;
+        shown.update(2, as_agent.clone(), false);
+        assert_eq!(shown.next(now, &[]), Next::Everyone(Vec::new()));
+        shown.update(3, as_agent, false);
+        assert_eq!(shown.next(now, &[]), Next::Nothing);
     }
 
     #[test]

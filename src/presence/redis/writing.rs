@@ -175,7 +175,7 @@ impl Pipeline {
             ..
         } = &written;
         let mut events = news::events(&applied);
-        pending.is_news |= !events.is_empty();
+        pending.is_news |= !events.is_empty() || applied.is_retyped;
         // Where Redis was emptied, all who are here seem to come; nobody else believes they had gone.
         if pending.is_all && self.standing.is_rebuilding {
             events.clear();
