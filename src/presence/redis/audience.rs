@@ -9,7 +9,7 @@ use super::answers::{Applied, Damage};
 use super::shown::{Next, Shown};
 use super::store::SUSPICION;
 use crate::metrics::Metrics;
-use crate::protocol::ids::SessionId;
+use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::StatusEvent;
 use crate::protocol::{server, timestamp};
 use crate::session::fanout::deliver_in_slices;
@@ -114,11 +114,24 @@ impl Audience {
         !is_here || self.shown.get(session_id).is_none_or(wants)
     }
 
-    /// Keeps what other nodes are to be told until there is a snapshot to go with it.
-    pub fn defer(&mut self, session_id: &SessionId, events: Vec<StatusEvent>) {
-        if let Some(shown) = self.shown.get_mut(session_id) {
-            shown.unpublished.get_or_insert_default().extend(events);
-        }
+    /// Keeps what other nodes are to be told until there is a snapshot to go with it. Gives it back where clients here
+    /// were shown nothing yet.
+    pub fn defer(
+        &mut self,
+        session_id: &SessionId,
+        events: Vec<StatusEvent>,
+    ) -> Result<(), Vec<StatusEvent>> {
+        let Some(shown) = self.shown.get_mut(session_id) else {
+            return Err(events);
+        };
+        shown.unpublished.get_or_insert_default().extend(events);
+        Ok(())
+    }
+
+    /// Whether clients here were told that this user is there.
+    pub fn has_told(&self, session_id: &SessionId, user_id: &UserId) -> bool {
+        let shown = self.shown.get(session_id);
+        shown.is_some_and(|shown| shown.has_told(user_id))
     }
 
     pub fn take_deferred(&mut self, session_id: &SessionId) -> Option<Vec<StatusEvent>> {

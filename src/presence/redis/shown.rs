@@ -97,6 +97,11 @@ impl Shown {
         }
     }
 
+    /// Whether clients were told that this user is here.
+    pub fn has_told(&self, user_id: &UserId) -> bool {
+        self.told.contains(user_id)
+    }
+
     /// Redis has lost what it knew: its versions may begin anew.
     pub fn distrust(&mut self) {
         self.version = 0;

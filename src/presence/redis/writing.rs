@@ -13,6 +13,7 @@ use super::pending::Pending;
 use super::pipeline::Pipeline;
 use super::store::{LONG, SHORT};
 use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::status::StatusEvent;
 use crate::session::Session;
 
 /// How long the old server's readers see somebody type.
@@ -181,9 +182,13 @@ impl Pipeline {
             events.clear();
             pending.is_news = !pending.events.is_empty();
         }
-        // The same where one session's keys were damaged: but others have to look at what is mended.
+        // The same where one session's keys were damaged: but others have to look at what is mended. Who has only just
+        // come, and is not marked yet, is nobody's damage.
         if pending.is_checked && !pending.is_all {
-            events.retain(|event| pending.change.users.contains_key(&event.event_user_id));
+            events.retain(|StatusEvent { event_user_id, .. }| {
+                let is_marked = pending.change.users.contains_key(event_user_id);
+                is_marked || !self.audience.has_told(session_id, event_user_id)
+            });
         }
         pending.events.extend(events);
         if self.standing.is_holding() {
@@ -206,11 +211,17 @@ impl Pipeline {
                     self.news.settle_with(place, Unsettled::own(receipt));
                 }
             }
-            (None, true) if session.is_some() => self.audience.defer(session_id, pending.events),
-            // It ended meanwhile: the mark of that brings the snapshot.
             (None, true) => {
-                let again = self.pend(session_id.clone());
-                (again.is_news, again.events) = (true, pending.events);
+                let events = match session {
+                    Some(_) => self.audience.defer(session_id, pending.events),
+                    // It ended meanwhile: the mark of that brings the snapshot.
+                    None => Err(pending.events),
+                };
+                if let Err(events) = events {
+                    let again = self.pend(session_id.clone());
+                    again.is_news = true;
+                    again.events.extend(events);
+                }
             }
             (_, false) if !was_here => self.news.settle_without(place, None),
             (_, false) => {}
@@ -259,5 +270,159 @@ impl Pipeline {
         applied
             .damage
             .is_some_and(|damage| self.audience.note_damage(session_id, damage))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::bus::{Bus, Delivery, embedded};
+    use crate::config::RedisConfig;
+    use crate::presence::Parts;
+    use crate::presence::redis::store::Store;
+    use crate::protocol::ids::UserType;
+    use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
+    use crate::session::outlet::Outlet;
+    use crate::session::testing::members;
+    use crate::session::typists::Typists;
+    use crate::session::{Member, Registry};
+
+    /// A pipeline whose Redis is asked nothing; users of one session join its registry, and mark nothing.
+    struct Node {
+        pipeline: Pipeline,
+        members: Vec<Member>,
+        _clients: Vec<tokio::net::TcpStream>,
+    }
+
+    fn session_id() -> SessionId {
+        SessionId::parse("s").unwrap()
+    }
+
+    fn user(id: &str) -> UserId {
+        UserId::parse(id).unwrap()
+    }
+
+    fn status(users: &[&str]) -> ConnectionStatus {
+        ConnectionStatus::of(users.iter().map(|id| ConnectedUser {
+            user_id: user(id),
+            user_type: UserType::Customer,
+            joined_at: "J".into(),
+        }))
+    }
+
+    impl Node {
+        async fn new() -> Self {
+            let (registry, metrics) = (Arc::new(Registry::default()), Arc::default());
+            let (members, clients) = members(2, &metrics).await;
+            let delivery = Delivery::new(
+                Arc::clone(&registry),
+                Arc::new(Typists::default()),
+                Box::new(|_| ()),
+                Arc::clone(&metrics),
+                "node".into(),
+                1024,
+                Outlet::Send,
+            );
+            let parts = Parts {
+                inbox: Arc::default(),
+                registry,
+                bus: Arc::new(Bus::Embedded(embedded::Embedded::start(delivery).unwrap())),
+                metrics,
+                node: "node+1".into(),
+            };
+            let settings = RedisConfig {
+                url: "redis://127.0.0.1:1".into(),
+                password: None,
+            };
+            let store = Arc::new(Store::new(&settings).unwrap());
+            let times = super::super::tests::times(std::time::Duration::from_secs(60));
+            Self {
+                pipeline: Pipeline::new(store, Arc::new(parts), times),
+                members,
+                _clients: clients,
+            }
+        }
+
+        fn join(&mut self, id: &str) -> Arc<Session> {
+            let mut member = self.members.pop().unwrap();
+            member.user_id = user(id);
+            let registry = &self.pipeline.parts.registry;
+            let greeting = |_| Bytes::new();
+            registry
+                .join(&session_id(), &member, UserType::Customer, greeting)
+                .0
+        }
+
+        /// Its clients were told of these.
+        async fn shows(&mut self, session: &Arc<Session>, users: &[&str]) {
+            let applied = Applied {
+                version: 1,
+                snapshot: Some(status(users)),
+                ..Applied::default()
+            };
+            self.pipeline.audience.show(session, Vec::new(), applied).await;
+        }
+
+        /// A check that has listed these users, of whom some were not there before.
+        async fn checked(&mut self, listed: &[&str], came: &[&str], is_shown: bool) {
+            let written = Written {
+                session_id: session_id(),
+                wants: Wants::Listed,
+                was_here: true,
+                listed: listed.iter().map(|id| user(id)).collect(),
+                was_replaced: false,
+            };
+            let pending = Pending {
+                is_checked: true,
+                is_shown,
+                ..Pending::default()
+            };
+            let changes = came.iter().map(|id| (EventType::UserConnected, user(id)));
+            let applied = Applied {
+                version: 2,
+                changes: changes.collect(),
+                readable: Some(written.listed.iter().cloned().collect()),
+                ..Applied::default()
+            };
+            self.pipeline.applied(written, pending, applied).await;
+        }
+
+        fn repairs(&self) -> u64 {
+            self.pipeline.parts.metrics.presence_repairs.get()
+        }
+
+        fn again(&self) -> Option<&Pending> {
+            self.pipeline.pending.get(&session_id())
+        }
+    }
+
+    fn ids(events: Vec<StatusEvent>) -> Vec<String> {
+        let ids = events.into_iter();
+        ids.map(|event| event.event_user_id.as_str().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_check_that_writes_a_fresh_join_tells_it() {
+        let mut node = Node::new().await;
+        let session = node.join("a");
+        node.shows(&session, &["a"]).await;
+        node.join("b");
+        node.checked(&["a", "b"], &["b"], false).await;
+        let deferred = node.pipeline.audience.take_deferred(&session_id());
+        assert_eq!(ids(deferred.expect("news")), ["b"]);
+        assert_eq!(node.repairs(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_check_that_writes_the_first_join_of_a_session_tells_it() {
+        let mut node = Node::new().await;
+        node.join("a");
+        node.checked(&["a"], &["a"], false).await;
+        let again = node.pipeline.pending.remove(&session_id()).expect("news");
+        assert!(again.is_news);
+        assert_eq!(ids(again.events), ["a"]);
+        assert_eq!(node.repairs(), 0);
     }
 }
