@@ -227,7 +227,10 @@ impl Pipeline {
             (_, false) => {}
         }
         match session {
-            Some(_) if *wants == Wants::Listed => self.audience.note_birth(session_id, applied.birth),
+            // A mere check. Where there is something to show, and no snapshot yet, that waits.
+            Some(_) if *wants == Wants::Listed && !pending.is_shown => {
+                self.audience.note_birth(session_id, applied.birth);
+            }
             Some(session) => {
                 let joiners = pending.change.joiners;
                 self.audience.show(&session, joiners, applied).await;
@@ -424,5 +427,17 @@ mod tests {
         assert!(again.is_news);
         assert_eq!(ids(again.events), ["a"]);
         assert_eq!(node.repairs(), 0);
+    }
+
+    /// Somebody joins a large session in the window of a check, and before its next frame may be sent.
+    #[tokio::test]
+    async fn a_join_in_the_window_of_a_check_is_shown_when_its_time_comes() {
+        let mut node = Node::new().await;
+        let session = node.join("a");
+        node.shows(&session, &["a"]).await;
+        assert_eq!(node.pipeline.audience.due(), None);
+        node.join("b");
+        node.checked(&["a", "b"], &["b"], true).await;
+        assert!(node.pipeline.audience.due().is_some());
     }
 }
