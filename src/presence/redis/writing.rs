@@ -184,10 +184,13 @@ impl Pipeline {
         }
         // The same where one session's keys were damaged: but others have to look at what is mended. Who has only just
         // come, and is not marked yet, is nobody's damage.
+        let mut was_lost = false;
         if pending.is_checked && !pending.is_all {
             events.retain(|StatusEvent { event_user_id, .. }| {
                 let is_marked = pending.change.users.contains_key(event_user_id);
-                is_marked || !self.audience.has_told(session_id, event_user_id)
+                let is_news = is_marked || !self.audience.has_told(session_id, event_user_id);
+                was_lost |= !is_news;
+                is_news
             });
         }
         pending.events.extend(events);
@@ -198,7 +201,7 @@ impl Pipeline {
             return;
         }
         let session = self.parts.registry.get(session_id.as_str());
-        self.mend(&written, session.as_deref(), &applied);
+        self.mend(&written, session.as_deref(), &applied, was_lost);
         if let Some(deferred) = self.audience.take_deferred(session_id) {
             pending.is_news = true;
             pending.events.splice(0..0, deferred);
@@ -240,23 +243,30 @@ impl Pipeline {
     }
 
     /// Where the session's keys were damaged: writes all again that is held here, and has the others do the same.
-    fn mend(&mut self, written: &Written, session: Option<&Session>, applied: &Applied) {
+    /// `was_lost`: somebody was not there who had been written.
+    fn mend(&mut self, written: &Written, session: Option<&Session>, applied: &Applied, was_lost: bool) {
         let Some(session) = session else {
             return;
         };
-        // Who is missing though it was just replaced would be so for ever.
-        let is_missing = !written.was_replaced
-            && match (&applied.readable, &applied.snapshot) {
-                (Some(readable), _) => written.listed.iter().any(|id| !readable.contains(id)),
-                (None, Some(status)) => {
-                    let held = session.with_roster(|roster| roster.ids_before(self.took_marks));
-                    held.iter().any(|id| !status.users.contains_key(id))
-                }
-                (None, None) => false,
-            };
+        let is_there = |id: &UserId| match (&applied.readable, &applied.snapshot) {
+            (Some(readable), _) => readable.contains(id),
+            (None, Some(status)) => status.users.contains_key(id),
+            (None, None) => true,
+        };
+        // Who is missing though just written is hidden by a value that can't be read; though it was just replaced,
+        // that would be so for ever.
+        let is_hidden = !written.was_replaced && !written.listed.iter().all(is_there);
+        let is_missing = is_hidden || was_lost && applied.damage.is_none();
         let hides_others =
             applied.snapshot.is_some() && self.audience.note_unreadable(&session.id, applied.has_unreadable);
         if !self.note_damage(&session.id, applied) && !is_missing && !hides_others {
+            if applied.snapshot.is_some() {
+                let held = session.with_roster(|roster| roster.ids_before(self.took_marks));
+                // Lost, or only just come and not marked yet: a check tells.
+                if !held.iter().all(|id| is_there(id) || written.listed.contains(id)) {
+                    self.pend(session.id.clone()).is_checked = true;
+                }
+            }
             return;
         }
         self.parts.metrics.presence_repairs.inc();
@@ -282,6 +292,7 @@ mod tests {
 
     use super::*;
     use crate::bus::{Bus, Delivery, embedded};
+    use crate::clock::Moment;
     use crate::config::RedisConfig;
     use crate::presence::Parts;
     use crate::presence::redis::store::Store;
@@ -407,6 +418,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_joined_and_is_not_marked_yet_is_not_lost() {
+        let mut node = Node::new().await;
+        let session = node.join("a");
+        node.shows(&session, &["a"]).await;
+        node.join("b");
+        node.pipeline.took_marks = Moment::now();
+        // The round looks at the session for another reason.
+        let written = Written {
+            session_id: session_id(),
+            wants: Wants::Snapshot,
+            was_here: true,
+            listed: Vec::new(),
+            was_replaced: false,
+        };
+        let applied = Applied {
+            version: 2,
+            snapshot: Some(status(&["a"])),
+            ..Applied::default()
+        };
+        node.pipeline.applied(written, Pending::default(), applied).await;
+        assert_eq!(node.repairs(), 0);
+        let again = node.again().expect("it is looked at once more");
+        assert!(again.is_checked && !again.is_replaced && !again.is_news);
+    }
+
+    #[tokio::test]
     async fn a_check_that_writes_a_fresh_join_tells_it() {
         let mut node = Node::new().await;
         let session = node.join("a");
@@ -439,5 +476,18 @@ mod tests {
         node.join("b");
         node.checked(&["a", "b"], &["b"], true).await;
         assert!(node.pipeline.audience.due().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_check_that_writes_one_whom_all_know_has_found_damage() {
+        let mut node = Node::new().await;
+        let session = node.join("a");
+        node.shows(&session, &["a"]).await;
+        node.checked(&["a"], &["a"], false).await;
+        assert_eq!(node.repairs(), 1);
+        let again = node.again().expect("it is written again");
+        assert!(again.is_checked && again.is_replaced && again.is_news);
+        let deferred = node.pipeline.audience.take_deferred(&session_id());
+        assert_eq!(ids(deferred.unwrap_or_default()), [""; 0], "it is no news");
     }
 }
