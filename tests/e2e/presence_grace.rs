@@ -11,7 +11,7 @@ use crate::support::{eventually, eventually_async};
 const LONG: &str = "20s";
 
 /// Waits until the server has so many connections.
-async fn connections(room: &Room, count: usize) {
+pub async fn connections(room: &Room, count: usize) {
     eventually_async("the number of connections", async || {
         room.server.health()["connections"] == count
     })

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::http_routes::is_utc;
 use crate::presence::{Room, STATUS, Store, hear};
+use crate::presence_grace::connections;
 use crate::redis_cluster::ask_status;
 use crate::services::unique;
 use crate::support::{Client, eventually};
@@ -93,6 +94,7 @@ pub async fn who_is_back_at_once_as_another_type_is_of_that_type(store: Store) {
     for user_type in ["agent", "customer", "agent"] {
         let joined = joined_at(&room, "ann");
         ann.close().await;
+        connections(&room, 1).await;
         ann = room.client("ann", user_type).await;
         ann.next(STATUS).await;
         // The next change comes behind this one.
