@@ -3,9 +3,12 @@
 //! ```text
 //! # a comment, on a line of its own
 //! NAME=as it is: $, \, " and # stay
-//! NAME='as it is, also blanks at the ends and line breaks'
+//! NAME='as it is, also blanks at the ends'
 //! NAME="the same, with \\ \" \' \$ \n \r \t"
 //! ```
+//!
+//! A quoted secret may go on in further lines, as a key in PEM does, unless one of these sets a variable: then a quote was
+//! forgotten.
 //!
 //! The libraries for it substitute `$NAME`, process backslashes outside of quotes, or cut a value at ` #`: each has lost
 //! half of somebody's password. Here ` #` begins a comment only where no value could have it.
@@ -84,24 +87,14 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
         rest.skip_line();
         return Ok(None);
     }
-    let (name, value) = line.split_once('=').ok_or((None, FORM.to_owned()))?;
-    let mut name = name.trim_matches(BLANKS);
-    if let Some(exported) = name
-        .strip_prefix("export")
-        .filter(|rest| rest.starts_with(BLANKS))
-    {
-        name = exported.trim_start_matches(BLANKS);
-    }
-    if !is_name(name) {
-        return Err((None, FORM.to_owned()));
-    }
+    let (name, value) = assignment(line).ok_or((None, FORM.to_owned()))?;
+    let variable = Variable::named(name);
     let refused = |why: &str| (Some(name.to_owned()), why.to_owned());
     let start = value.trim_start_matches(BLANKS);
     let value = match start.chars().next() {
         Some(quote @ ('\'' | '"')) => {
-            // Quotes may go on in further lines.
             let mut quoted = rest.after(line.len() - start.len() + 1);
-            let value = read_quoted(&mut quoted, quote).map_err(|why| refused(&why))?;
+            let value = read_quoted(&mut quoted, quote, variable).map_err(|why| refused(&why))?;
             let tail = quoted.peek_line();
             let trimmed = tail.trim_matches(BLANKS);
             if !(trimmed.is_empty() || trimmed.starts_with('#') && tail.starts_with(BLANKS)) {
@@ -110,7 +103,7 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
             *rest = quoted;
             value
         }
-        _ => unquoted(Variable::named(name), value).map_err(|why| refused(&why))?,
+        _ => unquoted(variable, value).map_err(|why| refused(&why))?,
     };
     if value.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
         return Err(refused("control characters are not accepted"));
@@ -120,6 +113,19 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
 }
 
 const BLANKS: [char; 2] = [' ', '\t'];
+
+/// A line's name and what follows the equals sign.
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.split_once('=')?;
+    let mut name = name.trim_matches(BLANKS);
+    if let Some(exported) = name
+        .strip_prefix("export")
+        .filter(|rest| rest.starts_with(BLANKS))
+    {
+        name = exported.trim_start_matches(BLANKS);
+    }
+    is_name(name).then_some((name, value))
+}
 
 fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -158,7 +164,8 @@ fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> 
 }
 
 /// What is between the quotes; the opening one has been read.
-fn read_quoted(rest: &mut Rest<'_>, quote: char) -> Result<String, String> {
+fn read_quoted(rest: &mut Rest<'_>, quote: char, variable: Option<&Variable>) -> Result<String, String> {
+    let may_go_on = variable.is_none_or(|variable| variable.secret);
     let mut value = String::new();
     let mut characters = rest.text.char_indices();
     while let Some((at, c)) = characters.next() {
@@ -167,11 +174,21 @@ fn read_quoted(rest: &mut Rest<'_>, quote: char) -> Result<String, String> {
                 *rest = rest.after(at + 1);
                 return Ok(value);
             }
+            '\n' if !may_go_on => return Err("its quote is not closed on the same line".to_owned()),
+            '\n' if sets_a_variable(&rest.text[at + 1..]) => {
+                return Err(
+                    "its quote is not closed before the next line that sets a variable (a line break may be \
+                     written \\n in double quotes)"
+                        .to_owned(),
+                );
+            }
             '\\' if quote == '"' => value.push(match characters.next() {
                 Some((_, c @ ('\\' | '"' | '\'' | '$'))) => c,
                 Some((_, 'n')) => '\n',
                 Some((_, 'r')) => '\r',
                 Some((_, 't')) => '\t',
+                // Somebody else's, by whose rules that may be right.
+                Some((_, c)) if variable.is_none() => c,
                 _ => {
                     return Err(
                         "in double quotes a backslash is followed by one of \\ \" ' $ n r t: \
@@ -186,6 +203,13 @@ fn read_quoted(rest: &mut Rest<'_>, quote: char) -> Result<String, String> {
         }
     }
     Err("its quote is never closed".to_owned())
+}
+
+/// Whether the first line of the text begins another entry. A key in PEM may end with equals signs.
+fn sets_a_variable(text: &str) -> bool {
+    let line = text.lines().next().unwrap_or_default();
+    let ends_a_key = |value: &str| matches!(value.trim_end_matches(['\'', '"']), "" | "=");
+    assignment(line).is_some_and(|(name, value)| Variable::named(name).is_some() || !ends_a_key(value))
 }
 
 /// What is not yet read.
@@ -308,6 +332,36 @@ mod tests {
         ] {
             assert_eq!(value_of(line), Err(format!(": {FORM}")), "{line}");
         }
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_swallows_no_line() {
+        for (text, broken, kept) in [
+            (
+                "PORT='8082\nREDIS_PASSWORD=hunter2'\n",
+                &[1][..],
+                "REDIS_PASSWORD",
+            ),
+            ("PORT='8082\n# it's 8082\nWS_PORT=1", &[1], "WS_PORT"),
+            ("REDIS_PASSWORD='hunter2\nPORT=1\n# it's hunter2'", &[1], "PORT"),
+            (
+                "REDIS_PASSWORD=\"a\r\n export SOMEBODYS='hunter2\"'\r\n",
+                &[1],
+                "SOMEBODYS",
+            ),
+            ("REDIS_PASSWORD='a\nREDIS_HOST='\nPORT=1", &[1, 2], "PORT"),
+            ("REDIS_PASSWORD='a\nREDIS_HOST=\n'\n", &[1, 3], "REDIS_HOST"),
+        ] {
+            let file = parse(text.as_bytes());
+            let lines: Vec<_> = file.problems.iter().map(|problem| problem.line).collect();
+            assert_eq!(lines, broken, "{text:?}: {file:?}");
+            let names: Vec<_> = file.entries.iter().map(|entry| entry.name.as_str()).collect();
+            assert_eq!(names, [kept], "{text:?}");
+            assert!(!format!("{:?}", file.problems).contains("hunter2"), "{text:?}");
+        }
+        // A key in PEM has lines that end with an equals sign.
+        let key = "-----BEGIN PUBLIC KEY-----\nMIIB\nAQ==\nQ=\n-----END PUBLIC KEY-----";
+        assert_eq!(value_of(&format!("REDIS_PASSWORD='{key}'")).as_deref(), Ok(key));
     }
 
     #[test]

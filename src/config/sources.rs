@@ -143,16 +143,28 @@ fn read_dotenv(
         }
     };
     let file = dotenv::parse(&bytes);
-    problems.extend(file.problems.into_iter().map(|broken| {
+    for broken in file.problems {
         let place = format!("{}, line {}", path.display(), broken.line);
-        Problem {
-            name: broken
-                .name
-                .map_or(place.clone(), |name| format!("{name} ({place})")),
-            value: None,
-            accepted: broken.why,
+        let is_somebody_elses = broken
+            .name
+            .as_deref()
+            .is_some_and(|name| Variable::named(name).is_none());
+        let name = broken
+            .name
+            .map_or(place.clone(), |name| format!("{name} ({place})"));
+        if is_somebody_elses {
+            warnings.push(format!(
+                "{name} is not a variable of this server, and its line is passed over: {}",
+                broken.why
+            ));
+        } else {
+            problems.push(Problem {
+                name,
+                value: None,
+                accepted: broken.why,
+            });
         }
-    }));
+    }
     let mut seen: HashMap<String, (usize, String)> = HashMap::new();
     for entry in file.entries {
         if Variable::named(&entry.name).is_none() {

@@ -154,6 +154,40 @@ fn broken_lines_are_told_by_number_without_their_text() {
 }
 
 #[test]
+fn an_open_quote_shows_nobodys_secret() {
+    for text in [
+        "PORT='8082\nREDIS_HOST=h\nREDIS_PASSWORD=hunter2'\n",
+        "LOG_FORMAT=\"json\nREDIS_HOST=h\nREDIS_PASSWORD=hunter2\"\n",
+    ] {
+        let file = dotenv(text);
+        let error = load(args(&[]), NO_ENV, Some(file.path()))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 1") && !error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn a_broken_line_of_somebody_elses_variable_is_warned_of() {
+    for line in ["BUILD='hunter2", "BUILD='hunter2' x", "BUILD=a\u{7}b"] {
+        let file = dotenv(&format!("{line}\nPORT=1\n"));
+        let config = served(load(args(&[]), NO_ENV, Some(file.path())));
+        assert_eq!(config.port, 1, "{line}");
+        let warnings = config.warnings.join("\n");
+        assert!(
+            warnings.contains("BUILD") && warnings.contains("line 1") && !warnings.contains("hunter2"),
+            "{line}: {warnings:?}"
+        );
+    }
+    // Escapes have another meaning there.
+    let file = dotenv("BUILD=\"C:\\dir\nmore\"\nPORT=1\n");
+    assert_eq!(
+        served(load(args(&[]), NO_ENV, Some(file.path()))).warnings,
+        [""; 0]
+    );
+}
+
+#[test]
 fn values_over_several_lines_do_not_confuse_the_count() {
     let file = dotenv("NODE_ID=a\nREDIS_HOST=h\nREDIS_PASSWORD='one\ntwo'\nbroken line\n");
     let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
