@@ -91,8 +91,13 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
+/// Told also where LOG_LEVEL lets no error through: nobody would know why there is no server.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    tracing::error!("{error:#}");
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{error:#}");
+    } else {
+        logging::write_line(&format!("{error:#}"));
+    }
     ExitCode::from(EXIT_FAILURE)
 }
 

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::AllowedHeaders;
+use super::{AllowedHeaders, Variable};
 
 /// A whole number in a range.
 pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
@@ -220,7 +220,7 @@ pub(super) fn node_id_of_host(hostname: &str) -> String {
     if name.is_empty() { "node".to_owned() } else { name }
 }
 
-/// A filter for `tracing_subscriber::EnvFilter`: a level, or `target=level` parts.
+/// A filter for `tracing_subscriber::EnvFilter`: a level, or `target=level` parts, beside which others keep the default.
 ///
 /// Stricter than the filter itself, which takes a misspelt level for a target and logs everything. The names that
 /// other loggers have and ours lacks (`warning`, `fatal`, `panic`) are translated.
@@ -240,18 +240,26 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
                 .all(|b| b.is_ascii_alphanumeric() || b"_:-.".contains(&b))
     };
     let mut parts = Vec::new();
+    let mut has_level = false;
     for part in list(text) {
         parts.push(match part.split_once('=') {
             Some((target, of_target)) if is_target(target) => format!("{target}={}", level(of_target)?),
             Some(_) => return Err(ACCEPTED.to_owned()),
-            None => level(part)?,
+            None => {
+                has_level = true;
+                level(part)?
+            }
         });
     }
     if parts.is_empty() {
-        Err(ACCEPTED.to_owned())
-    } else {
-        Ok(parts.join(","))
+        return Err(ACCEPTED.to_owned());
     }
+    if !has_level {
+        // The filter's own default for what is not named is silence.
+        let default = Variable::named("LOG_LEVEL").map_or("info", |variable| variable.default);
+        parts.insert(0, default.to_owned());
+    }
+    Ok(parts.join(","))
 }
 
 #[cfg(test)]

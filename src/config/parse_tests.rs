@@ -115,6 +115,9 @@ fn log_levels_are_levels() {
         log_level("info, livechat_ws::ws=trace"),
         Ok("info,livechat_ws::ws=trace".into())
     );
+    // What is not named keeps the default.
+    assert_eq!(log_level("a=debug,b=off"), Ok("info,a=debug,b=off".into()));
+    assert_eq!(log_level("a=debug,error"), Ok("a=debug,error".into()));
     for wrong in ["", "infoo", "5", "=info", "a=b", "livechat_ws", "a[b]=info"] {
         assert!(log_level(wrong).is_err(), "{wrong:?}");
     }

@@ -163,7 +163,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),
     var(Node, "MAX_RECORD_BYTES", "BYTES", "1048576", "A longer record of the log is skipped; at most SEND_QUEUE_BYTES, and unset no more than that"),
 
-    var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level, comma-separated"),
+    var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level, beside which others stay at info"),
     var(Logging, "LOG_FORMAT", "NAME", "text", "text or json"),
 
     var(Limits, "MAX_MESSAGE_BYTES", "BYTES", "65536", "A longer message of a client closes its connection (1009)"),

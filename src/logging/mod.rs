@@ -5,7 +5,7 @@
 mod queue;
 
 use std::cell::Cell;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -86,6 +86,14 @@ fn subscribe(config: &Config, queue: Arc<Queue>) {
 /// Whether lines are JSON objects: some have fields only there, and in text a sentence that may not change.
 pub fn is_json() -> bool {
     IS_JSON.load(Ordering::Relaxed)
+}
+
+/// Writes a line whatever the level is.
+pub fn write_line(line: &str) {
+    if let Some(queue) = QUEUE.get() {
+        // It takes all, or counts it as lost.
+        let _ = (&**queue).write_all(format!("{line}\n").as_bytes());
+    }
 }
 
 /// Waits until every line so far is written, but not for long: whoever should read them may not.

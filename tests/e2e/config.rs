@@ -331,6 +331,17 @@ fn config_a_busy_port_is_fatal_and_named() {
 }
 
 #[test]
+fn config_what_is_fatal_is_told_at_any_log_level() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = taken.local_addr().expect("its address").port().to_string();
+    for level in ["off", "livechat_ws=off", "hyper=info"] {
+        let exit = Server::builder().env("LOG_LEVEL", level).env("PORT", &port).run();
+        let is_named = exit.stderr.contains("PORT") && exit.stderr.contains(&port);
+        assert!(is_named && exit.code == Some(1), "{level}: {exit:?}");
+    }
+}
+
+#[test]
 fn config_two_servers_never_share_a_port() {
     let first = Server::start();
     let port = first.http_addr().port();
