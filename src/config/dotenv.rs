@@ -154,8 +154,7 @@ fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> 
         Some(at) => &value[..at],
     };
     let trimmed = value.trim_matches(BLANKS);
-    if trimmed.len() != value.len() && variable.is_some_and(|variable| variable.secret) && !trimmed.is_empty()
-    {
+    if trimmed.len() != value.len() && is_free_text {
         return Err(
             "it begins or ends with a blank: remove it, or put the value in single quotes".to_owned(),
         );
@@ -301,6 +300,9 @@ mod tests {
             "KAFKA_SASL_USERNAME=a\t#b",
             "REDIS_PASSWORD=trailing ",
             "REDIS_PASSWORD= leading",
+            "REDIS_PASSWORD=  ",
+            "KAFKA_SASL_USERNAME=bob ",
+            "KAFKA_SSL_CA= /ca.pem",
             "REDIS_PASSWORD='a'b",
             "REDIS_PASSWORD='a'#b",
             "REDIS_PASSWORD='a' b",

@@ -60,12 +60,13 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The value, without the blanks around it. None: unset. Some(""): set to nothing.
+    /// The value. None: unset. Some(""): set to nothing.
     pub(super) fn given(&self, name: &str) -> Option<String> {
         let value = (self.lookup)(name)?;
-        let is_secret = Variable::named(name).is_some_and(|variable| variable.secret);
-        // A password may begin or end with a blank. A line break at its end is the editor's that wrote it.
-        let trimmed = if is_secret {
+        let is_free_text = Variable::named(name).is_some_and(Variable::is_free_text);
+        // A password, a user or a path may begin or end with a blank, which no number, name or list does. A line break at
+        // its end is the editor's that wrote it.
+        let trimmed = if is_free_text {
             secret::without_line_break(&value)
         } else {
             value.trim()
@@ -80,11 +81,7 @@ impl Reader<'_> {
 
     /// Notes that the variable is wrong.
     pub(super) fn wrong(&mut self, name: &str, accepted: impl Into<String>) {
-        let secret = Variable::named(name).is_some_and(|variable| variable.secret);
-        let value = self
-            .text(name)
-            .filter(|_| !secret)
-            .map(|value| parse::without_user(&value));
+        let value = self.text(name).and_then(|value| shown(name, &value));
         self.problems.push(Problem {
             name: name.to_owned(),
             value,
@@ -151,6 +148,26 @@ impl Reader<'_> {
     pub(super) fn duration(&mut self, name: &str, from: Duration, to: Duration) -> Duration {
         self.required(name, |text| duration(text, from..=to))
     }
+}
+
+/// What an error may show of a value.
+fn shown(name: &str, value: &str) -> Option<String> {
+    if Variable::named(name).is_some_and(|variable| variable.secret) {
+        return None;
+    }
+    // A password in the place of its file's path is no path of this machine, whatever slashes it has.
+    if name.ends_with("_PASSWORD_FILE") && !is_path_here(Path::new(value)) {
+        return None;
+    }
+    // Further lines may be another variable's.
+    let line = value.lines().next().unwrap_or_default();
+    Some(parse::without_user(line))
+}
+
+/// Whether a path or its folder is there. Every machine has `/`, and every process its own folder: they say nothing.
+fn is_path_here(path: &Path) -> bool {
+    let folder = path.parent().filter(|folder| folder.file_name().is_some());
+    path.exists() || folder.is_some_and(Path::is_dir)
 }
 
 const SECOND: Duration = Duration::from_secs(1);

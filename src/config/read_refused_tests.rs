@@ -46,6 +46,53 @@ fn a_secret_where_none_belongs_is_not_shown() {
 }
 
 #[test]
+fn a_password_in_the_place_of_its_file_is_not_shown() {
+    for value in ["hunter2", "hun/ter2hunter2", "/hunter2", "/hunter2/hunter2"] {
+        for name in ["REDIS_PASSWORD_FILE", "KAFKA_SASL_PASSWORD_FILE"] {
+            for more in [&[][..], &[("REDIS_HOST", "h"), ("REDIS_PASSWORD", "x")]] {
+                let pairs = [&[(name, value)], more].concat();
+                let (names, message) = wrong(&pairs);
+                assert!(names.iter().any(|wrong| wrong == name), "{names:?}");
+                assert!(!message.contains("ter2"), "{message}");
+            }
+        }
+    }
+    // A slip in a path is shown: its folder is there.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pasword");
+    let (_, message) = wrong(&[("REDIS_PASSWORD_FILE", path.to_str().unwrap())]);
+    assert!(message.contains("pasword\""), "{message}");
+}
+
+#[test]
+fn what_follows_a_line_break_is_not_shown() {
+    let (_, message) = wrong(&[("PORT", "8082\nREDIS_PASSWORD=hunter2")]);
+    assert!(
+        message.contains("PORT=\"8082") && !message.contains("hunter2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn text_keeps_the_blanks_around_it() {
+    let value = |name: &'static str, value: &str| {
+        let lookup = |_: &str| Some(value.to_owned());
+        super::Reader {
+            lookup: &lookup,
+            problems: Vec::new(),
+        }
+        .text(name)
+    };
+    for name in ["KAFKA_SASL_USERNAME", "KAFKA_SSL_CA", "REDIS_PASSWORD"] {
+        assert_eq!(value(name, " bob \n").as_deref(), Some(" bob "), "{name}");
+        assert_eq!(value(name, "  ").as_deref(), Some("  "), "{name}");
+        assert_eq!(value(name, "\n"), None, "{name}");
+    }
+    // No number has blanks.
+    assert_eq!(value("PORT", " 8082\r\n").as_deref(), Some("8082"));
+}
+
+#[test]
 fn numbers_durations_and_lists_are_taken_whole_or_refused() {
     for (name, values) in [
         (
