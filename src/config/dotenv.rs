@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) line: usize,
     pub(super) name: String,
     pub(super) value: String,
+    /// Without quotes, and looks like a reference to another variable.
+    pub(super) has_reference: bool,
 }
 
 /// A line that is refused, without its text: it may be a password's.
@@ -66,7 +68,12 @@ pub(super) fn parse(bytes: &[u8]) -> File {
     while !rest.text.is_empty() {
         let line = rest.line;
         match entry(&mut rest) {
-            Ok(Some((name, value))) => file.entries.push(Entry { line, name, value }),
+            Ok(Some((name, value, has_reference))) => file.entries.push(Entry {
+                line,
+                name,
+                value,
+                has_reference,
+            }),
             Ok(None) => {}
             Err((name, why)) => {
                 rest.skip_line();
@@ -80,7 +87,7 @@ pub(super) fn parse(bytes: &[u8]) -> File {
 type Refused = (Option<String>, String);
 
 /// One entry; `None` for a line without one. After an error the rest is still in the entry's first line, or behind it.
-fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
+fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String, bool)>, Refused> {
     let line = rest.peek_line();
     let begin = line.trim_start_matches(BLANKS);
     if begin.is_empty() || begin.starts_with('#') {
@@ -91,6 +98,7 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
     let variable = Variable::named(name);
     let refused = |why: &str| (Some(name.to_owned()), why.to_owned());
     let start = value.trim_start_matches(BLANKS);
+    let mut has_reference = false;
     let value = match start.chars().next() {
         Some(quote @ ('\'' | '"')) => {
             let mut quoted = rest.after(line.len() - start.len() + 1);
@@ -103,13 +111,16 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String)>, Refused> {
             *rest = quoted;
             value
         }
-        _ => unquoted(variable, value).map_err(|why| refused(&why))?,
+        _ => {
+            has_reference = is_reference_in(value);
+            unquoted(variable, value).map_err(|why| refused(&why))?
+        }
     };
     if value.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
         return Err(refused("control characters are not accepted"));
     }
     rest.skip_line();
-    Ok(Some((name.to_owned(), value)))
+    Ok(Some((name.to_owned(), value, has_reference)))
 }
 
 const BLANKS: [char; 2] = [' ', '\t'];
@@ -132,6 +143,14 @@ fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+/// Whether there is a `$NAME` or `${NAME}`, which other readers of such files would replace.
+fn is_reference_in(value: &str) -> bool {
+    value.split('$').skip(1).any(|rest| {
+        let name = rest.strip_prefix('{').unwrap_or(rest);
+        name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+    })
 }
 
 fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> {

@@ -171,6 +171,15 @@ fn read_dotenv(
             warnings.extend(surroundings::unknown(&entry.name));
             continue;
         }
+        if entry.has_reference {
+            warnings.push(format!(
+                "{} ({}, line {}) is taken as it is: $ and a name behind it are not replaced (in single quotes that is \
+                 not warned of)",
+                entry.name,
+                path.display(),
+                entry.line
+            ));
+        }
         match seen.get(&entry.name) {
             Some((first, value)) if *value != entry.value => problems.push(Problem {
                 value: None,

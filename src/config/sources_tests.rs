@@ -154,6 +154,23 @@ fn broken_lines_are_told_by_number_without_their_text() {
 }
 
 #[test]
+fn what_another_reader_would_replace_is_warned_of() {
+    for (line, is_told) in [
+        ("REDIS_PASSWORD=hunter$two", true),
+        ("REDIS_PASSWORD=hunter${TWO}", true),
+        ("REDIS_PASSWORD='hunter$two'", false),
+        ("REDIS_PASSWORD=hunter$2$", false),
+        ("SOMEBODYS=$HOME/x", false),
+    ] {
+        let file = dotenv(&format!("REDIS_HOST=redis\n{line}\n"));
+        let warnings = served(load(args(&[]), NO_ENV, Some(file.path()))).warnings;
+        let is_it = |text: &String| text.starts_with("REDIS_PASSWORD (") && text.contains("line 2");
+        assert_eq!(warnings.iter().any(is_it), is_told, "{line}: {warnings:?}");
+        assert!(!warnings.concat().contains("hunter"), "{warnings:?}");
+    }
+}
+
+#[test]
 fn an_open_quote_shows_nobodys_secret() {
     for text in [
         "PORT='8082\nREDIS_HOST=h\nREDIS_PASSWORD=hunter2'\n",
