@@ -45,6 +45,15 @@ struct Trouble {
     acknowledged: Option<Instant>,
 }
 
+impl Failure {
+    /// Whether it is more than an accident. An answer says by itself what is wrong, and silence when it has come again.
+    fn has_lasted(&self, now: Instant) -> bool {
+        let is_silence = self.code == RDKafkaErrorCode::MessageTimedOut;
+        let until = if is_silence { self.last } else { now };
+        until.duration_since(self.since) >= LONG
+    }
+}
+
 impl Outcomes {
     /// The log has a record, `latency` after it was sent.
     pub fn succeeded(&self, topic: &str, partition: i32, latency: Option<Duration>) {
@@ -116,12 +125,12 @@ impl Outcomes {
         let trouble = self.trouble.lock();
         let mut failing: Vec<Failing> = Vec::new();
         for ((topic, _), failure) in &trouble.failures {
-            let has_lasted = now.duration_since(failure.since) >= LONG || is_refusal(failure.code);
+            let is_failing = failure.has_lasted(now) || is_refusal(failure.code);
             let found = Failing {
                 topic: topic.clone(),
                 code: failure.code,
             };
-            if has_lasted && !failing.contains(&found) {
+            if is_failing && !failing.contains(&found) {
                 failing.push(found);
             }
         }
@@ -137,9 +146,9 @@ impl Outcomes {
     /// one may wait: then nothing is under way that was sent before that began.
     pub fn is_stuck(&self, now: Instant) -> bool {
         let trouble = self.trouble.lock();
-        trouble.failures.values().any(|failure| {
-            failure.code == RDKafkaErrorCode::MessageTimedOut && now.duration_since(failure.since) >= LONG
-        })
+        let is_stuck =
+            |failure: &Failure| failure.code == RDKafkaErrorCode::MessageTimedOut && failure.has_lasted(now);
+        trouble.failures.values().any(is_stuck)
     }
 
     /// Another producer: what the last one met says nothing of it.
@@ -163,9 +172,27 @@ mod tests {
         start + Duration::from_secs(seconds)
     }
 
+    fn timed_out_at(outcomes: &Outcomes, topic: &str, partition: i32, at: Instant) {
+        outcomes.failed(topic, partition, RDKafkaErrorCode::MessageTimedOut);
+        let mut trouble = outcomes.trouble.lock();
+        let failure = trouble.failures.get_mut(&(topic.to_owned(), partition));
+        let failure = failure.expect("it has just failed");
+        (failure.since, failure.last) = (failure.since.min(at), at);
+    }
+
+    #[test]
+    fn one_record_that_times_out_alone_is_no_outage() {
+        let (outcomes, start) = (Outcomes::default(), Instant::now());
+        timed_out_at(&outcomes, "t", 0, start);
+        for seconds in [5, 34] {
+            let now = after(start, seconds);
+            assert!(outcomes.failing(now).is_empty() && !outcomes.is_stuck(now));
+        }
+    }
+
     #[test]
     fn a_failure_lasts_until_a_success_at_its_partition_or_long_silence() {
-        use RDKafkaErrorCode::{MessageSizeTooLarge, MessageTimedOut};
+        use RDKafkaErrorCode::MessageSizeTooLarge;
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         let topics = |seconds| {
             let failing = outcomes.failing(after(start, seconds));
@@ -174,16 +201,18 @@ mod tests {
                 .map(|failing| failing.topic)
                 .collect::<Vec<_>>()
         };
-        outcomes.failed("t", 1, MessageTimedOut);
-        outcomes.failed("t", 2, MessageTimedOut);
         outcomes.failed("u", -1, MessageSizeTooLarge);
-        assert!(topics(1).is_empty(), "that may pass");
+        for seconds in [0, 4] {
+            assert!(topics(1).is_empty(), "that may pass");
+            timed_out_at(&outcomes, "t", 1, after(start, seconds));
+            timed_out_at(&outcomes, "t", 2, after(start, seconds));
+        }
         assert_eq!(topics(5), ["t", "u"]);
         outcomes.succeeded("t", 1, None);
         outcomes.succeeded("u", 0, None);
         assert_eq!(topics(5), ["t"], "the other partition fails on");
-        outcomes.look(after(start, 34), start, |_, _| false);
-        assert_eq!(topics(34), ["t"]);
+        outcomes.look(after(start, 38), start, |_, _| false);
+        assert_eq!(topics(38), ["t"]);
         assert!(!outcomes.look(after(start, 40), start, |_, _| false));
         assert!(topics(40).is_empty());
     }
@@ -218,12 +247,12 @@ mod tests {
 
     #[test]
     fn only_records_that_nobody_answers_for_make_a_producer_stuck() {
-        use RDKafkaErrorCode::{MessageTimedOut, NotEnoughReplicas};
+        use RDKafkaErrorCode::NotEnoughReplicas;
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         outcomes.failed("t", 0, NotEnoughReplicas);
         assert!(!outcomes.is_stuck(after(start, 60)));
-        outcomes.failed("t", 1, MessageTimedOut);
-        assert!(!outcomes.is_stuck(start), "one alone may be an accident");
+        timed_out_at(&outcomes, "t", 1, start);
+        timed_out_at(&outcomes, "t", 1, after(start, 4));
         assert!(outcomes.is_stuck(after(start, 5)));
         outcomes.succeeded("t", 1, None);
         assert!(!outcomes.is_stuck(after(start, 5)));
