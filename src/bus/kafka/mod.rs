@@ -111,21 +111,7 @@ impl Kafka {
             Reader::new("bus", &[Topic::Messages], pace::MESSAGES),
             Reader::new("bus-signals", &[Topic::Typing, Topic::Status], pace::SIGNALS),
         ];
-        let shared = Arc::new(Shared {
-            config,
-            node,
-            max_record_bytes,
-            metrics,
-            readers,
-            standing: Mutex::new(Standing {
-                status: Status::Connecting,
-                causes: Vec::new(),
-            }),
-            outcomes: Arc::default(),
-            writing: Reasons::default(),
-            look: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(config, node, max_record_bytes, metrics, readers));
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
         let mut consumers = Vec::new();
@@ -180,6 +166,30 @@ impl Kafka {
 }
 
 impl Shared {
+    fn new(
+        config: KafkaConfig,
+        node: String,
+        max_record_bytes: usize,
+        metrics: Arc<Metrics>,
+        readers: [Arc<Reader>; 2],
+    ) -> Self {
+        Self {
+            config,
+            node,
+            max_record_bytes,
+            metrics,
+            readers,
+            standing: Mutex::new(Standing {
+                status: Status::Connecting,
+                causes: Vec::new(),
+            }),
+            outcomes: Arc::default(),
+            writing: Reasons::default(),
+            look: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
     fn status(&self) -> Status {
         self.standing.lock().status
     }

@@ -69,6 +69,8 @@ struct Upkeep {
     made: Instant,
     /// How long to wait before a producer that fails for good again is replaced.
     pause: Duration,
+    /// Why there is none.
+    not_made: Option<String>,
     /// Why the last one failed, until the next one is well.
     fatal: Option<(RDKafkaErrorCode, String)>,
     /// Replaced ones that may still hear of what they have under way.
@@ -86,6 +88,7 @@ impl Producer {
                 listener: None,
                 made: Instant::now(),
                 pause: FIRST_PAUSE,
+                not_made: None,
                 fatal: None,
                 retired: Vec::new(),
                 last_resort: None,
@@ -140,6 +143,9 @@ impl Producer {
         upkeep.retired.retain(|(since, retired)| {
             retired.in_flight_count() > 0 && now.duration_since(*since) < RETIREMENT
         });
+        if upkeep.not_made.is_some() {
+            return self.replace(&mut upkeep);
+        }
         let current = self.current.read().clone();
         if let Some(producer) = &current {
             upkeep.credentials.refresh(&self.shared, producer.client());
@@ -180,9 +186,13 @@ impl Producer {
         self.replace(&mut self.upkeep.lock());
     }
 
-    /// What is wrong with it, if it has failed for good.
+    /// What is wrong with it, if there is none or it has failed for good.
     pub fn fatal(&self) -> Option<Cause> {
-        let (code, reason) = self.upkeep.lock().fatal.clone()?;
+        let upkeep = self.upkeep.lock();
+        if let Some(why) = &upkeep.not_made {
+            return Some(Cause::new("the producer cannot be made").with(why.as_str()));
+        }
+        let (code, reason) = upkeep.fatal.clone()?;
         let cause = if is_refusal(code) {
             Cause::new(
                 "no permission to write (WRITE on the topics, before Kafka 3.0 also IDEMPOTENT_WRITE on the cluster)",
@@ -218,6 +228,7 @@ impl Producer {
         upkeep.made = Instant::now();
         match listened {
             Ok((producer, listener)) => {
+                upkeep.not_made = None;
                 let old = self.current.write().replace(producer);
                 upkeep.listener = Some(listener);
                 self.shared.outcomes.restart();
@@ -227,7 +238,7 @@ impl Producer {
                     upkeep.retired.push((Instant::now(), old));
                 }
             }
-            Err(error) => tracing::error!(%error, "cannot make a Kafka producer"),
+            Err(error) => upkeep.not_made = Some(error),
         }
     }
 
@@ -359,7 +370,30 @@ mod tests {
 
     use rdkafka::ClientConfig;
 
+    use super::super::{Reader, pace};
     use super::*;
+    use crate::config::Config;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn a_producer_that_can_not_be_made_is_told() {
+        let broker = |name: &str| (name == "KAFKA_BROKERS").then(|| "127.0.0.1:1".to_owned());
+        let config = Config::from_lookup(&broker).expect("it is right");
+        let mut kafka = config.kafka.expect("there is a broker");
+        // Gone since the configuration was read, or of a build without TLS.
+        kafka.ssl_ca = Some("/nowhere/ca.pem".into());
+        let readers = ["a", "b"].map(|thread| Reader::new(thread, &[], pace::MESSAGES));
+        let shared = Shared::new(
+            kafka,
+            "node".to_owned(),
+            1024,
+            Arc::new(Metrics::default()),
+            readers,
+        );
+        let producer = Producer::new(Arc::new(shared));
+        let cause = producer.fatal().expect("health says so");
+        assert!(cause.is_about("cannot be made"), "{cause:?}");
+    }
 
     fn acks() -> Acks {
         Acks {

@@ -72,6 +72,10 @@ impl Found {
         causes
     }
 
+    pub fn is_well(&self) -> bool {
+        self.absent.is_empty() && self.leaderless.is_empty() && self.denied.is_empty()
+    }
+
     /// What keeps this node from reading.
     fn is_readable(&self) -> bool {
         self.denied.iter().all(|(_, operation)| *operation == "WRITE")
@@ -166,6 +170,9 @@ impl Watch {
         if is_refusal(error) {
             return Cause::new("no permission to read a topic (READ, DESCRIBE)").with(error.to_string());
         }
+        if let KafkaError::ClientCreation(why) = error {
+            return Cause::new("a Kafka client cannot be made").with(why.as_str());
+        }
         // What the client has heard meanwhile it says when it is polled.
         self.drain();
         use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
@@ -217,10 +224,11 @@ impl Watch {
                 Code::Fatal => continue,
                 Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => denied("WRITE", &name),
                 Code::MessageSizeTooLarge => {
-                    let settings = topic.and_then(|topic| self.settings(topic));
+                    let text = format!("the topic {name} refuses batches larger than its max.message.bytes");
+                    let settings = topic.and_then(|topic| self.settings(topic, &text));
                     let max = settings.and_then(|settings| settings.max_bytes);
                     let max = max.map_or(String::new(), |max| format!(" ({max} bytes)"));
-                    format!("the topic {name} refuses batches larger than its max.message.bytes{max}")
+                    text + &max
                 }
                 Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition
                     if is_explained =>
@@ -238,9 +246,12 @@ impl Watch {
 
     /// Why nobody answers for our records although the broker answers the watch.
     fn why_silent(&mut self, looked: &KafkaResult<Found>) -> Cause {
+        const SILENT: &str = "Kafka answers, but does not acknowledge messages";
         let in_sync = looked.as_ref().map(|found| found.in_sync.clone());
         for topic in Topic::ALL {
-            let least = self.settings(topic).and_then(|settings| settings.min_in_sync);
+            let least = self
+                .settings(topic, SILENT)
+                .and_then(|settings| settings.min_in_sync);
             let is_short = |&&((of, _), in_sync): &&(Partition, usize)| {
                 of == topic && least.is_some_and(|least| in_sync < least)
             };
@@ -260,7 +271,7 @@ impl Watch {
                 reason.text()
             ))
             .with(reason.words()),
-            None => Cause::new("Kafka answers, but does not acknowledge messages"),
+            None => Cause::new(SILENT),
         }
     }
 

@@ -8,8 +8,10 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::RECORD_OVERHEAD;
+use super::causes::{Cause, Standing};
 use super::outcomes::is_refusal;
 use super::watch::{PATIENCE, Watch};
+use crate::bus::Status;
 use crate::protocol::record::Topic;
 
 /// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
@@ -83,11 +85,18 @@ impl Watch {
         self.not_created.is_none()
     }
 
-    /// A topic's settings, if the broker tells them.
-    pub(super) fn settings(&mut self, topic: Topic) -> Option<Settings> {
+    /// A topic's settings, if the broker tells them. Where it has to be asked, which may take a while, health says
+    /// `meanwhile`.
+    pub(super) fn settings(&mut self, topic: Topic, meanwhile: &str) -> Option<Settings> {
         let known = self.settings.get(&topic).copied();
         if known.is_some_and(|known| known.asked.elapsed() < SETTINGS_AGE) {
             return known;
+        }
+        if self.shared.status() == Status::Ok {
+            self.shared.set_standing(Standing {
+                status: Status::Degraded,
+                causes: vec![Cause::new(meanwhile)],
+            });
         }
         let admin = self.admin()?;
         let resource = [ResourceSpecifier::Topic(self.shared.topic_name(topic))];

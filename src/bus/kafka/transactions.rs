@@ -11,34 +11,61 @@ const LONG: Duration = Duration::from_secs(10);
 /// Where partitions are held back.
 #[derive(Default)]
 pub struct Held {
-    /// The last stable offset, and since when the log ends behind it.
-    since: BTreeMap<Partition, (i64, Instant)>,
+    by_partition: BTreeMap<Partition, Hold>,
+}
+
+struct Hold {
+    /// The last stable offset.
+    stable: i64,
+    /// Since when the log ends behind it.
+    since: Instant,
+    /// The last look has seen it.
+    is_seen: bool,
 }
 
 impl Held {
+    /// A look begins: until it has seen a partition, nothing is known of it.
+    pub fn begin(&mut self) {
+        for hold in self.by_partition.values_mut() {
+            hold.is_seen = false;
+        }
+    }
+
     /// Takes in a partition's ends: what consumers are given, and what is there.
     pub fn look(&mut self, at: Partition, stable: i64, high: i64, now: Instant) {
         if stable >= high {
-            self.since.remove(&at);
-        } else if self.since.get(&at).is_none_or(|(known, _)| *known != stable) {
-            self.since.insert(at, (stable, now));
+            self.by_partition.remove(&at);
+            return;
         }
+        let known = self.by_partition.get(&at).filter(|known| known.stable == stable);
+        let since = known.map_or(now, |known| known.since);
+        let hold = Hold {
+            stable,
+            since,
+            is_seen: true,
+        };
+        self.by_partition.insert(at, hold);
     }
 
     /// Forgets partitions that are there no more.
     pub fn retain(&mut self, is_there: impl Fn(&Partition) -> bool) {
-        self.since.retain(|at, _| is_there(at));
+        self.by_partition.retain(|at, _| is_there(at));
+    }
+
+    fn seen(&self) -> impl Iterator<Item = (Partition, Instant)> {
+        let seen = self.by_partition.iter().filter(|(_, hold)| hold.is_seen);
+        seen.map(|(&at, hold)| (at, hold.since))
     }
 
     /// Which have been held back for long, and since when.
     pub fn long(&self, now: Instant) -> impl Iterator<Item = (Partition, Instant)> {
-        let held = self.since.iter().map(|(&at, &(_, since))| (at, since));
-        held.filter(move |(_, since)| now.duration_since(*since) >= LONG)
+        self.seen()
+            .filter(move |(_, since)| now.duration_since(*since) >= LONG)
     }
 
     /// For how long the oldest one has been.
     pub fn longest(&self, now: Instant) -> Duration {
-        let ages = self.since.values().map(|(_, since)| now.duration_since(*since));
+        let ages = self.seen().map(|(_, since)| now.duration_since(since));
         ages.max().unwrap_or_default()
     }
 }
@@ -66,5 +93,14 @@ mod tests {
         );
         held.look(at, 12, 12, after(60));
         assert_eq!(held.longest(after(99)), Duration::ZERO);
+
+        // Its ends can't be had for a while: maybe it has ended.
+        held.look(at, 12, 13, after(100));
+        held.begin();
+        assert_eq!(held.long(after(120)).count(), 0);
+        assert_eq!(held.longest(after(120)), Duration::ZERO);
+        held.begin();
+        held.look(at, 12, 13, after(121));
+        assert_eq!(held.long(after(121)).collect::<Vec<_>>(), [(at, after(100))]);
     }
 }

@@ -35,8 +35,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const STARTING_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a missing topic is asked for again.
 const CREATE_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the ends of all partitions are looked at, for what is held back and how far behind we are.
-const ENDS_INTERVAL: Duration = Duration::from_secs(3);
+/// How often the ends of all partitions are looked at, for what is held back and how far behind we are: each time, since
+/// nothing else asks every broker.
+const ENDS_INTERVAL: Duration = INTERVAL;
 /// What our own client may have to say, of logs and errors, taken in one look.
 const MAX_EVENTS: usize = 1_000;
 const DRAIN: Duration = Duration::from_millis(10);
@@ -175,22 +176,28 @@ impl Watch {
             let is_denied = found.denied.contains(&(at.0, "DESCRIBE"));
             is_denied || found.absent.contains(&at.0) || found.leaderless.contains(at)
         };
+        let mut failed = None;
         for number in 0..shared.readers.len() {
             self.audit_when_due(number, skips);
-        }
-        if self.last_ends.is_none_or(|at| at.elapsed() >= ENDS_INTERVAL) {
-            self.last_ends = Some(Instant::now());
-            // A broker that does not answer is told by what else is asked of it.
-            if let Err(error) = self.look_at_ends(skips) {
-                tracing::debug!(%error, "the ends of Kafka's partitions are not known");
+            failed = failed.or(self.audited[number].failed.clone());
+            // Health, which is still well, is told first: what else there is to ask may take as long again.
+            if failed.is_some() && shared.status() == Status::Ok {
+                break;
             }
+        }
+        let are_ends_due = self.last_ends.is_none_or(|at| at.elapsed() >= ENDS_INTERVAL);
+        if are_ends_due && (failed.is_none() || shared.status() != Status::Ok) {
+            self.last_ends = Some(Instant::now());
+            let looked = self.look_at_ends(skips);
+            // What is known to be wrong explains it.
+            failed = failed.or(looked.err().filter(|_| found.is_well()));
         }
         let is_due = self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL);
         if !found.absent.is_empty() && is_due {
             self.last_create = Some(Instant::now());
             found.has_created = self.create(&found.absent);
         }
-        match self.audited.iter().find_map(|audited| audited.failed.clone()) {
+        match failed {
             // Then it is known which topic that is.
             Some(error) if is_refusal(&error) && !found.denied.is_empty() => Ok(found),
             Some(error) => Err(error),
@@ -212,6 +219,7 @@ impl Watch {
     /// Compares where partitions end with what we are given of them and with where we are.
     fn look_at_ends(&mut self, skips: impl Fn(&Partition) -> bool) -> KafkaResult<()> {
         let shared = Arc::clone(&self.shared);
+        self.held.begin();
         let mut lags: HashMap<Topic, i64> = HashMap::new();
         let mut looked_at = HashSet::new();
         for reader in &shared.readers {
