@@ -124,6 +124,7 @@ impl Chat {
 
     /// Refuses a frame that came too fast; it is read for the client's marks, so that the answer has them.
     pub fn refuse_for_rate(&self, speaker: &Speaker, text: &mut [u8]) {
+        self.metrics.frames_received.inc();
         let error = WireError::new(ErrorCode::RateLimited, "Too many messages, slow down");
         READER.with_borrow_mut(|reader| {
             reader.read(text, |correlation, _| self.refuse(speaker, &error, correlation));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -121,15 +121,45 @@ impl<'de> DeserializeSeed<'de> for Data<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
+        deserializer.deserialize_any(self)
     }
 }
 
+/// What is no object has no marks, and what follows it has.
 impl<'de> Visitor<'de> for Data<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a frame's data")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -198,6 +228,21 @@ mod tests {
             r#"{"data":[{"client_message_id":"c"}]}"#,
         ] {
             assert_eq!(salvage(text.as_bytes()), OwnedCorrelation::default(), "{text}");
+        }
+        for data in [
+            "null",
+            "true",
+            "-1",
+            "1",
+            "0.5",
+            "\"c\"",
+            "[[],{}]",
+            "{}",
+            "{\"c\":1e999}",
+        ] {
+            let text = format!(r#"{{"data":{data},"request_id":"r","x":tru"#);
+            let found = salvage(text.as_bytes());
+            assert_eq!(found.as_ref().request_id, Some(RequestId::Text("r")), "{text}");
         }
         let deep = format!(
             r#"{{"x":{},"request_id":"r","#,
