@@ -1,8 +1,9 @@
 //! Lines that wait for the thread that writes them. Of our own, since tracing-appender bounds the number of lines and
 //! not their bytes, doesn't count what can't be written, and can't be flushed before `std::process::exit`.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -18,6 +19,7 @@ const MAX_KEPT_BYTES: usize = 64 << 10;
 const RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct Queue {
+    is_terminal: bool,
     state: Mutex<State>,
     has_lines: Condvar,
     is_written: Condvar,
@@ -37,11 +39,13 @@ impl Queue {
     pub(super) fn start() -> io::Result<Arc<Self>> {
         // A descriptor of its own: std's lock on standard error would be held while a write blocks.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        Self::start_with(stderr)
+        let is_terminal = stderr.is_terminal();
+        Self::start_with(stderr, is_terminal)
     }
 
-    fn start_with(mut out: impl Write + Send + 'static) -> io::Result<Arc<Self>> {
+    fn start_with(mut out: impl Write + Send + 'static, is_terminal: bool) -> io::Result<Arc<Self>> {
         let queue = Arc::new(Self {
+            is_terminal,
             state: Mutex::default(),
             has_lines: Condvar::new(),
             is_written: Condvar::new(),
@@ -109,12 +113,13 @@ impl Queue {
 /// The subscriber writes each line in one call.
 impl Write for &Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let safe = escaped(line, self.is_terminal);
         let mut state = self.state.lock();
-        if state.waiting.len() + line.len() > MAX_BYTES {
+        if state.waiting.len() + safe.len() > MAX_BYTES {
             state.lost += 1;
             return Ok(line.len());
         }
-        state.waiting.extend_from_slice(line);
+        state.waiting.extend_from_slice(&safe);
         state.waiting_lines += 1;
         // While the thread writes it looks again by itself.
         let is_idle = !state.is_writing;
@@ -128,6 +133,28 @@ impl Write for &Queue {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The line with control characters escaped, as in JSON they are already: whatever a panic or a library says stays in its
+/// line. The subscriber colours a terminal's lines, and escapes what would in their texts.
+fn escaped(line: &[u8], is_terminal: bool) -> Cow<'_, [u8]> {
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    // Those beyond ASCII (U+0080 to U+009F) begin with 0xC2 in UTF-8.
+    let may_be = |byte: &u8| byte.is_ascii_control() || *byte == 0xc2;
+    if !text.iter().any(may_be) {
+        return Cow::Borrowed(line);
+    }
+    let mut safe = String::with_capacity(line.len() + 16);
+    for c in String::from_utf8_lossy(text).chars() {
+        match c {
+            '\u{1b}' if is_terminal => safe.push(c),
+            _ if c.is_control() => safe.extend(c.escape_debug()),
+            _ => safe.push(c),
+        }
+    }
+    let mut safe = safe.into_bytes();
+    safe.extend_from_slice(&line[text.len()..]);
+    Cow::Owned(safe)
 }
 
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
@@ -175,7 +202,7 @@ mod tests {
         let (open, gate) = sync_channel(0);
         let out = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&out);
-        let queue = Queue::start_with(Gated { gate, out: shared }).unwrap();
+        let queue = Queue::start_with(Gated { gate, out: shared }, false).unwrap();
         (queue, open, out)
     }
 
@@ -206,6 +233,23 @@ mod tests {
         assert!(out.ends_with(b"xthe end"));
         let kept = 3 * MAX_BYTES / line.len() - usize::try_from(lost).unwrap();
         assert_eq!(out.len(), kept * line.len() + b"the end".len());
+    }
+
+    #[test]
+    fn what_a_line_says_is_in_one_line() {
+        let (queue, open, out) = gated();
+        drop(open);
+        for line in [
+            "as it is: \u{e9} \"\\\"\n",
+            "panicked: a\r\nb\t\0\u{1b}[31m\u{7f}\u{9b}\u{e9}\n",
+            "no end",
+        ] {
+            (&*queue).write_all(line.as_bytes()).unwrap();
+        }
+        queue.flush(PATIENCE);
+        let expected =
+            "as it is: \u{e9} \"\\\"\npanicked: a\\r\\nb\\t\\0\\u{1b}[31m\\u{7f}\\u{9b}\u{e9}\nno end";
+        assert_eq!(String::from_utf8_lossy(&out.lock()), expected);
     }
 
     #[test]
