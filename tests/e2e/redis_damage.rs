@@ -285,8 +285,10 @@ fn named_in_health(redis: &PrivateRedis, words: &[&str]) {
         node.wait_log(word);
     }
     let warnings = node.log();
-    let warnings = warnings.iter().filter(|line| line.contains("WARN Redis: "));
-    assert_eq!(warnings.count(), 1);
+    let warnings = warnings
+        .iter()
+        .filter(|line| line.contains("WARN") && line.contains(words[0]));
+    assert_eq!(warnings.count(), 1, "{:#?}", node.log());
 }
 
 #[test]

@@ -173,8 +173,11 @@ impl Facts {
         if field("cluster_enabled") == Some("1") {
             warnings.push("this is a Redis Cluster, which is not supported: use a single Redis".to_owned());
         }
-        if field("role").is_some_and(|role| role == "slave" || role == "replica") {
-            warnings.push("this is a replica, which takes no writes: use its master".to_owned());
+        let is_replica = field("role").is_some_and(|role| role == "slave" || role == "replica");
+        // One that takes no writes says so at the first of them.
+        if is_replica && field("slave_read_only") == Some("0") {
+            warnings
+                .push("this is a replica, whose writes its master does not know: use the master".to_owned());
         }
         Self {
             run_id: field("run_id").map(str::to_owned),
@@ -192,12 +195,15 @@ mod tests {
         assert_eq!(Facts::of(""), Facts::default());
         let good =
             "# Server\r\nrun_id:abc\r\nrole:master\r\ncluster_enabled:0\r\nmaxmemory_policy:noeviction\r\n";
-        let facts = Facts::of(good);
-        assert_eq!((facts.run_id.as_deref(), facts.warning), (Some("abc"), None));
+        let replica = good.replace("role:master", "role:slave\r\nslave_read_only:1");
+        for good in [good, &replica] {
+            let facts = Facts::of(good);
+            assert_eq!((facts.run_id.as_deref(), facts.warning), (Some("abc"), None));
+        }
         for (from, to, word) in [
             ("noeviction", "allkeys-lru", "allkeys-lru"),
             ("cluster_enabled:0", "cluster_enabled:1", "Cluster"),
-            ("role:master", "role:slave", "replica"),
+            ("role:master", "role:slave\r\nslave_read_only:0", "replica"),
         ] {
             let warning = Facts::of(&good.replace(from, to)).warning.unwrap();
             assert!(warning.contains(word), "{warning}");

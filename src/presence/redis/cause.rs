@@ -59,7 +59,7 @@ fn of_answer(code: &str, text: &str) -> Cause {
         "NOAUTH" => Cause::plain("it wants a password, and none is set (NOAUTH)"),
         "NOPERM" => Cause::with("its user lacks a permission (NOPERM)", text),
         "LOADING" => Cause::plain("it is still loading its data (LOADING)"),
-        "READONLY" => Cause::plain("it is a replica, which takes no writes (READONLY)"),
+        "READONLY" => Cause::plain("it is a replica, which takes no writes: use its master (READONLY)"),
         "OOM" => Cause::plain("it is out of memory: maxmemory is reached (OOM)"),
         "MISCONF" => Cause::with("it can't save its data and takes no writes (MISCONF)", text),
         "MASTERDOWN" => Cause::plain("it is a replica whose master is down (MASTERDOWN)"),
