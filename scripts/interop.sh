@@ -118,11 +118,7 @@ fill_in() {
 # answers PORT: /health is answered there.
 answers() {
     local line
-    line=$(timeout 3 bash -c '
-        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
-        printf "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" >&3
-        IFS= read -r line <&3
-        printf "%s" "$line"' _ "$1" 2>/dev/null) || return 1
+    line=$(answer_to 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1") || return 1
     [[ $line == "HTTP/1.1 200"* ]]
 }
 

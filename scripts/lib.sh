@@ -59,6 +59,17 @@ free_port() {
     die "found no free port on 127.0.0.1"
 }
 
+# answer_to REQUEST PORT: the first line that a server on 127.0.0.1 answers; REQUEST is printf's. Status 1 where nobody answers
+# within 3 s.
+answer_to() {
+    # shellcheck disable=SC2016
+    timeout 3 bash -c '
+        exec 3<>"/dev/tcp/127.0.0.1/$2" || exit 1
+        printf "$1" >&3
+        IFS= read -r line <&3
+        printf "%s" "$line"' _ "$@" 2>/dev/null
+}
+
 # wait_for SECONDS WHAT PID COMMAND...: runs COMMAND until it succeeds. PID (or 0) is the process that must stay alive meanwhile.
 wait_for() {
     local deadline=$((SECONDS + $1)) what=$2 pid=$3; shift 3

@@ -22,12 +22,7 @@ server() { command -v redis-server || command -v valkey-server; }
 # ready PORT: PONG, or NOAUTH where a password is set: it answers, which is all that is asked. LOADING is not ready by default.
 ready() {
     local answer
-    # shellcheck disable=SC2016
-    answer=$(timeout 2 bash -c '
-        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
-        printf "PING\r\n" >&3
-        IFS= read -r line <&3
-        printf "%s" "$line"' _ "$1" 2>/dev/null) || return 1
+    answer=$(answer_to 'PING\r\n' "$1") || return 1
     case $answer in
         +PONG* | -NOAUTH*) return 0 ;;
         -LOADING*) [ "${REDIS_MAY_LOAD:-}" = yes ] ;;
