@@ -8,7 +8,8 @@
 //!
 //! - [`config`]: flags, environment and `.env`, checked before a port opens
 //! - [`http`]: listeners, router, the upgrade's checks, CORS, health, REST
-//! - [`ws`]: one connection: the strict reader and the outbox, the only writer of its socket
+//! - [`ws`]: the reading side of one connection
+//! - [`writer`]: the only writer of a socket, and the queue of what it has not taken yet
 //! - [`chat`]: what each client frame does
 //! - [`bus`]: the log of records, in the process or in Kafka, and delivery from it
 //! - [`session`]: who is in a session here, and the fan-out to their sockets
@@ -39,6 +40,7 @@ pub mod session;
 pub mod shutdown;
 pub mod signals;
 pub mod supervise;
+pub mod writer;
 pub mod ws;
 
 pub use error::StartError;

@@ -28,10 +28,10 @@ use crate::presence::{Parts, Presence};
 use crate::session::outlet::{Outlet, RingInUse};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
+use crate::writer::{OutboxLimits, QueueLimits, SendMemory};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::ws::uring::Ring;
-use crate::ws::{OutboxLimits, QueueLimits, SendMemory};
 use crate::{shutdown, supervise};
 
 /// How many members are swept before other tasks get their turn.

@@ -21,7 +21,7 @@ use livechat_ws::session::fanout::{Delivered, WaitBudget};
 use livechat_ws::session::outlet::{Outlet, RingInUse, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
-use livechat_ws::ws::{Outbox, OutboxLimits, QueueLimits, SendMemory};
+use livechat_ws::writer::{Outbox, OutboxLimits, QueueLimits, SendMemory};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;

@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::{Correlation, OwnedCorrelation};
 use crate::protocol::server;
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 /// How long a sender waits for the log before it is told that the outcome is unknown: with the tick that looks
 /// for it, within five seconds.

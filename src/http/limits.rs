@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use super::per_user::{PerUser, Taken};
 use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 /// Which limit a connection would go over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use dashmap::DashMap;
 
 use crate::protocol::code::CloseCode;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::ws::{Outbox, Queued};
+use crate::writer::{Outbox, Queued};
 
 /// A user of a session: the same id in another session may be somebody else.
 pub type Who = (SessionId, UserId);

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 /// Sessions with something to tell, and typists.
 #[derive(Default)]

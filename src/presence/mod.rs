@@ -23,7 +23,7 @@ use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 use inbox::Inbox;
 
 /// A session with more than [`crate::protocol::status::MAX_LISTED_USERS`] users gets at most one status frame in this

@@ -9,13 +9,13 @@ use super::Member;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frames::{Frames, Shared};
 use crate::protocol::ids::UserId;
-use crate::ws::{Queued, Sent};
+use crate::writer::{Queued, Sent};
 
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
 /// How long delivery waits for one reader without any progress. Only one that drains, and is at the end of its
-/// overdraft all the same (see `ws::backlog`), is waited for: the consumer pauses rather than cut it.
+/// overdraft all the same (see `writer::write_queue`), is waited for: the consumer pauses rather than cut it.
 const MAX_STALL: Duration = Duration::from_millis(100);
 const WAIT_STEP: Duration = Duration::from_millis(1);
 /// How much of its time a delivery thread may spend on such waits, whoever they are for, and how much it may save

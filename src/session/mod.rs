@@ -24,7 +24,7 @@ pub use registry::Registry;
 pub use roster::Roster;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 /// A connection as its session knows it.
 #[derive(Clone)]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Member;
 use super::fanout::{Delivered, WaitBudget, send_or_close};
 use crate::protocol::frames::{Frames, Lent};
+use crate::writer::{Begun, Sent};
 use crate::ws::uring::{self, Ring};
-use crate::ws::{Begun, Sent};
 
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
 const MIN_RING: usize = 4;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Registry;
 use crate::logging::LogLimit;
 use crate::protocol::code::CloseCode;
-use crate::ws::{Outbox, OutboxLimits, Queued};
+use crate::writer::{Outbox, OutboxLimits, Queued};
 
 /// How long readers that drain may make room by themselves.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -114,7 +114,7 @@ mod tests {
     use crate::protocol::frame;
     use crate::protocol::ids::{SessionId, UserType};
     use crate::session::testing::{limits, members_of};
-    use crate::ws::Sent;
+    use crate::writer::Sent;
 
     /// More than a socket takes at once.
     const LARGE: usize = 16 << 20;

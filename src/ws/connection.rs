@@ -25,13 +25,13 @@ use tokio::net::tcp::OwnedReadHalf;
 
 use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
-use super::{Outbox, OutboxLimits, Queued};
 use crate::chat::{Arrival, Chat, Speaker};
 use crate::clock::Moment;
 use crate::life::Life;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
+use crate::writer::{Outbox, OutboxLimits, Queued};
 
 /// How long, and for how many bytes, a closed connection is read on so that the peer sees our close frame: unread
 /// bytes would turn the end into a reset (RFC 6455, section 7.1.1).

@@ -103,7 +103,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// The module of the first level that a file belongs to: `ws/outbox.rs` and `ws.rs` are both `ws`.
+/// The module of the first level that a file belongs to: `ws/connection.rs` and `ws.rs` are both `ws`.
 fn module(path: &Path) -> String {
     let first = path.components().next().expect("a path").as_os_str();
     Path::new(first).with_extension("").to_string_lossy().into_owned()
@@ -162,7 +162,7 @@ fn lies_in(path: &str, name: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// A path of a file, seen from the crate's root: `super::x` in `ws/outbox.rs` is `crate::ws::x`.
+/// A path of a file, seen from the crate's root: `super::x` in `ws/connection.rs` is `crate::ws::x`.
 fn absolute(path: &str, file: &Path) -> String {
     let mut place: Vec<_> = file
         .with_extension("")
@@ -284,7 +284,7 @@ fn structure_the_reader_of_sources_sees_what_it_should() {
     );
     assert!(lies_in("hyper::body", "hyper") && !lies_in("hyper_util::rt", "hyper"));
     assert_eq!(
-        absolute("super::x::Y", Path::new("ws/outbox.rs")),
+        absolute("super::x::Y", Path::new("ws/connection.rs")),
         "crate::ws::x::Y"
     );
     assert_eq!(

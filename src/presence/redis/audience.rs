@@ -14,7 +14,7 @@ use crate::protocol::status::StatusEvent;
 use crate::protocol::{server, timestamp};
 use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 pub struct Audience {
     registry: Arc<Registry>,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::presence::LARGE_SESSION_INTERVAL;
 use crate::protocol::ids::UserId;
 use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, StatusEvent};
-use crate::ws::Outbox;
+use crate::writer::Outbox;
 
 pub struct Shown {
     version: u64,

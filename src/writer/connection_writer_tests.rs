@@ -7,34 +7,33 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::session::Member;
-use crate::session::testing::members;
+use crate::writer::testing::{limits, writers};
 
 const CHUNK: Bytes = Bytes::from_static(b"a chunk ");
 
-async fn one() -> (Member, TcpStream) {
-    let (mut members, mut clients) = members(1, &Arc::new(Metrics::default())).await;
-    (members.remove(0), clients.remove(0))
+async fn one() -> (Arc<Outbox>, TcpStream) {
+    let limits = Arc::new(limits(&Arc::default(), 1 << 30));
+    let (mut writers, mut clients) = writers(&limits, 1).await;
+    (writers.remove(0), clients.remove(0))
 }
 
 /// Begins a chunk, does something meanwhile, and completes it with so many bytes written; what the client gets.
 async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<Outbox>)) -> (Sent, Vec<u8>) {
-    let (member, mut client) = one().await;
-    let outbox = &member.outbox;
+    let (outbox, mut client) = one().await;
     assert_eq!(outbox.begin(&CHUNK), Begun::Yours);
     assert_eq!(
         outbox.begin(&CHUNK),
         Begun::Done(Sent::Queued),
         "behind the first"
     );
-    meanwhile(outbox);
+    meanwhile(&outbox);
     let result = match written {
         0 => Err(io::ErrorKind::WouldBlock.into()),
         written => outbox.send_now(&CHUNK.slice(..written)),
     };
     let sent = outbox.complete(&CHUNK, result);
     // A flusher, if there is one, holds it until it is done.
-    drop(member);
+    drop(outbox);
     let mut got = Vec::new();
     let _ = client.read_to_end(&mut got).await;
     (sent, got)
@@ -87,8 +86,7 @@ async fn nothing_follows_on_a_socket_that_was_given_up_meanwhile() {
 /// An idle connection's ping goes out at once; it is asked for again only when it was answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ping_is_sent_once_until_something_comes() {
-    let (member, mut client) = one().await;
-    let outbox = &member.outbox;
+    let (outbox, mut client) = one().await;
     let ask = || {
         outbox.state.lock().pulse = Pulse::asked_long_ago();
         outbox.sweep();
@@ -98,7 +96,7 @@ async fn a_ping_is_sent_once_until_something_comes() {
     outbox.heard();
     ask();
     outbox.send(&CHUNK);
-    drop(member);
+    drop(outbox);
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, [frame::PING_BYTES, frame::PING_BYTES, &CHUNK].concat());

@@ -19,9 +19,9 @@ use socket2::SockRef;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
-use super::backlog::{Backlog, QueueLimits};
 use super::kernel;
 use super::pulse::Pulse;
+use super::write_queue::{Backlog, QueueLimits};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
@@ -455,5 +455,5 @@ impl Drop for Outbox {
 }
 
 #[cfg(test)]
-#[path = "outbox_tests.rs"]
+#[path = "connection_writer_tests.rs"]
 mod tests;

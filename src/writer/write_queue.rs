@@ -353,5 +353,5 @@ impl Backlog {
 }
 
 #[cfg(test)]
-#[path = "backlog_tests.rs"]
+#[path = "write_queue_tests.rs"]
 mod tests;

@@ -1,0 +1,13 @@
+//! The only writer of a connection's socket, and what it has not taken yet.
+
+pub mod connection_writer;
+mod kernel;
+pub mod memory;
+mod pulse;
+#[cfg(test)]
+pub mod testing;
+pub mod write_queue;
+
+pub use connection_writer::{Begun, Outbox, OutboxLimits, Queued, Sent};
+pub use memory::SendMemory;
+pub use write_queue::QueueLimits;

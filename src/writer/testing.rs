@@ -1,0 +1,34 @@
+//! Writers with real sockets, for unit tests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+
+use super::{Outbox, OutboxLimits, QueueLimits, SendMemory};
+use crate::metrics::Metrics;
+
+/// The default limits, with `memory` bytes for all queues together.
+pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> OutboxLimits {
+    OutboxLimits {
+        queue: QueueLimits::new(1 << 20, Duration::from_secs(10), SendMemory::new(memory)),
+        ping_interval: Duration::from_secs(25),
+        pong_timeout: Duration::from_secs(10),
+        runtime: Handle::current(),
+        metrics: Arc::clone(metrics),
+    }
+}
+
+/// The writers of `count` connections, and their clients' ends.
+pub async fn writers(limits: &Arc<OutboxLimits>, count: usize) -> (Vec<Arc<Outbox>>, Vec<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut writers, mut clients) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let (_, write_half) = listener.accept().await.unwrap().0.into_split();
+        writers.push(Outbox::new(write_half, Bytes::new(), Arc::clone(limits)));
+    }
+    (writers, clients)
+}
