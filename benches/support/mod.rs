@@ -14,13 +14,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use livechat_ws::bus::Delivery;
 use livechat_ws::metrics::Metrics;
-use livechat_ws::protocol::frames::Lent;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::fanout::{Delivered, WaitBudget};
 use livechat_ws::session::outlet::{Outlet, RingInUse, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
+use livechat_ws::writer::BorrowedChunk;
 use livechat_ws::writer::{Outbox, OutboxLimits, QueueLimits, SendMemory};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -67,7 +67,7 @@ pub fn fan_out(session: &Session, chunk: &Bytes, outlet: &mut Outlet, budget: &m
     let mut delivered = [Delivered::default()];
     let copy = OnceCell::new();
     let mut round = Round::new(outlet, budget, &mut delivered);
-    round.send(0, &members, Lent::new(chunk, &copy));
+    round.send(0, &members, BorrowedChunk::new(chunk, &copy));
     round.flush();
     drop(round);
     delivered[0]

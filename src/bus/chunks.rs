@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use bytes::Bytes;
 
 use crate::protocol::frame;
-use crate::protocol::frames::Lent;
+use crate::writer::BorrowedChunk;
 
 /// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
 /// size, so this bounds what a healthy reader may be behind by.
@@ -53,12 +53,12 @@ impl Chunks {
     }
 
     /// The chunks that have ended.
-    pub fn iter(&self) -> impl Iterator<Item = Lent<'_>> {
+    pub fn iter(&self) -> impl Iterator<Item = BorrowedChunk<'_>> {
         let mut start = 0;
         self.cuts.iter().map(move |cut| {
             let bytes = &self.bytes[start..cut.end];
             start = cut.end;
-            Lent::new(bytes, &cut.copy)
+            BorrowedChunk::new(bytes, &cut.copy)
         })
     }
 
@@ -99,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::frames::Frames;
+    use crate::writer::Chunk;
 
     proptest! {
         /// However they are cut, all frames are there and in order, and each chunk begins and ends with one; who keeps
@@ -121,7 +121,7 @@ mod tests {
             for chunk in &cut {
                 end += chunk.bytes().len();
                 prop_assert!(ends.contains(&end));
-                prop_assert_eq!(&chunk.keep(|chunk| chunk)[..], chunk.bytes());
+                prop_assert_eq!(&chunk.to_bytes(|chunk| chunk)[..], chunk.bytes());
             }
             let got: Vec<u8> = cut.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
             prop_assert_eq!(got, expected);

@@ -12,13 +12,11 @@
 //! | [`status`] | who is connected, as frames and REST show it |
 //! | [`code`] | close codes and error codes |
 //! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
-//! | [`frames`] | whole frames as they are sent, lent or kept |
 
 pub mod client;
 pub mod code;
 pub mod correlation;
 pub mod frame;
-pub mod frames;
 pub mod ids;
 pub mod json;
 pub mod record;

@@ -7,9 +7,8 @@ use bytes::Bytes;
 
 use super::Member;
 use crate::protocol::code::CloseCode;
-use crate::protocol::frames::{Frames, Shared};
 use crate::protocol::ids::UserId;
-use crate::writer::{Queued, Sent};
+use crate::writer::{Chunk, Queued, Sent, SharedChunk};
 
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
@@ -95,12 +94,12 @@ impl WaitBudget {
 
 /// Sends `chunk` to each of `members` but those of `except`.
 pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
-    deliver_shared(members, &Shared::new(chunk.clone()), except, patience)
+    deliver_shared(members, &SharedChunk::new(chunk.clone()), except, patience)
 }
 
 fn deliver_shared(
     members: &[Member],
-    chunk: &Shared,
+    chunk: &SharedChunk,
     except: Option<&UserId>,
     patience: Patience,
 ) -> Delivered {
@@ -120,7 +119,7 @@ fn deliver_shared(
 
 /// [`deliver`] on the runtime: after each slice other tasks get their turn.
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
-    let (mut delivered, chunk) = (Delivered::default(), Shared::new(chunk.clone()));
+    let (mut delivered, chunk) = (Delivered::default(), SharedChunk::new(chunk.clone()));
     for slice in members.chunks(SLICE) {
         delivered += deliver_shared(slice, &chunk, None, Patience::Insist);
         if members.len() > SLICE {
@@ -131,7 +130,7 @@ pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
 }
 
 /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
-pub(super) fn send_or_close(member: &Member, chunk: &impl Frames, budget: &mut WaitBudget) -> Sent {
+pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
     let mut sent = member.outbox.send(chunk);
     if sent == Sent::Full {
         sent = wait_for_room(member, chunk, budget);
@@ -144,7 +143,7 @@ pub(super) fn send_or_close(member: &Member, chunk: &impl Frames, budget: &mut W
     sent
 }
 
-fn wait_for_room(member: &Member, chunk: &impl Frames, budget: &mut WaitBudget) -> Sent {
+fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
     budget.refill();
     let (mut stalled, mut backlog) = (Duration::ZERO, member.outbox.backlog());
     while stalled < MAX_STALL && member.outbox.is_worth_waiting_for() && budget.wait(WAIT_STEP) {

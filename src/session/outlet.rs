@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Member;
 use super::fanout::{Delivered, WaitBudget, send_or_close};
-use crate::protocol::frames::{Frames, Lent};
-use crate::writer::{Begun, Sent};
+use crate::writer::{Begun, BorrowedChunk, Chunk, Sent};
 use crate::ws::uring::{self, Ring};
 
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
@@ -80,7 +79,7 @@ pub struct Round<'a> {
     /// What became of the chunks, by their slots.
     delivered: &'a mut [Delivered],
     /// Begun and not yet completed.
-    begun: Vec<(usize, &'a Member, Lent<'a>)>,
+    begun: Vec<(usize, &'a Member, BorrowedChunk<'a>)>,
     /// Whether the ring has sent them: then its results say what of them is gone.
     is_sent: bool,
 }
@@ -102,7 +101,7 @@ impl<'a> Round<'a> {
     }
 
     /// Sends a chunk to each of `members`, now or at the next flush, and counts what became of it in `slot`.
-    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: Lent<'a>) {
+    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: BorrowedChunk<'a>) {
         if !matches!(self.outlet, Outlet::Ring(_)) {
             for member in members {
                 let sent = send_or_close(member, &chunk, self.budget);
@@ -203,7 +202,7 @@ mod tests {
         let mut budget = WaitBudget::default();
         let copy = OnceCell::new();
         let mut round = Round::new(outlet, &mut budget, &mut delivered);
-        round.send(0, members, Lent::new(chunk, &copy));
+        round.send(0, members, BorrowedChunk::new(chunk, &copy));
         round.flush();
         drop(round);
         delivered[0]
@@ -250,9 +249,9 @@ mod tests {
             let copy = OnceCell::new();
             let mut round = Round::new(&mut outlet, &mut budget, &mut delivered);
             let (first, others) = members.split_at(1);
-            round.send(0, first, Lent::new(&one, &copy));
+            round.send(0, first, BorrowedChunk::new(&one, &copy));
             // There is no such slot.
-            round.send(1, others, Lent::new(&one, &copy));
+            round.send(1, others, BorrowedChunk::new(&one, &copy));
             round.flush();
         }));
         assert!(unwound.is_err());

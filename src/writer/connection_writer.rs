@@ -19,6 +19,7 @@ use socket2::SockRef;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
+use super::chunk::Chunk;
 use super::kernel;
 use super::pulse::Pulse;
 use super::write_queue::{Backlog, QueueLimits};
@@ -26,7 +27,6 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
-use crate::protocol::frames::Frames;
 
 /// How long after our close frame a peer may keep the connection before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ impl State {
         self.flushing || !self.backlog.is_empty()
     }
 
-    fn queue(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> Sent {
+    fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> Sent {
         if self.backlog.try_push(chunk, limits) {
             Sent::Queued
         } else {
@@ -141,13 +141,13 @@ impl Outbox {
     }
 
     /// Sends frames of the session: one chunk of whole frames. An empty queue takes a chunk of any size.
-    pub fn send(self: &Arc<Self>, chunk: &impl Frames) -> Sent {
+    pub fn send(self: &Arc<Self>, chunk: &impl Chunk) -> Sent {
         self.send_locked(self.state.lock(), chunk)
     }
 
     /// Sends what must not be left out and waits for nobody: an answer to the client's own frame, or who is
     /// connected. It may go over the limit once more; beyond that the reader is slow.
-    pub fn insist(self: &Arc<Self>, frame: &impl Frames) -> Sent {
+    pub fn insist(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
             if state.backlog.insist(frame, &self.limits.queue) {
@@ -168,7 +168,7 @@ impl Outbox {
         self.write_now(state);
     }
 
-    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Frames) -> Sent {
+    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Chunk) -> Sent {
         if state.phase != Phase::Open {
             return Sent::Closed;
         }
@@ -181,7 +181,7 @@ impl Outbox {
 
     /// Begins to send a chunk that the caller writes itself, without holding a lock meanwhile: many sockets' chunks go
     /// to the kernel together.
-    pub fn begin(&self, chunk: &impl Frames) -> Begun {
+    pub fn begin(&self, chunk: &impl Chunk) -> Begun {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
             return Begun::Done(Sent::Closed);
@@ -194,7 +194,7 @@ impl Outbox {
     }
 
     /// Takes the result of the send that was begun: as from `send(2)`.
-    pub fn complete(self: &Arc<Self>, chunk: &impl Frames, result: io::Result<usize>) -> Sent {
+    pub fn complete(self: &Arc<Self>, chunk: &impl Chunk, result: io::Result<usize>) -> Sent {
         let mut state = self.state.lock();
         state.flushing = false;
         if state.phase == Phase::Dead {
@@ -205,7 +205,7 @@ impl Outbox {
 
     /// One `send`, past the runtime's notes on the socket: one cache line less for each recipient. The flusher, if it
     /// comes to one, finds out by itself that the socket is full.
-    pub fn send_now(&self, chunk: &impl Frames) -> io::Result<usize> {
+    pub fn send_now(&self, chunk: &impl Chunk) -> io::Result<usize> {
         SockRef::from(self.socket.as_ref()).send(chunk.bytes())
     }
 
@@ -218,7 +218,7 @@ impl Outbox {
     fn settle(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
-        chunk: &impl Frames,
+        chunk: &impl Chunk,
         result: io::Result<usize>,
     ) -> Sent {
         let written = match result {
@@ -251,7 +251,7 @@ impl Outbox {
         }
         if !is_whole {
             let hold = |chunk| self.limits.queue.memory.hold(chunk);
-            state.backlog.begin(chunk.keep(hold), written);
+            state.backlog.begin(chunk.to_bytes(hold), written);
         }
         // Something may have been queued while the chunk was under way: often the socket takes that, too.
         let is_done = state.backlog.is_empty() || (is_whole && self.write_backlog(&mut state));

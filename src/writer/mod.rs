@@ -1,5 +1,6 @@
 //! The only writer of a connection's socket, and what it has not taken yet.
 
+pub mod chunk;
 pub mod connection_writer;
 mod kernel;
 pub mod memory;
@@ -8,6 +9,7 @@ mod pulse;
 pub mod testing;
 pub mod write_queue;
 
+pub use chunk::{BorrowedChunk, Chunk, SharedChunk};
 pub use connection_writer::{Begun, Outbox, OutboxLimits, Queued, Sent};
 pub use memory::SendMemory;
 pub use write_queue::QueueLimits;

@@ -15,10 +15,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::Outbox;
+use super::chunk::Chunk;
 use super::memory::SendMemory;
 use crate::clock;
 use crate::protocol::frame;
-use crate::protocol::frames::Frames;
 
 /// How many queued chunks one `writev` takes.
 const MAX_IOVECS: usize = 64;
@@ -192,7 +192,7 @@ impl Backlog {
     }
 
     /// Queues a chunk if there is room for it.
-    pub fn try_push(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
+    pub fn try_push(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
         let over = (self.bytes + chunk.bytes().len()).saturating_sub(limits.queue_bytes);
         if over > self.overdrawn {
             if !self.is_draining(limits) || over > MAX_OVERDRAFT || limits.memory.is_exceeded() {
@@ -207,7 +207,7 @@ impl Backlog {
     }
 
     /// Queues a chunk beyond the limit, up to as much again.
-    pub fn insist(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
+    pub fn insist(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
         if self.try_push(chunk, limits) {
             return true;
         }
@@ -215,12 +215,12 @@ impl Backlog {
         has_room && self.push_counted(chunk, limits)
     }
 
-    fn push_counted(&mut self, chunk: &impl Frames, limits: &QueueLimits) -> bool {
+    fn push_counted(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
         // The largest queues are closed to make room: who is barely behind need not pay for them.
         if limits.memory.is_scarce() && (self.bytes > SMALL_QUEUE || limits.memory.is_exhausted()) {
             return false;
         }
-        self.push(chunk.keep(|chunk| limits.memory.hold(chunk)));
+        self.push(chunk.to_bytes(|chunk| limits.memory.hold(chunk)));
         self.recount(limits);
         true
     }
