@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use livechat_ws::fanout::backend::Outlet;
+use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::protocol::frame;
-use livechat_ws::session::fanout::WaitBudget;
-use livechat_ws::session::outlet::Outlet;
 use livechat_ws::session::{Member, Session};
 use socket2::SockRef;
 

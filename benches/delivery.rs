@@ -1,8 +1,8 @@
 //! Batches of records through delivery, as the bus's thread does it, until the readers have them.
 
 use criterion::{Criterion, Throughput, criterion_group};
+use livechat_ws::fanout::backend::Outlet;
 use livechat_ws::protocol::ids::SessionId;
-use livechat_ws::session::outlet::Outlet;
 
 use crate::support::{OUTLETS, Record, Sessions, deliver, session_id};
 

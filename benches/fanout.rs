@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::protocol::frame;
-use livechat_ws::session::fanout::WaitBudget;
 
 use crate::support::{OUTLETS, Sessions, fan_out};
 

@@ -7,13 +7,13 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use livechat_ws::bus::Bus;
 use livechat_ws::bus::embedded::Embedded;
 use livechat_ws::config::{self, Command};
+use livechat_ws::fanout::backend::Outlet;
 use livechat_ws::presence::inbox::Inbox;
 use livechat_ws::presence::{Parts, Presence};
 use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
 use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
 use livechat_ws::session::Roster;
-use livechat_ws::session::outlet::Outlet;
 
 use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
 

@@ -12,7 +12,8 @@
 //! - [`writer`]: the only writer of a socket, and the queue of what it has not taken yet
 //! - [`chat`]: what each client frame does
 //! - [`bus`]: the log of records, in the process or in Kafka, and delivery from it
-//! - [`session`]: who is in a session here, and the fan-out to their sockets
+//! - [`fanout`]: from a batch of records to the sockets of each session
+//! - [`session`]: who is in a session here
 //! - [`presence`]: who is connected, told beside the message path, which never waits for it
 //! - [`protocol`]: everything on the wire, and nothing of ours
 //! - [`signals`]: what the process is told; [`shutdown`]: the graceful end
@@ -28,6 +29,7 @@ pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod fanout;
 pub mod http;
 pub mod life;
 pub mod logging;

@@ -15,6 +15,8 @@ use crate::bus::{Bus, Delivery, embedded};
 use crate::chat::{self, Chat};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
+use crate::fanout::backend::{Outlet, RingInUse};
+use crate::fanout::uring::Ring;
 use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
 use crate::http::keep_alive::Pool;
@@ -25,13 +27,11 @@ use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
-use crate::session::outlet::{Outlet, RingInUse};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
 use crate::writer::{OutboxLimits, QueueLimits, SendMemory};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
-use crate::ws::uring::Ring;
 use crate::{shutdown, supervise};
 
 /// How many members are swept before other tasks get their turn.

@@ -8,8 +8,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use livechat_ws::session::fanout::SLICE;
-use livechat_ws::session::outlet::{Outlet, RingInUse};
+use livechat_ws::fanout::backend::{Outlet, RingInUse};
+use livechat_ws::fanout::broadcast::SLICE;
 
 #[path = "../benches/support/mod.rs"]
 mod support;

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livechat_ws::bus::Delivery;
+use livechat_ws::fanout::backend::{Delivered, Outlet, RingInUse, Round};
+use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::metrics::Metrics;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
-use livechat_ws::session::fanout::{Delivered, WaitBudget};
-use livechat_ws::session::outlet::{Outlet, RingInUse, Round};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::writer::BorrowedChunk;

@@ -1,7 +1,7 @@
 //! From a batch of records to the sockets: the same for every bus, on the bus's own thread.
 //!
 //! A record of a session that is not here costs a look-up and nothing else. The frames of one session and batch
-//! become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
+//! become one contiguous write, cut into chunks (see [`chunks`](crate::fanout::chunks)).
 
 use std::collections::HashMap;
 use std::io;
@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use super::chunks::{Chunks, Spare};
+use crate::fanout::backend::{Delivered, Outlet, Round};
+use crate::fanout::broadcast::{self, Patience, SLICE};
+use crate::fanout::chunks::{Chunks, Spare};
+use crate::fanout::slow_readers::WaitBudget;
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
-use crate::session::fanout::{self, Delivered, Patience, SLICE, WaitBudget};
-use crate::session::outlet::{Outlet, Round};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 
@@ -244,7 +245,7 @@ impl Delivery {
             records += pending.records;
             self.spare.give_back(pending.chunks);
         }
-        self.metrics.batch(records, &total);
+        self.metrics.batch(records, total.written, total.queued);
     }
 
     /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
@@ -280,7 +281,7 @@ impl Delivery {
             timestamp: &typing.timestamp,
         });
         if let Some(frame) = frame {
-            fanout::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
+            broadcast::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
         }
     }
 
@@ -323,8 +324,8 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::fanout::backend::RingInUse;
     use crate::protocol::ids::UserType;
-    use crate::session::outlet::RingInUse;
     use crate::session::testing::members;
 
     fn delivery(

@@ -2,7 +2,6 @@
 //!
 //! Both variants append, acknowledge and hand what they read to the same [`delivery`], on a thread of their own.
 
-mod chunks;
 pub mod delivery;
 pub mod embedded;
 pub mod kafka;

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::bus::{Bus, PublishError};
+use crate::fanout::broadcast::{self, Patience};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
@@ -21,7 +22,6 @@ use crate::protocol::json::Passed;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
 use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
 use crate::protocol::timestamp;
-use crate::session::fanout::{self, Patience};
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 pub use arrival::Arrival;
@@ -200,7 +200,7 @@ impl Chat {
             timestamp: at,
         });
         if let Some(frame) = frame {
-            fanout::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
+            broadcast::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
         }
     }
 

@@ -24,9 +24,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::chat::Chat;
 use crate::config::Config;
+use crate::fanout::backend::RingInUse;
 use crate::life::Life;
 use crate::metrics::Metrics;
-use crate::session::outlet::RingInUse;
 use crate::ws::connection;
 use addresses::Addresses;
 use cors::Cors;

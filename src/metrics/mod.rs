@@ -19,7 +19,6 @@ use crate::config::Config;
 use crate::http::refusal::{self, RequestRefusal, UpgradeRefusal};
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
-use crate::session::fanout::Delivered;
 use page::Format;
 
 pub use self::kafka::{KafkaMetrics, Latency, latency};
@@ -315,11 +314,11 @@ impl Metrics {
         add(&self.poison_records, Poison::Internal.name(), records);
     }
 
-    /// One delivered batch.
-    pub fn batch(&self, records: u64, delivered: &Delivered) {
+    /// One delivered batch: how many records, and how many chunks sockets took at once or had queued.
+    pub fn batch(&self, records: u64, written: usize, queued: usize) {
         self.records.inc_by(records);
-        self.deliveries_written.inc_by(delivered.written as u64);
-        self.deliveries_queued.inc_by(delivered.queued as u64);
+        self.deliveries_written.inc_by(written as u64);
+        self.deliveries_queued.inc_by(queued as u64);
     }
 
     /// The page in the classic format, without what others hold.

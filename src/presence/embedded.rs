@@ -10,12 +10,12 @@ use super::LARGE_SESSION_INTERVAL;
 use super::grace::{self, Grace};
 use super::inbox::{Change, Inbox};
 use crate::clock::Moment;
+use crate::fanout::broadcast::deliver_in_slices;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::server;
 use crate::protocol::status::{MAX_LISTED_EVENTS, MAX_LISTED_USERS};
 use crate::protocol::timestamp;
-use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
 
 pub(super) async fn run(

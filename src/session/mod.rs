@@ -1,13 +1,10 @@
-//! Sessions: who is in them here, and the fan-out of encoded frames to their sockets.
+//! Sessions: who is in them here.
 //!
 //! - [`registry`]: the sessions of this node
 //! - [`roster`]: the users of one session on this node, by their connections
-//! - [`fanout`]: one chunk of frames to every member; [`outlet`]: by a send each, or many at once
 //! - [`relief`]: what happens when all their queues together hold too much
 //! - [`typists`]: who is typing, until it ends by itself
 
-pub mod fanout;
-pub mod outlet;
 pub mod registry;
 pub mod relief;
 pub mod roster;

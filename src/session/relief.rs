@@ -2,7 +2,7 @@
 //!
 //! Of readers that stand the largest goes first, or does not get what is queued before the close frame it has coming.
 //! One that drains, and is behind for a burst of ours, goes only where that is not enough for [`PATIENCE`]; meanwhile
-//! nobody goes over `SEND_QUEUE_BYTES` any more, for which delivery waits a little (see [`fanout`](super::fanout)), and
+//! nobody goes over `SEND_QUEUE_BYTES` any more, for which delivery waits a little (see [`slow_readers`](crate::fanout::slow_readers)), and
 //! the log is not read.
 
 use std::cmp::Reverse;

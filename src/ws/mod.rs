@@ -4,5 +4,3 @@
 pub mod connection;
 pub mod rate;
 pub mod scanner;
-#[cfg_attr(not(target_os = "linux"), path = "uring_absent.rs")]
-pub mod uring;

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::answers::{Applied, Damage};
 use super::shown::{Next, Shown};
 use super::store::SUSPICION;
+use crate::fanout::broadcast::deliver_in_slices;
 use crate::metrics::Metrics;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::StatusEvent;
 use crate::protocol::{server, timestamp};
-use crate::session::fanout::deliver_in_slices;
 use crate::session::{Registry, Session};
 use crate::writer::Outbox;
 

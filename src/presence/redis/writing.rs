@@ -294,11 +294,11 @@ mod tests {
     use crate::bus::{Bus, Delivery, embedded};
     use crate::clock::Moment;
     use crate::config::RedisConfig;
+    use crate::fanout::backend::Outlet;
     use crate::presence::Parts;
     use crate::presence::redis::store::Store;
     use crate::protocol::ids::UserType;
     use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
-    use crate::session::outlet::Outlet;
     use crate::session::testing::members;
     use crate::session::typists::Typists;
     use crate::session::{Member, Registry};

@@ -6,10 +6,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Member;
-use super::fanout::{Delivered, WaitBudget, send_or_close};
+use super::slow_readers::{WaitBudget, send_or_close};
+use super::uring::{self, Ring};
+use crate::session::Member;
 use crate::writer::{Begun, BorrowedChunk, Chunk, Sent};
-use crate::ws::uring::{self, Ring};
 
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
 const MIN_RING: usize = 4;
@@ -25,6 +25,35 @@ impl RingInUse {
 
     fn set(&self, is_in_use: bool) {
         self.0.store(is_in_use, Ordering::Relaxed);
+    }
+}
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    pub written: usize,
+    pub queued: usize,
+}
+
+impl Delivered {
+    /// The connections that have it or will.
+    pub fn received(&self) -> usize {
+        self.written + self.queued
+    }
+
+    pub(super) fn count(&mut self, sent: Sent) {
+        match sent {
+            Sent::Written => self.written += 1,
+            Sent::Queued => self.queued += 1,
+            Sent::Full | Sent::Closed => {}
+        }
+    }
+}
+
+impl std::ops::AddAssign for Delivered {
+    fn add_assign(&mut self, other: Self) {
+        self.written += other.written;
+        self.queued += other.queued;
     }
 }
 

@@ -1,17 +1,11 @@
-//! One chunk of frames to every member of a session.
+//! What a delivery thread does about a reader whose queue is full: it waits a little, within a budget, or closes it.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use super::Member;
 use crate::protocol::code::CloseCode;
-use crate::protocol::ids::UserId;
-use crate::writer::{Chunk, Queued, Sent, SharedChunk};
-
-/// How many members are served before another session, or another task, gets its turn.
-pub const SLICE: usize = 256;
+use crate::session::Member;
+use crate::writer::{Chunk, Queued, Sent};
 
 /// How long delivery waits for one reader without any progress. Only one that drains, and is at the end of its
 /// overdraft all the same (see `writer::write_queue`), is waited for: the consumer pauses rather than cut it.
@@ -21,44 +15,6 @@ const WAIT_STEP: Duration = Duration::from_millis(1);
 /// up: slow readers must not become everybody's delay.
 const WAIT_SHARE: u32 = 20;
 const MAX_WAIT: Duration = Duration::from_millis(500);
-
-/// What became of a chunk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Delivered {
-    pub written: usize,
-    pub queued: usize,
-}
-
-impl Delivered {
-    /// The connections that have it or will.
-    pub fn received(&self) -> usize {
-        self.written + self.queued
-    }
-
-    pub(super) fn count(&mut self, sent: Sent) {
-        match sent {
-            Sent::Written => self.written += 1,
-            Sent::Queued => self.queued += 1,
-            Sent::Full | Sent::Closed => {}
-        }
-    }
-}
-
-impl std::ops::AddAssign for Delivered {
-    fn add_assign(&mut self, other: Self) {
-        self.written += other.written;
-        self.queued += other.queued;
-    }
-}
-
-/// What to do about a reader whose queue is full, where nobody may wait for it.
-#[derive(Clone, Copy)]
-pub enum Patience {
-    /// What may be left out is.
-    Drop,
-    /// It may not be left out.
-    Insist,
-}
 
 /// The time a delivery thread may still wait for slow readers.
 pub struct WaitBudget {
@@ -90,43 +46,6 @@ impl WaitBudget {
         }
         has_left
     }
-}
-
-/// Sends `chunk` to each of `members` but those of `except`.
-pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
-    deliver_shared(members, &SharedChunk::new(chunk.clone()), except, patience)
-}
-
-fn deliver_shared(
-    members: &[Member],
-    chunk: &SharedChunk,
-    except: Option<&UserId>,
-    patience: Patience,
-) -> Delivered {
-    let mut delivered = Delivered::default();
-    for member in members {
-        if except.is_some_and(|user_id| *user_id == member.user_id) {
-            continue;
-        }
-        let sent = match patience {
-            Patience::Drop => member.outbox.send(chunk),
-            Patience::Insist => member.outbox.insist(chunk),
-        };
-        delivered.count(sent);
-    }
-    delivered
-}
-
-/// [`deliver`] on the runtime: after each slice other tasks get their turn.
-pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
-    let (mut delivered, chunk) = (Delivered::default(), SharedChunk::new(chunk.clone()));
-    for slice in members.chunks(SLICE) {
-        delivered += deliver_shared(slice, &chunk, None, Patience::Insist);
-        if members.len() > SLICE {
-            tokio::task::yield_now().await;
-        }
-    }
-    delivered
 }
 
 /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.

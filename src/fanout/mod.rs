@@ -1,0 +1,13 @@
+//! From a batch of records to sockets, on the thread that read them.
+//!
+//! - [`chunks`]: the frames of one session in a batch, in one buffer
+//! - [`backend`]: how they leave: a `send` per socket, or many in one submission of io_uring ([`uring`])
+//! - [`slow_readers`]: what is done about a reader whose queue is full
+//! - [`broadcast`]: one frame to a session, outside of any batch
+
+pub mod backend;
+pub mod broadcast;
+pub mod chunks;
+pub mod slow_readers;
+#[cfg_attr(not(target_os = "linux"), path = "uring_absent.rs")]
+pub mod uring;
