@@ -1,12 +1,12 @@
 //! The bus: an append-only log of records that every node reads whole, in the process or in Kafka.
 //!
-//! Both variants append, acknowledge and hand what they read to the same [`delivery`], on a thread of their own.
+//! Both variants append, acknowledge and hand what they read to the same [`router`], on a thread of their own.
 
-pub mod delivery;
 pub mod embedded;
 pub mod kafka;
+pub mod router;
 
-pub use delivery::Delivery;
+pub use router::Delivery;
 
 use crate::protocol::record::{Outgoing, Topic};
 

@@ -1,28 +1,22 @@
-//! From a batch of records to the sockets: the same for every bus, on the bus's own thread.
-//!
-//! A record of a session that is not here costs a look-up and nothing else. The frames of one session and batch
-//! become one contiguous write, cut into chunks (see [`chunks`](crate::fanout::chunks)).
+//! From a record to its session: the same for every bus, on the bus's own thread. A record of a session that is not here
+//! costs a look-up and nothing else; what becomes of the others is the business of [`fanout`](crate::fanout).
 
-use std::collections::HashMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
-
-use crate::fanout::backend::{Delivered, Outlet, Round};
-use crate::fanout::broadcast::{self, Patience, SLICE};
-use crate::fanout::chunks::{Chunks, Spare};
-use crate::fanout::slow_readers::WaitBudget;
+use crate::fanout::backend::Outlet;
+use crate::fanout::batch::Batch;
+use crate::fanout::broadcast::{self, Patience};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::protocol::server::{self, TypingIndicator};
+use crate::session::Registry;
 use crate::session::typists::{Home, Typists};
-use crate::session::{Member, Registry, Session};
 
 /// Of poison records at most one log line in this time; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,36 +35,8 @@ pub struct Delivery {
     /// `MAX_RECORD_BYTES`.
     max_record_bytes: usize,
     converter: Converter,
-    batch: Vec<Pending>,
-    spare: Spare,
-    /// What became of them; kept, so that a batch allocates nothing for it.
-    delivered: Vec<Delivered>,
-    /// Where a session stands in the batch, by its address: the batch holds it alive.
-    index: HashMap<usize, usize, RandomState>,
-    wait_budget: WaitBudget,
-    outlet: Outlet,
+    batch: Batch,
     poison_log: LogLimit,
-}
-
-/// What a batch has for one session.
-struct Pending {
-    session: Arc<Session>,
-    records: u64,
-    chunks: Chunks,
-    /// To whom, once it is closed.
-    members: Option<Arc<Vec<Member>>>,
-}
-
-impl Pending {
-    /// Nothing more is added: it goes to who is a member now.
-    fn close(&mut self) {
-        self.chunks.cut();
-        self.members = Some(self.session.members());
-    }
-
-    fn members(&self) -> &[Member] {
-        self.members.as_ref().map_or(&[], |members| members)
-    }
 }
 
 impl Delivery {
@@ -87,16 +53,11 @@ impl Delivery {
             registry,
             typists,
             changed_elsewhere,
+            batch: Batch::new(outlet, Arc::clone(&metrics)),
             metrics,
             node,
             max_record_bytes,
             converter: Converter::default(),
-            batch: Vec::new(),
-            spare: Spare::default(),
-            delivered: Vec::new(),
-            index: HashMap::default(),
-            wait_budget: WaitBudget::default(),
-            outlet,
             poison_log: LogLimit::new(POISON_LOG_INTERVAL),
         }
     }
@@ -110,7 +71,7 @@ impl Delivery {
     ) -> io::Result<JoinHandle<()>> {
         let (started, has_started) = mpsc::channel();
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            self.outlet.prepare();
+            self.batch.prepare();
             let _ = started.send(());
             run(self);
         })?;
@@ -150,7 +111,7 @@ impl Delivery {
                     if simdutf8::basic::from_utf8(value).is_err() {
                         return Err(Poison::NotUtf8);
                     }
-                    self.add(session, value);
+                    self.batch.add(session, value);
                 }
                 Ok(())
             }
@@ -164,7 +125,7 @@ impl Delivery {
                     session.is_some()
                 })?;
                 if let (Some(session), Some((_, payload))) = (session, converted) {
-                    self.add(session, &payload);
+                    self.batch.add(session, &payload);
                 }
                 Ok(())
             }
@@ -179,73 +140,9 @@ impl Delivery {
         }
     }
 
-    fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
-        let address = Arc::as_ptr(&session) as usize;
-        let at = *self.index.entry(address).or_insert_with(|| {
-            self.batch.push(Pending {
-                session,
-                records: 0,
-                chunks: self.spare.take(),
-                members: None,
-            });
-            self.batch.len() - 1
-        });
-        let pending = &mut self.batch[at];
-        pending.records += 1;
-        pending.chunks.push(payload);
-    }
-
-    /// Delivers the batch; false if it was for nobody here. What is left of one over which we panic is counted and given
-    /// up.
+    /// Sends the batch to its sessions; false if it was for nobody here.
     pub fn flush(&mut self) -> bool {
-        if self.batch.is_empty() {
-            return false;
-        }
-        if panic::catch_unwind(AssertUnwindSafe(|| self.send_batch())).is_err() {
-            let records = self.batch.drain(..).map(|pending| pending.records).sum();
-            tracing::error!(records, "delivery has failed: please report this bug");
-            self.metrics.lost(records);
-        }
-        self.index.clear();
-        true
-    }
-
-    /// Small sessions go first; large ones take turns by slices of their members.
-    fn send_batch(&mut self) {
-        self.outlet.prepare();
-        self.batch.iter_mut().for_each(Pending::close);
-        self.delivered.clear();
-        self.delivered.resize(self.batch.len(), Delivered::default());
-        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut self.delivered);
-        let sized = |is_large: bool| {
-            let batch = self.batch.iter().enumerate();
-            batch.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
-        };
-        for (slot, pending) in sized(false) {
-            send_chunks(&mut round, slot, pending.members(), &pending.chunks);
-        }
-        let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
-        for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
-            for (slot, pending) in sized(true) {
-                let members = pending.members().get(start..).unwrap_or_default();
-                send_chunks(
-                    &mut round,
-                    slot,
-                    &members[..members.len().min(SLICE)],
-                    &pending.chunks,
-                );
-            }
-        }
-        round.flush();
-        drop(round);
-        let (mut total, mut records) = (Delivered::default(), 0);
-        for (pending, delivered) in self.batch.drain(..).zip(&self.delivered) {
-            log_broadcast(&pending, *delivered);
-            total += *delivered;
-            records += pending.records;
-            self.spare.give_back(pending.chunks);
-        }
-        self.metrics.batch(records, total.written, total.queued);
+        self.batch.send()
     }
 
     /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
@@ -255,7 +152,7 @@ impl Delivery {
             return Ok(());
         };
         match foreign {
-            Some(payload) => self.add(session, &payload),
+            Some(payload) => self.batch.add(session, &payload),
             None => (self.changed_elsewhere)(&session_id),
         }
         Ok(())
@@ -297,25 +194,6 @@ impl Delivery {
             );
         }
     }
-}
-
-/// Sends the chunks of one session in their order.
-fn send_chunks<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
-    for (number, chunk) in chunks.iter().enumerate() {
-        if number > 0 {
-            round.flush();
-        }
-        round.send(slot, members, chunk);
-    }
-}
-
-fn log_broadcast(pending: &Pending, delivered: Delivered) {
-    tracing::debug!(
-        "Broadcasted message to session {}: {}/{} clients received",
-        pending.session.id,
-        delivered.received() / pending.chunks.iter().count(),
-        pending.members().len()
-    );
 }
 
 #[cfg(test)]

@@ -1,0 +1,158 @@
+//! What a batch of records has for each session, and how it is sent.
+//!
+//! The frames of one session in a batch become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
+
+use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use super::backend::{Delivered, Outlet, Round};
+use super::broadcast::SLICE;
+use super::chunks::{Chunks, Spare};
+use super::slow_readers::WaitBudget;
+use crate::metrics::Metrics;
+use crate::session::{Member, Session};
+
+/// A batch of one delivery thread. Everything in it is kept for the next one, so that a batch allocates nothing.
+pub struct Batch {
+    sessions: Vec<Pending>,
+    spare: Spare,
+    /// What became of the chunks of each session.
+    delivered: Vec<Delivered>,
+    /// Where a session stands in `sessions`, by its address: the batch holds it alive.
+    index: HashMap<usize, usize, RandomState>,
+    wait_budget: WaitBudget,
+    outlet: Outlet,
+    metrics: Arc<Metrics>,
+}
+
+/// What a batch has for one session.
+struct Pending {
+    session: Arc<Session>,
+    records: u64,
+    chunks: Chunks,
+    /// To whom, once it is closed.
+    members: Option<Arc<Vec<Member>>>,
+}
+
+impl Pending {
+    /// Nothing more is added: it goes to who is a member now.
+    fn close(&mut self) {
+        self.chunks.cut();
+        self.members = Some(self.session.members());
+    }
+
+    fn members(&self) -> &[Member] {
+        self.members.as_ref().map_or(&[], |members| members)
+    }
+}
+
+impl Batch {
+    pub fn new(outlet: Outlet, metrics: Arc<Metrics>) -> Self {
+        Self {
+            sessions: Vec::new(),
+            spare: Spare::default(),
+            delivered: Vec::new(),
+            index: HashMap::default(),
+            wait_budget: WaitBudget::default(),
+            outlet,
+            metrics,
+        }
+    }
+
+    /// Makes the ring, where one is wanted, on the thread that will use it.
+    pub fn prepare(&mut self) {
+        self.outlet.prepare();
+    }
+
+    /// Puts the payload of a frame behind what the batch has for its session.
+    pub fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
+        let address = Arc::as_ptr(&session) as usize;
+        let at = *self.index.entry(address).or_insert_with(|| {
+            self.sessions.push(Pending {
+                session,
+                records: 0,
+                chunks: self.spare.take(),
+                members: None,
+            });
+            self.sessions.len() - 1
+        });
+        let pending = &mut self.sessions[at];
+        pending.records += 1;
+        pending.chunks.push(payload);
+    }
+
+    /// Sends the batch to the members that its sessions have now; false if there is nothing to send. What is left of a
+    /// batch when sending it panics is counted and given up.
+    pub fn send(&mut self) -> bool {
+        if self.sessions.is_empty() {
+            return false;
+        }
+        if panic::catch_unwind(AssertUnwindSafe(|| self.send_chunks())).is_err() {
+            let records = self.sessions.drain(..).map(|pending| pending.records).sum();
+            tracing::error!(records, "delivery has failed: please report this bug");
+            self.metrics.lost(records);
+        }
+        self.index.clear();
+        true
+    }
+
+    /// Small sessions go first; large ones take turns by slices of their members.
+    fn send_chunks(&mut self) {
+        self.outlet.prepare();
+        self.sessions.iter_mut().for_each(Pending::close);
+        self.delivered.clear();
+        self.delivered.resize(self.sessions.len(), Delivered::default());
+        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut self.delivered);
+        let sized = |is_large: bool| {
+            let sessions = self.sessions.iter().enumerate();
+            sessions.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
+        };
+        for (slot, pending) in sized(false) {
+            send_in_order(&mut round, slot, pending.members(), &pending.chunks);
+        }
+        let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
+        for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
+            for (slot, pending) in sized(true) {
+                let members = pending.members().get(start..).unwrap_or_default();
+                send_in_order(
+                    &mut round,
+                    slot,
+                    &members[..members.len().min(SLICE)],
+                    &pending.chunks,
+                );
+            }
+        }
+        round.flush();
+        drop(round);
+        let (mut total, mut records) = (Delivered::default(), 0);
+        for (pending, delivered) in self.sessions.drain(..).zip(&self.delivered) {
+            log_broadcast(&pending, *delivered);
+            total += *delivered;
+            records += pending.records;
+            self.spare.give_back(pending.chunks);
+        }
+        self.metrics.batch(records, total.written, total.queued);
+    }
+}
+
+/// Sends the chunks of one session in their order.
+fn send_in_order<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
+    for (number, chunk) in chunks.iter().enumerate() {
+        if number > 0 {
+            round.flush();
+        }
+        round.send(slot, members, chunk);
+    }
+}
+
+fn log_broadcast(pending: &Pending, delivered: Delivered) {
+    tracing::debug!(
+        "Broadcasted message to session {}: {}/{} clients received",
+        pending.session.id,
+        delivered.received() / pending.chunks.iter().count(),
+        pending.members().len()
+    );
+}
