@@ -68,15 +68,15 @@ fn batches(c: &mut Criterion) {
         for (way, outlet) in OUTLETS {
             let mut parts = None;
             group.bench_function(format!("{}/{way}", load.name), |b| {
-                let (sessions, delivery, batch) = parts.get_or_insert_with(|| {
+                let (sessions, router, batch) = parts.get_or_insert_with(|| {
                     let sessions = Sessions::open(load.sessions, load.sockets_each);
-                    let delivery = sessions.delivery(outlet());
+                    let router = sessions.router(outlet());
                     let batch: Vec<_> = (0..records)
                         .map(|n| (load.record)(&session_id(n % load.sessions), TEXT))
                         .collect();
-                    (sessions, delivery, batch)
+                    (sessions, router, batch)
                 });
-                b.iter(|| sessions.deliver(delivery, batch));
+                b.iter(|| sessions.deliver(router, batch));
             });
         }
     }
@@ -87,12 +87,12 @@ fn batches(c: &mut Criterion) {
 fn strangers(c: &mut Criterion) {
     let mut group = c.benchmark_group("delivery/not_here");
     let sessions = Sessions::open(1, 1);
-    let mut delivery = sessions.delivery(Outlet::Send);
+    let mut router = sessions.router(Outlet::Send);
     let forms: [(_, Make); 2] = [("native", Record::native), ("old", Record::old)];
     for (name, record) in forms {
         let batch: Vec<_> = (1..=100).map(|n| record(&session_id(n), TEXT)).collect();
         group.throughput(Throughput::Elements(batch.len() as u64));
-        group.bench_function(name, |b| b.iter(|| deliver(&mut delivery, &batch)));
+        group.bench_function(name, |b| b.iter(|| deliver(&mut router, &batch)));
     }
     group.finish();
 }

@@ -104,7 +104,7 @@ impl Store {
         let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
             panic!("a configuration of defaults is valid");
         };
-        let bus = Embedded::start(sessions.delivery(Outlet::Send)).expect("a thread");
+        let bus = Embedded::start(sessions.router(Outlet::Send)).expect("a thread");
         let parts = Parts {
             inbox: Arc::default(),
             registry: Arc::clone(&sessions.registry),

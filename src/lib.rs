@@ -11,7 +11,7 @@
 //! - [`ws`]: the reading side of one connection
 //! - [`writer`]: the only writer of a socket, and the queue of what it has not taken yet
 //! - [`chat`]: what each client frame does
-//! - [`bus`]: the log of records, in the process or in Kafka, and delivery from it
+//! - [`bus`]: the log of records, in the process or in Kafka; it decodes them and finds their sessions
 //! - [`fanout`]: from a batch of records to the sockets of each session
 //! - [`session`]: who is in a session here
 //! - [`presence`]: who is connected, told beside the message path, which never waits for it

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::bus::kafka::Kafka;
-use crate::bus::{Bus, Delivery, embedded};
+use crate::bus::{Bus, Router, embedded};
 use crate::chat::{self, Chat};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
@@ -133,9 +133,9 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
-    let delivery = |outlet| {
+    let router = |outlet| {
         let marks = Arc::clone(&inbox);
-        Delivery::new(
+        Router::new(
             Arc::clone(&registry),
             Arc::clone(&typists),
             Box::new(move |session_id| marks.is_stale(session_id)),
@@ -146,13 +146,13 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
         )
     };
     let bus = match &config.kafka {
-        None => Bus::Embedded(embedded::Embedded::start(delivery(outlet))?),
+        None => Bus::Embedded(embedded::Embedded::start(router(outlet))?),
         Some(kafka) => Bus::Kafka(Kafka::start(
             kafka.clone(),
             node.clone(),
             config.max_record_bytes,
             // Frames of typing and status are few.
-            [delivery(outlet), delivery(Outlet::Send)],
+            [router(outlet), router(Outlet::Send)],
             Arc::clone(&metrics),
         )?),
     };

@@ -59,14 +59,14 @@ const ATTEMPTS: usize = 100;
 /// What this thread allocates to deliver a batch straight to the sockets of so many recipients.
 fn allocations(recipients: usize, batch: &[Record], outlet: Outlet) -> u64 {
     let sessions = Sessions::open(1, recipients);
-    let mut delivery = sessions.delivery(outlet);
+    let mut router = sessions.router(outlet);
     // The first batch makes what delivery keeps.
-    sessions.deliver(&mut delivery, batch);
+    sessions.deliver(&mut router, batch);
     for _ in 0..ATTEMPTS {
         let written = sessions.metric("deliveries_written");
         sessions.expect_batch(batch);
         let before = ALLOCATIONS.get();
-        deliver(&mut delivery, batch);
+        deliver(&mut router, batch);
         let allocations = ALLOCATIONS.get() - before;
         sessions.wait();
         // A socket that was not ready is off the fast path: then this batch says nothing.
@@ -112,7 +112,7 @@ fn costs(outlet: fn() -> Outlet, way_out: u64) {
 fn many_sessions_cost_nothing() {
     const SESSIONS: usize = 100;
     let sessions = Sessions::open(SESSIONS, 2);
-    let mut delivery = sessions.delivery(Outlet::Send);
+    let mut router = sessions.router(Outlet::Send);
     // Some with more than others, in turn, until every buffer has met the most.
     let batch = |first: usize| -> Vec<_> {
         (0..3 * SESSIONS)
@@ -120,14 +120,14 @@ fn many_sessions_cost_nothing() {
             .collect()
     };
     for first in 0..2 * SESSIONS {
-        sessions.deliver(&mut delivery, &batch(first));
+        sessions.deliver(&mut router, &batch(first));
     }
     let costs: Vec<_> = (0..ATTEMPTS)
         .map(|first| {
             let batch = batch(first);
             sessions.expect_batch(&batch);
             let before = ALLOCATIONS.get();
-            deliver(&mut delivery, &batch);
+            deliver(&mut router, &batch);
             let allocations = ALLOCATIONS.get() - before;
             sessions.wait();
             allocations

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use livechat_ws::bus::Delivery;
+use livechat_ws::bus::Router;
 use livechat_ws::fanout::backend::{Delivered, Outlet, RingInUse, Round};
 use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::metrics::Metrics;
@@ -54,11 +54,11 @@ pub fn user_id(n: usize) -> UserId {
 }
 
 /// One batch, as a bus delivers it.
-pub fn deliver(delivery: &mut Delivery, batch: &[Record]) {
+pub fn deliver(router: &mut Router, batch: &[Record]) {
     for record in batch {
-        delivery.push(&record.incoming());
+        router.route(&record.incoming());
     }
-    delivery.flush();
+    router.send_batch();
 }
 
 /// One chunk to every member, as delivery sends it.
@@ -145,8 +145,8 @@ impl Sessions {
         opened
     }
 
-    pub fn delivery(&self, outlet: Outlet) -> Delivery {
-        Delivery::new(
+    pub fn router(&self, outlet: Outlet) -> Router {
+        Router::new(
             Arc::clone(&self.registry),
             Arc::new(Typists::default()),
             Box::new(|_| {}),
@@ -168,9 +168,9 @@ impl Sessions {
     }
 
     /// Delivers a batch and waits until the readers have it.
-    pub fn deliver(&self, delivery: &mut Delivery, batch: &[Record]) {
+    pub fn deliver(&self, router: &mut Router, batch: &[Record]) {
         self.expect_batch(batch);
-        deliver(delivery, batch);
+        deliver(router, batch);
         self.wait();
     }
 

@@ -1,4 +1,4 @@
-//! The bus in the process: a bounded queue drained by one thread that runs the same delivery as Kafka's consumer.
+//! The bus in the process: a bounded queue drained by one thread that runs the same router as Kafka's consumer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-use super::{Ack, Delivery, PublishError, is_full_batch};
+use super::{Ack, PublishError, Router, is_full_batch};
 use crate::protocol::record::{Incoming, Outgoing};
 
 /// The most records that wait for delivery.
@@ -22,11 +22,11 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    pub fn start(delivery: Delivery) -> std::io::Result<Self> {
+    pub fn start(router: Router) -> std::io::Result<Self> {
         let (sender, receiver) = sync_channel(MAX_RECORDS);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let drained = Arc::clone(&queued_bytes);
-        let thread = delivery.spawn("bus", move |delivery| drain(&receiver, delivery, &drained))?;
+        let thread = router.spawn("bus", move |router| drain(&receiver, router, &drained))?;
         Ok(Self {
             sender: Mutex::new(Some(sender)),
             queued_bytes,
@@ -66,14 +66,14 @@ impl Embedded {
     }
 }
 
-fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &AtomicUsize) {
+fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &AtomicUsize) {
     let mut offset = 0;
     while let Ok(first) = receiver.recv() {
         let (mut records, mut bytes, mut next) = (0, 0, Some(first));
         while let Some(record) = next {
             bytes += record.value.len();
             records += 1;
-            delivery.push(&Incoming {
+            router.route(&Incoming {
                 topic: record.topic,
                 partition: 0,
                 offset,
@@ -89,7 +89,7 @@ fn drain(receiver: &Receiver<Outgoing>, mut delivery: Delivery, queued_bytes: &A
                 receiver.try_recv().ok()
             };
         }
-        delivery.flush();
+        router.send_batch();
         queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

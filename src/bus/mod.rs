@@ -6,7 +6,7 @@ pub mod embedded;
 pub mod kafka;
 pub mod router;
 
-pub use router::Delivery;
+pub use router::Router;
 
 use crate::protocol::record::{Outgoing, Topic};
 

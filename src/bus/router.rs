@@ -24,7 +24,8 @@ const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Told of a session whose users have changed on another node.
 pub type ChangedElsewhere = Box<dyn Fn(&SessionId) + Send>;
 
-pub struct Delivery {
+/// Decodes records and routes them to their sessions: one for each delivery thread.
+pub struct Router {
     registry: Arc<Registry>,
     typists: Arc<Typists>,
     /// Hears of sessions that have changed on other nodes.
@@ -39,7 +40,7 @@ pub struct Delivery {
     poison_log: LogLimit,
 }
 
-impl Delivery {
+impl Router {
     pub fn new(
         registry: Arc<Registry>,
         typists: Arc<Typists>,
@@ -82,8 +83,8 @@ impl Delivery {
 
     /// Takes a record into the batch. A poison record is counted and skipped, and so is one that makes us panic: the
     /// thread must not end of it, since nobody else reads the log.
-    pub fn push(&mut self, incoming: &Incoming<'_>) {
-        let pushed = panic::catch_unwind(AssertUnwindSafe(|| self.try_push(incoming)));
+    pub fn route(&mut self, incoming: &Incoming<'_>) {
+        let pushed = panic::catch_unwind(AssertUnwindSafe(|| self.try_route(incoming)));
         if let Err(poison) = pushed.unwrap_or(Err(Poison::Internal)) {
             self.skip(incoming, poison);
         }
@@ -96,7 +97,7 @@ impl Delivery {
         }
     }
 
-    fn try_push(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+    fn try_route(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
         let value = incoming.value.ok_or(Poison::Tombstone)?;
         if value.len() > self.max_record_bytes {
             return Err(Poison::TooBig);
@@ -141,7 +142,7 @@ impl Delivery {
     }
 
     /// Sends the batch to its sessions; false if it was for nobody here.
-    pub fn flush(&mut self) -> bool {
+    pub fn send_batch(&mut self) -> bool {
         self.batch.send()
     }
 
@@ -206,13 +207,13 @@ mod tests {
     use crate::protocol::ids::UserType;
     use crate::session::testing::members;
 
-    fn delivery(
+    fn router(
         registry: &Arc<Registry>,
         changed_elsewhere: ChangedElsewhere,
         metrics: &Arc<Metrics>,
         outlet: Outlet,
-    ) -> Delivery {
-        Delivery::new(
+    ) -> Router {
+        Router::new(
             Arc::clone(registry),
             Arc::new(Typists::default()),
             changed_elsewhere,
@@ -236,7 +237,7 @@ mod tests {
         );
 
         let fails = Box::new(|_: &SessionId| panic!("as a bug would"));
-        let mut delivery = delivery(&registry, fails, &metrics, Outlet::Send);
+        let mut router = router(&registry, fails, &metrics, Outlet::Send);
         let record = |topic, form, value: &'static str| Incoming {
             topic,
             partition: 0,
@@ -247,10 +248,10 @@ mod tests {
             node: Some(b"another"),
         };
         let status = r#"{"session_id":"s","connection_status":{}}"#;
-        delivery.push(&record(Topic::Messages, Form::Native, "one"));
-        delivery.push(&record(Topic::Status, Form::Old, status));
-        delivery.push(&record(Topic::Messages, Form::Native, "two"));
-        delivery.flush();
+        router.route(&record(Topic::Messages, Form::Native, "one"));
+        router.route(&record(Topic::Status, Form::Old, status));
+        router.route(&record(Topic::Messages, Form::Native, "two"));
+        router.send_batch();
         let mut got = [0; 10];
         clients[0].read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"\x81\x03one\x81\x03two");
@@ -264,10 +265,10 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let in_use = RingInUse::default();
         let outlet = Outlet::Wanted(in_use.clone());
-        let delivery = delivery(&Arc::default(), Box::new(|_| {}), &metrics, outlet);
+        let router = router(&Arc::default(), Box::new(|_| {}), &metrics, outlet);
         let (end, ended) = mpsc::channel::<()>();
-        let thread = delivery
-            .spawn("bus", move |_delivery| assert!(ended.recv().is_err()))
+        let thread = router
+            .spawn("bus", move |_router| assert!(ended.recv().is_err()))
             .unwrap();
         let shown = in_use.get();
         drop(end);

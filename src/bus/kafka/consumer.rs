@@ -17,7 +17,7 @@ use super::offsets::Partition;
 use super::pace::{self, Pace};
 use super::reasons::Reasons;
 use super::{Reader, Shared, headers};
-use crate::bus::{Delivery, is_full_batch};
+use crate::bus::{Router, is_full_batch};
 use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 
@@ -31,12 +31,12 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 type NodeConsumer = BaseConsumer<Reasons>;
 
-pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) {
+pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, router: Router) {
     let mut thread = Thread {
         pace: Pace::new(shared.config.pace, Instant::now()),
         shared,
         reader,
-        delivery,
+        router,
         next: HashMap::new(),
         consumer: None,
         seen: 0,
@@ -54,7 +54,7 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, delivery: Delivery) 
 struct Thread {
     shared: Arc<Shared>,
     reader: Arc<Reader>,
-    delivery: Delivery,
+    router: Router,
     pace: Pace,
     /// The next offset of each partition of the assignment.
     next: HashMap<Partition, i64>,
@@ -88,7 +88,7 @@ impl Thread {
             "reading Kafka has failed: please report this bug"
         );
         self.shared.metrics.lost(1);
-        self.delivery.flush();
+        self.router.send_batch();
         self.reader.offsets.advance(&self.next);
         self.reader.offsets.restart();
         thread::sleep(RETRY);
@@ -112,7 +112,7 @@ impl Thread {
         consumer.assign(&self.shared.positions(positions)?)?;
         self.consumer = Some(consumer);
         if self.reader.topics.contains(&Topic::Status) {
-            self.delivery.resume();
+            self.router.resume();
         }
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Thread {
             (records, wait) = (records + 1, Duration::ZERO);
         }
         if records > 0 {
-            let has_delivered = self.delivery.flush();
+            let has_delivered = self.router.send_batch();
             self.reader.offsets.advance(&self.next);
             if has_delivered && self.reader.topics.contains(&Topic::Messages) {
                 self.note_latency(first);
@@ -190,7 +190,7 @@ impl Thread {
                 node = value;
             }
         }
-        self.delivery.push(&Incoming {
+        self.router.route(&Incoming {
             topic,
             partition: at.1,
             offset: message.offset(),

@@ -1,7 +1,7 @@
 //! The bus in Kafka: two consumer threads that read every partition of three topics, a producer, and a watch that
 //! keeps them honest.
 //!
-//! - [`consumer`]: from fetched records to delivery, at offsets we keep ourselves
+//! - [`consumer`]: from fetched records to the router, at offsets we keep ourselves
 //! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: what fails of it, and for how long
 //! - [`watch`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: what others leave open
 //! - [`causes`], [`report`]: what is wrong, for health and the log; [`reasons`]: why a broker can't be reached
@@ -37,7 +37,7 @@ use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::{Ack, Delivery, Health, Status};
+use super::{Ack, Health, Router, Status};
 use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
@@ -102,7 +102,7 @@ impl Kafka {
         config: KafkaConfig,
         node: String,
         max_record_bytes: usize,
-        [messages, signals]: [Delivery; 2],
+        [messages, signals]: [Router; 2],
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         // Messages have a consumer of their own, since each fetch costs by the partitions it asks for, whether they have
@@ -115,12 +115,10 @@ impl Kafka {
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
         let mut consumers = Vec::new();
-        for (reader, delivery) in shared.readers.iter().zip([messages, signals]) {
+        for (reader, router) in shared.readers.iter().zip([messages, signals]) {
             let (for_thread, reader) = (Arc::clone(&shared), Arc::clone(reader));
             let thread = reader.thread;
-            consumers.push(delivery.spawn(thread, move |delivery| {
-                consumer::run(for_thread, reader, delivery)
-            })?);
+            consumers.push(router.spawn(thread, move |router| consumer::run(for_thread, reader, router))?);
         }
         let watch = thread::Builder::new()
             .name("bus-watch".into())

@@ -291,7 +291,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::bus::{Bus, Delivery, embedded};
+    use crate::bus::{Bus, Router, embedded};
     use crate::clock::Moment;
     use crate::config::RedisConfig;
     use crate::fanout::backend::Outlet;
@@ -330,7 +330,7 @@ mod tests {
         async fn new() -> Self {
             let (registry, metrics) = (Arc::new(Registry::default()), Arc::default());
             let (members, clients) = members(2, &metrics).await;
-            let delivery = Delivery::new(
+            let router = Router::new(
                 Arc::clone(&registry),
                 Arc::new(Typists::default()),
                 Box::new(|_| ()),
@@ -342,7 +342,7 @@ mod tests {
             let parts = Parts {
                 inbox: Arc::default(),
                 registry,
-                bus: Arc::new(Bus::Embedded(embedded::Embedded::start(delivery).unwrap())),
+                bus: Arc::new(Bus::Embedded(embedded::Embedded::start(router).unwrap())),
                 metrics,
                 node: "node+1".into(),
             };
