@@ -19,14 +19,14 @@ use crate::support::{OUTLETS, Sessions, fan_out};
 const SOCKETS: usize = 1_000;
 const PAYLOAD: usize = 300;
 
-/// Sends to every socket without an outbox: what is to be sent, and how.
+/// Sends to every socket without a writer: what is to be sent, and how.
 type SendAll = fn(&[Member], &[u8]);
 
 /// The frame is made once, with its payload copied behind its header.
 fn contiguous(members: &[Member], payload: &[u8]) {
     let chunk = frame::text(payload);
     for member in members {
-        let sent = SockRef::from(&member.outbox.socket()).send(&chunk);
+        let sent = SockRef::from(&member.writer.socket()).send(&chunk);
         assert_eq!(sent.expect("room in the socket"), chunk.len());
     }
 }
@@ -37,7 +37,7 @@ fn vectored(members: &[Member], payload: &[u8]) {
     let header = header(payload.len());
     for member in members {
         let parts = [IoSlice::new(&header), IoSlice::new(payload)];
-        let sent = SockRef::from(&member.outbox.socket()).send_vectored(&parts);
+        let sent = SockRef::from(&member.writer.socket()).send_vectored(&parts);
         assert_eq!(sent.expect("room in the socket"), chunk_len);
     }
 }
@@ -49,7 +49,7 @@ fn header(len: usize) -> [u8; 4] {
 }
 
 /// One chunk by a copy and `send`, against none and `writev`. The bare `send` of the first, at 100 sockets and 300
-/// bytes, is also what an outbox is compared to: that is `threads/send/1`.
+/// bytes, is also what a writer is compared to: that is `threads/send/1`.
 fn copies(c: &mut Criterion) {
     let ways: [(_, SendAll); 2] = [("contiguous", contiguous), ("vectored", vectored)];
     for sockets_each in [2, 100] {

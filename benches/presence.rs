@@ -79,7 +79,7 @@ fn inbox(c: &mut Criterion) {
     group.bench_function("joins_of_1000_sessions", |b| {
         b.iter(|| {
             for session_id in &ids {
-                inbox.joined(session_id, &member.user_id, &member.outbox);
+                inbox.joined(session_id, &member.user_id, &member.writer);
             }
             inbox.take()
         });
@@ -133,7 +133,7 @@ impl Store {
         let joined = update(&status, &events);
         for session in &sessions.sessions {
             let first = &session.members()[0];
-            presence.joined(&session.id, &first.user_id, &first.outbox);
+            presence.joined(&session.id, &first.user_id, &first.writer);
         }
         sessions.expect(2 * both * sessions.sessions.len());
         sessions.wait();
@@ -164,7 +164,7 @@ impl Store {
             self.sessions
                 .registry
                 .join(&session.id, member, UserType::Customer, join);
-            self.presence.joined(&session.id, &member.user_id, &member.outbox);
+            self.presence.joined(&session.id, &member.user_id, &member.writer);
         }
         self.sessions.wait();
     }

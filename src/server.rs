@@ -29,7 +29,7 @@ use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
-use crate::writer::{OutboxLimits, QueueLimits, SendMemory};
+use crate::writer::{QueueLimits, SendMemory, WriterLimits};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::{shutdown, supervise};
@@ -109,7 +109,7 @@ impl Server {
         let upkeep = supervise::spawn("upkeep", move || upkeep(Arc::clone(&http)));
         let (registry, limits) = (
             Arc::clone(&self.http.chat.registry),
-            Arc::clone(&self.http.connections.outbox_limits),
+            Arc::clone(&self.http.connections.writer_limits),
         );
         let relief = supervise::spawn("relief", move || {
             relief::keep_room(Arc::clone(&registry), Arc::clone(&limits))
@@ -185,7 +185,7 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
     let life = Arc::new(Life::default());
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
-        outbox_limits: Arc::new(OutboxLimits {
+        writer_limits: Arc::new(WriterLimits {
             queue: QueueLimits::new(
                 config.limits.send_queue_bytes,
                 config.limits.send_timeout,
@@ -281,7 +281,7 @@ async fn upkeep(http: Arc<Http>) {
             _ = tick.tick() => http.chat.tick(),
             _ = sweep.tick() => {
                 sweep_connections(&http.chat).await;
-                let memory = &http.connections.outbox_limits.queue.memory;
+                let memory = &http.connections.writer_limits.queue.memory;
                 http.metrics.send_memory_bytes.set(i64::try_from(memory.used()).unwrap_or(i64::MAX));
             }
         }
@@ -293,7 +293,7 @@ async fn sweep_connections(chat: &Chat) {
     let mut since_yield = 0;
     for session in chat.registry.all() {
         for member in session.members().iter() {
-            member.outbox.sweep();
+            member.writer.sweep();
             since_yield += 1;
             if since_yield == SWEEP_SLICE {
                 since_yield = 0;

@@ -60,7 +60,7 @@ async fn close_all(http: &Http, most: Duration) {
         // Nobody left means nothing to wait for.
         tokio::select! { () = sleep_until(due) => {}, () = http.tracker.wait() => return }
         for member in members {
-            member.outbox.close_for_drain();
+            member.writer.close_for_drain();
         }
     }
 }

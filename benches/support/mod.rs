@@ -21,7 +21,7 @@ use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::writer::BorrowedChunk;
-use livechat_ws::writer::{Outbox, OutboxLimits, QueueLimits, SendMemory};
+use livechat_ws::writer::{ConnectionWriter, QueueLimits, SendMemory, WriterLimits};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -103,7 +103,7 @@ impl Sessions {
             .build()
             .expect("a runtime");
         let metrics = Arc::new(Metrics::default());
-        let limits = Arc::new(OutboxLimits {
+        let limits = Arc::new(WriterLimits {
             queue: QueueLimits::new(SEND_QUEUE_BYTES, PATIENCE, SendMemory::new(SEND_MEMORY_BYTES)),
             ping_interval: PATIENCE,
             pong_timeout: PATIENCE,
@@ -125,9 +125,9 @@ impl Sessions {
             let (mut session, mut greetings) = (None, 0);
             for user in 0..sockets_each {
                 let connection = connect(&listener, &opened.readers, &limits);
-                let outbox = opened.runtime.block_on(connection);
+                let writer = opened.runtime.block_on(connection);
                 let member = Member {
-                    outbox: outbox.expect("a connection over loopback"),
+                    writer: writer.expect("a connection over loopback"),
                     user_id: user_id(user),
                 };
                 let greeting = greeting(&session_id, &member.user_id);
@@ -192,7 +192,7 @@ impl Sessions {
 /// A member whose socket is gone: it can join and leave, and nothing is written.
 pub fn mute_member() -> Member {
     let member = Sessions::open(1, 1).sessions[0].members()[0].clone();
-    member.outbox.gone();
+    member.writer.gone();
     member
 }
 
@@ -205,12 +205,12 @@ pub fn greeting(session_id: &SessionId, user_id: &UserId) -> Bytes {
     server::connection_established(who, TIMESTAMP)
 }
 
-/// One connection: its outbox here, its reader on the runtime.
+/// One connection: its writer here, its reader on the runtime.
 async fn connect(
     listener: &TcpListener,
     readers: &Arc<Readers>,
-    limits: &Arc<OutboxLimits>,
-) -> io::Result<Arc<Outbox>> {
+    limits: &Arc<WriterLimits>,
+) -> io::Result<Arc<ConnectionWriter>> {
     let address = listener.local_addr()?;
     let (client, (socket, _)) = tokio::try_join!(TcpStream::connect(address), listener.accept())?;
     socket.set_nodelay(true)?;
@@ -219,5 +219,5 @@ async fn connect(
     // Until the driver has said so once, a socket counts as not writable.
     writer.writable().await?;
     tokio::spawn(Arc::clone(readers).drain(client));
-    Ok(Outbox::new(writer, Bytes::new(), Arc::clone(limits)))
+    Ok(ConnectionWriter::new(writer, Bytes::new(), Arc::clone(limits)))
 }

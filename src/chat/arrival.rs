@@ -60,7 +60,7 @@ pub(super) fn log_disconnected(speaker: &Speaker) {
             user_id = user.as_str(),
             user_type = user_type.as_str(),
             client_address = %speaker.arrival.client(),
-            close_code = speaker.member.outbox.close_code(),
+            close_code = speaker.member.writer.close_code(),
             duration_seconds = f64::from(tenths) / 10.0,
             "WebSocket client disconnected: {shown} ({user_type}) from session {session}"
         );

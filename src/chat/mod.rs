@@ -83,7 +83,7 @@ impl Chat {
             };
             server::connection_established(who, &timestamp())
         });
-        self.presence.joined(session_id, &member.user_id, &member.outbox);
+        self.presence.joined(session_id, &member.user_id, &member.writer);
         let speaker = Speaker {
             session,
             member,
@@ -134,18 +134,18 @@ impl Chat {
     fn refuse(&self, speaker: &Speaker, error: &WireError, correlation: Correlation<'_>) {
         self.metrics.frame_error(error.code);
         let frame = server::error(error, correlation);
-        speaker.member.outbox.insist(&frame);
+        speaker.member.writer.insist(&frame);
     }
 
     fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, correlation: Correlation<'_>) {
         match request {
             Request::JoinSession => {
                 let frame = server::session_joined(speaker.identity(), &timestamp(), correlation);
-                speaker.member.outbox.insist(&frame);
+                speaker.member.writer.insist(&frame);
             }
             Request::Ping => {
                 let frame = server::pong(&timestamp(), correlation);
-                speaker.member.outbox.insist(&frame);
+                speaker.member.writer.insist(&frame);
             }
             Request::Typing { is_typing } => self.typing(speaker, *is_typing),
             Request::SendMessage(message) => self.send_message(speaker, message, correlation),
@@ -222,7 +222,7 @@ impl Chat {
             return self.refuse(speaker, &WireError::internal(), correlation);
         };
         let pending = PendingAnswer::new(
-            &speaker.member.outbox,
+            &speaker.member.writer,
             message_id.clone(),
             at.clone(),
             correlation,

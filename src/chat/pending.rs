@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::{Correlation, OwnedCorrelation};
 use crate::protocol::server;
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 /// How long a sender waits for the log before it is told that the outcome is unknown: with the tick that looks
 /// for it, within five seconds.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(4_600);
 pub struct PendingAnswer {
     is_answered: AtomicBool,
     /// A connection that closes is not kept open by what it is owed: the log may take half a minute.
-    outbox: Weak<Outbox>,
+    writer: Weak<ConnectionWriter>,
     message_id: String,
     timestamp: String,
     correlation: OwnedCorrelation,
@@ -32,7 +32,7 @@ pub struct PendingAnswer {
 
 impl PendingAnswer {
     pub fn new(
-        outbox: &Arc<Outbox>,
+        writer: &Arc<ConnectionWriter>,
         message_id: String,
         timestamp: String,
         correlation: Correlation<'_>,
@@ -40,7 +40,7 @@ impl PendingAnswer {
     ) -> Arc<Self> {
         Arc::new(Self {
             is_answered: AtomicBool::new(false),
-            outbox: Arc::downgrade(outbox),
+            writer: Arc::downgrade(writer),
             message_id,
             timestamp,
             correlation: correlation.to_owned(),
@@ -94,8 +94,8 @@ impl PendingAnswer {
     }
 
     fn send(&self, frame: &Bytes) {
-        if let Some(outbox) = self.outbox.upgrade() {
-            outbox.insist(frame);
+        if let Some(writer) = self.writer.upgrade() {
+            writer.insist(frame);
         }
     }
 

@@ -1,6 +1,6 @@
 //! How a batch's frames leave: one `send` per socket, or many in one submission of io_uring.
 //!
-//! Both ways give the same outcome for each socket, and what a socket does not take is queued by its outbox.
+//! Both ways give the same outcome for each socket, and what a socket does not take is queued by its writer.
 
 use std::io;
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl<'a> Round<'a> {
             return;
         }
         for member in members {
-            match member.outbox.begin(&chunk) {
+            match member.writer.begin(&chunk) {
                 Begun::Yours => {
                     self.begun.push((slot, member, chunk));
                     if self.begun.len() == uring::MAX_SENDS {
@@ -165,14 +165,14 @@ impl<'a> Round<'a> {
         if self.begun.len() < MIN_RING {
             // What is begun leaves the list only to be completed, here and below.
             while let Some((_, member, chunk)) = self.begun.last() {
-                let result = member.outbox.send_now(chunk);
+                let result = member.writer.send_now(chunk);
                 self.complete_last(result);
             }
             return;
         }
         let begun = self.begun.iter();
         rings.ring.send_all(
-            begun.map(|(_, member, chunk)| (member.outbox.socket(), chunk.bytes())),
+            begun.map(|(_, member, chunk)| (member.writer.socket(), chunk.bytes())),
             &mut rings.results,
         );
         self.is_sent = true;
@@ -194,7 +194,7 @@ impl<'a> Round<'a> {
 
     fn complete_last(&mut self, result: io::Result<usize>) {
         if let Some((slot, member, chunk)) = self.begun.pop() {
-            let sent = member.outbox.complete(&chunk, result);
+            let sent = member.writer.complete(&chunk, result);
             self.delivered[slot].count(sent);
         }
     }
@@ -206,7 +206,7 @@ impl Drop for Round<'_> {
         while !self.begun.is_empty() {
             let result = self.last_result();
             if let Some((_, member, chunk)) = self.begun.pop() {
-                member.outbox.complete(&chunk, result);
+                member.writer.complete(&chunk, result);
             }
         }
     }

@@ -37,8 +37,8 @@ fn deliver_shared(
             continue;
         }
         let sent = match patience {
-            Patience::Drop => member.outbox.send(chunk),
-            Patience::Insist => member.outbox.insist(chunk),
+            Patience::Drop => member.writer.send(chunk),
+            Patience::Insist => member.writer.insist(chunk),
         };
         delivered.count(sent);
     }

@@ -50,13 +50,13 @@ impl WaitBudget {
 
 /// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
 pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
-    let mut sent = member.outbox.send(chunk);
+    let mut sent = member.writer.send(chunk);
     if sent == Sent::Full {
         sent = wait_for_room(member, chunk, budget);
     }
     if sent == Sent::Full {
         member
-            .outbox
+            .writer
             .close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
     }
     sent
@@ -64,13 +64,13 @@ pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut Wa
 
 fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
     budget.refill();
-    let (mut stalled, mut backlog) = (Duration::ZERO, member.outbox.backlog());
-    while stalled < MAX_STALL && member.outbox.is_worth_waiting_for() && budget.wait(WAIT_STEP) {
-        match member.outbox.send(chunk) {
+    let (mut stalled, mut backlog) = (Duration::ZERO, member.writer.backlog());
+    while stalled < MAX_STALL && member.writer.is_worth_waiting_for() && budget.wait(WAIT_STEP) {
+        match member.writer.send(chunk) {
             Sent::Full => {}
             sent => return sent,
         }
-        let left = member.outbox.backlog();
+        let left = member.writer.backlog();
         stalled = if left < backlog {
             Duration::ZERO
         } else {

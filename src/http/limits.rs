@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use super::per_user::{PerUser, Taken};
 use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 /// Which limit a connection would go over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,9 +108,9 @@ pub fn counted(ip: IpAddr) -> IpAddr {
 
 impl Ticket {
     /// The connection has joined its session: beyond MAX_CONNECTIONS_PER_USER its user's oldest is closed.
-    pub fn arrived(&self, outbox: &Arc<Outbox>) {
+    pub fn arrived(&self, writer: &Arc<ConnectionWriter>) {
         if let Some(taken) = self.counted.as_ref().and_then(|counted| counted.user.as_ref()) {
-            self.limits.per_user.arrive(taken, outbox, Instant::now());
+            self.limits.per_user.arrive(taken, writer, Instant::now());
         }
     }
 }

@@ -9,7 +9,7 @@ use dashmap::DashMap;
 
 use crate::protocol::code::CloseCode;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::writer::{Outbox, Queued};
+use crate::writer::{ConnectionWriter, Queued};
 
 /// A user of a session: the same id in another session may be somebody else.
 pub type Who = (SessionId, UserId);
@@ -32,8 +32,8 @@ struct Connections {
     replaced: VecDeque<Instant>,
 }
 
-/// A connection's place, with its outbox once it has joined.
-type Seat = Arc<OnceLock<Weak<Outbox>>>;
+/// A connection's place, with its writer once it has joined.
+type Seat = Arc<OnceLock<Weak<ConnectionWriter>>>;
 
 /// A place that is taken; to be given back by [`PerUser::leave`].
 pub struct Taken {
@@ -76,12 +76,12 @@ impl PerUser {
     }
 
     /// The connection has joined its session: the oldest ones beyond the limit are closed.
-    pub fn arrive(&self, taken: &Taken, outbox: &Arc<Outbox>, now: Instant) {
+    pub fn arrive(&self, taken: &Taken, writer: &Arc<ConnectionWriter>, now: Instant) {
         let mut replaced = Vec::new();
         let mut user = self.users.get_mut(&taken.who);
         let is_seat = |seat: &Seat| Arc::ptr_eq(seat, &taken.seat);
         if let Some(user) = user.as_mut().filter(|user| user.seats.iter().any(is_seat)) {
-            let _ = taken.seat.set(Arc::downgrade(outbox));
+            let _ = taken.seat.set(Arc::downgrade(writer));
             // Only older ones: a newer one that is on its way may never arrive.
             while user.seats.len() > self.max && !is_seat(&user.seats[0]) {
                 let oldest = user.seats.pop_front();
@@ -90,11 +90,11 @@ impl PerUser {
             }
         } else {
             // Replaced before it has joined, maybe by one that has left meanwhile.
-            replaced.push(Arc::clone(outbox));
+            replaced.push(Arc::clone(writer));
         }
         drop(user);
-        for outbox in replaced {
-            outbox.close(
+        for writer in replaced {
+            writer.close(
                 CloseCode::Replaced,
                 "replaced by a newer connection of this user",
                 Queued::Deliver,
@@ -132,17 +132,17 @@ mod tests {
         for _ in 0..2 {
             let taken = limit.admit(who("u"), now).unwrap();
             let (member, socket) = testing::member("u").await;
-            limit.arrive(&taken, &member.outbox, now);
+            limit.arrive(&taken, &member.writer, now);
             open.push((taken, member));
             sockets.push(socket);
         }
         let never_joined = limit.admit(who("u"), now).unwrap();
-        assert!(open[0].1.outbox.is_open(), "nobody has come yet");
+        assert!(open[0].1.writer.is_open(), "nobody has come yet");
         limit.leave(&never_joined);
         let newest = limit.admit(who("u"), now).unwrap();
         let (member, _socket) = testing::member("u").await;
-        limit.arrive(&newest, &member.outbox, now);
-        let is_open = [&open[0].1, &open[1].1, &member].map(|member| member.outbox.is_open());
+        limit.arrive(&newest, &member.writer, now);
+        let is_open = [&open[0].1, &open[1].1, &member].map(|member| member.writer.is_open());
         assert_eq!(is_open, [false, true, true]);
         for (taken, _) in &open {
             limit.leave(taken);
@@ -157,25 +157,25 @@ mod tests {
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (fast_member, _fast) = testing::member("u").await;
-        limit.arrive(&fast, &fast_member.outbox, now);
+        limit.arrive(&fast, &fast_member.writer, now);
         let (slow_member, _slow) = testing::member("u").await;
-        limit.arrive(&slow, &slow_member.outbox, now);
-        assert!(fast_member.outbox.is_open() && !slow_member.outbox.is_open());
+        limit.arrive(&slow, &slow_member.writer, now);
+        assert!(fast_member.writer.is_open() && !slow_member.writer.is_open());
         // Also where the one that replaced it has left.
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (member, _socket) = testing::member("u").await;
-        limit.arrive(&fast, &member.outbox, now);
+        limit.arrive(&fast, &member.writer, now);
         limit.leave(&fast);
         let (member, _socket) = testing::member("u").await;
-        limit.arrive(&slow, &member.outbox, now);
-        assert!(!member.outbox.is_open(), "it is not counted");
+        limit.arrive(&slow, &member.writer, now);
+        assert!(!member.writer.is_open(), "it is not counted");
         // In the other order the older one does not end itself for one that may never arrive.
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [first, _second] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (member, _socket) = testing::member("u").await;
-        limit.arrive(&first, &member.outbox, now);
-        assert!(member.outbox.is_open());
+        limit.arrive(&first, &member.writer, now);
+        assert!(member.writer.is_open());
     }
 
     #[tokio::test]
@@ -187,7 +187,7 @@ mod tests {
             limit.leave(&limit.admit(who("u"), start + n * second).unwrap());
             taken.push(limit.admit(who("u"), start + n * second).unwrap());
             let (member, socket) = testing::member("u").await;
-            limit.arrive(&taken[taken.len() - 1], &member.outbox, start + n * second);
+            limit.arrive(&taken[taken.len() - 1], &member.writer, start + n * second);
             sockets.push((member, socket));
         }
         let refused = |after| limit.admit(who("u"), start + after).err();

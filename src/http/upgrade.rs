@@ -158,7 +158,7 @@ impl Arrival {
         };
         http.metrics.connections_opened.inc();
         let connection = Connection::join(socket, answer, early, self.hello, Arc::clone(&http.connections));
-        self.ticket.arrived(connection.outbox());
+        self.ticket.arrived(connection.writer());
         tokio::spawn(connection.run((self.ticket, self.token)));
     }
 }

@@ -98,8 +98,8 @@ async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
     if is_news {
         deliver_in_slices(&session.members(), &frame).await;
     } else {
-        for outbox in &change.joiners {
-            outbox.insist(&frame);
+        for writer in &change.joiners {
+            writer.insist(&frame);
         }
     }
     events.len() == MAX_LISTED_EVENTS

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 /// Sessions with something to tell, and typists.
 #[derive(Default)]
@@ -35,7 +35,7 @@ pub struct Change {
     /// Users whose connections here have changed.
     pub users: HashMap<UserId, Mark, RandomState>,
     /// Connections that have come: where nothing has changed, each gets a snapshot of its own.
-    pub joiners: Vec<Arc<Outbox>>,
+    pub joiners: Vec<Arc<ConnectionWriter>>,
     /// What the store says of it is not what is here.
     pub is_doubted: bool,
 }
@@ -76,10 +76,10 @@ impl Change {
 }
 
 impl Inbox {
-    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, outbox: &Arc<Outbox>) {
+    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, writer: &Arc<ConnectionWriter>) {
         self.mark(session_id, |change| {
             change.users.entry(user_id.clone()).or_default();
-            change.joiners.push(Arc::clone(outbox));
+            change.joiners.push(Arc::clone(writer));
         });
     }
 

@@ -23,7 +23,7 @@ use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 use inbox::Inbox;
 
 /// A session with more than [`crate::protocol::status::MAX_LISTED_USERS`] users gets at most one status frame in this
@@ -105,8 +105,8 @@ impl Presence {
 
     /// A connection has come. Where that changes nothing, because its user was here already or is back within the
     /// window, it gets a snapshot of its own.
-    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, outbox: &Arc<Outbox>) {
-        self.inbox.joined(session_id, user_id, outbox);
+    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, writer: &Arc<ConnectionWriter>) {
+        self.inbox.joined(session_id, user_id, writer);
     }
 
     /// A connection has gone, maybe its user's last: then the grace begins.

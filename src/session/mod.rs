@@ -21,12 +21,12 @@ pub use registry::Registry;
 pub use roster::Roster;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 /// A connection as its session knows it.
 #[derive(Clone)]
 pub struct Member {
-    pub outbox: Arc<Outbox>,
+    pub writer: Arc<ConnectionWriter>,
     pub user_id: UserId,
 }
 
@@ -72,10 +72,10 @@ impl Session {
         }
         let user_type = state.roster.join(&member.user_id, user_type);
         let greeting = greeting(user_type);
-        let outbox = Arc::clone(&member.outbox);
-        outbox.send_first(&greeting, move || {
+        let writer = Arc::clone(&member.writer);
+        writer.send_first(&greeting, move || {
             Arc::make_mut(&mut state.members).push(member);
-            // The session's lock ends here; the outbox's holds until the greeting is on its way.
+            // The session's lock ends here; the writer's holds until the greeting is on its way.
         });
         Some(user_type)
     }
@@ -86,7 +86,7 @@ impl Session {
         let at = state
             .members
             .iter()
-            .position(|other| Arc::ptr_eq(&other.outbox, &member.outbox))?;
+            .position(|other| Arc::ptr_eq(&other.writer, &member.writer))?;
         Arc::make_mut(&mut state.members).swap_remove(at);
         Some(state.roster.leave(&member.user_id))
     }

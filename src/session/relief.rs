@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Registry;
 use crate::logging::LogLimit;
 use crate::protocol::code::CloseCode;
-use crate::writer::{Outbox, OutboxLimits, Queued};
+use crate::writer::{ConnectionWriter, Queued, WriterLimits};
 
 /// How long readers that drain may make room by themselves.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_millis(20);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Makes room whenever there is none. Ends never.
-pub async fn keep_room(registry: Arc<Registry>, limits: Arc<OutboxLimits>) {
+pub async fn keep_room(registry: Arc<Registry>, limits: Arc<WriterLimits>) {
     let mut log = LogLimit::new(LOG_INTERVAL);
     let mut leaving = Leaving::default();
     let (mut over_since, mut closed) = (None, 0);
@@ -48,14 +48,14 @@ pub async fn keep_room(registry: Arc<Registry>, limits: Arc<OutboxLimits>) {
 /// Connections that were closed for it and whose sockets have not taken what is under way: their memory is as good as
 /// free.
 #[derive(Default)]
-struct Leaving(Vec<Weak<Outbox>>);
+struct Leaving(Vec<Weak<ConnectionWriter>>);
 
 impl Leaving {
     /// By how much the queues of those who stay are over the limit.
-    fn excess(&mut self, limits: &OutboxLimits) -> usize {
+    fn excess(&mut self, limits: &WriterLimits) -> usize {
         let mut leaving = 0;
-        self.0.retain(|outbox| {
-            let bytes = outbox.upgrade().map_or(0, |outbox| outbox.backlog());
+        self.0.retain(|writer| {
+            let bytes = writer.upgrade().map_or(0, |writer| writer.backlog());
             leaving += bytes;
             bytes > 0
         });
@@ -70,7 +70,7 @@ impl Leaving {
 /// Closes the largest queues until the rest is within the limit; how many. Those that drain only where they may be.
 fn make_room(
     registry: &Registry,
-    limits: &OutboxLimits,
+    limits: &WriterLimits,
     leaving: &mut Leaving,
     also_draining: bool,
 ) -> usize {
@@ -78,27 +78,27 @@ fn make_room(
         return 0;
     }
     let mut queues = Vec::new();
-    let mut add = |outbox: &Arc<Outbox>| {
-        let (bytes, drains) = (outbox.spare_backlog(), outbox.is_worth_waiting_for());
+    let mut add = |writer: &Arc<ConnectionWriter>| {
+        let (bytes, drains) = (writer.spare_backlog(), writer.is_worth_waiting_for());
         if bytes > 0 && (also_draining || !drains) {
-            queues.push((drains, Reverse(bytes), Arc::clone(outbox)));
+            queues.push((drains, Reverse(bytes), Arc::clone(writer)));
         }
     };
     for session in registry.all() {
-        session.members().iter().for_each(|member| add(&member.outbox));
+        session.members().iter().for_each(|member| add(&member.writer));
     }
     limits.queue.leaving().iter().for_each(add);
     queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
     let mut closed = 0;
-    for (_, _, outbox) in queues {
+    for (_, _, writer) in queues {
         if leaving.excess(limits) == 0 {
             break;
         }
         let reason = "outbound queues are full";
-        let is_closed = outbox.close(CloseCode::SlowConsumer, reason, Queued::Discard);
+        let is_closed = writer.close(CloseCode::SlowConsumer, reason, Queued::Discard);
         closed += usize::from(is_closed);
-        if is_closed || outbox.hurry() {
-            leaving.0.push(Arc::downgrade(&outbox));
+        if is_closed || writer.hurry() {
+            leaving.0.push(Arc::downgrade(&writer));
         }
     }
     closed
@@ -132,20 +132,20 @@ mod tests {
             let session_id = SessionId::parse(&format!("s{number}")).unwrap();
             registry.join(&session_id, member, UserType::Customer, |_| Bytes::new());
             // Something is under way, and stays so.
-            assert_eq!(member.outbox.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
+            assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
         }
         let mut leaving = Leaving::default();
         assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
-        members[1].outbox.send(&Bytes::from(vec![0; LARGE / 2]));
-        members[2].outbox.send(&Bytes::from(vec![0; LARGE]));
-        members[1].outbox.send(&Bytes::from(vec![0; LARGE / 4]));
+        members[1].writer.send(&Bytes::from(vec![0; LARGE / 2]));
+        members[2].writer.send(&Bytes::from(vec![0; LARGE]));
+        members[1].writer.send(&Bytes::from(vec![0; LARGE / 4]));
         assert!(limits.queue.memory.is_exceeded());
         // Until the kernel takes no more.
-        while members.iter().any(|member| member.outbox.is_worth_waiting_for()) {
+        while members.iter().any(|member| member.writer.is_worth_waiting_for()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(make_room(&registry, &limits, &mut leaving, false), 1);
-        let open: Vec<_> = members.iter().map(|member| member.outbox.is_open()).collect();
+        let open: Vec<_> = members.iter().map(|member| member.writer.is_open()).collect();
         assert_eq!(open, [true, true, false]);
         // What is under way of the closed one is not counted again.
         assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
@@ -165,16 +165,16 @@ mod tests {
         registry.join(&session_id, &members[0], UserType::Customer, |_| Bytes::new());
         for (member, large) in members.iter().zip([LARGE / 8, LARGE + LARGE / 4]) {
             assert_eq!(
-                member.outbox.send(&Bytes::from(vec![b'a'; LARGE / 2])),
+                member.writer.send(&Bytes::from(vec![b'a'; LARGE / 2])),
                 Sent::Queued
             );
-            assert_eq!(member.outbox.send(&Bytes::from(vec![b'b'; large])), Sent::Queued);
+            assert_eq!(member.writer.send(&Bytes::from(vec![b'b'; large])), Sent::Queued);
         }
-        members[1].outbox.close_for_drain();
+        members[1].writer.close_for_drain();
         assert!(limits.queue.memory.is_exceeded());
         let mut leaving = Leaving::default();
         assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
-        assert!(members[0].outbox.is_open());
+        assert!(members[0].writer.is_open());
         assert_eq!(
             make_room(&registry, &limits, &mut leaving, true),
             0,

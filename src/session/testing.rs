@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use super::Member;
 use crate::metrics::Metrics;
 use crate::protocol::ids::UserId;
-use crate::writer::OutboxLimits;
+use crate::writer::WriterLimits;
 pub use crate::writer::testing::limits;
 use crate::writer::testing::writers;
 
@@ -25,10 +25,10 @@ pub async fn members(count: usize, metrics: &Arc<Metrics>) -> (Vec<Member>, Vec<
 }
 
 /// As [`members`], with these limits.
-pub async fn members_of(limits: &Arc<OutboxLimits>, count: usize) -> (Vec<Member>, Vec<TcpStream>) {
+pub async fn members_of(limits: &Arc<WriterLimits>, count: usize) -> (Vec<Member>, Vec<TcpStream>) {
     let (writers, clients) = writers(limits, count).await;
-    let member = |outbox| Member {
-        outbox,
+    let member = |writer| Member {
+        writer,
         user_id: UserId::parse("u").unwrap(),
     };
     (writers.into_iter().map(member).collect(), clients)

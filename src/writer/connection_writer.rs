@@ -35,8 +35,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STATUS: u16 = 1005;
 const NO_CLOSE_FRAME: u16 = 1006;
 
-/// What all outboxes of a server share.
-pub struct OutboxLimits {
+/// What all writers of a server share.
+pub struct WriterLimits {
     pub queue: QueueLimits,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
@@ -50,7 +50,7 @@ pub struct OutboxLimits {
 pub enum Sent {
     Written,
     Queued,
-    /// The queue is over its limit: nothing was taken. The sender decides between waiting and [`Outbox::close`].
+    /// The queue is over its limit: nothing was taken. The sender decides between waiting and [`ConnectionWriter::close`].
     Full,
     /// The connection is closing: nothing more goes out.
     Closed,
@@ -59,18 +59,18 @@ pub enum Sent {
 /// Who sends a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// The caller, who says with [`Outbox::complete`] how it went; until then everything else is queued.
+    /// The caller, who says with [`ConnectionWriter::complete`] how it went; until then everything else is queued.
     Yours,
     Done(Sent),
 }
 
 /// One connection's way out.
-pub struct Outbox {
+pub struct ConnectionWriter {
     socket: OwnedWriteHalf,
     state: Mutex<State>,
     /// Set before each ping of ours is written, cleared by any byte of the client's.
     awaiting_pong: AtomicBool,
-    limits: Arc<OutboxLimits>,
+    limits: Arc<WriterLimits>,
 }
 
 #[derive(Default)]
@@ -125,9 +125,9 @@ pub enum Queued {
     Discard,
 }
 
-impl Outbox {
+impl ConnectionWriter {
     /// `answer`, to the handshake, goes out with the first frame.
-    pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<OutboxLimits>) -> Arc<Self> {
+    pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<WriterLimits>) -> Arc<Self> {
         let mut state = State::default();
         if !answer.is_empty() {
             state.backlog.begin_with_answer(answer);
@@ -447,7 +447,7 @@ impl Outbox {
     }
 }
 
-impl Drop for Outbox {
+impl Drop for ConnectionWriter {
     fn drop(&mut self) {
         // What the backlog has overdrawn is given back, however the connection ended.
         self.state.get_mut().backlog.clear(&self.limits.queue);

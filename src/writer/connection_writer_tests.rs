@@ -11,29 +11,29 @@ use crate::writer::testing::{limits, writers};
 
 const CHUNK: Bytes = Bytes::from_static(b"a chunk ");
 
-async fn one() -> (Arc<Outbox>, TcpStream) {
+async fn one() -> (Arc<ConnectionWriter>, TcpStream) {
     let limits = Arc::new(limits(&Arc::default(), 1 << 30));
     let (mut writers, mut clients) = writers(&limits, 1).await;
     (writers.remove(0), clients.remove(0))
 }
 
 /// Begins a chunk, does something meanwhile, and completes it with so many bytes written; what the client gets.
-async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<Outbox>)) -> (Sent, Vec<u8>) {
-    let (outbox, mut client) = one().await;
-    assert_eq!(outbox.begin(&CHUNK), Begun::Yours);
+async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>)) -> (Sent, Vec<u8>) {
+    let (writer, mut client) = one().await;
+    assert_eq!(writer.begin(&CHUNK), Begun::Yours);
     assert_eq!(
-        outbox.begin(&CHUNK),
+        writer.begin(&CHUNK),
         Begun::Done(Sent::Queued),
         "behind the first"
     );
-    meanwhile(&outbox);
+    meanwhile(&writer);
     let result = match written {
         0 => Err(io::ErrorKind::WouldBlock.into()),
-        written => outbox.send_now(&CHUNK.slice(..written)),
+        written => writer.send_now(&CHUNK.slice(..written)),
     };
-    let sent = outbox.complete(&CHUNK, result);
+    let sent = writer.complete(&CHUNK, result);
     // A flusher, if there is one, holds it until it is done.
-    drop(outbox);
+    drop(writer);
     let mut got = Vec::new();
     let _ = client.read_to_end(&mut got).await;
     (sent, got)
@@ -43,8 +43,8 @@ async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<Outbox>)) -> (Sen
 async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
     let close = frame::close(CloseCode::SlowConsumer, "why");
     let closing = |queued| {
-        move |outbox: &Arc<Outbox>| {
-            assert!(outbox.close(CloseCode::SlowConsumer, "why", queued));
+        move |writer: &Arc<ConnectionWriter>| {
+            assert!(writer.close(CloseCode::SlowConsumer, "why", queued));
         }
     };
     for (written, queued, chunks) in [
@@ -64,9 +64,9 @@ async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pong_goes_behind_what_is_under_way_and_before_the_rest() {
     for written in [3, CHUNK.len()] {
-        let (_, got) = under_way(written, |outbox| {
-            outbox.pong(b"older");
-            outbox.pong(b"newer");
+        let (_, got) = under_way(written, |writer| {
+            writer.pong(b"older");
+            writer.pong(b"newer");
         })
         .await;
         assert_eq!(got, [&CHUNK[..], &frame::pong(b"newer"), &CHUNK].concat());
@@ -75,9 +75,9 @@ async fn a_pong_goes_behind_what_is_under_way_and_before_the_rest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_follows_on_a_socket_that_was_given_up_meanwhile() {
-    for give_up in [Outbox::gone, Outbox::abort] {
+    for give_up in [ConnectionWriter::gone, ConnectionWriter::abort] {
         for written in [0, 3] {
-            let (sent, got) = under_way(written, |outbox| give_up(outbox)).await;
+            let (sent, got) = under_way(written, |writer| give_up(writer)).await;
             assert_eq!((sent, &got[..]), (Sent::Closed, &b""[..]));
         }
     }
@@ -86,17 +86,17 @@ async fn nothing_follows_on_a_socket_that_was_given_up_meanwhile() {
 /// An idle connection's ping goes out at once; it is asked for again only when it was answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ping_is_sent_once_until_something_comes() {
-    let (outbox, mut client) = one().await;
+    let (writer, mut client) = one().await;
     let ask = || {
-        outbox.state.lock().pulse = Pulse::asked_long_ago();
-        outbox.sweep();
+        writer.state.lock().pulse = Pulse::asked_long_ago();
+        writer.sweep();
     };
     ask();
     ask();
-    outbox.heard();
+    writer.heard();
     ask();
-    outbox.send(&CHUNK);
-    drop(outbox);
+    writer.send(&CHUNK);
+    drop(writer);
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, [frame::PING_BYTES, frame::PING_BYTES, &CHUNK].concat());

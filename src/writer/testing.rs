@@ -7,12 +7,12 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-use super::{Outbox, OutboxLimits, QueueLimits, SendMemory};
+use super::{ConnectionWriter, QueueLimits, SendMemory, WriterLimits};
 use crate::metrics::Metrics;
 
 /// The default limits, with `memory` bytes for all queues together.
-pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> OutboxLimits {
-    OutboxLimits {
+pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> WriterLimits {
+    WriterLimits {
         queue: QueueLimits::new(1 << 20, Duration::from_secs(10), SendMemory::new(memory)),
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(10),
@@ -22,13 +22,20 @@ pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> OutboxLimits {
 }
 
 /// The writers of `count` connections, and their clients' ends.
-pub async fn writers(limits: &Arc<OutboxLimits>, count: usize) -> (Vec<Arc<Outbox>>, Vec<TcpStream>) {
+pub async fn writers(
+    limits: &Arc<WriterLimits>,
+    count: usize,
+) -> (Vec<Arc<ConnectionWriter>>, Vec<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut writers, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..count {
         clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let (_, write_half) = listener.accept().await.unwrap().0.into_split();
-        writers.push(Outbox::new(write_half, Bytes::new(), Arc::clone(limits)));
+        writers.push(ConnectionWriter::new(
+            write_half,
+            Bytes::new(),
+            Arc::clone(limits),
+        ));
     }
     (writers, clients)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Outbox;
+use super::ConnectionWriter;
 use super::chunk::Chunk;
 use super::memory::SendMemory;
 use crate::clock;
@@ -42,7 +42,7 @@ pub struct QueueLimits {
     /// `SEND_MEMORY_BYTES`, and what is used of it.
     pub memory: Arc<SendMemory>,
     /// Connections that are closed once they have taken what is queued: no session knows of them any more.
-    leaving: Mutex<Vec<Weak<Outbox>>>,
+    leaving: Mutex<Vec<Weak<ConnectionWriter>>>,
 }
 
 impl QueueLimits {
@@ -56,16 +56,16 @@ impl QueueLimits {
     }
 
     /// Notes a connection that is closed behind its backlog.
-    pub fn note_leaving(&self, outbox: &Arc<Outbox>) {
+    pub fn note_leaving(&self, writer: &Arc<ConnectionWriter>) {
         let mut leaving = self.leaving.lock();
         if leaving.len() == leaving.capacity() {
-            leaving.retain(|outbox| outbox.upgrade().is_some_and(|outbox| outbox.backlog() > 0));
+            leaving.retain(|writer| writer.upgrade().is_some_and(|writer| writer.backlog() > 0));
         }
-        leaving.push(Arc::downgrade(outbox));
+        leaving.push(Arc::downgrade(writer));
     }
 
     /// Those of them that are still there.
-    pub fn leaving(&self) -> Vec<Arc<Outbox>> {
+    pub fn leaving(&self) -> Vec<Arc<ConnectionWriter>> {
         self.leaving.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }

@@ -31,7 +31,7 @@ use crate::life::Life;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
-use crate::writer::{Outbox, OutboxLimits, Queued};
+use crate::writer::{ConnectionWriter, Queued, WriterLimits};
 
 /// How long, and for how many bytes, a closed connection is read on so that the peer sees our close frame: unread
 /// bytes would turn the end into a reset (RFC 6455, section 7.1.1).
@@ -48,7 +48,7 @@ thread_local! {
 /// What all connections share.
 pub struct Shared {
     pub chat: Arc<Chat>,
-    pub outbox_limits: Arc<OutboxLimits>,
+    pub writer_limits: Arc<WriterLimits>,
     pub life: Arc<Life>,
     pub rate_limit: RateLimit,
     /// `MAX_MESSAGE_BYTES`.
@@ -108,9 +108,9 @@ impl Connection {
     /// behind its handshake.
     pub fn join(socket: TcpStream, answer: Bytes, early: Bytes, hello: Hello, shared: Arc<Shared>) -> Self {
         let (socket, write_half) = socket.into_split();
-        let outbox = Outbox::new(write_half, answer, Arc::clone(&shared.outbox_limits));
+        let writer = ConnectionWriter::new(write_half, answer, Arc::clone(&shared.writer_limits));
         let member = Member {
-            outbox,
+            writer,
             user_id: hello.user_id,
         };
         let arrival = Arrival::now(hello.client);
@@ -119,7 +119,7 @@ impl Connection {
             .join(&hello.session_id, member, hello.user_type, arrival);
         // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
         if shared.life.is_draining() {
-            speaker.member.outbox.close_for_drain();
+            speaker.member.writer.close_for_drain();
         }
         Self {
             membership: Membership { shared, speaker },
@@ -131,8 +131,8 @@ impl Connection {
         }
     }
 
-    pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.membership.speaker.member.outbox
+    pub fn writer(&self) -> &Arc<ConnectionWriter> {
+        &self.membership.speaker.member.writer
     }
 
     /// Serves it to its end; what it `holds` beside itself is let go of last.
@@ -159,7 +159,7 @@ impl Connection {
 
     /// Waits for bytes; `None` at the end of the connection, whoever ends it.
     fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.membership.speaker.member.outbox.poll_closing(cx).is_ready() {
+        if self.membership.speaker.member.writer.poll_closing(cx).is_ready() {
             return Poll::Ready(None);
         }
         if let Some(early) = self.early.take() {
@@ -170,7 +170,7 @@ impl Connection {
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             let bytes = buffer.filled();
             if !bytes.is_empty() {
-                self.membership.speaker.member.outbox.heard();
+                self.membership.speaker.member.writer.heard();
             }
             Poll::Ready((read.is_ok() && !bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
         })
@@ -183,14 +183,14 @@ impl Connection {
             mut socket,
             ..
         } = self;
-        let outbox = Arc::clone(&membership.speaker.member.outbox);
+        let writer = Arc::clone(&membership.speaker.member.writer);
         drop(membership);
         // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
         // now on neither the sweep nor MAX_CONNECTIONS would know of it.
-        if outbox.is_open() || linger(&mut socket).await {
-            outbox.gone();
+        if writer.is_open() || linger(&mut socket).await {
+            writer.gone();
         } else {
-            outbox.abort();
+            writer.abort();
         }
     }
 
@@ -231,14 +231,14 @@ impl Inbound {
         shared: &Shared,
     ) -> Burst {
         let Self { scanner, partial } = self;
-        let outbox = &speaker.member.outbox;
+        let writer = &speaker.member.writer;
         let scanned = Scanned {
             scanner,
             prefix: first,
-            socket: &mut Heard { socket, outbox },
+            socket: &mut Heard { socket, writer },
         };
         let take = |frame: Frame<'_>| {
-            if !outbox.is_open() {
+            if !writer.is_open() {
                 return ControlFlow::Break(());
             }
             take_frame(frame, bucket, partial, speaker, shared)
@@ -246,7 +246,7 @@ impl Inbound {
         match read_frames(scanned, shared.max_message_bytes, take).await {
             Ok(burst) => burst,
             Err(error) => {
-                end_for(&error, scanner, outbox);
+                end_for(&error, scanner, writer);
                 Burst::Over
             }
         }
@@ -261,7 +261,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
     mut take: impl FnMut(Frame<'_>) -> ControlFlow<()>,
 ) -> Result<Burst, WebSocketError> {
     let scanner = scanned.scanner;
-    // All writing is the outbox's: the reader's own write half goes nowhere.
+    // All writing is the writer's: the reader's own write half goes nowhere.
     let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
     reader.set_auto_close(false);
     reader.set_auto_pong(false);
@@ -285,7 +285,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
 /// A client's bytes, each a sign of life: in the midst of a long frame it can't send another.
 struct Heard<'a> {
     socket: &'a mut OwnedReadHalf,
-    outbox: &'a Outbox,
+    writer: &'a ConnectionWriter,
 }
 
 impl AsyncRead for Heard<'_> {
@@ -297,7 +297,7 @@ impl AsyncRead for Heard<'_> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut *self.socket).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.outbox.heard();
+            self.writer.heard();
         }
         polled
     }
@@ -311,10 +311,10 @@ fn take_frame(
     speaker: &Speaker,
     shared: &Shared,
 ) -> ControlFlow<()> {
-    let outbox = &speaker.member.outbox;
+    let writer = &speaker.member.writer;
     match frame.opcode {
         OpCode::Close => {
-            take_close(&frame.payload, outbox);
+            take_close(&frame.payload, writer);
             return ControlFlow::Break(());
         }
         OpCode::Text | OpCode::Continuation if !frame.fin => {
@@ -325,7 +325,7 @@ fn take_frame(
     }
     let verdict = bucket.take(&shared.rate_limit, Moment::now());
     if verdict == Verdict::Flood {
-        outbox.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
+        writer.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
         return ControlFlow::Break(());
     }
     let is_allowed = verdict == Verdict::Allowed;
@@ -338,14 +338,14 @@ fn take_frame(
     };
     match frame.opcode {
         // A ping over the rate gets no pong: the next one in time will.
-        OpCode::Ping if is_allowed => outbox.pong(&frame.payload),
+        OpCode::Ping if is_allowed => writer.pong(&frame.payload),
         // Our own pings bring few; more of them are a flood like any other.
         OpCode::Ping | OpCode::Pong => {}
         OpCode::Continuation => {
             let mut message = std::mem::take(partial);
             message.extend_from_slice(&frame.payload);
             if simdutf8::basic::from_utf8(&message).is_err() {
-                outbox.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+                writer.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
                 return ControlFlow::Break(());
             }
             handle(&mut message);
@@ -357,43 +357,43 @@ fn take_frame(
 }
 
 /// The client's close (RFC 6455, sections 5.5.1 and 7.4).
-fn take_close(payload: &[u8], outbox: &Arc<Outbox>) {
+fn take_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
     let (code, reason) = match payload {
-        [] => return outbox.echo_close(None),
+        [] => return writer.echo_close(None),
         [_] => {
-            outbox.close(CloseCode::Protocol, "close payload of one byte", Queued::Discard);
+            writer.close(CloseCode::Protocol, "close payload of one byte", Queued::Discard);
             return;
         }
         [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
     };
     if !is_sendable_close_code(code) {
-        outbox.close(CloseCode::Protocol, "close code is not allowed", Queued::Discard);
+        writer.close(CloseCode::Protocol, "close code is not allowed", Queued::Discard);
     } else if std::str::from_utf8(reason).is_err() {
-        outbox.close(
+        writer.close(
             CloseCode::InvalidUtf8,
             "close reason is not UTF-8",
             Queued::Discard,
         );
     } else {
-        outbox.echo_close(Some(code));
+        writer.echo_close(Some(code));
     }
 }
 
 /// The reader has failed: says why, where the peer broke a rule.
-fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, outbox: &Arc<Outbox>) {
+fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, writer: &Arc<ConnectionWriter>) {
     if let Some(violation) = scanner.lock().violation() {
-        outbox.close(violation.code, violation.reason, Queued::Discard);
+        writer.close(violation.code, violation.reason, Queued::Discard);
         return;
     }
     match error {
         WebSocketError::InvalidUTF8 => {
-            outbox.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+            writer.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
         }
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) => {}
         error => {
             // The scanner lets nothing pass that the reader refuses.
             tracing::error!(%error, "the reader refused what the scanner let pass");
-            outbox.close(CloseCode::Internal, "internal error", Queued::Discard);
+            writer.close(CloseCode::Internal, "internal error", Queued::Discard);
         }
     }
 }

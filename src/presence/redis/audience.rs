@@ -14,7 +14,7 @@ use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::StatusEvent;
 use crate::protocol::{server, timestamp};
 use crate::session::{Registry, Session};
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 pub struct Audience {
     registry: Arc<Registry>,
@@ -139,7 +139,12 @@ impl Audience {
     }
 
     /// Shows what Redis says of a session, to everyone or to those who have come.
-    pub async fn show(&mut self, session: &Arc<Session>, joiners: Vec<Arc<Outbox>>, applied: Applied) {
+    pub async fn show(
+        &mut self,
+        session: &Arc<Session>,
+        joiners: Vec<Arc<ConnectionWriter>>,
+        applied: Applied,
+    ) {
         let now = Instant::now();
         let shown = match (self.shown.get_mut(&session.id), &applied.snapshot) {
             (Some(shown), _) => shown,
@@ -176,8 +181,8 @@ impl Audience {
                 return;
             };
             if next == Next::Joiners {
-                for outbox in shown.joiners.drain(..) {
-                    outbox.insist(&frame);
+                for writer in shown.joiners.drain(..) {
+                    writer.insist(&frame);
                 }
             } else {
                 deliver_in_slices(&session.members(), &frame).await;
@@ -199,7 +204,7 @@ impl Audience {
         self.suspects
             .retain(|session_id, _| registry.contains(session_id.as_str()));
         for shown in self.shown.values_mut() {
-            shown.joiners.retain(|outbox| outbox.is_open());
+            shown.joiners.retain(|writer| writer.is_open());
         }
     }
 

@@ -250,7 +250,7 @@ impl Pipeline {
                 pending.is_news |= !pending.change.users.is_empty();
                 let is_here = |id: &UserId| session.with_roster(|roster| roster.held(id).is_some());
                 pending.change.users.retain(|user_id, _| is_here(user_id));
-                pending.change.joiners.retain(|outbox| outbox.is_open());
+                pending.change.joiners.retain(|writer| writer.is_open());
                 true
             });
         }

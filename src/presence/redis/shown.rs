@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::presence::LARGE_SESSION_INTERVAL;
 use crate::protocol::ids::UserId;
 use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, StatusEvent};
-use crate::writer::Outbox;
+use crate::writer::ConnectionWriter;
 
 pub struct Shown {
     version: u64,
@@ -17,7 +17,7 @@ pub struct Shown {
     told: BTreeSet<UserId>,
     pub status: ConnectionStatus,
     /// Connections that have come and have been shown nothing yet.
-    pub joiners: Vec<Arc<Outbox>>,
+    pub joiners: Vec<Arc<ConnectionWriter>>,
     /// Events other nodes have not been told, because the snapshot was not asked for.
     pub unpublished: Option<Vec<StatusEvent>>,
     /// What tells the session's keys in Redis from ones that are made anew; empty: nothing is expected.

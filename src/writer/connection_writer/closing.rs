@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{NO_STATUS, Outbox, Phase, Queued};
+use super::{ConnectionWriter, NO_STATUS, Phase, Queued};
 use crate::clock;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
 
-impl Outbox {
+impl ConnectionWriter {
     /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
     pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, queued: Queued) -> bool {
         let first = self.close_with(code.code(), frame::close(code, reason), queued);
