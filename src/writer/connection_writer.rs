@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use super::chunk::Chunk;
 use super::kernel;
 use super::pulse::Pulse;
-use super::write_queue::{Backlog, QueueLimits};
+use super::write_queue::{QueueLimits, WriteQueue};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
@@ -75,7 +75,7 @@ pub struct ConnectionWriter {
 
 #[derive(Default)]
 struct State {
-    backlog: Backlog,
+    write_queue: WriteQueue,
     pulse: Pulse,
     phase: Phase,
     /// Whether somebody writes the socket without holding this lock: a flusher, or who has begun a send. It changes
@@ -90,11 +90,11 @@ struct State {
 impl State {
     /// Whether what is to be sent must be queued behind something.
     fn is_busy(&self) -> bool {
-        self.flushing || !self.backlog.is_empty()
+        self.flushing || !self.write_queue.is_empty()
     }
 
     fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> Sent {
-        if self.backlog.try_push(chunk, limits) {
+        if self.write_queue.try_push(chunk, limits) {
             Sent::Queued
         } else {
             Sent::Full
@@ -130,7 +130,7 @@ impl ConnectionWriter {
     pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<WriterLimits>) -> Arc<Self> {
         let mut state = State::default();
         if !answer.is_empty() {
-            state.backlog.begin_with_answer(answer);
+            state.write_queue.begin_with_answer(answer);
         }
         Arc::new(Self {
             socket,
@@ -150,7 +150,7 @@ impl ConnectionWriter {
     pub fn insist(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
-            if state.backlog.insist(frame, &self.limits.queue) {
+            if state.write_queue.insist(frame, &self.limits.queue) {
                 return Sent::Queued;
             }
             drop(state);
@@ -164,7 +164,7 @@ impl ConnectionWriter {
     pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
         let mut state = self.state.lock();
         publish();
-        state.backlog.push(first.clone());
+        state.write_queue.push(first.clone());
         self.write_now(state);
     }
 
@@ -251,10 +251,10 @@ impl ConnectionWriter {
         }
         if !is_whole {
             let hold = |chunk| self.limits.queue.memory.hold(chunk);
-            state.backlog.begin(chunk.to_bytes(hold), written);
+            state.write_queue.begin(chunk.to_bytes(hold), written);
         }
         // Something may have been queued while the chunk was under way: often the socket takes that, too.
-        let is_done = state.backlog.is_empty() || (is_whole && self.write_backlog(&mut state));
+        let is_done = state.write_queue.is_empty() || (is_whole && self.write_backlog(&mut state));
         if !is_done {
             self.start_flusher(state);
         }
@@ -267,7 +267,7 @@ impl ConnectionWriter {
         if state.phase != Phase::Open {
             return;
         }
-        state.backlog.set_pong(frame::pong(payload));
+        state.write_queue.set_pong(frame::pong(payload));
         self.write_now(state);
     }
 
@@ -332,26 +332,29 @@ impl ConnectionWriter {
 
     fn check_pulse(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let is_awaiting = self.awaiting_pong.load(Ordering::Relaxed);
-        let is_behind = !state.backlog.is_empty();
+        let is_behind = !state.write_queue.is_empty();
         if is_awaiting || is_behind {
             state.pulse.look(kernel::stream(self.socket()));
         }
         // Our own queue's progress shows in large steps, since the kernel asks for more in such steps.
-        let stalled = state.backlog.stalled_for().min(state.pulse.unacknowledged_for());
+        let stalled = state
+            .write_queue
+            .stalled_for()
+            .min(state.pulse.unacknowledged_for());
         if is_behind && stalled > self.limits.queue.send_timeout {
             drop(state);
             let reason = "no progress within the send timeout";
             self.close(CloseCode::SlowConsumer, reason, Queued::Discard);
         } else if is_awaiting {
-            let silent = state.pulse.silent_for().min(state.backlog.since_progress());
+            let silent = state.pulse.silent_for().min(state.write_queue.since_progress());
             // A ping that has not been written yet is waited for by the send timeout.
-            if !state.backlog.has_ping() && silent > self.limits.pong_timeout {
+            if !state.write_queue.has_ping() && silent > self.limits.pong_timeout {
                 drop(state);
                 self.close(CloseCode::NoPong, "no pong in time", Queued::Discard);
             }
         } else if state.pulse.is_ping_due(self.limits.ping_interval) {
             state.pulse.ping_asked_for();
-            state.backlog.set_ping();
+            state.write_queue.set_ping();
             // Before it is written: its pong may be faster than we are.
             self.awaiting_pong.store(true, Ordering::Relaxed);
             self.write_now(state);
@@ -360,7 +363,7 @@ impl ConnectionWriter {
 
     /// Bytes that wait for the socket.
     pub fn backlog(&self) -> usize {
-        self.state.lock().backlog.bytes()
+        self.state.lock().write_queue.bytes()
     }
 
     /// Bytes that wait for the socket, and need not.
@@ -371,7 +374,7 @@ impl ConnectionWriter {
             | Phase::Closing {
                 queued: Queued::Deliver,
                 ..
-            } => state.backlog.bytes(),
+            } => state.write_queue.bytes(),
             _ => 0,
         }
     }
@@ -379,18 +382,18 @@ impl ConnectionWriter {
     /// Whether a full queue will soon have room.
     pub fn is_worth_waiting_for(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Open && state.backlog.is_worth_waiting_for(&self.limits.queue)
+        state.phase == Phase::Open && state.write_queue.is_worth_waiting_for(&self.limits.queue)
     }
 
     /// Writes what the socket takes. True when nothing is left to write (or nobody to write to).
     fn write_backlog(&self, state: &mut State) -> bool {
         while let Some(written) = state
-            .backlog
+            .write_queue
             .write_to(|chunks| self.socket.try_write_vectored(chunks))
         {
             match written {
                 Ok(written) => {
-                    if let Some(since_ping) = state.backlog.advance(written, &self.limits.queue) {
+                    if let Some(since_ping) = state.write_queue.advance(written, &self.limits.queue) {
                         let stream = kernel::stream(self.socket());
                         state.pulse.ping_written(since_ping, stream);
                     }
@@ -441,7 +444,7 @@ impl ConnectionWriter {
     /// The socket is broken: forget the backlog and wake the reader.
     fn fail(&self, state: &mut State) {
         state.phase = Phase::Dead;
-        state.backlog.clear(&self.limits.queue);
+        state.write_queue.clear(&self.limits.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
         state.wake_reader();
     }
@@ -450,7 +453,7 @@ impl ConnectionWriter {
 impl Drop for ConnectionWriter {
     fn drop(&mut self) {
         // What the backlog has overdrawn is given back, however the connection ended.
-        self.state.get_mut().backlog.clear(&self.limits.queue);
+        self.state.get_mut().write_queue.clear(&self.limits.queue);
     }
 }
 

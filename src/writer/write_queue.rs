@@ -71,7 +71,7 @@ impl QueueLimits {
 }
 
 #[derive(Default)]
-pub struct Backlog {
+pub struct WriteQueue {
     queue: VecDeque<Bytes>,
     /// Bytes of the first chunk that are written: nothing may come between them and the rest.
     offset: usize,
@@ -121,7 +121,7 @@ impl Control {
     }
 }
 
-impl Backlog {
+impl WriteQueue {
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.control.is_empty()
     }

@@ -9,9 +9,9 @@ fn limits(queue_bytes: usize, send_timeout: Duration) -> QueueLimits {
 }
 
 /// What would be written if the socket took it all.
-fn waiting(backlog: &Backlog) -> Vec<u8> {
+fn waiting(queue: &WriteQueue) -> Vec<u8> {
     let mut waiting = Vec::new();
-    let _ = backlog.write_to(|slices| {
+    let _ = queue.write_to(|slices| {
         slices.iter().for_each(|slice| waiting.extend_from_slice(slice));
         Ok(0)
     });
@@ -22,27 +22,27 @@ fn waiting(backlog: &Backlog) -> Vec<u8> {
 fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
     let chunk = Bytes::from(vec![0; 60]);
     let patient = limits(100, Duration::from_secs(10));
-    let mut backlog = Backlog::default();
-    backlog.begin(chunk.clone(), 0);
+    let mut queue = WriteQueue::default();
+    queue.begin(chunk.clone(), 0);
     for _ in 0..10 {
-        assert!(backlog.try_push(&chunk, &patient));
+        assert!(queue.try_push(&chunk, &patient));
     }
-    assert_eq!(backlog.overdrawn, 11 * 60 - 100);
-    backlog.advance(600, &patient);
-    assert_eq!(backlog.overdrawn, 0);
-    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
+    assert_eq!(queue.overdrawn, 11 * 60 - 100);
+    queue.advance(600, &patient);
+    assert_eq!(queue.overdrawn, 0);
+    queue.progress_at = clock::now_ms().wrapping_sub(2_000);
     assert!(
-        !backlog.try_push(&chunk, &patient),
+        !queue.try_push(&chunk, &patient),
         "nothing was taken for two seconds"
     );
     // Over the limit for longer than the timeout, draining or not: no more.
     let strict = limits(100, Duration::ZERO);
-    let mut backlog = Backlog::default();
-    backlog.begin(chunk.clone(), 30);
-    assert!(backlog.try_push(&chunk, &strict));
-    assert!(backlog.try_push(&chunk, &strict));
-    assert!(!backlog.try_push(&chunk, &strict));
-    backlog.clear(&strict);
+    let mut queue = WriteQueue::default();
+    queue.begin(chunk.clone(), 30);
+    assert!(queue.try_push(&chunk, &strict));
+    assert!(queue.try_push(&chunk, &strict));
+    assert!(!queue.try_push(&chunk, &strict));
+    queue.clear(&strict);
     assert_eq!(strict.memory.used(), 0);
 }
 
@@ -50,10 +50,10 @@ fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
 fn an_overdraft_has_bounds() {
     let limits = limits(100, Duration::from_secs(10));
     let chunk = Bytes::from(vec![0; 1 << 20]);
-    let mut backlog = Backlog::default();
-    backlog.begin(chunk.clone(), 0);
-    while backlog.try_push(&chunk, &limits) {}
-    assert!(backlog.overdrawn <= MAX_OVERDRAFT && backlog.overdrawn > MAX_OVERDRAFT / 2);
+    let mut queue = WriteQueue::default();
+    queue.begin(chunk.clone(), 0);
+    while queue.try_push(&chunk, &limits) {}
+    assert!(queue.overdrawn <= MAX_OVERDRAFT && queue.overdrawn > MAX_OVERDRAFT / 2);
 }
 
 /// Over the limit of all queues nobody overdraws; far over it only small queues grow, and at twice the limit none.
@@ -64,17 +64,17 @@ fn all_queues_together_have_a_limit() {
     let limits = QueueLimits::new(LIMIT / 2, Duration::from_secs(10), Arc::clone(&memory));
     let chunk = Bytes::from(vec![0; LIMIT / 4]);
     let little = Bytes::from_static(b"little");
-    let (mut backlog, mut small) = (Backlog::default(), Backlog::default());
-    assert!(backlog.try_push(&chunk, &limits) && small.try_push(&little, &limits));
+    let (mut queue, mut small) = (WriteQueue::default(), WriteQueue::default());
+    assert!(queue.try_push(&chunk, &limits) && small.try_push(&little, &limits));
     let elsewhere = memory.hold(Bytes::from(vec![0; LIMIT]));
     assert!(memory.is_exceeded());
     assert!(
-        !backlog.try_push(&Bytes::from(vec![0; LIMIT / 2]), &limits),
+        !queue.try_push(&Bytes::from(vec![0; LIMIT / 2]), &limits),
         "it would overdraw"
     );
     assert!(memory.is_scarce() && !memory.is_exhausted());
-    assert!(!backlog.try_push(&little, &limits), "it is large");
-    assert!(!backlog.insist(&little, &limits), "it is large");
+    assert!(!queue.try_push(&little, &limits), "it is large");
+    assert!(!queue.insist(&little, &limits), "it is large");
     assert!(small.try_push(&little, &limits), "it is small");
     assert!(small.insist(&little, &limits), "it is small");
     let more = memory.hold(Bytes::from(vec![0; LIMIT]));
@@ -82,73 +82,73 @@ fn all_queues_together_have_a_limit() {
     assert!(!small.insist(&little, &limits));
     drop((elsewhere, more));
     small.discard(&limits);
-    backlog.clear(&limits);
+    queue.clear(&limits);
     assert_eq!(memory.used(), 0);
 }
 
 #[test]
 fn the_answer_to_the_handshake_comes_first_and_stays() {
     let limits = limits(100, Duration::from_secs(10));
-    let mut backlog = Backlog::default();
-    backlog.begin_with_answer(Bytes::from_static(b"101 "));
-    backlog.push(Bytes::from_static(b"greeting"));
-    backlog.set_pong(Bytes::from_static(b"pong "));
-    assert_eq!(waiting(&backlog), b"101 pong greeting");
-    backlog.discard(&limits);
-    backlog.push(Bytes::from_static(b"close"));
-    assert_eq!(waiting(&backlog), b"101 close");
+    let mut queue = WriteQueue::default();
+    queue.begin_with_answer(Bytes::from_static(b"101 "));
+    queue.push(Bytes::from_static(b"greeting"));
+    queue.set_pong(Bytes::from_static(b"pong "));
+    assert_eq!(waiting(&queue), b"101 pong greeting");
+    queue.discard(&limits);
+    queue.push(Bytes::from_static(b"close"));
+    assert_eq!(waiting(&queue), b"101 close");
     // Once it is sent there is nothing to keep.
-    backlog.advance(4, &limits);
-    backlog.discard(&limits);
-    assert!(backlog.is_empty());
+    queue.advance(4, &limits);
+    queue.discard(&limits);
+    assert!(queue.is_empty());
 }
 
 /// Whatever of a chunk goes meanwhile, of several pongs only the newest is there when it has gone.
 #[test]
 fn one_pong_waits_the_newest() {
     let limits = limits(100, Duration::from_secs(10));
-    let mut backlog = Backlog::default();
-    backlog.begin(Bytes::from_static(b"a chunk"), 1);
-    backlog.push(Bytes::from_static(b" more"));
+    let mut queue = WriteQueue::default();
+    queue.begin(Bytes::from_static(b"a chunk"), 1);
+    queue.push(Bytes::from_static(b" more"));
     for pong in [" one", " two", " three"] {
-        backlog.set_pong(Bytes::from(pong));
-        assert_eq!(backlog.advance(1, &limits), None);
+        queue.set_pong(Bytes::from(pong));
+        assert_eq!(queue.advance(1, &limits), None);
     }
-    assert_eq!(waiting(&backlog), b"unk three more");
+    assert_eq!(waiting(&queue), b"unk three more");
     // One that is partly sent is finished; the next waits behind it.
-    backlog.advance(5, &limits);
-    backlog.set_pong(Bytes::from(" four"));
-    assert_eq!(waiting(&backlog), b"hree four more");
+    queue.advance(5, &limits);
+    queue.set_pong(Bytes::from(" four"));
+    assert_eq!(waiting(&queue), b"hree four more");
 }
 
 /// A full queue refuses no ping, and says when it was written.
 #[test]
 fn a_ping_has_a_place_of_its_own() {
     let limits = limits(10, Duration::ZERO);
-    let mut backlog = Backlog::default();
-    backlog.begin(Bytes::from_static(b"more than is allowed"), 5);
-    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
-    assert!(!backlog.try_push(&frame::PING, &limits));
-    backlog.set_ping();
-    assert!(backlog.has_ping());
-    assert_eq!(backlog.advance(15, &limits), None, "not yet");
-    assert_eq!(backlog.advance(1, &limits), Some(1), "it is begun");
-    assert!(!backlog.has_ping());
-    assert_eq!(waiting(&backlog), frame::PING_BYTES[1..]);
-    assert_eq!(backlog.advance(1, &limits), None);
-    assert!(backlog.is_empty());
+    let mut queue = WriteQueue::default();
+    queue.begin(Bytes::from_static(b"more than is allowed"), 5);
+    queue.progress_at = clock::now_ms().wrapping_sub(2_000);
+    assert!(!queue.try_push(&frame::PING, &limits));
+    queue.set_ping();
+    assert!(queue.has_ping());
+    assert_eq!(queue.advance(15, &limits), None, "not yet");
+    assert_eq!(queue.advance(1, &limits), Some(1), "it is begun");
+    assert!(!queue.has_ping());
+    assert_eq!(waiting(&queue), frame::PING_BYTES[1..]);
+    assert_eq!(queue.advance(1, &limits), None);
+    assert!(queue.is_empty());
 }
 
 /// What goes out behind a ping in the same write is not ahead of it.
 #[test]
 fn a_ping_begins_where_it_does() {
     let limits = limits(100, Duration::from_secs(10));
-    let mut backlog = Backlog::default();
-    backlog.begin(Bytes::from_static(b"a chunk"), 1);
-    backlog.push(Bytes::from_static(b" more"));
-    backlog.set_ping();
-    assert_eq!(waiting(&backlog).len(), 6 + frame::PING.len() + 5);
-    let behind = backlog.advance(6 + frame::PING.len() + 4, &limits);
+    let mut queue = WriteQueue::default();
+    queue.begin(Bytes::from_static(b"a chunk"), 1);
+    queue.push(Bytes::from_static(b" more"));
+    queue.set_ping();
+    assert_eq!(waiting(&queue).len(), 6 + frame::PING.len() + 5);
+    let behind = queue.advance(6 + frame::PING.len() + 4, &limits);
     assert_eq!(behind, Some(frame::PING.len() + 4));
 }
 
@@ -156,15 +156,15 @@ fn a_ping_begins_where_it_does() {
 #[test]
 fn a_pong_alone_begins_a_backlog() {
     let limits = limits(100, Duration::from_secs(10));
-    let mut backlog = Backlog::default();
-    backlog.push(Bytes::from_static(b"before"));
-    backlog.advance(6, &limits);
-    assert!(backlog.is_worth_waiting_for(&limits));
-    backlog.progress_at = clock::now_ms().wrapping_sub(2_000);
-    backlog.set_pong(Bytes::from_static(b"pong"));
-    assert!(backlog.stalled_for() < Duration::from_secs(1));
-    backlog.push(Bytes::from_static(b"behind"));
-    assert!(!backlog.is_worth_waiting_for(&limits), "it has taken nothing");
+    let mut queue = WriteQueue::default();
+    queue.push(Bytes::from_static(b"before"));
+    queue.advance(6, &limits);
+    assert!(queue.is_worth_waiting_for(&limits));
+    queue.progress_at = clock::now_ms().wrapping_sub(2_000);
+    queue.set_pong(Bytes::from_static(b"pong"));
+    assert!(queue.stalled_for() < Duration::from_secs(1));
+    queue.push(Bytes::from_static(b"behind"));
+    assert!(!queue.is_worth_waiting_for(&limits), "it has taken nothing");
 }
 
 proptest! {
@@ -174,45 +174,45 @@ proptest! {
     fn the_queue_keeps_frames_whole(steps in prop::collection::vec((0u8..6, 1usize..40), 1..60)) {
         const PONG: u8 = 250;
         let limits = limits(200, Duration::from_secs(10));
-        let mut backlog = Backlog::default();
+        let mut queue = WriteQueue::default();
         let (mut sent, mut queued) = (Vec::new(), Vec::new());
         let (mut pings, mut pongs, mut stamped) = (0, 0u8, 0);
         for (step, size) in steps {
             match step {
                 0 | 1 => {
                     let chunk = frame::text(&vec![queued.len() as u8; size]);
-                    if step == 0 && backlog.is_empty() {
-                        backlog.begin(chunk.clone(), 0);
+                    if step == 0 && queue.is_empty() {
+                        queue.begin(chunk.clone(), 0);
                     } else {
-                        prop_assert!(backlog.try_push(&chunk, &limits));
+                        prop_assert!(queue.try_push(&chunk, &limits));
                     }
                     queued.push(chunk);
                 }
                 2 => {
                     pongs += 1;
-                    backlog.set_pong(frame::pong(&[PONG, pongs]));
+                    queue.set_pong(frame::pong(&[PONG, pongs]));
                 }
                 3 => {
-                    pings += usize::from(!backlog.has_ping());
-                    backlog.set_ping();
+                    pings += usize::from(!queue.has_ping());
+                    queue.set_ping();
                 }
                 _ => {
-                    let waiting = waiting(&backlog);
+                    let waiting = waiting(&queue);
                     let size = size.min(waiting.len());
                     sent.extend_from_slice(&waiting[..size]);
                     if size > 0 {
-                        stamped += usize::from(backlog.advance(size, &limits).is_some());
+                        stamped += usize::from(queue.advance(size, &limits).is_some());
                     }
                 }
             }
-            let control: usize = backlog.control.frames().map(<[u8]>::len).sum();
-            prop_assert_eq!(waiting(&backlog).len(), backlog.bytes() + control);
-            prop_assert!(backlog.counted as usize <= backlog.queue.len());
+            let control: usize = queue.control.frames().map(<[u8]>::len).sum();
+            prop_assert_eq!(waiting(&queue).len(), queue.bytes() + control);
+            prop_assert!(queue.counted as usize <= queue.queue.len());
         }
-        let rest = waiting(&backlog);
+        let rest = waiting(&queue);
         sent.extend_from_slice(&rest);
-        stamped += usize::from(backlog.advance(rest.len(), &limits).is_some());
-        prop_assert!(backlog.is_empty());
+        stamped += usize::from(queue.advance(rest.len(), &limits).is_some());
+        prop_assert!(queue.is_empty());
         prop_assert_eq!(limits.memory.used(), 0);
         // What a client would read.
         let (mut at, mut chunks, mut last_pong, mut read_pings) = (0, Vec::new(), 0, 0);

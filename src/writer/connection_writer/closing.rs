@@ -38,9 +38,9 @@ impl ConnectionWriter {
             return false;
         }
         if queued == Queued::Discard {
-            state.backlog.discard(&self.limits.queue);
+            state.write_queue.discard(&self.limits.queue);
         }
-        state.backlog.push(close);
+        state.write_queue.push(close);
         state.close_code = code;
         state.phase = Phase::Closing {
             since: clock::now_ms(),
@@ -62,7 +62,7 @@ impl ConnectionWriter {
         };
         let has_hurried = std::mem::replace(queued, Queued::Discard) == Queued::Deliver;
         if has_hurried {
-            state.backlog.discard_but_last(&self.limits.queue);
+            state.write_queue.discard_but_last(&self.limits.queue);
             self.write_now(state);
         }
         has_hurried
