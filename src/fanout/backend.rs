@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::slow_readers::{WaitBudget, send_or_close};
 use super::uring::{self, Ring};
 use crate::session::Member;
-use crate::writer::{Begun, BorrowedChunk, Chunk, Sent};
+use crate::writer::{BorrowedChunk, Chunk, Reservation, Sent};
 
 /// Fewer sends than this go out one by one: a submission costs more than it saves.
 const MIN_RING: usize = 4;
@@ -107,8 +107,8 @@ pub struct Round<'a> {
     budget: &'a mut WaitBudget,
     /// What became of the chunks, by their slots.
     delivered: &'a mut [Delivered],
-    /// Begun and not yet completed.
-    begun: Vec<(usize, &'a Member, BorrowedChunk<'a>)>,
+    /// Reserved and not yet completed.
+    reserved: Vec<(usize, &'a Member, BorrowedChunk<'a>)>,
     /// Whether the ring has sent them: then its results say what of them is gone.
     is_sent: bool,
 }
@@ -124,7 +124,7 @@ impl<'a> Round<'a> {
             outlet,
             budget,
             delivered,
-            begun: Vec::with_capacity(room),
+            reserved: Vec::with_capacity(room),
             is_sent: false,
         }
     }
@@ -139,51 +139,51 @@ impl<'a> Round<'a> {
             return;
         }
         for member in members {
-            match member.writer.begin(&chunk) {
-                Begun::Yours => {
-                    self.begun.push((slot, member, chunk));
-                    if self.begun.len() == uring::MAX_SENDS {
+            match member.writer.reserve(&chunk) {
+                Reservation::Reserved => {
+                    self.reserved.push((slot, member, chunk));
+                    if self.reserved.len() == uring::MAX_SENDS {
                         self.flush();
                     }
                 }
-                Begun::Done(Sent::Full) => {
+                Reservation::Done(Sent::Full) => {
                     // It may be waited for, and the others should not wait with it.
                     self.flush();
                     let sent = send_or_close(member, &chunk, self.budget);
                     self.delivered[slot].count(sent);
                 }
-                Begun::Done(sent) => self.delivered[slot].count(sent),
+                Reservation::Done(sent) => self.delivered[slot].count(sent),
             }
         }
     }
 
-    /// Sees that everything begun is sent or queued. A socket's next chunk may only be begun after it.
+    /// Sends or queues everything that is reserved. A socket can be reserved for its next chunk only after this.
     pub fn flush(&mut self) {
         let Outlet::Ring(rings) = &mut *self.outlet else {
             return;
         };
-        if self.begun.len() < MIN_RING {
-            // What is begun leaves the list only to be completed, here and below.
-            while let Some((_, member, chunk)) = self.begun.last() {
+        if self.reserved.len() < MIN_RING {
+            // A reservation leaves the list only to be completed, here and below.
+            while let Some((_, member, chunk)) = self.reserved.last() {
                 let result = member.writer.send_now(chunk);
                 self.complete_last(result);
             }
             return;
         }
-        let begun = self.begun.iter();
+        let reserved = self.reserved.iter();
         rings.ring.send_all(
-            begun.map(|(_, member, chunk)| (member.writer.socket(), chunk.bytes())),
+            reserved.map(|(_, member, chunk)| (member.writer.socket(), chunk.bytes())),
             &mut rings.results,
         );
         self.is_sent = true;
-        while !self.begun.is_empty() {
+        while !self.reserved.is_empty() {
             let result = self.last_result();
             self.complete_last(result);
         }
         self.is_sent = false;
     }
 
-    /// What became of the last of those that are begun: nothing, unless the ring has sent them.
+    /// The result of the last reserved send: "would block", unless the ring has sent it.
     fn last_result(&mut self) -> io::Result<usize> {
         let result = match &mut *self.outlet {
             Outlet::Ring(rings) if self.is_sent => rings.results.pop(),
@@ -193,7 +193,7 @@ impl<'a> Round<'a> {
     }
 
     fn complete_last(&mut self, result: io::Result<usize>) {
-        if let Some((slot, member, chunk)) = self.begun.pop() {
+        if let Some((slot, member, chunk)) = self.reserved.pop() {
             let sent = member.writer.complete(&chunk, result);
             self.delivered[slot].count(sent);
         }
@@ -202,10 +202,10 @@ impl<'a> Round<'a> {
 
 impl Drop for Round<'_> {
     fn drop(&mut self) {
-        // A panic half way: what is begun must not stay without a writer, nor be sent again.
-        while !self.begun.is_empty() {
+        // After a panic no reserved socket may stay without a writer, and no chunk may be sent twice.
+        while !self.reserved.is_empty() {
             let result = self.last_result();
-            if let Some((_, member, chunk)) = self.begun.pop() {
+            if let Some((_, member, chunk)) = self.reserved.pop() {
                 member.writer.complete(&chunk, result);
             }
         }

@@ -56,11 +56,11 @@ pub enum Sent {
     Closed,
 }
 
-/// Who sends a chunk.
+/// Whether the caller may write a chunk itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begun {
-    /// The caller, who says with [`ConnectionWriter::complete`] how it went; until then everything else is queued.
-    Yours,
+pub enum Reservation {
+    /// It may, and ends the reservation with [`ConnectionWriter::complete`]; until then everything else is queued.
+    Reserved,
     Done(Sent),
 }
 
@@ -78,7 +78,7 @@ struct State {
     write_queue: WriteQueue,
     pulse: Pulse,
     phase: Phase,
-    /// Whether somebody writes the socket without holding this lock: a flusher, or who has begun a send. It changes
+    /// Whether somebody writes the socket without holding this lock: a flusher, or whoever has reserved it. It changes
     /// under this lock only, so that no backlog is left without one.
     flushing: bool,
     /// The code of the close frame, sent or echoed; 0: there was none.
@@ -179,21 +179,21 @@ impl ConnectionWriter {
         self.settle(state, chunk, result)
     }
 
-    /// Begins to send a chunk that the caller writes itself, without holding a lock meanwhile: many sockets' chunks go
+    /// Reserves the socket for a chunk that the caller writes itself, without holding a lock: the chunks of many sockets go
     /// to the kernel together.
-    pub fn begin(&self, chunk: &impl Chunk) -> Begun {
+    pub fn reserve(&self, chunk: &impl Chunk) -> Reservation {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
-            return Begun::Done(Sent::Closed);
+            return Reservation::Done(Sent::Closed);
         }
         if state.is_busy() {
-            return Begun::Done(state.queue(chunk, &self.limits.queue));
+            return Reservation::Done(state.queue(chunk, &self.limits.queue));
         }
         state.flushing = true;
-        Begun::Yours
+        Reservation::Reserved
     }
 
-    /// Takes the result of the send that was begun: as from `send(2)`.
+    /// Ends a reservation with the result of its send, as from `send(2)`.
     pub fn complete(self: &Arc<Self>, chunk: &impl Chunk, result: io::Result<usize>) -> Sent {
         let mut state = self.state.lock();
         state.flushing = false;
@@ -209,7 +209,7 @@ impl ConnectionWriter {
         SockRef::from(self.socket.as_ref()).send(chunk.bytes())
     }
 
-    /// The socket, for a chunk that was begun.
+    /// The socket, for whoever has reserved it.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_ref().as_fd()
     }

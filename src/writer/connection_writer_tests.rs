@@ -17,13 +17,13 @@ async fn one() -> (Arc<ConnectionWriter>, TcpStream) {
     (writers.remove(0), clients.remove(0))
 }
 
-/// Begins a chunk, does something meanwhile, and completes it with so many bytes written; what the client gets.
+/// Reserves a socket, does something meanwhile, and completes the send with `written` bytes; what the client gets.
 async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>)) -> (Sent, Vec<u8>) {
     let (writer, mut client) = one().await;
-    assert_eq!(writer.begin(&CHUNK), Begun::Yours);
+    assert_eq!(writer.reserve(&CHUNK), Reservation::Reserved);
     assert_eq!(
-        writer.begin(&CHUNK),
-        Begun::Done(Sent::Queued),
+        writer.reserve(&CHUNK),
+        Reservation::Done(Sent::Queued),
         "behind the first"
     );
     meanwhile(&writer);

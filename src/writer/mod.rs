@@ -10,6 +10,6 @@ pub mod testing;
 pub mod write_queue;
 
 pub use chunk::{BorrowedChunk, Chunk, SharedChunk};
-pub use connection_writer::{Begun, ConnectionWriter, Queued, Sent, WriterLimits};
+pub use connection_writer::{ConnectionWriter, Queued, Reservation, Sent, WriterLimits};
 pub use memory::SendMemory;
 pub use write_queue::QueueLimits;
