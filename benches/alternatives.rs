@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
-use livechat_ws::fanout::backend::Outlet;
+use livechat_ws::fanout::backend::FanoutBackend;
 use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::protocol::frame;
 use livechat_ws::session::{Member, Session};
 use socket2::SockRef;
 
-use crate::support::{OUTLETS, Sessions, fan_out};
+use crate::support::{BACKENDS, Sessions, fan_out};
 
 const SOCKETS: usize = 1_000;
 const PAYLOAD: usize = 300;
@@ -90,15 +90,15 @@ struct Helper {
 }
 
 impl Helper {
-    fn start(chunk: Bytes, mut outlet: Outlet) -> Self {
+    fn start(chunk: Bytes, mut backend: FanoutBackend) -> Self {
         let (batches, inbox) = mpsc::channel::<Vec<Arc<Session>>>();
         let (out, done) = mpsc::channel();
         thread::spawn(move || {
-            outlet.prepare();
+            backend.prepare();
             let mut budget = WaitBudget::default();
             for batch in inbox {
                 for session in &batch {
-                    fan_out(session, &chunk, &mut outlet, &mut budget);
+                    fan_out(session, &chunk, &mut backend, &mut budget);
                 }
                 if out.send(()).is_err() {
                     return;
@@ -115,16 +115,16 @@ fn threads(c: &mut Criterion) {
     let chunk = frame::text(&[b'x'; PAYLOAD]);
     let mut group = c.benchmark_group("alternatives/threads");
     group.throughput(Throughput::Elements(SOCKETS as u64));
-    for (way, make) in OUTLETS {
+    for (way, make) in BACKENDS {
         for number in [1, 2] {
             let mut parts = None;
             group.bench_function(BenchmarkId::new(way, number), |b| {
-                let (sessions, outlet, helper) = parts.get_or_insert_with(|| {
-                    let (sessions, mut outlet) =
+                let (sessions, backend, helper) = parts.get_or_insert_with(|| {
+                    let (sessions, mut backend) =
                         (Sessions::open(SOCKETS / SOCKETS_EACH, SOCKETS_EACH), make());
-                    outlet.prepare();
+                    backend.prepare();
                     let helper = Helper::start(chunk.clone(), make());
-                    (sessions, outlet, helper)
+                    (sessions, backend, helper)
                 });
                 let (ours, theirs) = sessions.sessions.split_at(sessions.sessions.len() / number);
                 let mut budget = WaitBudget::default();
@@ -137,7 +137,7 @@ fn threads(c: &mut Criterion) {
                             helper.batches.send(theirs.to_vec()).expect("the helper lives");
                         }
                         for session in ours {
-                            fan_out(session, &chunk, outlet, &mut budget);
+                            fan_out(session, &chunk, backend, &mut budget);
                         }
                         if !theirs.is_empty() {
                             helper.done.recv().expect("the helper lives");

@@ -1,10 +1,10 @@
 //! Batches of records through delivery, as the bus's thread does it, until the readers have them.
 
 use criterion::{Criterion, Throughput, criterion_group};
-use livechat_ws::fanout::backend::Outlet;
+use livechat_ws::fanout::backend::FanoutBackend;
 use livechat_ws::protocol::ids::SessionId;
 
-use crate::support::{OUTLETS, Record, Sessions, deliver, session_id};
+use crate::support::{BACKENDS, Record, Sessions, deliver, session_id};
 
 /// The text of a message: with it a payload has some 300 bytes.
 const TEXT: usize = 100;
@@ -65,12 +65,12 @@ fn batches(c: &mut Criterion) {
     for load in LOADS {
         let records = load.sessions * load.records;
         group.throughput(Throughput::Elements((records * load.sockets_each) as u64));
-        for (way, outlet) in OUTLETS {
+        for (way, backend) in BACKENDS {
             let mut parts = None;
             group.bench_function(format!("{}/{way}", load.name), |b| {
                 let (sessions, router, batch) = parts.get_or_insert_with(|| {
                     let sessions = Sessions::open(load.sessions, load.sockets_each);
-                    let router = sessions.router(outlet());
+                    let router = sessions.router(backend());
                     let batch: Vec<_> = (0..records)
                         .map(|n| (load.record)(&session_id(n % load.sessions), TEXT))
                         .collect();
@@ -87,7 +87,7 @@ fn batches(c: &mut Criterion) {
 fn strangers(c: &mut Criterion) {
     let mut group = c.benchmark_group("delivery/not_here");
     let sessions = Sessions::open(1, 1);
-    let mut router = sessions.router(Outlet::Send);
+    let mut router = sessions.router(FanoutBackend::Send);
     let forms: [(_, Make); 2] = [("native", Record::native), ("old", Record::old)];
     for (name, record) in forms {
         let batch: Vec<_> = (1..=100).map(|n| record(&session_id(n), TEXT)).collect();

@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use livechat_ws::bus::Bus;
 use livechat_ws::bus::embedded::Embedded;
 use livechat_ws::config::{self, Command};
-use livechat_ws::fanout::backend::Outlet;
+use livechat_ws::fanout::backend::FanoutBackend;
 use livechat_ws::presence::inbox::Inbox;
 use livechat_ws::presence::{Parts, Presence};
 use livechat_ws::protocol::ids::UserType;
@@ -104,7 +104,7 @@ impl Store {
         let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
             panic!("a configuration of defaults is valid");
         };
-        let bus = Embedded::start(sessions.router(Outlet::Send)).expect("a thread");
+        let bus = Embedded::start(sessions.router(FanoutBackend::Send)).expect("a thread");
         let parts = Parts {
             inbox: Arc::default(),
             registry: Arc::clone(&sessions.registry),

@@ -15,7 +15,7 @@ use crate::bus::{Bus, Router, embedded};
 use crate::chat::{self, Chat};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
-use crate::fanout::backend::{Outlet, RingInUse};
+use crate::fanout::backend::{FanoutBackend, RingInUse};
 use crate::fanout::uring::Ring;
 use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
@@ -53,7 +53,7 @@ impl Server {
     /// the kernel has no io_uring for us.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let ring_in_use = RingInUse::default();
-        let outlet = outlet(config.fanout_io, &ring_in_use)?;
+        let backend = backend(config.fanout_io, &ring_in_use)?;
         let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
         wanted.extend(
             config
@@ -79,7 +79,7 @@ impl Server {
             listeners.push((listener, door));
         }
         let port = addresses[0].1.port();
-        let http = Arc::new(assemble(config, port, outlet, ring_in_use)?);
+        let http = Arc::new(assemble(config, port, backend, ring_in_use)?);
         Ok(Self {
             http,
             listeners,
@@ -124,7 +124,12 @@ impl Server {
 }
 
 /// Makes the parts and joins them.
-fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -> Result<Http, StartError> {
+fn assemble(
+    config: Config,
+    port: u16,
+    backend: FanoutBackend,
+    ring_in_use: RingInUse,
+) -> Result<Http, StartError> {
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::new(&config));
     let registry = Arc::new(Registry::new(!config.presence_grace.is_zero()));
@@ -133,7 +138,7 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let inbox = Arc::new(Inbox::default());
-    let router = |outlet| {
+    let router = |backend| {
         let marks = Arc::clone(&inbox);
         Router::new(
             Arc::clone(&registry),
@@ -142,17 +147,17 @@ fn assemble(config: Config, port: u16, outlet: Outlet, ring_in_use: RingInUse) -
             Arc::clone(&metrics),
             node.clone(),
             config.max_record_bytes,
-            outlet,
+            backend,
         )
     };
     let bus = match &config.kafka {
-        None => Bus::Embedded(embedded::Embedded::start(router(outlet))?),
+        None => Bus::Embedded(embedded::Embedded::start(router(backend))?),
         Some(kafka) => Bus::Kafka(Kafka::start(
             kafka.clone(),
             node.clone(),
             config.max_record_bytes,
             // Frames of typing and status are few.
-            [router(outlet), router(Outlet::Send)],
+            [router(backend), router(FanoutBackend::Send)],
             Arc::clone(&metrics),
         )?),
     };
@@ -239,16 +244,16 @@ fn log_limits(config: &Config) {
 }
 
 /// How batches leave; says so where that is not as asked.
-fn outlet(wanted: FanoutIo, in_use: &RingInUse) -> Result<Outlet, StartError> {
+fn backend(wanted: FanoutIo, in_use: &RingInUse) -> Result<FanoutBackend, StartError> {
     if wanted == FanoutIo::Send {
-        return Ok(Outlet::Send);
+        return Ok(FanoutBackend::Send);
     }
     match (wanted, Ring::probe()) {
-        (_, Ok(())) => Ok(Outlet::Wanted(in_use.clone())),
+        (_, Ok(())) => Ok(FanoutBackend::Wanted(in_use.clone())),
         (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
         (_, Err(error)) => {
             tracing::info!(%error, "no io_uring here: each socket gets a send of its own");
-            Ok(Outlet::Send)
+            Ok(FanoutBackend::Send)
         }
     }
 }

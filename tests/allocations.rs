@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use livechat_ws::fanout::backend::{Outlet, RingInUse};
+use livechat_ws::fanout::backend::{FanoutBackend, RingInUse};
 use livechat_ws::fanout::broadcast::SLICE;
 
 #[path = "../benches/support/mod.rs"]
@@ -57,9 +57,9 @@ unsafe impl GlobalAlloc for Counting {
 const ATTEMPTS: usize = 100;
 
 /// What this thread allocates to deliver a batch straight to the sockets of so many recipients.
-fn allocations(recipients: usize, batch: &[Record], outlet: Outlet) -> u64 {
+fn allocations(recipients: usize, batch: &[Record], backend: FanoutBackend) -> u64 {
     let sessions = Sessions::open(1, recipients);
-    let mut router = sessions.router(outlet);
+    let mut router = sessions.router(backend);
     // The first batch makes what delivery keeps.
     sessions.deliver(&mut router, batch);
     for _ in 0..ATTEMPTS {
@@ -78,9 +78,9 @@ fn allocations(recipients: usize, batch: &[Record], outlet: Outlet) -> u64 {
 }
 
 /// Asserts that recipients cost nothing, and says what the batch costs.
-fn for_any_number_of_recipients(batch: &[Record], outlet: fn() -> Outlet) -> u64 {
+fn for_any_number_of_recipients(batch: &[Record], backend: fn() -> FanoutBackend) -> u64 {
     let cost = |recipients: [usize; 5]| {
-        let costs = recipients.map(|recipients| allocations(recipients, batch, outlet()));
+        let costs = recipients.map(|recipients| allocations(recipients, batch, backend()));
         let all_same = costs.iter().all(|cost| *cost == costs[0]);
         assert!(all_same, "{costs:?} allocations for {recipients:?} recipients");
         costs[0]
@@ -94,12 +94,12 @@ fn batch(records: usize, record: impl Fn() -> Record) -> Vec<Record> {
 
 /// Delivery's buffers are used again, so that a native record costs nothing either. Old records have their session's id
 /// and the new payload, which grows as it is written: five.
-fn costs(outlet: fn() -> Outlet, way_out: u64) {
+fn costs(backend: fn() -> FanoutBackend, way_out: u64) {
     for (form, each) in [(Record::native as fn(&_, _) -> _, 0), (Record::old, 5)] {
         let record = || form(&session_id(0), 100);
-        let one = for_any_number_of_recipients(&batch(1, record), outlet);
+        let one = for_any_number_of_recipients(&batch(1, record), backend);
         assert!(one <= way_out + each, "{one} allocations for a record");
-        let hundred = for_any_number_of_recipients(&batch(100, record), outlet);
+        let hundred = for_any_number_of_recipients(&batch(100, record), backend);
         assert!(
             hundred <= way_out + 100 * each,
             "{hundred} allocations for a hundred records"
@@ -112,7 +112,7 @@ fn costs(outlet: fn() -> Outlet, way_out: u64) {
 fn many_sessions_cost_nothing() {
     const SESSIONS: usize = 100;
     let sessions = Sessions::open(SESSIONS, 2);
-    let mut router = sessions.router(Outlet::Send);
+    let mut router = sessions.router(FanoutBackend::Send);
     // Some with more than others, in turn, until every buffer has met the most.
     let batch = |first: usize| -> Vec<_> {
         (0..3 * SESSIONS)
@@ -139,11 +139,11 @@ fn many_sessions_cost_nothing() {
 
 #[test]
 fn a_recipient_costs_nothing_by_send() {
-    costs(|| Outlet::Send, 0);
+    costs(|| FanoutBackend::Send, 0);
 }
 
 /// Who is sent to in one submission stands in a list, one for a batch.
 #[test]
 fn a_recipient_costs_nothing_by_io_uring() {
-    costs(|| Outlet::Wanted(RingInUse::default()), 1);
+    costs(|| FanoutBackend::Wanted(RingInUse::default()), 1);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livechat_ws::bus::Router;
-use livechat_ws::fanout::backend::{Delivered, Outlet, RingInUse, Round};
+use livechat_ws::fanout::backend::{Delivered, FanoutBackend, RingInUse, SendBatch};
 use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::metrics::Metrics;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
@@ -62,24 +62,29 @@ pub fn deliver(router: &mut Router, batch: &[Record]) {
 }
 
 /// One chunk to every member, as delivery sends it.
-pub fn fan_out(session: &Session, chunk: &Bytes, outlet: &mut Outlet, budget: &mut WaitBudget) -> Delivered {
+pub fn fan_out(
+    session: &Session,
+    chunk: &Bytes,
+    backend: &mut FanoutBackend,
+    budget: &mut WaitBudget,
+) -> Delivered {
     let members = session.members();
     let mut delivered = [Delivered::default()];
     let copy = OnceCell::new();
-    let mut round = Round::new(outlet, budget, &mut delivered);
-    round.send(0, &members, BorrowedChunk::new(chunk, &copy));
-    round.flush();
-    drop(round);
+    let mut send_batch = SendBatch::new(backend, budget, &mut delivered);
+    send_batch.send(0, &members, BorrowedChunk::new(chunk, &copy));
+    send_batch.submit();
+    drop(send_batch);
     delivered[0]
 }
 
 /// Makes one way out.
-type Way = fn() -> Outlet;
+type Way = fn() -> FanoutBackend;
 
 /// Both ways out, by their names in `FANOUT_IO`.
-pub const OUTLETS: [(&str, Way); 2] = [
-    ("send", || Outlet::Send),
-    ("uring", || Outlet::Wanted(RingInUse::default())),
+pub const BACKENDS: [(&str, Way); 2] = [
+    ("send", || FanoutBackend::Send),
+    ("uring", || FanoutBackend::Wanted(RingInUse::default())),
 ];
 
 /// Sessions, each with as many sockets.
@@ -145,7 +150,7 @@ impl Sessions {
         opened
     }
 
-    pub fn router(&self, outlet: Outlet) -> Router {
+    pub fn router(&self, backend: FanoutBackend) -> Router {
         Router::new(
             Arc::clone(&self.registry),
             Arc::new(Typists::default()),
@@ -153,7 +158,7 @@ impl Sessions {
             Arc::clone(&self.metrics),
             "node".into(),
             MAX_RECORD_BYTES,
-            outlet,
+            backend,
         )
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::fanout::backend::Outlet;
+use crate::fanout::backend::FanoutBackend;
 use crate::fanout::batch::Batch;
 use crate::fanout::broadcast::{self, Patience};
 use crate::logging::LogLimit;
@@ -48,13 +48,13 @@ impl Router {
         metrics: Arc<Metrics>,
         node: String,
         max_record_bytes: usize,
-        outlet: Outlet,
+        backend: FanoutBackend,
     ) -> Self {
         Self {
             registry,
             typists,
             changed_elsewhere,
-            batch: Batch::new(outlet, Arc::clone(&metrics)),
+            batch: Batch::new(backend, Arc::clone(&metrics)),
             metrics,
             node,
             max_record_bytes,
@@ -211,7 +211,7 @@ mod tests {
         registry: &Arc<Registry>,
         changed_elsewhere: ChangedElsewhere,
         metrics: &Arc<Metrics>,
-        outlet: Outlet,
+        backend: FanoutBackend,
     ) -> Router {
         Router::new(
             Arc::clone(registry),
@@ -220,7 +220,7 @@ mod tests {
             Arc::clone(metrics),
             "node".into(),
             1024,
-            outlet,
+            backend,
         )
     }
 
@@ -237,7 +237,7 @@ mod tests {
         );
 
         let fails = Box::new(|_: &SessionId| panic!("as a bug would"));
-        let mut router = router(&registry, fails, &metrics, Outlet::Send);
+        let mut router = router(&registry, fails, &metrics, FanoutBackend::Send);
         let record = |topic, form, value: &'static str| Incoming {
             topic,
             partition: 0,
@@ -264,8 +264,8 @@ mod tests {
     fn the_threads_ring_is_there_when_it_is_said_to_run() {
         let metrics = Arc::new(Metrics::default());
         let in_use = RingInUse::default();
-        let outlet = Outlet::Wanted(in_use.clone());
-        let router = router(&Arc::default(), Box::new(|_| {}), &metrics, outlet);
+        let backend = FanoutBackend::Wanted(in_use.clone());
+        let router = router(&Arc::default(), Box::new(|_| {}), &metrics, backend);
         let (end, ended) = mpsc::channel::<()>();
         let thread = router
             .spawn("bus", move |_router| assert!(ended.recv().is_err()))
@@ -273,8 +273,8 @@ mod tests {
         let shown = in_use.get();
         drop(end);
         thread.join().unwrap();
-        let mut outlet = Outlet::Wanted(RingInUse::default());
-        outlet.prepare();
-        assert_eq!(shown, matches!(outlet, Outlet::Ring(_)));
+        let mut backend = FanoutBackend::Wanted(RingInUse::default());
+        backend.prepare();
+        assert_eq!(shown, matches!(backend, FanoutBackend::Ring(_)));
     }
 }

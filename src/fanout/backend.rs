@@ -1,4 +1,4 @@
-//! How a batch's frames leave: one `send` per socket, or many in one submission of io_uring.
+//! How the chunks of a batch are sent: one `send` per socket, or many in one submission of io_uring.
 //!
 //! Both ways give the same outcome for each socket, and what a socket does not take is queued by its writer.
 
@@ -57,11 +57,11 @@ impl std::ops::AddAssign for Delivered {
     }
 }
 
-/// One delivery thread's way out.
-pub enum Outlet {
+/// How one delivery thread sends.
+pub enum FanoutBackend {
     /// One `send` per socket.
     Send,
-    /// A ring that is to be made by the thread that uses it.
+    /// io_uring is wanted: the ring is made by the thread that uses it.
     Wanted(RingInUse),
     Ring(Box<Rings>),
 }
@@ -73,7 +73,7 @@ pub struct Rings {
     in_use: RingInUse,
 }
 
-impl Outlet {
+impl FanoutBackend {
     /// Makes the ring where one is wanted and gives up one that has failed.
     pub fn prepare(&mut self) {
         *self = match std::mem::replace(self, Self::Send) {
@@ -101,9 +101,9 @@ impl Outlet {
     }
 }
 
-/// The sends of one batch. Dropped without [`Self::flush`] it would leave sockets without a writer: flush it.
-pub struct Round<'a> {
-    outlet: &'a mut Outlet,
+/// The sends of one batch, which end with [`Self::submit`]. Dropped before it, as by a panic, they are queued.
+pub struct SendBatch<'a> {
+    backend: &'a mut FanoutBackend,
     budget: &'a mut WaitBudget,
     /// What became of the chunks, by their slots.
     delivered: &'a mut [Delivered],
@@ -113,15 +113,19 @@ pub struct Round<'a> {
     is_sent: bool,
 }
 
-impl<'a> Round<'a> {
-    pub fn new(outlet: &'a mut Outlet, budget: &'a mut WaitBudget, delivered: &'a mut [Delivered]) -> Self {
-        let room = if matches!(outlet, Outlet::Ring(_)) {
+impl<'a> SendBatch<'a> {
+    pub fn new(
+        backend: &'a mut FanoutBackend,
+        budget: &'a mut WaitBudget,
+        delivered: &'a mut [Delivered],
+    ) -> Self {
+        let room = if matches!(backend, FanoutBackend::Ring(_)) {
             uring::MAX_SENDS
         } else {
             0
         };
         Self {
-            outlet,
+            backend,
             budget,
             delivered,
             reserved: Vec::with_capacity(room),
@@ -129,9 +133,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Sends a chunk to each of `members`, now or at the next flush, and counts what became of it in `slot`.
+    /// Sends a chunk to each of `members`, now or at the next submission, and counts what became of it in `slot`.
     pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: BorrowedChunk<'a>) {
-        if !matches!(self.outlet, Outlet::Ring(_)) {
+        if !matches!(self.backend, FanoutBackend::Ring(_)) {
             for member in members {
                 let sent = send_or_close(member, &chunk, self.budget);
                 self.delivered[slot].count(sent);
@@ -143,12 +147,12 @@ impl<'a> Round<'a> {
                 Reservation::Reserved => {
                     self.reserved.push((slot, member, chunk));
                     if self.reserved.len() == uring::MAX_SENDS {
-                        self.flush();
+                        self.submit();
                     }
                 }
                 Reservation::Done(Sent::Full) => {
                     // It may be waited for, and the others should not wait with it.
-                    self.flush();
+                    self.submit();
                     let sent = send_or_close(member, &chunk, self.budget);
                     self.delivered[slot].count(sent);
                 }
@@ -158,8 +162,8 @@ impl<'a> Round<'a> {
     }
 
     /// Sends or queues everything that is reserved. A socket can be reserved for its next chunk only after this.
-    pub fn flush(&mut self) {
-        let Outlet::Ring(rings) = &mut *self.outlet else {
+    pub fn submit(&mut self) {
+        let FanoutBackend::Ring(rings) = &mut *self.backend else {
             return;
         };
         if self.reserved.len() < MIN_RING {
@@ -185,8 +189,8 @@ impl<'a> Round<'a> {
 
     /// The result of the last reserved send: "would block", unless the ring has sent it.
     fn last_result(&mut self) -> io::Result<usize> {
-        let result = match &mut *self.outlet {
-            Outlet::Ring(rings) if self.is_sent => rings.results.pop(),
+        let result = match &mut *self.backend {
+            FanoutBackend::Ring(rings) if self.is_sent => rings.results.pop(),
             _ => None,
         };
         result.unwrap_or(Err(io::ErrorKind::WouldBlock.into()))
@@ -200,7 +204,7 @@ impl<'a> Round<'a> {
     }
 }
 
-impl Drop for Round<'_> {
+impl Drop for SendBatch<'_> {
     fn drop(&mut self) {
         // After a panic no reserved socket may stay without a writer, and no chunk may be sent twice.
         while !self.reserved.is_empty() {
@@ -226,14 +230,14 @@ mod tests {
 
     const MEMBERS: usize = 2 * uring::MAX_SENDS;
 
-    fn send(outlet: &mut Outlet, members: &[Member], chunk: &Bytes) -> Delivered {
+    fn send(backend: &mut FanoutBackend, members: &[Member], chunk: &Bytes) -> Delivered {
         let mut delivered = [Delivered::default()];
         let mut budget = WaitBudget::default();
         let copy = OnceCell::new();
-        let mut round = Round::new(outlet, &mut budget, &mut delivered);
-        round.send(0, members, BorrowedChunk::new(chunk, &copy));
-        round.flush();
-        drop(round);
+        let mut send_batch = SendBatch::new(backend, &mut budget, &mut delivered);
+        send_batch.send(0, members, BorrowedChunk::new(chunk, &copy));
+        send_batch.submit();
+        drop(send_batch);
         delivered[0]
     }
 
@@ -243,21 +247,21 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(MEMBERS, &metrics).await;
         let in_use = RingInUse::default();
-        let mut outlet = Outlet::Wanted(in_use.clone());
-        outlet.prepare();
-        assert_eq!(in_use.get(), matches!(outlet, Outlet::Ring(_)));
+        let mut backend = FanoutBackend::Wanted(in_use.clone());
+        backend.prepare();
+        assert_eq!(in_use.get(), matches!(backend, FanoutBackend::Ring(_)));
         let chunks = ["one ", "two ", "three "].map(|text| Bytes::from_static(text.as_bytes()));
-        assert_eq!(send(&mut outlet, &members, &chunks[0]).written, MEMBERS);
-        if let Outlet::Ring(rings) = &mut outlet {
+        assert_eq!(send(&mut backend, &members, &chunks[0]).written, MEMBERS);
+        if let FanoutBackend::Ring(rings) = &mut backend {
             rings.ring.break_it();
-            let delivered = send(&mut outlet, &members, &chunks[1]);
+            let delivered = send(&mut backend, &members, &chunks[1]);
             assert_eq!((delivered.written, delivered.queued), (0, MEMBERS));
         } else {
-            send(&mut outlet, &members, &chunks[1]);
+            send(&mut backend, &members, &chunks[1]);
         }
-        outlet.prepare();
-        assert!(matches!(outlet, Outlet::Send) && !in_use.get());
-        assert_eq!(send(&mut outlet, &members, &chunks[2]).received(), MEMBERS);
+        backend.prepare();
+        assert!(matches!(backend, FanoutBackend::Send) && !in_use.get());
+        assert_eq!(send(&mut backend, &members, &chunks[2]).received(), MEMBERS);
         drop(members);
         for client in &mut clients {
             let mut got = [0; 14];
@@ -270,27 +274,27 @@ mod tests {
     async fn a_panic_half_way(count: usize) {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(count, &metrics).await;
-        let mut outlet = Outlet::Wanted(RingInUse::default());
-        outlet.prepare();
+        let mut backend = FanoutBackend::Wanted(RingInUse::default());
+        backend.prepare();
         let (one, two) = (Bytes::from_static(b"one "), Bytes::from_static(b"two "));
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let (mut delivered, mut budget) = ([Delivered::default()], WaitBudget::default());
             let copy = OnceCell::new();
-            let mut round = Round::new(&mut outlet, &mut budget, &mut delivered);
+            let mut send_batch = SendBatch::new(&mut backend, &mut budget, &mut delivered);
             let (first, others) = members.split_at(1);
-            round.send(0, first, BorrowedChunk::new(&one, &copy));
+            send_batch.send(0, first, BorrowedChunk::new(&one, &copy));
             // There is no such slot.
-            round.send(1, others, BorrowedChunk::new(&one, &copy));
-            round.flush();
+            send_batch.send(1, others, BorrowedChunk::new(&one, &copy));
+            send_batch.submit();
         }));
         assert!(unwound.is_err());
-        assert_eq!(send(&mut Outlet::Send, &members, &two).received(), count);
+        assert_eq!(send(&mut FanoutBackend::Send, &members, &two).received(), count);
         drop(members);
         for client in &mut clients {
             let mut got = Vec::new();
             client.read_to_end(&mut got).await.unwrap();
             // By a send each, whoever comes behind the panic gets nothing of the first.
-            let is_by_send = matches!(outlet, Outlet::Send) && got == b"two ";
+            let is_by_send = matches!(backend, FanoutBackend::Send) && got == b"two ";
             assert!(
                 got == b"one two " || is_by_send,
                 "{}",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::backend::{Delivered, Outlet, Round};
+use super::backend::{Delivered, FanoutBackend, SendBatch};
 use super::broadcast::SLICE;
 use super::chunks::{Chunks, Spare};
 use super::slow_readers::WaitBudget;
@@ -24,7 +24,7 @@ pub struct Batch {
     /// Where a session stands in `sessions`, by its address: the batch holds it alive.
     index: HashMap<usize, usize, RandomState>,
     wait_budget: WaitBudget,
-    outlet: Outlet,
+    backend: FanoutBackend,
     metrics: Arc<Metrics>,
 }
 
@@ -50,21 +50,21 @@ impl Pending {
 }
 
 impl Batch {
-    pub fn new(outlet: Outlet, metrics: Arc<Metrics>) -> Self {
+    pub fn new(backend: FanoutBackend, metrics: Arc<Metrics>) -> Self {
         Self {
             sessions: Vec::new(),
             spare: Spare::default(),
             delivered: Vec::new(),
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
-            outlet,
+            backend,
             metrics,
         }
     }
 
     /// Makes the ring, where one is wanted, on the thread that will use it.
     pub fn prepare(&mut self) {
-        self.outlet.prepare();
+        self.backend.prepare();
     }
 
     /// Puts the payload of a frame behind what the batch has for its session.
@@ -101,32 +101,32 @@ impl Batch {
 
     /// Small sessions go first; large ones take turns by slices of their members.
     fn send_chunks(&mut self) {
-        self.outlet.prepare();
+        self.backend.prepare();
         self.sessions.iter_mut().for_each(Pending::close);
         self.delivered.clear();
         self.delivered.resize(self.sessions.len(), Delivered::default());
-        let mut round = Round::new(&mut self.outlet, &mut self.wait_budget, &mut self.delivered);
+        let mut send_batch = SendBatch::new(&mut self.backend, &mut self.wait_budget, &mut self.delivered);
         let sized = |is_large: bool| {
             let sessions = self.sessions.iter().enumerate();
             sessions.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
         };
         for (slot, pending) in sized(false) {
-            send_in_order(&mut round, slot, pending.members(), &pending.chunks);
+            send_in_order(&mut send_batch, slot, pending.members(), &pending.chunks);
         }
         let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
         for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
             for (slot, pending) in sized(true) {
                 let members = pending.members().get(start..).unwrap_or_default();
                 send_in_order(
-                    &mut round,
+                    &mut send_batch,
                     slot,
                     &members[..members.len().min(SLICE)],
                     &pending.chunks,
                 );
             }
         }
-        round.flush();
-        drop(round);
+        send_batch.submit();
+        drop(send_batch);
         let (mut total, mut records) = (Delivered::default(), 0);
         for (pending, delivered) in self.sessions.drain(..).zip(&self.delivered) {
             log_broadcast(&pending, *delivered);
@@ -139,12 +139,12 @@ impl Batch {
 }
 
 /// Sends the chunks of one session in their order.
-fn send_in_order<'a>(round: &mut Round<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
+fn send_in_order<'a>(send_batch: &mut SendBatch<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
     for (number, chunk) in chunks.iter().enumerate() {
         if number > 0 {
-            round.flush();
+            send_batch.submit();
         }
-        round.send(slot, members, chunk);
+        send_batch.send(slot, members, chunk);
     }
 }
 

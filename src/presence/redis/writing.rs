@@ -294,7 +294,7 @@ mod tests {
     use crate::bus::{Bus, Router, embedded};
     use crate::clock::Moment;
     use crate::config::RedisConfig;
-    use crate::fanout::backend::Outlet;
+    use crate::fanout::backend::FanoutBackend;
     use crate::presence::Parts;
     use crate::presence::redis::store::Store;
     use crate::protocol::ids::UserType;
@@ -337,7 +337,7 @@ mod tests {
                 Arc::clone(&metrics),
                 "node".into(),
                 1024,
-                Outlet::Send,
+                FanoutBackend::Send,
             );
             let parts = Parts {
                 inbox: Arc::default(),
