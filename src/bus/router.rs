@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::fanout::backend::FanoutBackend;
 use crate::fanout::batch::Batch;
-use crate::fanout::broadcast::{self, Patience};
+use crate::fanout::broadcast::{self, OverflowPolicy};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
@@ -179,7 +179,12 @@ impl Router {
             timestamp: &typing.timestamp,
         });
         if let Some(frame) = frame {
-            broadcast::deliver(&session.members(), &frame, Some(&typing.user_id), Patience::Drop);
+            broadcast::deliver(
+                &session.members(),
+                &frame,
+                Some(&typing.user_id),
+                OverflowPolicy::Drop,
+            );
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::bus::{Bus, PublishError};
-use crate::fanout::broadcast::{self, Patience};
+use crate::fanout::broadcast::{self, OverflowPolicy};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
@@ -134,18 +134,18 @@ impl Chat {
     fn refuse(&self, speaker: &Speaker, error: &WireError, correlation: Correlation<'_>) {
         self.metrics.frame_error(error.code);
         let frame = server::error(error, correlation);
-        speaker.member.writer.insist(&frame);
+        speaker.member.writer.send_required(&frame);
     }
 
     fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, correlation: Correlation<'_>) {
         match request {
             Request::JoinSession => {
                 let frame = server::session_joined(speaker.identity(), &timestamp(), correlation);
-                speaker.member.writer.insist(&frame);
+                speaker.member.writer.send_required(&frame);
             }
             Request::Ping => {
                 let frame = server::pong(&timestamp(), correlation);
-                speaker.member.writer.insist(&frame);
+                speaker.member.writer.send_required(&frame);
             }
             Request::Typing { is_typing } => self.typing(speaker, *is_typing),
             Request::SendMessage(message) => self.send_message(speaker, message, correlation),
@@ -200,7 +200,7 @@ impl Chat {
             timestamp: at,
         });
         if let Some(frame) = frame {
-            broadcast::deliver(&session.members(), &frame, Some(user_id), Patience::Drop);
+            broadcast::deliver(&session.members(), &frame, Some(user_id), OverflowPolicy::Drop);
         }
     }
 

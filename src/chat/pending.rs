@@ -95,7 +95,7 @@ impl PendingAnswer {
 
     fn send(&self, frame: &Bytes) {
         if let Some(writer) = self.writer.upgrade() {
-            writer.insist(frame);
+            writer.send_required(frame);
         }
     }
 

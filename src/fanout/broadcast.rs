@@ -11,34 +11,39 @@ use crate::writer::SharedChunk;
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
-/// What to do about a reader whose queue is full, where nobody may wait for it.
+/// What becomes of a frame for a reader whose queue is full, where nobody may wait for it.
 #[derive(Clone, Copy)]
-pub enum Patience {
-    /// What may be left out is.
+pub enum OverflowPolicy {
+    /// The frame is left out.
     Drop,
-    /// It may not be left out.
-    Insist,
+    /// The frame goes over the limit once more; beyond that the reader is closed.
+    Require,
 }
 
 /// Sends `chunk` to each of `members` but those of `except`.
-pub fn deliver(members: &[Member], chunk: &Bytes, except: Option<&UserId>, patience: Patience) -> Delivered {
-    deliver_shared(members, &SharedChunk::new(chunk.clone()), except, patience)
+pub fn deliver(
+    members: &[Member],
+    chunk: &Bytes,
+    except: Option<&UserId>,
+    overflow: OverflowPolicy,
+) -> Delivered {
+    deliver_shared(members, &SharedChunk::new(chunk.clone()), except, overflow)
 }
 
 fn deliver_shared(
     members: &[Member],
     chunk: &SharedChunk,
     except: Option<&UserId>,
-    patience: Patience,
+    overflow: OverflowPolicy,
 ) -> Delivered {
     let mut delivered = Delivered::default();
     for member in members {
         if except.is_some_and(|user_id| *user_id == member.user_id) {
             continue;
         }
-        let sent = match patience {
-            Patience::Drop => member.writer.send(chunk),
-            Patience::Insist => member.writer.insist(chunk),
+        let sent = match overflow {
+            OverflowPolicy::Drop => member.writer.send(chunk),
+            OverflowPolicy::Require => member.writer.send_required(chunk),
         };
         delivered.count(sent);
     }
@@ -49,7 +54,7 @@ fn deliver_shared(
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     let (mut delivered, chunk) = (Delivered::default(), SharedChunk::new(chunk.clone()));
     for slice in members.chunks(SLICE) {
-        delivered += deliver_shared(slice, &chunk, None, Patience::Insist);
+        delivered += deliver_shared(slice, &chunk, None, OverflowPolicy::Require);
         if members.len() > SLICE {
             tokio::task::yield_now().await;
         }

@@ -99,7 +99,7 @@ async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
         deliver_in_slices(&session.members(), &frame).await;
     } else {
         for writer in &change.joiners {
-            writer.insist(&frame);
+            writer.send_required(&frame);
         }
     }
     events.len() == MAX_LISTED_EVENTS

@@ -147,10 +147,10 @@ impl ConnectionWriter {
 
     /// Sends what must not be left out and waits for nobody: an answer to the client's own frame, or who is
     /// connected. It may go over the limit once more; beyond that the reader is slow.
-    pub fn insist(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
+    pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
-            if state.write_queue.insist(frame, &self.limits.queue) {
+            if state.write_queue.push_required(frame, &self.limits.queue) {
                 return Sent::Queued;
             }
             drop(state);

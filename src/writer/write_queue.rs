@@ -207,7 +207,7 @@ impl WriteQueue {
     }
 
     /// Queues a chunk beyond the limit, up to as much again.
-    pub fn insist(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
+    pub fn push_required(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
         if self.try_push(chunk, limits) {
             return true;
         }

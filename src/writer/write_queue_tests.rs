@@ -74,12 +74,12 @@ fn all_queues_together_have_a_limit() {
     );
     assert!(memory.is_scarce() && !memory.is_exhausted());
     assert!(!queue.try_push(&little, &limits), "it is large");
-    assert!(!queue.insist(&little, &limits), "it is large");
+    assert!(!queue.push_required(&little, &limits), "it is large");
     assert!(small.try_push(&little, &limits), "it is small");
-    assert!(small.insist(&little, &limits), "it is small");
+    assert!(small.push_required(&little, &limits), "it is small");
     let more = memory.hold(Bytes::from(vec![0; LIMIT]));
     assert!(memory.is_exhausted());
-    assert!(!small.insist(&little, &limits));
+    assert!(!small.push_required(&little, &limits));
     drop((elsewhere, more));
     small.discard(&limits);
     queue.clear(&limits);

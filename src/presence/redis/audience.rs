@@ -182,7 +182,7 @@ impl Audience {
             };
             if next == Next::Joiners {
                 for writer in shown.joiners.drain(..) {
-                    writer.insist(&frame);
+                    writer.send_required(&frame);
                 }
             } else {
                 deliver_in_slices(&session.members(), &frame).await;
