@@ -17,7 +17,7 @@ use crate::session::{Member, Session};
 
 /// A batch of one delivery thread. Everything in it is kept for the next one, so that a batch allocates nothing.
 pub struct Batch {
-    sessions: Vec<Pending>,
+    sessions: Vec<SessionChunks>,
     spare: Spare,
     /// What became of the chunks of each session.
     delivered: Vec<Delivered>,
@@ -29,17 +29,17 @@ pub struct Batch {
 }
 
 /// What a batch has for one session.
-struct Pending {
+struct SessionChunks {
     session: Arc<Session>,
     records: u64,
     chunks: Chunks,
-    /// To whom, once it is closed.
+    /// To whom, once it is sealed.
     members: Option<Arc<Vec<Member>>>,
 }
 
-impl Pending {
+impl SessionChunks {
     /// Nothing more is added: it goes to who is a member now.
-    fn close(&mut self) {
+    fn seal(&mut self) {
         self.chunks.cut();
         self.members = Some(self.session.members());
     }
@@ -71,7 +71,7 @@ impl Batch {
     pub fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
         let address = Arc::as_ptr(&session) as usize;
         let at = *self.index.entry(address).or_insert_with(|| {
-            self.sessions.push(Pending {
+            self.sessions.push(SessionChunks {
                 session,
                 records: 0,
                 chunks: self.spare.take(),
@@ -93,7 +93,7 @@ impl Batch {
         if panic::catch_unwind(AssertUnwindSafe(|| self.send_chunks())).is_err() {
             let records = self.sessions.drain(..).map(|pending| pending.records).sum();
             tracing::error!(records, "delivery has failed: please report this bug");
-            self.metrics.lost(records);
+            self.metrics.records_abandoned(records);
         }
         self.index.clear();
         true
@@ -102,7 +102,7 @@ impl Batch {
     /// Small sessions go first; large ones take turns by slices of their members.
     fn send_chunks(&mut self) {
         self.backend.prepare();
-        self.sessions.iter_mut().for_each(Pending::close);
+        self.sessions.iter_mut().for_each(SessionChunks::seal);
         self.delivered.clear();
         self.delivered.resize(self.sessions.len(), Delivered::default());
         let mut send_batch = SendBatch::new(&mut self.backend, &mut self.wait_budget, &mut self.delivered);
@@ -148,7 +148,7 @@ fn send_in_order<'a>(send_batch: &mut SendBatch<'a>, slot: usize, members: &'a [
     }
 }
 
-fn log_broadcast(pending: &Pending, delivered: Delivered) {
+fn log_broadcast(pending: &SessionChunks, delivered: Delivered) {
     tracing::debug!(
         "Broadcasted message to session {}: {}/{} clients received",
         pending.session.id,

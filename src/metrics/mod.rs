@@ -310,7 +310,7 @@ impl Metrics {
     }
 
     /// Records that were given up because of a bug.
-    pub fn lost(&self, records: u64) {
+    pub fn records_abandoned(&self, records: u64) {
         add(&self.poison_records, Poison::Internal.name(), records);
     }
 

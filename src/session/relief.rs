@@ -97,7 +97,7 @@ fn make_room(
         let reason = "outbound queues are full";
         let is_closed = writer.close(CloseCode::SlowConsumer, reason, Queued::Discard);
         closed += usize::from(is_closed);
-        if is_closed || writer.hurry() {
+        if is_closed || writer.discard_backlog() {
             leaving.0.push(Arc::downgrade(&writer));
         }
     }

@@ -80,7 +80,7 @@ struct State {
     phase: Phase,
     /// Whether somebody writes the socket without holding this lock: a flusher, or whoever has reserved it. It changes
     /// under this lock only, so that no backlog is left without one.
-    flushing: bool,
+    is_writing: bool,
     /// The code of the close frame, sent or echoed; 0: there was none.
     close_code: u16,
     /// Wakes the reader when somebody else closes the connection.
@@ -90,7 +90,7 @@ struct State {
 impl State {
     /// Whether what is to be sent must be queued behind something.
     fn is_busy(&self) -> bool {
-        self.flushing || !self.write_queue.is_empty()
+        self.is_writing || !self.write_queue.is_empty()
     }
 
     fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> Sent {
@@ -130,7 +130,7 @@ impl ConnectionWriter {
     pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<WriterLimits>) -> Arc<Self> {
         let mut state = State::default();
         if !answer.is_empty() {
-            state.write_queue.begin_with_answer(answer);
+            state.write_queue.push_handshake_answer(answer);
         }
         Arc::new(Self {
             socket,
@@ -176,7 +176,7 @@ impl ConnectionWriter {
             return state.queue(chunk, &self.limits.queue);
         }
         let result = self.send_now(chunk);
-        self.settle(state, chunk, result)
+        self.finish_send(state, chunk, result)
     }
 
     /// Reserves the socket for a chunk that the caller writes itself, without holding a lock: the chunks of many sockets go
@@ -189,18 +189,18 @@ impl ConnectionWriter {
         if state.is_busy() {
             return Reservation::Done(state.queue(chunk, &self.limits.queue));
         }
-        state.flushing = true;
+        state.is_writing = true;
         Reservation::Reserved
     }
 
     /// Ends a reservation with the result of its send, as from `send(2)`.
     pub fn complete(self: &Arc<Self>, chunk: &impl Chunk, result: io::Result<usize>) -> Sent {
         let mut state = self.state.lock();
-        state.flushing = false;
+        state.is_writing = false;
         if state.phase == Phase::Dead {
             return Sent::Closed;
         }
-        self.settle(state, chunk, result)
+        self.finish_send(state, chunk, result)
     }
 
     /// One `send`, past the runtime's notes on the socket: one cache line less for each recipient. The flusher, if it
@@ -215,7 +215,7 @@ impl ConnectionWriter {
     }
 
     /// Queues what is left of a chunk that was written first, and sees that it goes on.
-    fn settle(
+    fn finish_send(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         chunk: &impl Chunk,
@@ -251,7 +251,7 @@ impl ConnectionWriter {
         }
         if !is_whole {
             let hold = |chunk| self.limits.queue.memory.hold(chunk);
-            state.write_queue.begin(chunk.to_bytes(hold), written);
+            state.write_queue.push_partly_sent(chunk.to_bytes(hold), written);
         }
         // Something may have been queued while the chunk was under way: often the socket takes that, too.
         let is_done = state.write_queue.is_empty() || (is_whole && self.write_backlog(&mut state));
@@ -414,14 +414,14 @@ impl ConnectionWriter {
 
     /// Writes what is queued, unless somebody is at it, and sees that the rest goes on.
     fn write_now(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if !state.flushing && !self.write_backlog(&mut state) {
+        if !state.is_writing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
         }
     }
 
     fn start_flusher(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if !state.flushing {
-            state.flushing = true;
+        if !state.is_writing {
+            state.is_writing = true;
             drop(state);
             self.limits.runtime.spawn(Arc::clone(self).flush());
         }
@@ -435,7 +435,7 @@ impl ConnectionWriter {
                 self.fail(&mut state);
             }
             if self.write_backlog(&mut state) {
-                state.flushing = false;
+                state.is_writing = false;
                 return;
             }
         }

@@ -34,21 +34,21 @@ impl SendMemory {
 
     /// The same bytes, counted until nobody has them any more.
     pub fn hold(self: &Arc<Self>, chunk: Bytes) -> Bytes {
-        self.take(chunk.len() + CHUNK_OVERHEAD);
+        self.charge(chunk.len() + CHUNK_OVERHEAD);
         Bytes::from_owner(Held {
             chunk,
             memory: Arc::clone(self),
         })
     }
 
-    fn take(&self, bytes: usize) {
+    fn charge(&self, bytes: usize) {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if used > self.limit {
             self.exceeded.notify_one();
         }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
@@ -56,9 +56,9 @@ impl SendMemory {
     pub fn recount_entries(&self, counted: &mut u32, entries: usize) {
         let before = *counted as usize;
         if entries > before {
-            self.take((entries - before) * ENTRY_BYTES);
+            self.charge((entries - before) * ENTRY_BYTES);
         } else if entries < before {
-            self.give_back((before - entries) * ENTRY_BYTES);
+            self.release((before - entries) * ENTRY_BYTES);
         }
         *counted = u32::try_from(entries).unwrap_or(u32::MAX);
     }
@@ -107,7 +107,7 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.memory.give_back(self.chunk.len() + CHUNK_OVERHEAD);
+        self.memory.release(self.chunk.len() + CHUNK_OVERHEAD);
     }
 }
 

@@ -156,18 +156,18 @@ impl WriteQueue {
         self.has_shrunk && self.is_draining(limits)
     }
 
-    /// Begins with a chunk of which `written` bytes are sent, before whatever was queued while it was: an empty queue
+    /// Puts a chunk of which `written` bytes are sent before whatever was queued meanwhile: an empty queue
     /// takes one of any size.
-    pub fn begin(&mut self, chunk: Bytes, written: usize) {
+    pub fn push_partly_sent(&mut self, chunk: Bytes, written: usize) {
         self.wake_up();
         self.bytes += chunk.len() - written;
         self.offset = written;
         self.queue.push_front(chunk);
     }
 
-    /// Begins with the answer to the handshake.
-    pub fn begin_with_answer(&mut self, answer: Bytes) {
-        self.begin(answer, 0);
+    /// Puts the answer to the handshake first.
+    pub fn push_handshake_answer(&mut self, answer: Bytes) {
+        self.push_partly_sent(answer, 0);
         self.has_answer = true;
     }
 
@@ -248,7 +248,7 @@ impl WriteQueue {
 
     /// Notes what is written. Where a ping of ours was in it: how many bytes there were from its beginning on.
     pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> Option<usize> {
-        let mut left = self.take(written, self.fixed());
+        let mut left = self.pop_written(written, self.fixed());
         let mut since_ping = None;
         while left > 0 && self.fixed() == 0 {
             let Some((frame, is_ping)) = self.control.take_first() else {
@@ -258,23 +258,23 @@ impl WriteQueue {
                 since_ping = Some(left);
             }
             if left < frame.len() {
-                self.begin(frame, left);
+                self.push_partly_sent(frame, left);
                 left = 0;
             } else {
                 left -= frame.len();
             }
         }
-        self.take(left, usize::MAX);
+        self.pop_written(left, usize::MAX);
         if self.queue.is_empty() {
             // Its memory grew with the backlog, and an idle connection should hold almost nothing.
             self.queue = VecDeque::new();
         }
-        self.settle(limits);
+        self.release_excess(limits);
         since_ping
     }
 
     /// Takes written bytes off the front, from at most so many chunks; those that are left.
-    fn take(&mut self, mut written: usize, chunks: usize) -> usize {
+    fn pop_written(&mut self, mut written: usize, chunks: usize) -> usize {
         if written > 0 && chunks > 0 && !self.queue.is_empty() {
             self.progress_at = clock::now_ms();
             self.has_shrunk = true;
@@ -296,7 +296,7 @@ impl WriteQueue {
     }
 
     /// Gives back what is no longer overdrawn, nor queued.
-    fn settle(&mut self, limits: &QueueLimits) {
+    fn release_excess(&mut self, limits: &QueueLimits) {
         self.overdrawn = self.overdrawn.min(self.bytes.saturating_sub(limits.queue_bytes));
         if self.counted as usize > self.queue.len() {
             self.recount(limits);
@@ -329,7 +329,7 @@ impl WriteQueue {
         self.control = Control::default();
         self.queue.truncate(self.fixed());
         self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
-        self.settle(limits);
+        self.release_excess(limits);
     }
 
     /// Forgets what stands before the last chunk and may be left out.

@@ -23,7 +23,7 @@ fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
     let chunk = Bytes::from(vec![0; 60]);
     let patient = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
-    queue.begin(chunk.clone(), 0);
+    queue.push_partly_sent(chunk.clone(), 0);
     for _ in 0..10 {
         assert!(queue.try_push(&chunk, &patient));
     }
@@ -38,7 +38,7 @@ fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
     // Over the limit for longer than the timeout, draining or not: no more.
     let strict = limits(100, Duration::ZERO);
     let mut queue = WriteQueue::default();
-    queue.begin(chunk.clone(), 30);
+    queue.push_partly_sent(chunk.clone(), 30);
     assert!(queue.try_push(&chunk, &strict));
     assert!(queue.try_push(&chunk, &strict));
     assert!(!queue.try_push(&chunk, &strict));
@@ -51,7 +51,7 @@ fn an_overdraft_has_bounds() {
     let limits = limits(100, Duration::from_secs(10));
     let chunk = Bytes::from(vec![0; 1 << 20]);
     let mut queue = WriteQueue::default();
-    queue.begin(chunk.clone(), 0);
+    queue.push_partly_sent(chunk.clone(), 0);
     while queue.try_push(&chunk, &limits) {}
     assert!(queue.overdrawn <= MAX_OVERDRAFT && queue.overdrawn > MAX_OVERDRAFT / 2);
 }
@@ -90,7 +90,7 @@ fn all_queues_together_have_a_limit() {
 fn the_answer_to_the_handshake_comes_first_and_stays() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
-    queue.begin_with_answer(Bytes::from_static(b"101 "));
+    queue.push_handshake_answer(Bytes::from_static(b"101 "));
     queue.push(Bytes::from_static(b"greeting"));
     queue.set_pong(Bytes::from_static(b"pong "));
     assert_eq!(waiting(&queue), b"101 pong greeting");
@@ -108,7 +108,7 @@ fn the_answer_to_the_handshake_comes_first_and_stays() {
 fn one_pong_waits_the_newest() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
-    queue.begin(Bytes::from_static(b"a chunk"), 1);
+    queue.push_partly_sent(Bytes::from_static(b"a chunk"), 1);
     queue.push(Bytes::from_static(b" more"));
     for pong in [" one", " two", " three"] {
         queue.set_pong(Bytes::from(pong));
@@ -126,7 +126,7 @@ fn one_pong_waits_the_newest() {
 fn a_ping_has_a_place_of_its_own() {
     let limits = limits(10, Duration::ZERO);
     let mut queue = WriteQueue::default();
-    queue.begin(Bytes::from_static(b"more than is allowed"), 5);
+    queue.push_partly_sent(Bytes::from_static(b"more than is allowed"), 5);
     queue.progress_at = clock::now_ms().wrapping_sub(2_000);
     assert!(!queue.try_push(&frame::PING, &limits));
     queue.set_ping();
@@ -144,7 +144,7 @@ fn a_ping_has_a_place_of_its_own() {
 fn a_ping_begins_where_it_does() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
-    queue.begin(Bytes::from_static(b"a chunk"), 1);
+    queue.push_partly_sent(Bytes::from_static(b"a chunk"), 1);
     queue.push(Bytes::from_static(b" more"));
     queue.set_ping();
     assert_eq!(waiting(&queue).len(), 6 + frame::PING.len() + 5);
@@ -182,7 +182,7 @@ proptest! {
                 0 | 1 => {
                     let chunk = frame::text(&vec![queued.len() as u8; size]);
                     if step == 0 && queue.is_empty() {
-                        queue.begin(chunk.clone(), 0);
+                        queue.push_partly_sent(chunk.clone(), 0);
                     } else {
                         prop_assert!(queue.try_push(&chunk, &limits));
                     }

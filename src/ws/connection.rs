@@ -241,7 +241,7 @@ impl Inbound {
             if !writer.is_open() {
                 return ControlFlow::Break(());
             }
-            take_frame(frame, bucket, partial, speaker, shared)
+            handle_frame(frame, bucket, partial, speaker, shared)
         };
         match read_frames(scanned, shared.max_message_bytes, take).await {
             Ok(burst) => burst,
@@ -275,7 +275,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
             return Ok(Burst::Over);
         }
         let mut scanner = scanner.lock();
-        scanner.frame_taken();
+        scanner.frame_read();
         if scanner.is_idle() {
             return Ok(Burst::Idle);
         }
@@ -304,7 +304,7 @@ impl AsyncRead for Heard<'_> {
 }
 
 /// Handles one frame; whether the connection goes on.
-fn take_frame(
+fn handle_frame(
     mut frame: Frame<'_>,
     bucket: &mut Bucket,
     partial: &mut Vec<u8>,
@@ -314,7 +314,7 @@ fn take_frame(
     let writer = &speaker.member.writer;
     match frame.opcode {
         OpCode::Close => {
-            take_close(&frame.payload, writer);
+            handle_close(&frame.payload, writer);
             return ControlFlow::Break(());
         }
         OpCode::Text | OpCode::Continuation if !frame.fin => {
@@ -323,7 +323,7 @@ fn take_frame(
         }
         _ => {}
     }
-    let verdict = bucket.take(&shared.rate_limit, Moment::now());
+    let verdict = bucket.spend(&shared.rate_limit, Moment::now());
     if verdict == Verdict::Flood {
         writer.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
         return ControlFlow::Break(());
@@ -357,7 +357,7 @@ fn take_frame(
 }
 
 /// The client's close (RFC 6455, sections 5.5.1 and 7.4).
-fn take_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
+fn handle_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
     let (code, reason) = match payload {
         [] => return writer.echo_close(None),
         [_] => {

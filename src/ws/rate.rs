@@ -47,7 +47,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    pub fn take(&mut self, limit: &RateLimit, now: Moment) -> Verdict {
+    pub fn spend(&mut self, limit: &RateLimit, now: Moment) -> Verdict {
         if limit.interval.is_zero() {
             return Verdict::Allowed;
         }
@@ -79,7 +79,7 @@ mod tests {
         let start = Moment::now();
         let allowed = |bucket: &mut Bucket, now, n| {
             (0..n)
-                .filter(|_| bucket.take(&limit, now) == Verdict::Allowed)
+                .filter(|_| bucket.spend(&limit, now) == Verdict::Allowed)
                 .count()
         };
         assert_eq!(allowed(&mut bucket, start, 100), 40);
@@ -92,12 +92,12 @@ mod tests {
         let limit = RateLimit::new(1, 2);
         let mut bucket = Bucket::default();
         let start = Moment::now();
-        let verdicts: Vec<_> = (0..13).map(|_| bucket.take(&limit, start)).collect();
+        let verdicts: Vec<_> = (0..13).map(|_| bucket.spend(&limit, start)).collect();
         assert_eq!(verdicts[2], Verdict::Refused);
         assert_eq!(verdicts[11], Verdict::Refused);
         assert_eq!(verdicts[12], Verdict::Flood);
         assert_eq!(
-            bucket.take(&limit, start + Duration::from_secs(10)),
+            bucket.spend(&limit, start + Duration::from_secs(10)),
             Verdict::Allowed
         );
         assert_eq!(bucket.strikes, 0);
@@ -106,6 +106,6 @@ mod tests {
     #[test]
     fn zero_is_off() {
         let (limit, mut bucket) = (RateLimit::new(0, 0), Bucket::default());
-        assert!((0..1000).all(|_| bucket.take(&limit, Moment::now()) == Verdict::Allowed));
+        assert!((0..1000).all(|_| bucket.spend(&limit, Moment::now()) == Verdict::Allowed));
     }
 }

@@ -70,7 +70,7 @@ impl Scanner {
     }
 
     /// Notes that the reader has taken a frame.
-    pub fn frame_taken(&mut self) {
+    pub fn frame_read(&mut self) {
         self.frames_ahead = self.frames_ahead.saturating_sub(1);
     }
 
@@ -365,9 +365,9 @@ mod tests {
         assert!(scanner.is_idle());
         let two = [frame(0x81, b"hi"), frame(0x81, b"")].concat();
         scanner.scan(&two);
-        scanner.frame_taken();
+        scanner.frame_read();
         assert!(!scanner.is_idle());
-        scanner.frame_taken();
+        scanner.frame_read();
         assert!(scanner.is_idle());
         scanner.scan(&two[..1]);
         assert!(!scanner.is_idle());

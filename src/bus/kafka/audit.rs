@@ -93,7 +93,7 @@ impl Watch {
         let lows = self.list_offsets(&all(Offset::Beginning))?;
         let highs = self.list_offsets(&all(Offset::End))?;
         // Nothing below leaves early: what is begun is taken over with the restart that follows it.
-        let was_lost = reader.offsets.take_lost();
+        let was_missing = reader.offsets.take_missing();
         let was_behind = std::mem::take(&mut self.audited[number].behind);
         let (mut still, mut has_gap) = (Vec::new(), false);
         for ((at, before), ends) in before.into_iter().zip(lows.into_iter().zip(highs)) {
@@ -103,7 +103,7 @@ impl Watch {
             if let Some(start) = start_after_gap(before, next, low, high) {
                 has_gap = true;
                 self.count_gap(at, next, start);
-                reader.offsets.begin(at, start);
+                reader.offsets.start_at(at, start);
             } else if next < high {
                 if was_behind.get(&at) == Some(&next) {
                     still.push(Still { at, next, high });
@@ -111,7 +111,7 @@ impl Watch {
                 self.audited[number].behind.insert(at, next);
             }
         }
-        if was_lost && !has_gap {
+        if was_missing && !has_gap {
             // It is inside again: the log was cut short and has been written again beyond where we are.
             self.shared.metrics.kafka_gaps.inc();
             tracing::error!(
@@ -120,7 +120,7 @@ impl Watch {
             );
         }
         // What is known to be missing is not kept waiting for a look at the others.
-        if has_gap || was_lost || self.judge(number, reader, &still) {
+        if has_gap || was_missing || self.judge(number, reader, &still) {
             self.audited[number].behind.clear();
             reader.offsets.restart();
         }

@@ -87,7 +87,7 @@ impl Thread {
             thread = self.reader.thread,
             "reading Kafka has failed: please report this bug"
         );
-        self.shared.metrics.lost(1);
+        self.shared.metrics.records_abandoned(1);
         self.router.send_batch();
         self.reader.offsets.advance(&self.next);
         self.reader.offsets.restart();
@@ -101,7 +101,7 @@ impl Thread {
                 self.shared.metrics.kafka_reconnects.inc();
             }
             // What the old one had met is dealt with.
-            self.reader.offsets.take_lost();
+            self.reader.offsets.take_missing();
         }
         let consumer = match self.consumer.take() {
             Some(consumer) => consumer,
@@ -133,7 +133,7 @@ impl Thread {
                         first = message.timestamp();
                     }
                     bytes += message.payload_len();
-                    self.take(&message);
+                    self.route(&message);
                 }
                 Some(Err(error)) => self.note_error(&error),
                 None => break,
@@ -167,7 +167,7 @@ impl Thread {
         latency.observe(latency_ms as f64 / 1_000.0);
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    fn route(&mut self, message: &BorrowedMessage<'_>) {
         let mut topics = self.reader.topics.iter().copied();
         let Some(topic) = topics.find(|&topic| self.shared.topic_name(topic) == message.topic()) else {
             return;
@@ -206,7 +206,7 @@ impl Thread {
             AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition,
         };
         match error.rdkafka_error_code() {
-            Some(AutoOffsetReset | OffsetOutOfRange) => self.reader.offsets.lost(),
+            Some(AutoOffsetReset | OffsetOutOfRange) => self.reader.offsets.note_missing(),
             Some(UnknownPartition | UnknownTopicOrPartition) => self.reader.offsets.suspect(),
             _ if is_undecodable(error) || is_refusal(error) => self.reader.offsets.suspect(),
             _ => {}

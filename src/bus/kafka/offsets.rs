@@ -23,7 +23,7 @@ pub struct Offsets {
     /// The watch is to look at once.
     suspect: AtomicBool,
     /// The consumer has met an offset that isn't there, and reads that partition no more.
-    lost: AtomicBool,
+    is_missing: AtomicBool,
 }
 
 impl Offsets {
@@ -61,7 +61,7 @@ impl Offsets {
 
     /// Where to read a partition from: at once where it is new, with the next assignment where it is being read.
     /// [`Offsets::changed`] or [`Offsets::restart`] tells the consumer.
-    pub fn begin(&self, partition: Partition, at: i64) {
+    pub fn start_at(&self, partition: Partition, at: i64) {
         match self.next.lock().entry(partition) {
             Entry::Occupied(_) => drop(self.resets.lock().insert(partition, at)),
             Entry::Vacant(new) => drop(new.insert(at)),
@@ -100,13 +100,13 @@ impl Offsets {
         self.suspect.store(true, Ordering::SeqCst);
     }
 
-    pub fn lost(&self) {
-        self.lost.store(true, Ordering::SeqCst);
+    pub fn note_missing(&self) {
+        self.is_missing.store(true, Ordering::SeqCst);
         self.suspect();
     }
 
-    pub fn take_lost(&self) -> bool {
-        self.lost.swap(false, Ordering::SeqCst)
+    pub fn take_missing(&self) -> bool {
+        self.is_missing.swap(false, Ordering::SeqCst)
     }
 
     pub fn take_suspect(&self) -> bool {
@@ -123,15 +123,15 @@ mod tests {
         let offsets = Offsets::default();
         offsets.advance([(&(Topic::Messages, 0), &5)]);
         assert_eq!(offsets.get((Topic::Messages, 0)), None);
-        offsets.begin((Topic::Messages, 0), 5);
-        offsets.begin((Topic::Typing, 1), 9);
+        offsets.start_at((Topic::Messages, 0), 5);
+        offsets.start_at((Topic::Typing, 1), 9);
         offsets.advance([(&(Topic::Messages, 0), &7)]);
         offsets.advance([(&(Topic::Messages, 0), &6)]);
         assert_eq!(
             offsets.all(),
             vec![((Topic::Messages, 0), 7), ((Topic::Typing, 1), 9)]
         );
-        offsets.begin((Topic::Messages, 0), 2);
+        offsets.start_at((Topic::Messages, 0), 2);
         offsets.advance([(&(Topic::Messages, 0), &8)]);
         assert_eq!(
             offsets.assignment(),

@@ -100,7 +100,7 @@ impl Producer {
 
     pub fn publish(&self, record: &Outgoing, ack: Option<Ack>) {
         let Some(producer) = self.current.read().clone() else {
-            return settle(ack, Err(PublishError::Unavailable));
+            return acknowledge(ack, Err(PublishError::Unavailable));
         };
         let mut headers = OwnedHeaders::new_with_capacity(3).insert(Header {
             key: NODE_HEADER,
@@ -127,7 +127,7 @@ impl Producer {
             if let (PublishError::Unavailable, Some(code)) = (refused, error.rdkafka_error_code()) {
                 self.shared.outcomes.failed(outgoing.topic, -1, code);
             }
-            settle(*outgoing.delivery_opaque, Err(refused));
+            acknowledge(*outgoing.delivery_opaque, Err(refused));
         }
     }
 
@@ -287,7 +287,7 @@ fn listen(producer: NodeProducer) -> Result<(Arc<NodeProducer>, JoinHandle<()>),
     Ok((producer, listener))
 }
 
-fn settle(ack: Option<Ack>, outcome: Result<(), PublishError>) {
+fn acknowledge(ack: Option<Ack>, outcome: Result<(), PublishError>) {
     if let Some(ack) = ack {
         ack(outcome);
     }
@@ -358,7 +358,7 @@ impl ProducerContext for Acks {
             }
         };
         // Unwinding would end the thread, and with it all other records' acknowledgements.
-        if panic::catch_unwind(AssertUnwindSafe(|| settle(*ack, outcome))).is_err() {
+        if panic::catch_unwind(AssertUnwindSafe(|| acknowledge(*ack, outcome))).is_err() {
             tracing::error!("an acknowledgement has failed: please report this bug");
         }
     }

@@ -100,7 +100,7 @@ fn named(shared: &Shared, partitions: impl Iterator<Item = Partition>) -> String
 }
 
 /// An error that passes while leaders are being chosen, as those of a new topic are.
-fn is_unsettled(error: &KafkaError) -> bool {
+fn is_still_moving(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         FencedLeaderEpoch, LeaderNotAvailable, NotLeaderForPartition, UnknownLeaderEpoch,
         UnknownTopicOrPartition,
@@ -140,9 +140,9 @@ impl Watch {
             Err(_) if self.has_just_created() => return,
             _ => {}
         }
-        let is_unsettled = looked.as_ref().is_err_and(is_unsettled);
-        let was_unsettled = std::mem::replace(&mut self.was_unsettled, is_unsettled);
-        if is_unsettled && !was_unsettled {
+        let is_still_moving = looked.as_ref().is_err_and(is_still_moving);
+        let was_still_moving = std::mem::replace(&mut self.was_still_moving, is_still_moving);
+        if is_still_moving && !was_still_moving {
             return;
         }
         let now = Instant::now();

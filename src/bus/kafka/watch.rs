@@ -74,7 +74,7 @@ pub(super) struct Watch {
     pub(super) not_created: Option<String>,
     pub(super) settings: HashMap<Topic, Settings>,
     /// The last look ended with an error that passes while leaders are being chosen.
-    pub(super) was_unsettled: bool,
+    pub(super) was_still_moving: bool,
     /// Since when looks have found nothing wrong.
     pub(super) well_since: Option<Instant>,
     pub(super) teller: Teller,
@@ -99,7 +99,7 @@ impl Watch {
             last_create: None,
             not_created: None,
             settings: HashMap::new(),
-            was_unsettled: false,
+            was_still_moving: false,
             well_since: None,
             teller: Teller::default(),
             credentials: Credentials::default(),
@@ -307,7 +307,7 @@ impl Watch {
             match start {
                 Some(start) => {
                     self.awaited.remove(&at);
-                    offsets.begin(at, start);
+                    offsets.start_at(at, start);
                     begun.push(at.1);
                 }
                 // It was led by somebody who is gone.

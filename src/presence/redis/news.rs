@@ -213,7 +213,7 @@ impl News {
 
     /// The session leaves the node's list as soon as the log has the news.
     pub fn settle_with(&mut self, place: Place, unsettled: Unsettled) {
-        if self.is_full() && !self.is_unsettled(&place) {
+        if self.is_full() && !self.is_still_moving(&place) {
             // It stays on the list in Redis.
             self.failed.lock().lost = true;
             return;
@@ -223,7 +223,7 @@ impl News {
 
     /// As [`Self::settle_with`], where nothing is published, unless it waits for something already.
     pub fn settle_without(&mut self, place: Place, number: Option<u64>) {
-        if !self.is_unsettled(&place) {
+        if !self.is_still_moving(&place) {
             let mut unsettled = Unsettled::own(Receipt::told());
             unsettled.number = number;
             self.settle_with(place, unsettled);
@@ -235,7 +235,7 @@ impl News {
     }
 
     /// Whether a session of a node's list waits for the log.
-    pub fn is_unsettled(&self, place: &Place) -> bool {
+    pub fn is_still_moving(&self, place: &Place) -> bool {
         self.unsettled.contains_key(place)
     }
 

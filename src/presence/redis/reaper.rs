@@ -57,7 +57,7 @@ impl Pipeline {
             }
         }
         // Those that wait for the log stay on the list until it has them.
-        places.retain(|(place, _)| !self.news.is_unsettled(place));
+        places.retain(|(place, _)| !self.news.is_still_moving(place));
         self.take_back(places).await?;
         // Only now: what failed is looked at again.
         self.reaping.insert(node, page.next);
@@ -121,7 +121,7 @@ impl Pipeline {
         let ended = listed.filter(|id| !registry.contains(id.as_str()));
         // Nobody else writes under this name: whatever the number is, it is ours.
         let mut places: Vec<_> = ended.map(|id| ((Arc::clone(&name), id), None)).collect();
-        places.retain(|(place, _)| !self.news.is_unsettled(place));
+        places.retain(|(place, _)| !self.news.is_still_moving(place));
         self.take_back(places).await?;
         if page.next == 0 {
             return Ok(None);

@@ -55,16 +55,16 @@ impl ConnectionWriter {
     }
 
     /// Leaves out what still precedes the close frame; false where nothing may be.
-    pub fn hurry(self: &Arc<Self>) -> bool {
+    pub fn discard_backlog(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         let Phase::Closing { queued, .. } = &mut state.phase else {
             return false;
         };
-        let has_hurried = std::mem::replace(queued, Queued::Discard) == Queued::Deliver;
-        if has_hurried {
+        let was_delivering = std::mem::replace(queued, Queued::Discard) == Queued::Deliver;
+        if was_delivering {
             state.write_queue.discard_but_last(&self.limits.queue);
             self.write_now(state);
         }
-        has_hurried
+        was_delivering
     }
 }
