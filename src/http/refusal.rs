@@ -1,17 +1,14 @@
-//! Why a request is refused: the answer and the metric's label of each reason, in one place, so that no refusal goes
-//! uncounted.
+//! The answers to requests that are refused. Answering counts, so that no refusal goes uncounted.
 
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
 
 use super::response::{Answer, error};
 use crate::metrics::Metrics;
+use crate::metrics::refusals::{HEAD_TOO_BIG, MALFORMED};
+pub use crate::metrics::refusals::{RequestRefusal, UpgradeRefusal};
 
 pub const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
-
-/// The labels of what hyper refuses before we see a request: it answers 400 and 431 itself.
-pub const MALFORMED: &str = "malformed";
-pub const HEAD_TOO_BIG: &str = "head_too_big";
 
 /// Whether hyper has refused the request, and the label for it.
 pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
@@ -20,35 +17,6 @@ pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
     } else {
         error.is_parse().then_some(MALFORMED)
     }
-}
-
-/// What a request is refused for before its route is known, or on any route but the WebSocket's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestRefusal {
-    AmbiguousLength,
-    UriTooLong,
-    Host,
-    NotFound,
-    Method,
-    SessionId,
-}
-
-/// What a request for a WebSocket is refused for, in the order of the checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpgradeRefusal {
-    SessionId,
-    UserId,
-    UserType,
-    Origin,
-    Draining,
-    Capacity,
-    PerIp,
-    PerUser,
-    /// A plain GET: nothing else was wrong.
-    NoUpgrade,
-    Version,
-    Body,
-    Key,
 }
 
 /// Status, `message` and `error`.
@@ -62,27 +30,6 @@ const BAD_SESSION_ID: Parts = (
 );
 
 impl RequestRefusal {
-    pub const ALL: [Self; 6] = [
-        Self::AmbiguousLength,
-        Self::UriTooLong,
-        Self::Host,
-        Self::NotFound,
-        Self::Method,
-        Self::SessionId,
-    ];
-
-    /// The label in `livechat_requests_refused_total`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AmbiguousLength => "ambiguous_length",
-            Self::UriTooLong => "uri_too_long",
-            Self::Host => "host",
-            Self::NotFound => "not_found",
-            Self::Method => "method",
-            Self::SessionId => "session_id",
-        }
-    }
-
     fn parts(self) -> Parts {
         match self {
             Self::AmbiguousLength => (
@@ -122,39 +69,6 @@ impl RequestRefusal {
 }
 
 impl UpgradeRefusal {
-    pub const ALL: [Self; 12] = [
-        Self::SessionId,
-        Self::UserId,
-        Self::UserType,
-        Self::Origin,
-        Self::Draining,
-        Self::Capacity,
-        Self::PerIp,
-        Self::PerUser,
-        Self::NoUpgrade,
-        Self::Version,
-        Self::Body,
-        Self::Key,
-    ];
-
-    /// The label in `livechat_upgrades_refused_total`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SessionId => "session_id",
-            Self::UserId => "user_id",
-            Self::UserType => "user_type",
-            Self::Origin => "origin",
-            Self::Draining => "draining",
-            Self::Capacity => "capacity",
-            Self::PerIp => "per_ip",
-            Self::PerUser => "per_user",
-            Self::NoUpgrade => "no_upgrade",
-            Self::Version => "version",
-            Self::Body => "body",
-            Self::Key => "key",
-        }
-    }
-
     fn parts(self) -> Parts {
         match self {
             Self::SessionId => BAD_SESSION_ID,

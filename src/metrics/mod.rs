@@ -4,6 +4,7 @@
 mod kafka;
 pub mod page;
 mod process;
+pub mod refusals;
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -16,10 +17,11 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::config::Config;
-use crate::http::refusal::{self, RequestRefusal, UpgradeRefusal};
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
+
 use page::Format;
+use refusals::{RequestRefusal, UpgradeRefusal};
 
 pub use self::kafka::{KafkaMetrics, Latency, latency};
 
@@ -154,7 +156,7 @@ impl Metrics {
         let errors = ErrorCode::ALL.map(ErrorCode::as_str);
         let poisons = Poison::ALL.map(Poison::name);
         let requests = [
-            &[refusal::MALFORMED, refusal::HEAD_TOO_BIG][..],
+            &[refusals::MALFORMED, refusals::HEAD_TOO_BIG][..],
             &RequestRefusal::ALL.map(RequestRefusal::name),
         ]
         .concat();
