@@ -13,55 +13,55 @@ use livechat_ws::presence::{Parts, Presence};
 use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
 use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
-use livechat_ws::session::Roster;
+use livechat_ws::session::SessionUsers;
 
 use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
 
 /// Users of a session: a chat, the longest list, and one without a list.
 const USERS: [usize; 3] = [2, 100, 1_000];
 
-fn full(users: usize) -> Roster {
-    let mut roster = Roster::default();
+fn full(users: usize) -> SessionUsers {
+    let mut session_users = SessionUsers::default();
     for n in 0..users {
-        roster.join(&user_id(n), UserType::Customer);
+        session_users.join(&user_id(n), UserType::Customer);
     }
-    roster
+    session_users
 }
 
 /// All come, are told of, go, and are told of.
-fn roster(c: &mut Criterion) {
-    let mut group = c.benchmark_group("presence/roster");
+fn session_users(c: &mut Criterion) {
+    let mut group = c.benchmark_group("presence/session_users");
     for users in USERS {
         let ids: Vec<_> = (0..users).map(user_id).collect();
         group.throughput(Throughput::Elements(users as u64));
         group.bench_function(BenchmarkId::from_parameter(users), |b| {
-            let mut roster = Roster::default();
+            let mut session_users = SessionUsers::default();
             b.iter(|| {
                 for user_id in &ids {
-                    roster.join(user_id, UserType::Customer);
+                    session_users.join(user_id, UserType::Customer);
                 }
-                black_box(roster.take_changes(usize::MAX));
+                black_box(session_users.take_changes(usize::MAX));
                 for user_id in &ids {
-                    roster.leave(user_id);
+                    session_users.leave(user_id);
                 }
-                black_box(roster.take_changes(usize::MAX));
+                black_box(session_users.take_changes(usize::MAX));
             });
         });
     }
     group.finish();
 }
 
-/// A status frame out of a roster, with as many events as one lists.
+/// A status frame out of a session_users, with as many events as one lists.
 fn frame(c: &mut Criterion) {
     let mut group = c.benchmark_group("presence/status_frame");
     let session_id = session_id(0);
     for users in USERS {
-        let mut roster = full(users);
-        let events = roster.take_changes(MAX_LISTED_EVENTS);
+        let mut session_users = full(users);
+        let events = session_users.take_changes(MAX_LISTED_EVENTS);
         group.throughput(Throughput::Elements(users as u64));
         group.bench_function(BenchmarkId::from_parameter(users), |b| {
             b.iter(|| {
-                let status = roster.connected().status();
+                let status = session_users.connected().status();
                 server::connection_status_update(&session_id, &status, black_box(&events), TIMESTAMP)
             });
         });
@@ -116,20 +116,23 @@ impl Store {
             let _entered = sessions.runtime.enter();
             Presence::start(parts, &config).expect("no address to be wrong")
         };
-        let mut roster = full(2);
+        let mut session_users = full(2);
         let update = |status: &_, events: &_| {
             let frame = server::connection_status_update(&session_id(0), status, events, TIMESTAMP);
             frame.map_or(0, |frame| frame.len())
         };
         let mut told = || {
-            let (events, status) = (roster.take_changes(usize::MAX), roster.connected().status());
-            roster.leave(&user_id(1));
+            let (events, status) = (
+                session_users.take_changes(usize::MAX),
+                session_users.connected().status(),
+            );
+            session_users.leave(&user_id(1));
             update(&status, &events)
         };
         let (both, left) = (told(), told());
-        roster.join(&user_id(1), UserType::Customer);
-        let status = roster.connected().status();
-        let events = roster.take_changes(usize::MAX);
+        session_users.join(&user_id(1), UserType::Customer);
+        let status = session_users.connected().status();
+        let events = session_users.take_changes(usize::MAX);
         let joined = update(&status, &events);
         for session in &sessions.sessions {
             let first = &session.members()[0];
@@ -187,4 +190,4 @@ fn store(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, roster, frame, inbox, store);
+criterion_group!(benches, session_users, frame, inbox, store);

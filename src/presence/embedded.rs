@@ -1,4 +1,4 @@
-//! Presence in the process: the node's own rosters are the store. Marks in, one status frame per session and
+//! Presence in the process: the users of the node's own sessions are the store. Marks in, one status frame per session and
 //! window out.
 
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ pub(super) async fn run(
                 held.insert(session_id, change);
                 continue;
             }
-            if session.with_roster(|roster| roster.len()) > MAX_LISTED_USERS {
+            if session.with_users(|users| users.len()) > MAX_LISTED_USERS {
                 next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
             }
             if tell(&session, change, &metrics).await {
@@ -82,9 +82,9 @@ pub(super) async fn run(
 /// One frame to everyone where something changed, if only somebody's type, else a snapshot to those who asked by coming. Whether there are
 /// changes left for a next frame: one lists at most [`MAX_LISTED_EVENTS`], and none is kept from anyone.
 async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
-    let (events, is_retyped, connected) = session.with_roster(|roster| {
-        let events = roster.take_changes(MAX_LISTED_EVENTS);
-        (events, roster.take_retyped(), roster.connected())
+    let (events, is_retyped, connected) = session.with_users(|users| {
+        let events = users.take_changes(MAX_LISTED_EVENTS);
+        (events, users.take_retyped(), users.connected())
     });
     let is_news = is_retyped || !events.is_empty();
     if !is_news && change.joiners.is_empty() {

@@ -1,6 +1,6 @@
 //! `PRESENCE_GRACE`: who is back within it of their last connection's end was never gone.
 //!
-//! This is the clock of it and nothing else: whose connections have ended, and when their grace is over. The roster
+//! This is the clock of it and nothing else: whose connections have ended, and when their grace is over. The session
 //! knows who of them is back meanwhile. It can stand still: while the store is away nobody could see whether
 //! somebody is back on another node.
 
@@ -118,7 +118,7 @@ pub fn note_lingerers<S>(registry: &Registry, grace: &mut Grace, changes: &HashM
             continue;
         };
         for user_id in left {
-            if let Some(since) = session.with_roster(|roster| roster.lingers_since(user_id)) {
+            if let Some(since) = session.with_users(|users| users.lingers_since(user_id)) {
                 note(grace, &session, user_id.clone(), since);
             }
         }
@@ -128,7 +128,7 @@ pub fn note_lingerers<S>(registry: &Registry, grace: &mut Grace, changes: &HashM
 /// Notes everyone who is in the grace: a task that begins anew knows none of them.
 pub fn find_lingerers(registry: &Registry, grace: &mut Grace) {
     for session in registry.all() {
-        for (user_id, since) in session.with_roster(|roster| roster.lingerers()) {
+        for (user_id, since) in session.with_users(|users| users.lingerers()) {
             note(grace, &session, user_id, since);
         }
     }

@@ -1,7 +1,7 @@
 //! Who is connected, told to everyone in the session: beside the message path, which never waits for it.
 //!
 //! Joins and leaves mark their session in the [`inbox`]; one task takes the marks of a window, folds them into net
-//! changes and sends one status frame per session. The store behind this door is the node's own rosters
+//! changes and sends one status frame per session. The store behind this door is the node's own sessions
 //! ([`embedded`]) or, for all nodes together, [`redis`].
 
 mod embedded;
@@ -126,13 +126,13 @@ impl Presence {
         match &self.store {
             Store::Embedded => {
                 let session = self.registry.get(session_id.as_str());
-                let connected = session.map(|session| session.with_roster(|roster| roster.connected()));
+                let connected = session.map(|session| session.with_users(|users| users.connected()));
                 Ok(connected.map(|connected| connected.status()).unwrap_or_default())
             }
             Store::Redis(store) => {
                 let status = store.status(session_id).await?;
                 if let Some(session) = self.registry.get(session_id.as_str()) {
-                    let held = session.with_roster(|roster| roster.ids());
+                    let held = session.with_users(|users| users.ids());
                     if held.iter().any(|user_id| !status.users.contains_key(user_id)) {
                         self.inbox.doubt(session_id);
                     }

@@ -1,16 +1,16 @@
 //! Sessions: who is in them here.
 //!
 //! - [`registry`]: the sessions of this node
-//! - [`roster`]: the users of one session on this node, by their connections
+//! - [`users`]: the users of one session on this node, by their connections
 //! - [`relief`]: what happens when all their queues together hold too much
 //! - [`typists`]: who is typing, until it ends by itself
 
 pub mod registry;
 pub mod relief;
-pub mod roster;
 #[cfg(test)]
 pub mod testing;
 pub mod typists;
+pub mod users;
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use registry::Registry;
-pub use roster::Roster;
+pub use users::SessionUsers;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::writer::ConnectionWriter;
@@ -39,7 +39,7 @@ pub struct Session {
 struct State {
     /// Copied on write only while a fan-out holds it: no lock is held across a send.
     members: Arc<Vec<Member>>,
-    roster: Roster,
+    users: SessionUsers,
     /// The registry has let go of it: a joiner must ask for a new one.
     closed: bool,
 }
@@ -48,7 +48,7 @@ impl Session {
     fn new(id: SessionId, lingers: bool) -> Self {
         let state = State {
             members: Arc::default(),
-            roster: Roster::new(lingers),
+            users: SessionUsers::new(lingers),
             closed: false,
         };
         Self {
@@ -57,7 +57,7 @@ impl Session {
         }
     }
 
-    /// Adds a connection and says what its user's type is (see [`Roster::join`]), with its greeting as its first
+    /// Adds a connection and says what its user's type is (see [`SessionUsers::join`]), with its greeting as its first
     /// frame: nothing comes before it and nothing that is
     /// fanned out after it is missed. `None` where the session has just ended.
     fn join(
@@ -70,7 +70,7 @@ impl Session {
         if state.closed {
             return None;
         }
-        let user_type = state.roster.join(&member.user_id, user_type);
+        let user_type = state.users.join(&member.user_id, user_type);
         let greeting = greeting(user_type);
         let writer = Arc::clone(&member.writer);
         writer.send_first(&greeting, move || {
@@ -88,7 +88,7 @@ impl Session {
             .iter()
             .position(|other| Arc::ptr_eq(&other.writer, &member.writer))?;
         Arc::make_mut(&mut state.members).swap_remove(at);
-        Some(state.roster.leave(&member.user_id))
+        Some(state.users.leave(&member.user_id))
     }
 
     /// The connections of this moment.
@@ -97,14 +97,14 @@ impl Session {
     }
 
     /// Looks at the users of this node, or changes what is known of them.
-    pub fn with_roster<T>(&self, f: impl FnOnce(&mut Roster) -> T) -> T {
-        f(&mut self.state.lock().roster)
+    pub fn with_users<T>(&self, f: impl FnOnce(&mut SessionUsers) -> T) -> T {
+        f(&mut self.state.lock().users)
     }
 
     /// Marks the session as ended if nobody is in it, or may be back.
     fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
-        state.closed = state.members.is_empty() && !state.roster.has_lingerers();
+        state.closed = state.members.is_empty() && !state.users.has_lingerers();
         state.closed
     }
 }

@@ -15,7 +15,7 @@ const SHARDS: usize = 128;
 
 pub struct Registry {
     sessions: DashMap<SessionId, Arc<Session>, RandomState>,
-    /// Whether users have a grace ([`Roster::new`](super::Roster::new)).
+    /// Whether users have a grace ([`SessionUsers::new`](super::SessionUsers::new)).
     lingers: bool,
 }
 
@@ -80,12 +80,12 @@ impl Registry {
         Some(left)
     }
 
-    /// A user's grace is over; see [`Roster::end_grace`](super::Roster::end_grace).
+    /// A user's grace is over; see [`SessionUsers::end_grace`](super::SessionUsers::end_grace).
     pub fn end_grace(&self, session_id: &SessionId, user_id: &UserId, left: Moment, end: Moment) -> bool {
         let Some(session) = self.get(session_id.as_str()) else {
             return false;
         };
-        let is_gone = session.with_roster(|roster| roster.end_grace(user_id, left, end));
+        let is_gone = session.with_users(|users| users.end_grace(user_id, left, end));
         self.remove_if_empty(&session);
         is_gone
     }

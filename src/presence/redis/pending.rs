@@ -49,18 +49,18 @@ impl Pending {
         }
     }
 
-    /// What this node holds of the users that are to be written, from the roster of this moment, in the order in which
+    /// What this node holds of the users that are to be written, from the session of this moment, in the order in which
     /// they came and went.
     pub fn held(&self, session: Option<&Session>) -> Vec<Held> {
         let marks = &self.change.users;
         let mut ids: Vec<UserId> = marks.keys().cloned().collect();
         if let Some(session) = session.filter(|_| self.lists_all()) {
-            let here = session.with_roster(|roster| roster.ids());
+            let here = session.with_users(|users| users.ids());
             ids.extend(here.into_iter().filter(|id| !marks.contains_key(id)));
         }
         let of_roster = |user_id: UserId| {
             let mark = marks.get(&user_id).copied().unwrap_or_default();
-            match session.and_then(|session| session.with_roster(|roster| roster.held(&user_id))) {
+            match session.and_then(|session| session.with_users(|users| users.held(&user_id))) {
                 Some(held) => {
                     let write = match (self.is_replaced, mark.has_left) {
                         (true, _) => Write::Replace,

@@ -235,7 +235,7 @@ impl Pipeline {
     }
 
     /// While Redis is away, marks would pile up: of sessions that have ended, our list of sessions, there, has them,
-    /// and of all others the rosters know more.
+    /// and of all others the sessions know more.
     fn forget_what_a_resync_finds(&mut self) {
         self.typing.clear();
         let registry = &self.parts.registry;
@@ -248,7 +248,7 @@ impl Pipeline {
                     return pending.is_news && kept <= MAX_WAITING;
                 };
                 pending.is_news |= !pending.change.users.is_empty();
-                let is_here = |id: &UserId| session.with_roster(|roster| roster.held(id).is_some());
+                let is_here = |id: &UserId| session.with_users(|users| users.held(id).is_some());
                 pending.change.users.retain(|user_id, _| is_here(user_id));
                 pending.change.joiners.retain(|writer| writer.is_open());
                 true
@@ -334,7 +334,7 @@ impl Pipeline {
         let all = || registry.all().iter().map(|session| session.id.clone()).collect();
         let users_of = |id: &SessionId| {
             let session = registry.get(id.as_str());
-            session.map_or(0, |session| session.with_roster(|roster| roster.len()))
+            session.map_or(0, |session| session.with_users(|users| users.len()))
         };
         for session_id in self.checks.take(Instant::now(), all, users_of) {
             if registry.contains(session_id.as_str()) {
@@ -353,7 +353,7 @@ impl Pipeline {
                     .parts
                     .registry
                     .get(session_id.as_str())
-                    .map_or(0, |session| session.with_roster(|roster| roster.len())),
+                    .map_or(0, |session| session.with_users(|users| users.len())),
                 false => pending.change.users.len(),
             };
             batch.push(session_id.clone());

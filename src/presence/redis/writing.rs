@@ -261,7 +261,7 @@ impl Pipeline {
             applied.snapshot.is_some() && self.audience.note_unreadable(&session.id, applied.has_unreadable);
         if !self.note_damage(&session.id, applied) && !is_missing && !hides_others {
             if applied.snapshot.is_some() {
-                let held = session.with_roster(|roster| roster.ids_before(self.took_marks));
+                let held = session.with_users(|users| users.ids_before(self.took_marks));
                 // Lost, or only just come and not marked yet: a check tells.
                 if !held.iter().all(|id| is_there(id) || written.listed.contains(id)) {
                     self.pend(session.id.clone()).is_checked = true;

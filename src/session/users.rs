@@ -64,7 +64,7 @@ impl Connected {
 }
 
 #[derive(Default)]
-pub struct Roster {
+pub struct SessionUsers {
     users: HashMap<UserId, LocalUser, RandomState>,
     /// Whether there is a grace: else who has no connection is gone.
     lingers: bool,
@@ -73,7 +73,7 @@ pub struct Roster {
     in_grace: u32,
 }
 
-impl Roster {
+impl SessionUsers {
     /// `lingers`: who leaves stays until [`Self::end_grace`].
     pub fn new(lingers: bool) -> Self {
         Self {
@@ -273,8 +273,8 @@ mod tests {
         UserId::parse(&format!("u{n}")).unwrap()
     }
 
-    fn told(roster: &mut Roster) -> Vec<(bool, String)> {
-        let events = roster.take_changes(usize::MAX).into_iter();
+    fn told(users: &mut SessionUsers) -> Vec<(bool, String)> {
+        let events = users.take_changes(usize::MAX).into_iter();
         let is_join = |event: &StatusEvent| event.event_type == EventType::UserConnected;
         events
             .map(|event| (is_join(&event), event.event_user_id.as_str().to_owned()))
@@ -283,78 +283,78 @@ mod tests {
 
     #[test]
     fn tabs_of_one_user_are_one_user() {
-        let mut roster = Roster::default();
-        roster.join(&user(1), UserType::Customer);
-        assert_eq!(roster.take_changes(usize::MAX).len(), 1);
-        assert_eq!(roster.join(&user(1), UserType::Agent), UserType::Customer);
-        assert!(!roster.leave(&user(1)));
-        assert!(roster.take_changes(usize::MAX).is_empty());
-        assert_eq!(roster.connected().status().total_customer, 1);
-        assert!(roster.leave(&user(1)));
-        assert_eq!(roster.connected().status().total_customer, 0);
-        assert_eq!(told(&mut roster), [(false, "u1".to_owned())]);
-        assert!(roster.is_empty());
+        let mut users = SessionUsers::default();
+        users.join(&user(1), UserType::Customer);
+        assert_eq!(users.take_changes(usize::MAX).len(), 1);
+        assert_eq!(users.join(&user(1), UserType::Agent), UserType::Customer);
+        assert!(!users.leave(&user(1)));
+        assert!(users.take_changes(usize::MAX).is_empty());
+        assert_eq!(users.connected().status().total_customer, 1);
+        assert!(users.leave(&user(1)));
+        assert_eq!(users.connected().status().total_customer, 0);
+        assert_eq!(told(&mut users), [(false, "u1".to_owned())]);
+        assert!(users.is_empty());
     }
 
     #[test]
     fn who_comes_and_goes_within_a_window_is_no_event() {
-        let mut roster = Roster::default();
-        roster.join(&user(1), UserType::Customer);
-        roster.leave(&user(1));
-        assert!(roster.take_changes(usize::MAX).is_empty());
-        assert!(roster.is_empty());
+        let mut users = SessionUsers::default();
+        users.join(&user(1), UserType::Customer);
+        users.leave(&user(1));
+        assert!(users.take_changes(usize::MAX).is_empty());
+        assert!(users.is_empty());
     }
 
     #[test]
     fn events_are_in_the_order_in_which_they_happened() {
-        let mut roster = Roster::default();
+        let mut users = SessionUsers::default();
         for n in [7, 3, 9] {
-            roster.join(&user(n), UserType::Customer);
+            users.join(&user(n), UserType::Customer);
         }
         let joins = [7, 3, 9].map(|n| (true, user(n).as_str().to_owned()));
-        assert_eq!(told(&mut roster), joins);
-        roster.join(&user(4), UserType::Agent);
-        roster.leave(&user(9));
-        roster.join(&user(1), UserType::Agent);
+        assert_eq!(told(&mut users), joins);
+        users.join(&user(4), UserType::Agent);
+        users.leave(&user(9));
+        users.join(&user(1), UserType::Agent);
         // A second tab, and one who is back at once: no event, and no other order.
-        roster.join(&user(4), UserType::Agent);
-        roster.leave(&user(7));
-        roster.join(&user(7), UserType::Customer);
-        roster.leave(&user(3));
+        users.join(&user(4), UserType::Agent);
+        users.leave(&user(7));
+        users.join(&user(7), UserType::Customer);
+        users.leave(&user(3));
         let mixed = [(true, 4), (false, 9), (true, 1), (false, 3)];
         assert_eq!(
-            told(&mut roster),
+            told(&mut users),
             mixed.map(|(is_join, n)| (is_join, user(n).as_str().to_owned()))
         );
     }
 
     #[test]
     fn who_is_back_within_the_grace_was_never_gone() {
-        let (mut roster, start) = (Roster::new(true), Moment::now());
+        let (mut users, start) = (SessionUsers::new(true), Moment::now());
         let at = |ms| start + Duration::from_millis(ms);
-        roster.join_at(&user(1), UserType::Customer, at(0));
-        assert_eq!(told(&mut roster), [(true, "u1".to_owned())]);
-        let joined_at = roster.held(&user(1)).unwrap().joined_at;
-        assert!(roster.leave_at(&user(1), at(10)));
-        assert!(roster.has_lingerers() && told(&mut roster).is_empty());
-        assert_eq!(roster.connected().status().total_customer, 1);
-        assert_eq!(roster.held(&user(1)).unwrap().connections, 0);
-        roster.join_at(&user(1), UserType::Customer, at(20));
-        assert!(!roster.has_lingerers());
-        assert_eq!(roster.held(&user(1)).unwrap().joined_at, joined_at);
-        assert!(!roster.end_grace(&user(1), at(10), at(2010)), "that one is back");
-        assert!(roster.leave_at(&user(1), at(30)));
-        assert!(!roster.end_grace(&user(1), at(10), at(2010)), "it has left anew");
+        users.join_at(&user(1), UserType::Customer, at(0));
+        assert_eq!(told(&mut users), [(true, "u1".to_owned())]);
+        let joined_at = users.held(&user(1)).unwrap().joined_at;
+        assert!(users.leave_at(&user(1), at(10)));
+        assert!(users.has_lingerers() && told(&mut users).is_empty());
+        assert_eq!(users.connected().status().total_customer, 1);
+        assert_eq!(users.held(&user(1)).unwrap().connections, 0);
+        users.join_at(&user(1), UserType::Customer, at(20));
+        assert!(!users.has_lingerers());
+        assert_eq!(users.held(&user(1)).unwrap().joined_at, joined_at);
+        assert!(!users.end_grace(&user(1), at(10), at(2010)), "that one is back");
+        assert!(users.leave_at(&user(1), at(30)));
+        assert!(!users.end_grace(&user(1), at(10), at(2010)), "it has left anew");
         // As another type.
-        assert_eq!(roster.join_at(&user(1), UserType::Agent, at(40)), UserType::Agent);
-        assert_eq!(roster.connected().status().total_agent, 1);
-        assert!(told(&mut roster).is_empty());
-        assert!(roster.take_retyped() && !roster.take_retyped());
-        assert!(roster.leave_at(&user(1), at(50)));
-        assert!(roster.end_grace(&user(1), at(50), at(2050)));
-        assert!(roster.connected().status().users.is_empty());
-        assert_eq!(told(&mut roster), [(false, "u1".to_owned())]);
-        assert!(roster.is_empty() && !roster.has_lingerers());
+        assert_eq!(users.join_at(&user(1), UserType::Agent, at(40)), UserType::Agent);
+        assert_eq!(users.connected().status().total_agent, 1);
+        assert!(told(&mut users).is_empty());
+        assert!(users.take_retyped() && !users.take_retyped());
+        assert!(users.leave_at(&user(1), at(50)));
+        assert!(users.end_grace(&user(1), at(50), at(2050)));
+        assert!(users.connected().status().users.is_empty());
+        assert_eq!(told(&mut users), [(false, "u1".to_owned())]);
+        assert!(users.is_empty() && !users.has_lingerers());
     }
 
     proptest! {
@@ -364,7 +364,7 @@ mod tests {
             lingers in any::<bool>(),
             steps in prop::collection::vec((0u8..6, 0u8..4), 0..200),
         ) {
-            let mut roster = Roster::new(lingers);
+            let mut users = SessionUsers::new(lingers);
             let mut counts = [0usize; 6];
             // Since when somebody is in the grace.
             let mut grace = [None; 6];
@@ -375,36 +375,36 @@ mod tests {
                 let n = usize::from(who);
                 match what {
                     0 => {
-                        roster.join_at(&user(who), UserType::Customer, now);
+                        users.join_at(&user(who), UserType::Customer, now);
                         counts[n] += 1;
                         grace[n] = None;
                     }
                     1 if counts[n] > 0 => {
                         counts[n] -= 1;
                         let is_last = counts[n] == 0;
-                        prop_assert_eq!(roster.leave_at(&user(who), now), is_last);
+                        prop_assert_eq!(users.leave_at(&user(who), now), is_last);
                         grace[n] = (is_last && lingers).then_some(now);
                     }
                     2 => {
-                        let is_over = grace[n].take().is_some_and(|since| roster.end_grace(&user(who), since, now));
-                        prop_assert_eq!(roster.lingers_since(&user(who)), None);
+                        let is_over = grace[n].take().is_some_and(|since| users.end_grace(&user(who), since, now));
+                        prop_assert_eq!(users.lingers_since(&user(who)), None);
                         prop_assert!(!is_over || counts[n] == 0);
                     }
                     _ => {
-                        for event in roster.take_changes(usize::MAX) {
+                        for event in users.take_changes(usize::MAX) {
                             let changed = match event.event_type {
                                 EventType::UserConnected => announced.insert(event.event_user_id),
                                 EventType::UserDisconnected => announced.remove(&event.event_user_id),
                             };
                             prop_assert!(changed, "an event that changes nothing");
                         }
-                        prop_assert_eq!(&announced, &roster.connected().status().users.keys().cloned().collect());
+                        prop_assert_eq!(&announced, &users.connected().status().users.keys().cloned().collect());
                         let there = counts.iter().zip(&grace).filter(|(count, grace)| **count > 0 || grace.is_some());
-                        prop_assert_eq!(roster.len(), there.count());
+                        prop_assert_eq!(users.len(), there.count());
                     }
                 }
-                prop_assert_eq!(roster.lingerers().len(), grace.iter().flatten().count());
-                prop_assert_eq!(roster.has_lingerers(), grace.iter().flatten().count() > 0);
+                prop_assert_eq!(users.lingerers().len(), grace.iter().flatten().count());
+                prop_assert_eq!(users.has_lingerers(), grace.iter().flatten().count() > 0);
             }
         }
     }
