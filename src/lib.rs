@@ -17,7 +17,7 @@
 //! - [`presence`]: who is connected, told beside the message path, which never waits for it
 //! - [`protocol`]: everything on the wire, and nothing of ours
 //! - [`signals`]: what the process is told; [`shutdown`]: the graceful end
-//! - [`metrics`], [`logging`], [`clock`], [`life`], [`secret`], [`supervise`]
+//! - [`metrics`], [`logging`], [`clock`], [`lifecycle`], [`secret`], [`supervise`]
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
@@ -31,7 +31,7 @@ pub mod config;
 pub mod error;
 pub mod fanout;
 pub mod http;
-pub mod life;
+pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
 pub mod presence;

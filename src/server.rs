@@ -23,7 +23,7 @@ use crate::http::keep_alive::Pool;
 use crate::http::limits::Limits;
 use crate::http::router::Door;
 use crate::http::{Http, listener};
-use crate::life::Life;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
@@ -187,7 +187,7 @@ fn assemble(
         max_record_bytes: config.max_record_bytes,
         pending: chat::PendingAnswers::default(),
     });
-    let life = Arc::new(Life::default());
+    let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
         writer_limits: Arc::new(WriterLimits {
@@ -201,7 +201,7 @@ fn assemble(
             runtime: Handle::current(),
             metrics: Arc::clone(&metrics),
         }),
-        life: Arc::clone(&life),
+        lifecycle: Arc::clone(&lifecycle),
         rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),
         max_message_bytes: config.limits.max_message_bytes,
     });
@@ -216,7 +216,7 @@ fn assemble(
         metrics,
         connections,
         tracker: TaskTracker::new(),
-        life,
+        lifecycle,
         plain: AtomicUsize::default(),
         ring_in_use,
         port,

@@ -24,7 +24,7 @@ const MIN_FLUSH: Duration = Duration::from_secs(1);
 pub async fn drain(http: &Http) {
     let began = Instant::now();
     let patience = http.config.drain_timeout;
-    http.life.drain();
+    http.lifecycle.drain();
     http.tracker.close();
     close_all(http, patience.mul_f64(SPREAD_UNTIL)).await;
     if timeout_at(began + patience.mul_f64(PEERS_UNTIL), http.tracker.wait())

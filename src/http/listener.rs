@@ -319,7 +319,7 @@ async fn speak_http(
                 watch.hold();
                 *arrived.lock() = arrival;
             } else {
-                let keeps = may_keep && !watch.is_closing() && !http.life.is_draining();
+                let keeps = may_keep && !watch.is_closing() && !http.lifecycle.is_draining();
                 http.pool(door).announce(keeps, answer.headers_mut());
             }
             watch.served();

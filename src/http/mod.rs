@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::chat::Chat;
 use crate::config::Config;
 use crate::fanout::backend::RingInUse;
-use crate::life::Life;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::ws::connection;
 use addresses::Addresses;
@@ -44,7 +44,7 @@ pub struct Http {
     pub connections: Arc<connection::Shared>,
     /// WebSocket connections: upgraded sockets escape hyper's graceful shutdown.
     pub tracker: TaskTracker,
-    pub life: Arc<Life>,
+    pub lifecycle: Arc<Lifecycle>,
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
     /// Who of them may give way, by listener: sockets of the public ones never take the place of the admin port's.

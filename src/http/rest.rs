@@ -65,7 +65,7 @@ pub fn health(http: &Http) -> Answer {
             cors_origins: &http.config.cors_origins,
             version: env!("CARGO_PKG_VERSION"),
             node_id: &http.config.node_id,
-            uptime_seconds: http.life.uptime().as_secs(),
+            uptime_seconds: http.lifecycle.uptime().as_secs(),
             connections: http.limits.connections(),
             sessions: http.chat.registry.len(),
             kafka: Dependency::new(bus),
@@ -102,10 +102,13 @@ pub fn ready(http: &Http) -> Answer {
         )
     };
     let statuses = [http.chat.bus.health().status, http.chat.presence.health().status];
-    if http.life.is_draining() {
+    if http.lifecycle.is_draining() {
         return not_ready("draining");
     }
-    if !http.life.has_started(|| statuses.contains(&Status::Connecting)) {
+    if !http
+        .lifecycle
+        .has_started(|| statuses.contains(&Status::Connecting))
+    {
         return not_ready("starting");
     }
     let is_ok = statuses.iter().all(|status| *status == Status::Ok);
@@ -145,7 +148,7 @@ pub async fn metrics(http: &Arc<Http>, headers: &HeaderMap) -> Answer {
     let now = Now {
         connections: http.limits.connections(),
         sessions: http.chat.registry.len(),
-        is_draining: http.life.is_draining(),
+        is_draining: http.lifecycle.is_draining(),
         is_ring_in_use: http.ring_in_use.get(),
     };
     let metrics = Arc::clone(&http.metrics);

@@ -94,7 +94,7 @@ fn admit(http: &Http, hello: &Hello, request: &Request<Incoming>) -> Result<Admi
     }
     // Before the question: a drain that begins after it waits for this arrival.
     let token = http.tracker.token();
-    if http.life.is_draining() {
+    if http.lifecycle.is_draining() {
         return Err(UpgradeRefusal::Draining.into());
     }
     let admitted = http

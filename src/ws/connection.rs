@@ -27,7 +27,7 @@ use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
 use crate::chat::{Arrival, Chat, Speaker};
 use crate::clock::Moment;
-use crate::life::Life;
+use crate::lifecycle::Lifecycle;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
@@ -49,7 +49,7 @@ thread_local! {
 pub struct Shared {
     pub chat: Arc<Chat>,
     pub writer_limits: Arc<WriterLimits>,
-    pub life: Arc<Life>,
+    pub lifecycle: Arc<Lifecycle>,
     pub rate_limit: RateLimit,
     /// `MAX_MESSAGE_BYTES`.
     pub max_message_bytes: usize,
@@ -118,7 +118,7 @@ impl Connection {
             .chat
             .join(&hello.session_id, member, hello.user_type, arrival);
         // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
-        if shared.life.is_draining() {
+        if shared.lifecycle.is_draining() {
             speaker.member.writer.close_for_drain();
         }
         Self {

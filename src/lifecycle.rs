@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 /// How long a start may wait for its dependencies before it says ready without them.
 const MAX_STARTING: Duration = Duration::from_secs(10);
 
-pub struct Life {
+pub struct Lifecycle {
     started: Instant,
     has_started: AtomicBool,
     is_draining: AtomicBool,
 }
 
-impl Default for Life {
+impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             started: Instant::now(),
@@ -22,7 +22,7 @@ impl Default for Life {
     }
 }
 
-impl Life {
+impl Lifecycle {
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::SeqCst);
     }
