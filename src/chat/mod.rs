@@ -1,6 +1,6 @@
 //! What each client frame does: the use cases. It sees sessions, the bus and presence, and no sockets.
 
-mod arrival;
+mod origin;
 mod pending;
 
 use std::cell::RefCell;
@@ -24,7 +24,7 @@ use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
 use crate::protocol::timestamp;
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
-pub use arrival::Arrival;
+pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
 
@@ -43,15 +43,15 @@ pub struct Chat {
     pub pending: PendingAnswers,
 }
 
-/// A connection that has joined: who speaks, and where.
-pub struct Speaker {
+/// A connection that has joined its session.
+pub struct Participant {
     pub session: Arc<Session>,
     pub member: Member,
     pub user_type: UserType,
-    pub arrival: Arrival,
+    pub origin: ConnectionOrigin,
 }
 
-impl Speaker {
+impl Participant {
     fn identity(&self) -> Identity<'_> {
         Identity {
             session_id: &self.session.id,
@@ -73,8 +73,8 @@ impl Chat {
         session_id: &SessionId,
         member: Member,
         user_type: UserType,
-        arrival: Arrival,
-    ) -> Speaker {
+        origin: ConnectionOrigin,
+    ) -> Participant {
         let (session, user_type) = self.registry.join(session_id, &member, user_type, |user_type| {
             let who = Identity {
                 session_id,
@@ -84,77 +84,84 @@ impl Chat {
             server::connection_established(who, &timestamp())
         });
         self.presence.joined(session_id, &member.user_id, &member.writer);
-        let speaker = Speaker {
+        let participant = Participant {
             session,
             member,
             user_type,
-            arrival,
+            origin,
         };
-        arrival::log_connected(&speaker);
-        speaker
+        origin::log_connected(&participant);
+        participant
     }
 
     /// Takes a connection out of its session.
-    pub fn leave(&self, speaker: &Speaker) {
-        let Some(is_last) = self.registry.leave(&speaker.session, &speaker.member) else {
+    pub fn leave(&self, participant: &Participant) {
+        let Some(is_last) = self.registry.leave(&participant.session, &participant.member) else {
             return;
         };
-        let (session_id, user_id) = (&speaker.session.id, &speaker.member.user_id);
+        let (session_id, user_id) = (&participant.session.id, &participant.member.user_id);
         if is_last {
             // Who types on another node still does.
             if self.typists.stop(session_id, user_id) == Some(Home::Here) {
                 self.presence.typing(session_id, user_id, false);
-                self.show_typing(&speaker.session, user_id, speaker.user_type.as_str(), false);
+                self.show_typing(
+                    &participant.session,
+                    user_id,
+                    participant.user_type.as_str(),
+                    false,
+                );
             }
         }
         self.presence.left(session_id, user_id, is_last);
-        arrival::log_disconnected(speaker);
+        origin::log_disconnected(participant);
     }
 
     /// Handles one text frame, parsed in its own buffer.
-    pub fn handle(&self, speaker: &Speaker, text: &mut [u8]) {
+    pub fn handle(&self, participant: &Participant, text: &mut [u8]) {
         self.metrics.frames_received.inc();
         READER.with_borrow_mut(|reader| {
             reader.read(text, |correlation, request| match request {
-                Ok(request) => self.serve(speaker, &request, correlation),
-                Err(error) => self.refuse(speaker, &error, correlation),
+                Ok(request) => self.serve(participant, &request, correlation),
+                Err(error) => self.refuse(participant, &error, correlation),
             });
         });
     }
 
     /// Refuses a frame that came too fast; it is read for the client's marks, so that the answer has them.
-    pub fn refuse_for_rate(&self, speaker: &Speaker, text: &mut [u8]) {
+    pub fn refuse_for_rate(&self, participant: &Participant, text: &mut [u8]) {
         self.metrics.frames_received.inc();
         let error = WireError::new(ErrorCode::RateLimited, "Too many messages, slow down");
         READER.with_borrow_mut(|reader| {
-            reader.read(text, |correlation, _| self.refuse(speaker, &error, correlation));
+            reader.read(text, |correlation, _| {
+                self.refuse(participant, &error, correlation)
+            });
         });
     }
 
-    fn refuse(&self, speaker: &Speaker, error: &WireError, correlation: Correlation<'_>) {
+    fn refuse(&self, participant: &Participant, error: &WireError, correlation: Correlation<'_>) {
         self.metrics.frame_error(error.code);
         let frame = server::error(error, correlation);
-        speaker.member.writer.send_required(&frame);
+        participant.member.writer.send_required(&frame);
     }
 
-    fn serve(&self, speaker: &Speaker, request: &Request<'_, '_>, correlation: Correlation<'_>) {
+    fn serve(&self, participant: &Participant, request: &Request<'_, '_>, correlation: Correlation<'_>) {
         match request {
             Request::JoinSession => {
-                let frame = server::session_joined(speaker.identity(), &timestamp(), correlation);
-                speaker.member.writer.send_required(&frame);
+                let frame = server::session_joined(participant.identity(), &timestamp(), correlation);
+                participant.member.writer.send_required(&frame);
             }
             Request::Ping => {
                 let frame = server::pong(&timestamp(), correlation);
-                speaker.member.writer.send_required(&frame);
+                participant.member.writer.send_required(&frame);
             }
-            Request::Typing { is_typing } => self.typing(speaker, *is_typing),
-            Request::SendMessage(message) => self.send_message(speaker, message, correlation),
+            Request::Typing { is_typing } => self.typing(participant, *is_typing),
+            Request::SendMessage(message) => self.send_message(participant, message, correlation),
         }
     }
 
-    fn typing(&self, speaker: &Speaker, is_typing: bool) {
-        let at = (&speaker.session.id, &speaker.member.user_id);
-        let user_type = speaker.user_type.as_str();
+    fn typing(&self, participant: &Participant, is_typing: bool) {
+        let at = (&participant.session.id, &participant.member.user_id);
+        let user_type = participant.user_type.as_str();
         let is_news = if is_typing {
             self.typists.start(at, user_type, Home::Here, Instant::now())
         } else {
@@ -164,7 +171,7 @@ impl Chat {
         };
         self.presence.typing(at.0, at.1, is_typing);
         if is_news {
-            self.show_typing(&speaker.session, at.1, user_type, is_typing);
+            self.show_typing(&participant.session, at.1, user_type, is_typing);
         }
     }
 
@@ -204,9 +211,14 @@ impl Chat {
         }
     }
 
-    fn send_message(&self, speaker: &Speaker, message: &SendMessage<'_, '_>, correlation: Correlation<'_>) {
+    fn send_message(
+        &self,
+        participant: &Participant,
+        message: &SendMessage<'_, '_>,
+        correlation: Correlation<'_>,
+    ) {
         let (message_id, at) = (Uuid::now_v7().to_string(), timestamp());
-        let identity = speaker.identity();
+        let identity = participant.identity();
         let frame = NewMessage {
             message_id: &message_id,
             session_id: identity.session_id,
@@ -219,10 +231,10 @@ impl Chat {
             client_message_id: message.client_message_id,
         };
         let Some(value) = server::new_message(&frame) else {
-            return self.refuse(speaker, &WireError::internal(), correlation);
+            return self.refuse(participant, &WireError::internal(), correlation);
         };
         let pending = PendingAnswer::new(
-            &speaker.member.writer,
+            &participant.member.writer,
             message_id.clone(),
             at.clone(),
             correlation,
@@ -234,7 +246,7 @@ impl Chat {
         }
         let outgoing = Outgoing {
             topic: Topic::Messages,
-            key: speaker.session.id.clone(),
+            key: participant.session.id.clone(),
             value,
             form: Form::Native,
             message_id: Some(message_id),

@@ -25,7 +25,7 @@ use tokio::net::tcp::OwnedReadHalf;
 
 use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
-use crate::chat::{Arrival, Chat, Speaker};
+use crate::chat::{Chat, ConnectionOrigin, Participant};
 use crate::clock::Moment;
 use crate::lifecycle::Lifecycle;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
@@ -67,12 +67,12 @@ pub struct Hello {
 /// Takes the connection out of its session, however its task ends.
 struct Membership {
     shared: Arc<Shared>,
-    speaker: Speaker,
+    participant: Participant,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.shared.chat.leave(&self.speaker);
+        self.shared.chat.leave(&self.participant);
     }
 }
 
@@ -113,16 +113,16 @@ impl Connection {
             writer,
             user_id: hello.user_id,
         };
-        let arrival = Arrival::now(hello.client);
-        let speaker = shared
+        let origin = ConnectionOrigin::now(hello.client);
+        let participant = shared
             .chat
-            .join(&hello.session_id, member, hello.user_type, arrival);
+            .join(&hello.session_id, member, hello.user_type, origin);
         // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
         if shared.lifecycle.is_draining() {
-            speaker.member.writer.close_for_drain();
+            participant.member.writer.close_for_drain();
         }
         Self {
-            membership: Membership { shared, speaker },
+            membership: Membership { shared, participant },
             socket,
             bucket: Bucket::default(),
             unfinished: None,
@@ -132,7 +132,7 @@ impl Connection {
     }
 
     pub fn writer(&self) -> &Arc<ConnectionWriter> {
-        &self.membership.speaker.member.writer
+        &self.membership.participant.member.writer
     }
 
     /// Serves it to its end; what it `holds` beside itself is let go of last.
@@ -159,7 +159,14 @@ impl Connection {
 
     /// Waits for bytes; `None` at the end of the connection, whoever ends it.
     fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.membership.speaker.member.writer.poll_closing(cx).is_ready() {
+        if self
+            .membership
+            .participant
+            .member
+            .writer
+            .poll_closing(cx)
+            .is_ready()
+        {
             return Poll::Ready(None);
         }
         if let Some(early) = self.early.take() {
@@ -170,7 +177,7 @@ impl Connection {
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             let bytes = buffer.filled();
             if !bytes.is_empty() {
-                self.membership.speaker.member.writer.heard();
+                self.membership.participant.member.writer.heard();
             }
             Poll::Ready((read.is_ok() && !bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
         })
@@ -183,7 +190,7 @@ impl Connection {
             mut socket,
             ..
         } = self;
-        let writer = Arc::clone(&membership.speaker.member.writer);
+        let writer = Arc::clone(&membership.participant.member.writer);
         drop(membership);
         // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
         // now on neither the sweep nor MAX_CONNECTIONS would know of it.
@@ -197,7 +204,7 @@ impl Connection {
     /// Reads on from `first` until the connection is between frames with nothing buffered.
     async fn read_burst(&mut self, mut first: Bytes) -> Burst {
         let Self {
-            membership: Membership { shared, speaker },
+            membership: Membership { shared, participant },
             socket,
             bucket,
             unfinished,
@@ -209,7 +216,9 @@ impl Connection {
                 partial: Vec::new(),
             })
         });
-        let burst = inbound.read(&mut first, socket, bucket, speaker, shared).await;
+        let burst = inbound
+            .read(&mut first, socket, bucket, participant, shared)
+            .await;
         // The reader takes as much at once as it has room for: where a frame ended there, the rest is still here.
         if !first.is_empty() {
             *early = Some(Box::new(first));
@@ -227,11 +236,11 @@ impl Inbound {
         first: &mut Bytes,
         socket: &mut OwnedReadHalf,
         bucket: &mut Bucket,
-        speaker: &Speaker,
+        participant: &Participant,
         shared: &Shared,
     ) -> Burst {
         let Self { scanner, partial } = self;
-        let writer = &speaker.member.writer;
+        let writer = &participant.member.writer;
         let scanned = Scanned {
             scanner,
             prefix: first,
@@ -241,7 +250,7 @@ impl Inbound {
             if !writer.is_open() {
                 return ControlFlow::Break(());
             }
-            handle_frame(frame, bucket, partial, speaker, shared)
+            handle_frame(frame, bucket, partial, participant, shared)
         };
         match read_frames(scanned, shared.max_message_bytes, take).await {
             Ok(burst) => burst,
@@ -308,10 +317,10 @@ fn handle_frame(
     mut frame: Frame<'_>,
     bucket: &mut Bucket,
     partial: &mut Vec<u8>,
-    speaker: &Speaker,
+    participant: &Participant,
     shared: &Shared,
 ) -> ControlFlow<()> {
-    let writer = &speaker.member.writer;
+    let writer = &participant.member.writer;
     match frame.opcode {
         OpCode::Close => {
             handle_close(&frame.payload, writer);
@@ -331,9 +340,9 @@ fn handle_frame(
     let is_allowed = verdict == Verdict::Allowed;
     let handle = |text: &mut [u8]| {
         if is_allowed {
-            shared.chat.handle(speaker, text)
+            shared.chat.handle(participant, text)
         } else {
-            shared.chat.refuse_for_rate(speaker, text)
+            shared.chat.refuse_for_rate(participant, text)
         }
     };
     match frame.opcode {

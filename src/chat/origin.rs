@@ -2,20 +2,20 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::Speaker;
+use super::Participant;
 use crate::clock;
 use crate::logging;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 
 /// Kept small: every idle connection has one.
-pub struct Arrival {
+pub struct ConnectionOrigin {
     /// An IPv4 address is kept as a mapped one.
     client: Ipv6Addr,
     /// In tenths of a second ([`clock::now_tenths`]).
     at: u32,
 }
 
-impl Arrival {
+impl ConnectionOrigin {
     pub fn now(client: IpAddr) -> Self {
         Self {
             client: match client {
@@ -34,15 +34,15 @@ impl Arrival {
 // The sentences are the old server's, and people search for them: in text they stay as they are. In JSON there are
 // fields beside them.
 
-pub(super) fn log_connected(speaker: &Speaker) {
-    let (session, user, user_type) = names(speaker);
+pub(super) fn log_connected(participant: &Participant) {
+    let (session, user, user_type) = names(participant);
     let shown = user.in_log();
     if logging::is_json() {
         tracing::info!(
             session_id = session.as_str(),
             user_id = user.as_str(),
             user_type = user_type.as_str(),
-            client_address = %speaker.arrival.client(),
+            client_address = %participant.origin.client(),
             "WebSocket client connected: {shown} ({user_type}) to session {session}"
         );
     } else {
@@ -50,17 +50,17 @@ pub(super) fn log_connected(speaker: &Speaker) {
     }
 }
 
-pub(super) fn log_disconnected(speaker: &Speaker) {
-    let (session, user, user_type) = names(speaker);
+pub(super) fn log_disconnected(participant: &Participant) {
+    let (session, user, user_type) = names(participant);
     let shown = user.in_log();
     if logging::is_json() {
-        let tenths = clock::now_tenths().saturating_sub(speaker.arrival.at);
+        let tenths = clock::now_tenths().saturating_sub(participant.origin.at);
         tracing::info!(
             session_id = session.as_str(),
             user_id = user.as_str(),
             user_type = user_type.as_str(),
-            client_address = %speaker.arrival.client(),
-            close_code = speaker.member.writer.close_code(),
+            client_address = %participant.origin.client(),
+            close_code = participant.member.writer.close_code(),
             duration_seconds = f64::from(tenths) / 10.0,
             "WebSocket client disconnected: {shown} ({user_type}) from session {session}"
         );
@@ -69,6 +69,10 @@ pub(super) fn log_disconnected(speaker: &Speaker) {
     }
 }
 
-fn names(speaker: &Speaker) -> (&SessionId, &UserId, UserType) {
-    (&speaker.session.id, &speaker.member.user_id, speaker.user_type)
+fn names(participant: &Participant) -> (&SessionId, &UserId, UserType) {
+    (
+        &participant.session.id,
+        &participant.member.user_id,
+        participant.user_type,
+    )
 }
