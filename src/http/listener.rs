@@ -27,7 +27,7 @@ use super::limits::counted;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{Door, route};
-use super::upgrade::{Arrival, has_token};
+use super::upgrade::{PendingUpgrade, has_token};
 use super::watched::Watched;
 use crate::logging::LogLimit;
 
@@ -270,21 +270,21 @@ async fn serve_socket(
         },
     };
     let Some(address) = address else { return };
-    let arrived = Mutex::new(None);
+    let upgraded = Mutex::new(None);
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let pace = Pace::new(http.pool(door), counted(address), began, waker);
-    if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &arrived).await {
+    if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &upgraded).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
         }
         tracing::debug!(%error, %peer, "HTTP connection ended");
     }
-    if let Some(arrival) = arrived.into_inner() {
-        arrival.join(&http).await;
+    if let Some(pending) = upgraded.into_inner() {
+        pending.join(&http).await;
     }
 }
 
-/// Answers requests to the end of the connection, or until it is handed over: then there is an arrival.
+/// Answers requests to the end of the connection, or until it is handed over: then there is a pending upgrade.
 async fn speak_http(
     socket: TcpStream,
     peer: IpAddr,
@@ -292,7 +292,7 @@ async fn speak_http(
     door: Door,
     http: &Arc<Http>,
     stop: &CancellationToken,
-    arrived: &Mutex<Option<Arrival>>,
+    upgraded: &Mutex<Option<PendingUpgrade>>,
 ) -> hyper::Result<()> {
     let (socket, watch) = Watched::new(socket, pace);
     let service = service_fn(|request| {
@@ -305,19 +305,19 @@ async fn speak_http(
             });
             let framing = watch.framing(watch.number());
             let may_keep = framing == Framing::Plain && goes_on(&request);
-            let mut arrival = None;
+            let mut pending = None;
             let mut answer = if framing == Framing::Ambiguous {
                 RequestRefusal::AmbiguousLength.answer(&http.metrics)
             } else {
-                route(http, door, peer, request, &mut arrival).await
+                route(http, door, peer, request, &mut pending).await
             };
             if let Some((started, line)) = line {
                 let took = started.elapsed().as_secs_f64() * 1000.0;
                 tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
             }
-            if arrival.is_some() {
+            if pending.is_some() {
                 watch.hold();
-                *arrived.lock() = arrival;
+                *upgraded.lock() = pending;
             } else {
                 let keeps = may_keep && !watch.is_closing() && !http.lifecycle.is_draining();
                 http.pool(door).announce(keeps, answer.headers_mut());

@@ -14,10 +14,10 @@ use super::Http;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::rest;
-use super::upgrade::{self, Arrival};
+use super::upgrade::{self, PendingUpgrade};
 use crate::config::SessionIdFormat;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
-use crate::ws::connection::Hello;
+use crate::ws::connection::ConnectParams;
 
 /// The longest request target in bytes.
 const MAX_URI: usize = 8 * 1024;
@@ -77,13 +77,13 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers one request; behind a 101 there is an arrival.
+/// Answers one request; behind a 101 there is a pending upgrade.
 pub async fn route(
     http: &Arc<Http>,
     door: Door,
     peer: IpAddr,
     mut request: Request<Incoming>,
-    arrival: &mut Option<Arrival>,
+    pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
     if target_len(request.uri()) > MAX_URI {
         return RequestRefusal::UriTooLong.answer(&http.metrics);
@@ -92,7 +92,7 @@ pub async fn route(
     if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
         return RequestRefusal::Host.answer(&http.metrics);
     }
-    let mut answer = dispatch(http, door, peer, &mut request, arrival).await;
+    let mut answer = dispatch(http, door, peer, &mut request, pending).await;
     if door == Door::Public {
         let is_preflight = request.method() == Method::OPTIONS;
         http.cors
@@ -114,7 +114,7 @@ async fn dispatch(
     door: Door,
     peer: IpAddr,
     request: &mut Request<Incoming>,
-    arrival: &mut Option<Arrival>,
+    pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
     let Some(route) = Route::of(door, request.uri().path()) else {
         return RequestRefusal::NotFound.answer(&http.metrics);
@@ -153,13 +153,13 @@ async fn dispatch(
             let Some(user_type) = UserType::parse(&decode(user_type)) else {
                 return UpgradeRefusal::UserType.answer(&http.metrics);
             };
-            let hello = Hello {
+            let params = ConnectParams {
                 session_id,
                 user_id,
                 user_type,
                 client: http.addresses.client(peer, request.headers()),
             };
-            upgrade::upgrade(http, hello, request, arrival)
+            upgrade::upgrade(http, params, request, pending)
         }
     }
 }

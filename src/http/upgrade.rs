@@ -23,7 +23,7 @@ use super::limits::{Exceeded, Ticket};
 use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
 use super::watched::Watched;
-use crate::ws::connection::{Connection, Hello};
+use crate::ws::connection::{ConnectParams, Connection};
 
 /// What a key is hashed with (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -33,23 +33,23 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const SUBPROTOCOL: &str = "livechat.v1";
 
 /// A client whose handshake is accepted: it joins when hyper gives up the socket.
-pub struct Arrival {
-    hello: Hello,
+pub struct PendingUpgrade {
+    params: ConnectParams,
     upgraded: OnUpgrade,
     ticket: Ticket,
     /// Counted from now on, so that a drain waits for it.
     token: TaskTrackerToken,
 }
 
-/// Checks the handshake and answers it; behind a 101 there is an arrival.
+/// Checks the handshake and answers it; behind a 101 there is a pending upgrade.
 pub fn upgrade(
     http: &Http,
-    hello: Hello,
+    params: ConnectParams,
     request: &mut Request<Incoming>,
-    arrival: &mut Option<Arrival>,
+    pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
-    match admit(http, &hello, request) {
-        Ok(admitted) => switch_protocols(admitted, hello, request, arrival),
+    match admit(http, &params, request) {
+        Ok(admitted) => switch_protocols(admitted, params, request, pending),
         Err(Refused { why, retry_after }) => {
             let mut answer = why.answer(&http.metrics);
             if let Some(after) = retry_after {
@@ -87,19 +87,19 @@ struct Admitted {
 
 /// Runs the checks in their order. Until the last one is passed nothing may be done that a plain GET should not do:
 /// the ticket is given back where it is refused.
-fn admit(http: &Http, hello: &Hello, request: &Request<Incoming>) -> Result<Admitted, Refused> {
+fn admit(http: &Http, params: &ConnectParams, request: &Request<Incoming>) -> Result<Admitted, Refused> {
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
         return Err(UpgradeRefusal::Origin.into());
     }
-    // Before the question: a drain that begins after it waits for this arrival.
+    // Before the question: a drain that begins after it waits for this upgrade.
     let token = http.tracker.token();
     if http.lifecycle.is_draining() {
         return Err(UpgradeRefusal::Draining.into());
     }
     let admitted = http
         .limits
-        .admit(hello.client, (&hello.session_id, &hello.user_id));
+        .admit(params.client, (&params.session_id, &params.user_id));
     let ticket = admitted.map_err(|exceeded| match exceeded {
         Exceeded::Process => UpgradeRefusal::Capacity.into(),
         Exceeded::Address => UpgradeRefusal::PerIp.into(),
@@ -118,9 +118,9 @@ fn admit(http: &Http, hello: &Hello, request: &Request<Incoming>) -> Result<Admi
 
 fn switch_protocols(
     admitted: Admitted,
-    hello: Hello,
+    params: ConnectParams,
     request: &mut Request<Incoming>,
-    arrival: &mut Option<Arrival>,
+    pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
     let Admitted {
         ticket,
@@ -130,8 +130,8 @@ fn switch_protocols(
     let is_offered = lists(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL, |item| {
         item == SUBPROTOCOL.as_bytes()
     });
-    *arrival = Some(Arrival {
-        hello,
+    *pending = Some(PendingUpgrade {
+        params,
         upgraded: hyper::upgrade::on(request),
         ticket,
         token,
@@ -150,14 +150,14 @@ fn switch_protocols(
     answer
 }
 
-impl Arrival {
+impl PendingUpgrade {
     /// Joins, and serves the connection in a task of its own: hyper's, which is larger, ends.
     pub async fn join(self, http: &Http) {
         let Some((socket, answer, early)) = take_socket(self.upgraded).await else {
             return;
         };
         http.metrics.connections_opened.inc();
-        let connection = Connection::join(socket, answer, early, self.hello, Arc::clone(&http.connections));
+        let connection = Connection::join(socket, answer, early, self.params, Arc::clone(&http.connections));
         self.ticket.arrived(connection.writer());
         tokio::spawn(connection.run((self.ticket, self.token)));
     }

@@ -56,7 +56,7 @@ pub struct Shared {
 }
 
 /// Who connects, as the path says.
-pub struct Hello {
+pub struct ConnectParams {
     pub session_id: SessionId,
     pub user_id: UserId,
     pub user_type: UserType,
@@ -106,17 +106,23 @@ enum Burst {
 impl Connection {
     /// Joins with an upgraded socket. `answer` goes out before the greeting, `early` is what the client sent right
     /// behind its handshake.
-    pub fn join(socket: TcpStream, answer: Bytes, early: Bytes, hello: Hello, shared: Arc<Shared>) -> Self {
+    pub fn join(
+        socket: TcpStream,
+        answer: Bytes,
+        early: Bytes,
+        params: ConnectParams,
+        shared: Arc<Shared>,
+    ) -> Self {
         let (socket, write_half) = socket.into_split();
         let writer = ConnectionWriter::new(write_half, answer, Arc::clone(&shared.writer_limits));
         let member = Member {
             writer,
-            user_id: hello.user_id,
+            user_id: params.user_id,
         };
-        let origin = ConnectionOrigin::now(hello.client);
+        let origin = ConnectionOrigin::now(params.client);
         let participant = shared
             .chat
-            .join(&hello.session_id, member, hello.user_type, origin);
+            .join(&params.session_id, member, params.user_type, origin);
         // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
         if shared.lifecycle.is_draining() {
             participant.member.writer.close_for_drain();
