@@ -21,7 +21,7 @@ use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
 use crate::http::keep_alive::Pool;
 use crate::http::limits::Limits;
-use crate::http::router::Door;
+use crate::http::router::ListenerKind;
 use crate::http::{Http, listener};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -40,7 +40,7 @@ const SWEEP_SLICE: usize = 512;
 /// A server whose listeners are bound.
 pub struct Server {
     http: Arc<Http>,
-    listeners: Vec<(listener::Listener, Door)>,
+    listeners: Vec<(listener::Listener, ListenerKind)>,
     addresses: Vec<(&'static str, SocketAddr)>,
 }
 
@@ -54,19 +54,25 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let ring_in_use = RingInUse::default();
         let backend = backend(config.fanout_io, &ring_in_use)?;
-        let mut wanted = vec![("PORT", SocketAddr::new(config.host, config.port), Door::Public)];
-        wanted.extend(
-            config
-                .ws_port
-                .map(|port| ("WS_PORT", SocketAddr::new(config.host, port), Door::Public)),
-        );
+        let mut wanted = vec![(
+            "PORT",
+            SocketAddr::new(config.host, config.port),
+            ListenerKind::Public,
+        )];
+        wanted.extend(config.ws_port.map(|port| {
+            (
+                "WS_PORT",
+                SocketAddr::new(config.host, port),
+                ListenerKind::Public,
+            )
+        }));
         wanted.extend(
             config
                 .admin_addr
-                .map(|address| ("ADMIN_ADDR", address, Door::Admin)),
+                .map(|address| ("ADMIN_ADDR", address, ListenerKind::Admin)),
         );
         let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
-        for (variable, address, door) in wanted {
+        for (variable, address, kind) in wanted {
             let failed = |source| StartError::Bind {
                 variable,
                 address,
@@ -76,7 +82,7 @@ impl Server {
             let address = listener.local_addr().map_err(failed)?;
             tracing::info!(%address, %variable, "listening");
             addresses.push((variable, address));
-            listeners.push((listener, door));
+            listeners.push((listener, kind));
         }
         let port = addresses[0].1.port();
         let http = Arc::new(assemble(config, port, backend, ring_in_use)?);
@@ -95,16 +101,16 @@ impl Server {
     /// Serves until `stop` resolves, then drains: see [`shutdown`].
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let closing = CancellationToken::new();
-        let doors = TaskTracker::new();
-        for (listener, door) in self.listeners {
-            doors.spawn(listener::serve(
+        let acceptors = TaskTracker::new();
+        for (listener, kind) in self.listeners {
+            acceptors.spawn(listener::serve(
                 listener,
-                door,
+                kind,
                 Arc::clone(&self.http),
                 closing.clone(),
             ));
         }
-        doors.close();
+        acceptors.close();
         let http = Arc::clone(&self.http);
         let upkeep = supervise::spawn("upkeep", move || upkeep(Arc::clone(&http)));
         let (registry, limits) = (
@@ -117,7 +123,7 @@ impl Server {
         stop.await;
         shutdown::drain(&self.http).await;
         closing.cancel();
-        doors.wait().await;
+        acceptors.wait().await;
         upkeep.abort();
         relief.abort();
     }

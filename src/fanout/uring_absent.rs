@@ -1,4 +1,4 @@
-//! Where there is no io_uring: the same door, always closed.
+//! Where there is no io_uring: the same interface, which always refuses.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -148,7 +148,7 @@ impl Drop for Pace {
     }
 }
 
-/// The connections of one door.
+/// The connections of one kind of listener.
 pub struct Pool {
     /// `HTTP_KEEP_ALIVE`, and how long an idle connection really lives.
     keep_alive: Duration,

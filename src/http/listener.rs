@@ -26,7 +26,7 @@ use super::keep_alive::Pace;
 use super::limits::counted;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
-use super::router::{Door, route};
+use super::router::{ListenerKind, route};
 use super::upgrade::{PendingUpgrade, has_token};
 use super::watched::Watched;
 use crate::logging::LogLimit;
@@ -91,10 +91,10 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 }
 
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
-pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: CancellationToken) {
-    let spare = spare_sockets(http.config.limits.max_connections, door);
+pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop: CancellationToken) {
+    let spare = spare_sockets(http.config.limits.max_connections, kind);
     let mut log = LogLimit::new(LOG_INTERVAL);
-    let mut evictions = Evictions::new(&http, door);
+    let mut evictions = Evictions::new(&http, kind);
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -143,7 +143,7 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
         let (http, stop) = (Arc::clone(&http), stop.clone());
         // Boxed: a task's future is moved, whole, several times, and hyper's is large.
         connections.spawn(Box::pin(async move {
-            serve_socket(socket, peer, door, http, stop).await;
+            serve_socket(socket, peer, kind, http, stop).await;
             drop(open);
         }));
     }
@@ -152,28 +152,32 @@ pub async fn serve(listener: Listener, door: Door, http: Arc<Http>, stop: Cancel
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
 }
 
-/// Makes connections end, so that their descriptors are free for others that come by a door.
+/// Makes connections end, so that their descriptors are free for those that come next.
 struct Evictions {
     http: Arc<Http>,
-    door: Door,
+    kind: ListenerKind,
     log: LogLimit,
 }
 
 impl Evictions {
-    fn new(http: &Arc<Http>, door: Door) -> Self {
+    fn new(http: &Arc<Http>, kind: ListenerKind) -> Self {
         Self {
             http: Arc::clone(http),
-            door,
+            kind,
             log: LogLimit::new(LOG_INTERVAL),
         }
     }
 
-    /// Ends one of whoever has most; false where none may end. What comes by the public door takes none from the admin
+    /// Ends one of whoever has most; false where none may end. What comes by the public listeners takes none from the admin
     /// port.
     fn make_room(&mut self) -> bool {
-        let Self { http, door, log } = self;
-        let of_public = || (*door == Door::Admin).then(|| http.pool.evict()).flatten();
-        let Some(evicted) = http.pool(*door).evict().or_else(of_public) else {
+        let Self { http, kind, log } = self;
+        let of_public = || {
+            (*kind == ListenerKind::Admin)
+                .then(|| http.pool.evict())
+                .flatten()
+        };
+        let Some(evicted) = http.pool(*kind).evict().or_else(of_public) else {
             return false;
         };
         http.metrics.sockets_evicted.inc();
@@ -189,15 +193,15 @@ impl Evictions {
 }
 
 /// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
-fn spare_sockets(max_connections: usize, door: Door) -> usize {
+fn spare_sockets(max_connections: usize, kind: ListenerKind) -> usize {
     let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
     let beyond = usize::try_from(descriptors)
         .unwrap_or(usize::MAX)
         .saturating_sub(max_connections);
     let spare = beyond - beyond / KEPT_SHARE;
-    match door {
-        Door::Admin => spare,
-        Door::Public => spare - spare / ADMIN_SHARE,
+    match kind {
+        ListenerKind::Admin => spare,
+        ListenerKind::Public => spare - spare / ADMIN_SHARE,
     }
 }
 
@@ -257,14 +261,14 @@ impl Cause {
 async fn serve_socket(
     mut socket: TcpStream,
     peer: SocketAddr,
-    door: Door,
+    kind: ListenerKind,
     http: Arc<Http>,
     stop: CancellationToken,
 ) {
     let began = Instant::now();
-    let address = match door {
-        Door::Admin => Some(peer.ip()),
-        Door::Public => tokio::select! {
+    let address = match kind {
+        ListenerKind::Admin => Some(peer.ip()),
+        ListenerKind::Public => tokio::select! {
             address = http.addresses.peer(&mut socket, peer.ip()) => address,
             () = stop.cancelled() => None,
         },
@@ -272,8 +276,8 @@ async fn serve_socket(
     let Some(address) = address else { return };
     let upgraded = Mutex::new(None);
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-    let pace = Pace::new(http.pool(door), counted(address), began, waker);
-    if let Err(error) = speak_http(socket, address, pace, door, &http, &stop, &upgraded).await {
+    let pace = Pace::new(http.pool(kind), counted(address), began, waker);
+    if let Err(error) = speak_http(socket, address, pace, kind, &http, &stop, &upgraded).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
         }
@@ -289,7 +293,7 @@ async fn speak_http(
     socket: TcpStream,
     peer: IpAddr,
     pace: Pace,
-    door: Door,
+    kind: ListenerKind,
     http: &Arc<Http>,
     stop: &CancellationToken,
     upgraded: &Mutex<Option<PendingUpgrade>>,
@@ -309,7 +313,7 @@ async fn speak_http(
             let mut answer = if framing == Framing::Ambiguous {
                 RequestRefusal::AmbiguousLength.answer(&http.metrics)
             } else {
-                route(http, door, peer, request, &mut pending).await
+                route(http, kind, peer, request, &mut pending).await
             };
             if let Some((started, line)) = line {
                 let took = started.elapsed().as_secs_f64() * 1000.0;
@@ -320,7 +324,7 @@ async fn speak_http(
                 *upgraded.lock() = pending;
             } else {
                 let keeps = may_keep && !watch.is_closing() && !http.lifecycle.is_draining();
-                http.pool(door).announce(keeps, answer.headers_mut());
+                http.pool(kind).announce(keeps, answer.headers_mut());
             }
             watch.served();
             Ok::<_, std::convert::Infallible>(answer)

@@ -32,7 +32,7 @@ use addresses::Addresses;
 use cors::Cors;
 use keep_alive::Pool;
 use limits::Limits;
-use router::Door;
+use router::ListenerKind;
 
 /// What a request is answered from.
 pub struct Http {
@@ -57,10 +57,10 @@ pub struct Http {
 }
 
 impl Http {
-    fn pool(&self, door: Door) -> &Arc<Pool> {
-        match door {
-            Door::Public => &self.pool,
-            Door::Admin => &self.admin_pool,
+    fn pool(&self, kind: ListenerKind) -> &Arc<Pool> {
+        match kind {
+            ListenerKind::Public => &self.pool,
+            ListenerKind::Admin => &self.admin_pool,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The sockets of one door that speak plain HTTP, by whose they are. When descriptors run out, one of whoever has most
+//! The sockets of one kind of listener that speak plain HTTP, by whose they are. When descriptors run out, one of whoever has most
 //! gives way: nobody takes every place by opening sockets and saying nothing.
 
 use std::cmp::Reverse;

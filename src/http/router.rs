@@ -24,7 +24,7 @@ const MAX_URI: usize = 8 * 1024;
 
 /// Which listener a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     Public,
     Admin,
 }
@@ -47,11 +47,11 @@ enum Route<'a> {
 
 impl<'a> Route<'a> {
     /// One slash at the end is no part of a path. A path that is a route with it has an empty id there.
-    fn of(door: Door, path: &'a str) -> Option<Self> {
-        Self::of_exactly(door, path).or_else(|| Self::of_exactly(door, path.strip_suffix('/')?))
+    fn of(kind: ListenerKind, path: &'a str) -> Option<Self> {
+        Self::of_exactly(kind, path).or_else(|| Self::of_exactly(kind, path.strip_suffix('/')?))
     }
 
-    fn of_exactly(door: Door, path: &'a str) -> Option<Self> {
+    fn of_exactly(kind: ListenerKind, path: &'a str) -> Option<Self> {
         // Room for one more segment than any route has: a longer path is no route.
         let mut segments = [""; 6];
         let mut count = 0;
@@ -59,15 +59,15 @@ impl<'a> Route<'a> {
             *segments.get_mut(count)? = segment;
             count += 1;
         }
-        match (door, &segments[..count]) {
+        match (kind, &segments[..count]) {
             (_, ["live"]) => Some(Self::Live),
             (_, ["ready"]) => Some(Self::Ready),
-            (Door::Admin, ["metrics"]) => Some(Self::Metrics),
-            (Door::Public, ["health"]) => Some(Self::Health),
-            (Door::Public, ["api", "session", session_id, "connection-status"]) => {
+            (ListenerKind::Admin, ["metrics"]) => Some(Self::Metrics),
+            (ListenerKind::Public, ["health"]) => Some(Self::Health),
+            (ListenerKind::Public, ["api", "session", session_id, "connection-status"]) => {
                 Some(Self::ConnectionStatus { session_id })
             }
-            (Door::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
+            (ListenerKind::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
                 session_id,
                 user_id,
                 user_type,
@@ -80,7 +80,7 @@ impl<'a> Route<'a> {
 /// Answers one request; behind a 101 there is a pending upgrade.
 pub async fn route(
     http: &Arc<Http>,
-    door: Door,
+    kind: ListenerKind,
     peer: IpAddr,
     mut request: Request<Incoming>,
     pending: &mut Option<PendingUpgrade>,
@@ -92,8 +92,8 @@ pub async fn route(
     if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
         return RequestRefusal::Host.answer(&http.metrics);
     }
-    let mut answer = dispatch(http, door, peer, &mut request, pending).await;
-    if door == Door::Public {
+    let mut answer = dispatch(http, kind, peer, &mut request, pending).await;
+    if kind == ListenerKind::Public {
         let is_preflight = request.method() == Method::OPTIONS;
         http.cors
             .decorate(request.headers(), is_preflight, answer.headers_mut());
@@ -111,12 +111,12 @@ fn target_len(uri: &Uri) -> usize {
 
 async fn dispatch(
     http: &Arc<Http>,
-    door: Door,
+    kind: ListenerKind,
     peer: IpAddr,
     request: &mut Request<Incoming>,
     pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
-    let Some(route) = Route::of(door, request.uri().path()) else {
+    let Some(route) = Route::of(kind, request.uri().path()) else {
         return RequestRefusal::NotFound.answer(&http.metrics);
     };
     match *request.method() {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn paths_have_exactly_their_segments() {
-        let is_route = |path| Route::of(Door::Public, path).is_some();
+        let is_route = |path| Route::of(ListenerKind::Public, path).is_some();
         for path in [
             "/health",
             "/live",
@@ -215,15 +215,15 @@ mod tests {
         }
         // With a slash that belongs to the path there is an empty id: that is another refusal.
         for path in ["/ws/s/u/", "/ws/s/u//"] {
-            let route = Route::of(Door::Public, path);
+            let route = Route::of(ListenerKind::Public, path);
             assert!(
                 matches!(route, Some(Route::WebSocket { user_type: "", .. })),
                 "{path}"
             );
         }
-        assert!(Route::of(Door::Admin, "/metrics").is_some());
-        assert!(Route::of(Door::Admin, "/metrics/").is_some());
-        assert!(Route::of(Door::Admin, "/health").is_none());
+        assert!(Route::of(ListenerKind::Admin, "/metrics").is_some());
+        assert!(Route::of(ListenerKind::Admin, "/metrics/").is_some());
+        assert!(Route::of(ListenerKind::Admin, "/health").is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Ids that clients choose: checked once at the door, so that none reaches Redis, Kafka or a log unchecked.
+//! Ids that clients choose: checked once, when they come in, so that none reaches Redis, Kafka or a log unchecked.
 
 use std::borrow::Borrow;
 use std::fmt;

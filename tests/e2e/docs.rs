@@ -256,7 +256,7 @@ fn docs_every_reason_for_poison_is_documented() {
 fn routes() -> Vec<String> {
     let router = read("src/http/router.rs");
     let arms = router.lines().map(str::trim);
-    let arms = arms.filter(|line| line.starts_with("(_, [") || line.starts_with("(Door::"));
+    let arms = arms.filter(|line| line.starts_with("(_, [") || line.starts_with("(ListenerKind::"));
     let segments = arms.filter_map(|line| line.split_once('[')?.1.split_once(']'));
     segments
         .map(|(segments, _)| {
