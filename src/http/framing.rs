@@ -17,7 +17,7 @@ pub enum Framing {
 
 /// Follows heads line by line, over bodies of a known length, up to the first that is not [`Framing::Plain`].
 #[derive(Default)]
-pub struct Heads {
+pub struct HeadScanner {
     count: u32,
     /// What is left of a body.
     body: u64,
@@ -45,7 +45,7 @@ enum Part {
     Rest,
 }
 
-impl Heads {
+impl HeadScanner {
     /// The heads so far that are complete.
     pub fn count(&self) -> u32 {
         self.count
@@ -222,15 +222,15 @@ mod tests {
             cut in 1usize..30,
         ) {
             let bytes = parts.concat().into_bytes();
-            let mut heads = Heads::default();
+            let mut heads = HeadScanner::default();
             let found = bytes.chunks(cut).find_map(|piece| heads.follow(piece));
             prop_assert_eq!(found, first_not_plain(&bytes));
         }
     }
 
     fn found(bytes: &str) -> Option<(u32, Framing)> {
-        let whole = Heads::default().follow(bytes.as_bytes());
-        let mut heads = Heads::default();
+        let whole = HeadScanner::default().follow(bytes.as_bytes());
+        let mut heads = HeadScanner::default();
         let cut = bytes.bytes().find_map(|byte| heads.follow(&[byte]));
         assert_eq!(whole, cut);
         whole
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_head_is_under_way_from_its_first_byte_to_its_last() {
-        let mut heads = Heads::default();
+        let mut heads = HeadScanner::default();
         for byte in b"\r\n\r\n" {
             heads.follow(&[*byte]);
             assert!(!heads.is_under_way());

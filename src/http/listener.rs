@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Http;
 use super::framing::Framing;
+use super::framing_guard::FramingGuard;
 use super::keep_alive::Pace;
 use super::limits::counted;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{ListenerKind, route};
 use super::upgrade::{PendingUpgrade, has_token};
-use super::watched::Watched;
 use crate::logging::LogLimit;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
@@ -298,16 +298,16 @@ async fn speak_http(
     stop: &CancellationToken,
     upgraded: &Mutex<Option<PendingUpgrade>>,
 ) -> hyper::Result<()> {
-    let (socket, watch) = Watched::new(socket, pace);
+    let (socket, state) = FramingGuard::new(socket, pace);
     let service = service_fn(|request| {
-        let watch = &watch;
+        let state = &state;
         async move {
             let line = tracing::enabled!(tracing::Level::DEBUG).then(|| {
                 // Escaped: a path may hold any UTF-8. A query may hold secrets.
                 let path = request.uri().path().escape_debug();
                 (Instant::now(), format!("{} {path}", request.method()))
             });
-            let framing = watch.framing(watch.number());
+            let framing = state.framing(state.number());
             let may_keep = framing == Framing::Plain && goes_on(&request);
             let mut pending = None;
             let mut answer = if framing == Framing::Ambiguous {
@@ -320,13 +320,13 @@ async fn speak_http(
                 tracing::debug!("{} - {line} {took:.1}ms", answer.status().as_u16());
             }
             if pending.is_some() {
-                watch.hold();
+                state.hold();
                 *upgraded.lock() = pending;
             } else {
-                let keeps = may_keep && !watch.is_closing() && !http.lifecycle.is_draining();
+                let keeps = may_keep && !state.is_closing() && !http.lifecycle.is_draining();
                 http.pool(kind).announce(keeps, answer.headers_mut());
             }
-            watch.served();
+            state.served();
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
@@ -338,7 +338,7 @@ async fn speak_http(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    let timer = tokio::time::sleep_until(watch.pace.deadline().unwrap_or_else(Instant::now));
+    let timer = tokio::time::sleep_until(state.pace.deadline().unwrap_or_else(Instant::now));
     let stopped = stop.cancelled();
     tokio::pin!(connection, timer, stopped);
     poll_fn(|cx| {
@@ -347,8 +347,8 @@ async fn speak_http(
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
-            let is_stopped = !watch.is_closing() && stopped.as_mut().poll(cx).is_ready();
-            let is_over = match watch.pace.deadline() {
+            let is_stopped = !state.is_closing() && stopped.as_mut().poll(cx).is_ready();
+            let is_over = match state.pace.deadline() {
                 None => true,
                 Some(deadline) => {
                     // It is set late: at its end it is seen whether there is a later one.
@@ -366,15 +366,15 @@ async fn speak_http(
                     }
                 }
             };
-            let is_between = watch.pace.is_between_requests();
-            if is_over && (watch.is_closing() || !is_between) {
+            let is_between = state.pace.is_between_requests();
+            if is_over && (state.is_closing() || !is_between) {
                 return Poll::Ready(Ok(()));
             }
             if !is_over && !is_stopped {
                 return Poll::Pending;
             }
             // What has begun is answered, and the answer says that it is the last.
-            watch.close();
+            state.close();
             if is_between {
                 connection.as_mut().graceful_shutdown();
             }

@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod cors;
 mod forwarded;
 mod framing;
+mod framing_guard;
 pub mod keep_alive;
 pub mod limits;
 pub mod listener;
@@ -15,7 +16,6 @@ mod response;
 mod rest;
 pub mod router;
 mod upgrade;
-mod watched;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Http;
+use super::framing_guard::FramingGuard;
 use super::limits::{Exceeded, Ticket};
 use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
-use super::watched::Watched;
 use crate::ws::connection::{ConnectParams, Connection};
 
 /// What a key is hashed with (RFC 6455, section 1.3).
@@ -165,7 +165,7 @@ impl PendingUpgrade {
 
 /// The socket from under hyper, the answer that was held, and what the client sent right behind its handshake.
 async fn take_socket(upgraded: OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
-    let parts = upgraded.await.ok()?.downcast::<TokioIo<Watched>>().ok()?;
+    let parts = upgraded.await.ok()?.downcast::<TokioIo<FramingGuard>>().ok()?;
     let (socket, answer) = parts.io.into_inner().into_parts();
     Some((socket, answer, parts.read_buf))
 }

@@ -14,11 +14,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::framing::{Framing, Heads};
+use super::framing::{Framing, HeadScanner};
 use super::keep_alive::Pace;
 
 /// What the service and the socket under hyper tell each other.
-pub struct Watch {
+pub struct GuardState {
     /// The number, from 1, of the first request whose framing is not plain; 0: none.
     stops_at: AtomicU32,
     is_ambiguous: AtomicBool,
@@ -30,7 +30,7 @@ pub struct Watch {
     pub pace: Pace,
 }
 
-impl Watch {
+impl GuardState {
     /// How the request with this number, from 1, gives the length of its body.
     pub fn framing(&self, request: u32) -> Framing {
         match self.stops_at.load(Ordering::Relaxed) {
@@ -68,18 +68,18 @@ impl Watch {
 }
 
 /// A socket whose request heads are watched.
-pub struct Watched {
+pub struct FramingGuard {
     socket: TcpStream,
-    heads: Heads,
+    heads: HeadScanner,
     held: Vec<u8>,
     /// Whether anything was written since everything was.
     has_written: bool,
-    watch: Arc<Watch>,
+    state: Arc<GuardState>,
 }
 
-impl Watched {
-    pub fn new(socket: TcpStream, pace: Pace) -> (Self, Arc<Watch>) {
-        let watch = Arc::new(Watch {
+impl FramingGuard {
+    pub fn new(socket: TcpStream, pace: Pace) -> (Self, Arc<GuardState>) {
+        let state = Arc::new(GuardState {
             stops_at: AtomicU32::new(0),
             is_ambiguous: AtomicBool::new(false),
             holds: AtomicBool::new(false),
@@ -90,12 +90,12 @@ impl Watched {
         (
             Self {
                 socket,
-                heads: Heads::default(),
+                heads: HeadScanner::default(),
                 held: Vec::new(),
                 has_written: false,
-                watch: Arc::clone(&watch),
+                state: Arc::clone(&state),
             },
-            watch,
+            state,
         )
     }
 
@@ -105,7 +105,7 @@ impl Watched {
     }
 
     fn is_holding(&self) -> bool {
-        self.watch.holds.load(Ordering::Relaxed)
+        self.state.holds.load(Ordering::Relaxed)
     }
 
     /// Follows what was read.
@@ -113,13 +113,13 @@ impl Watched {
         let before = self.heads.count();
         if let Some((number, framing)) = self.heads.follow(bytes) {
             let is_ambiguous = framing == Framing::Ambiguous;
-            self.watch.is_ambiguous.store(is_ambiguous, Ordering::Relaxed);
-            self.watch.stops_at.store(number, Ordering::Relaxed);
+            self.state.is_ambiguous.store(is_ambiguous, Ordering::Relaxed);
+            self.state.stops_at.store(number, Ordering::Relaxed);
         }
         if self.heads.count() > before {
-            self.watch.pace.answering();
+            self.state.pace.answering();
         } else if self.heads.is_under_way() {
-            self.watch.pace.head_begun();
+            self.state.pace.head_begun();
         }
     }
 
@@ -127,13 +127,13 @@ impl Watched {
     fn progress(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.has_written = true;
-            self.watch.pace.answering();
+            self.state.pace.answering();
         }
         written
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for FramingGuard {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -146,7 +146,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for FramingGuard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.is_holding() {
             self.held.extend_from_slice(buf);
@@ -158,9 +158,9 @@ impl AsyncWrite for Watched {
 
     /// hyper flushes when it has written all that it had.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.has_written && self.watch.served.load(Ordering::Relaxed) >= self.heads.count() {
+        if self.has_written && self.state.served.load(Ordering::Relaxed) >= self.heads.count() {
             self.has_written = false;
-            self.watch.pace.answered(self.heads.is_under_way());
+            self.state.pace.answered(self.heads.is_under_way());
         }
         Pin::new(&mut self.socket).poll_flush(cx)
     }
