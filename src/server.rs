@@ -29,7 +29,7 @@ use crate::presence::inbox::Inbox;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
-use crate::writer::{QueueLimits, SendMemory, WriterLimits};
+use crate::writer::{LeavingWriters, QueueLimits, SendMemory, WriterLimits};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::{shutdown, supervise};
@@ -206,6 +206,7 @@ fn assemble(
             pong_timeout: config.limits.pong_timeout,
             runtime: Handle::current(),
             metrics: Arc::clone(&metrics),
+            leaving: LeavingWriters::default(),
         }),
         lifecycle: Arc::clone(&lifecycle),
         rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),

@@ -87,7 +87,7 @@ fn make_room(
     for session in registry.all() {
         session.members().iter().for_each(|member| add(&member.writer));
     }
-    limits.queue.leaving().iter().for_each(add);
+    limits.leaving.all().iter().for_each(add);
     queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
     let mut closed = 0;
     for (_, _, writer) in queues {

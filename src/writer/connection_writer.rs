@@ -6,6 +6,8 @@
 
 mod closing;
 
+pub use closing::LeavingWriters;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub struct WriterLimits {
     /// Where flushers run: frames are also sent by threads outside the runtime.
     pub runtime: Handle,
     pub metrics: Arc<Metrics>,
+    pub leaving: LeavingWriters,
 }
 
 /// What became of a frame.

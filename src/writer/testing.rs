@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-use super::{ConnectionWriter, QueueLimits, SendMemory, WriterLimits};
+use super::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterLimits};
 use crate::metrics::Metrics;
 
 /// The default limits, with `memory` bytes for all queues together.
@@ -18,6 +18,7 @@ pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> WriterLimits {
         pong_timeout: Duration::from_secs(10),
         runtime: Handle::current(),
         metrics: Arc::clone(metrics),
+        leaving: LeavingWriters::default(),
     }
 }
 

@@ -8,13 +8,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
-use super::ConnectionWriter;
 use super::chunk::Chunk;
 use super::memory::SendMemory;
 use crate::clock;
@@ -41,8 +39,6 @@ pub struct QueueLimits {
     pub send_timeout: Duration,
     /// `SEND_MEMORY_BYTES`, and what is used of it.
     pub memory: Arc<SendMemory>,
-    /// Connections that are closed once they have taken what is queued: no session knows of them any more.
-    leaving: Mutex<Vec<Weak<ConnectionWriter>>>,
 }
 
 impl QueueLimits {
@@ -51,22 +47,7 @@ impl QueueLimits {
             queue_bytes,
             send_timeout,
             memory,
-            leaving: Mutex::default(),
         }
-    }
-
-    /// Notes a connection that is closed behind its backlog.
-    pub fn note_leaving(&self, writer: &Arc<ConnectionWriter>) {
-        let mut leaving = self.leaving.lock();
-        if leaving.len() == leaving.capacity() {
-            leaving.retain(|writer| writer.upgrade().is_some_and(|writer| writer.backlog() > 0));
-        }
-        leaving.push(Arc::downgrade(writer));
-    }
-
-    /// Those of them that are still there.
-    pub fn leaving(&self) -> Vec<Arc<ConnectionWriter>> {
-        self.leaving.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -1,13 +1,33 @@
 //! How a connection is closed: by a close frame that comes behind what is queued, or instead of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{ConnectionWriter, NO_STATUS, Phase, Queued};
 use crate::clock;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
+
+/// Connections that close once their clients have taken what is queued: no session knows of them any more.
+#[derive(Default)]
+pub struct LeavingWriters(Mutex<Vec<Weak<ConnectionWriter>>>);
+
+impl LeavingWriters {
+    fn note(&self, writer: &Arc<ConnectionWriter>) {
+        let mut leaving = self.0.lock();
+        if leaving.len() == leaving.capacity() {
+            leaving.retain(|writer| writer.upgrade().is_some_and(|writer| writer.backlog() > 0));
+        }
+        leaving.push(Arc::downgrade(writer));
+    }
+
+    /// Those that still exist.
+    pub fn all(&self) -> Vec<Arc<ConnectionWriter>> {
+        self.0.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
 
 impl ConnectionWriter {
     /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
@@ -49,7 +69,7 @@ impl ConnectionWriter {
         state.wake_reader();
         self.write_now(state);
         if queued == Queued::Deliver && self.backlog() > 0 {
-            self.limits.queue.note_leaving(self);
+            self.limits.leaving.note(self);
         }
         true
     }
