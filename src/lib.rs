@@ -4,20 +4,20 @@
 //!
 //! # Layout
 //!
-//! In the order of a connection, and back in the order of a message:
+//! From the top down: a module uses only those below it.
 //!
-//! - [`config`]: flags, environment and `.env`, checked before a port opens
+//! - [`server`], [`signals`], [`shutdown`]: start, signals, the graceful end
 //! - [`http`]: listeners, router, the upgrade's checks, CORS, health, REST
 //! - [`ws`]: the reading side of one connection
-//! - [`writer`]: the only writer of a socket, and the queue of what it has not taken yet
 //! - [`chat`]: what each client frame does
+//! - [`presence`]: who is connected, told beside the message path, which never waits for it
 //! - [`bus`]: the log of records, in the process or in Kafka; it decodes them and finds their sessions
 //! - [`fanout`]: from a batch of records to the sockets of each session
 //! - [`session`]: who is in a session here
-//! - [`presence`]: who is connected, told beside the message path, which never waits for it
+//! - [`writer`]: the only writer of a socket, and the queue of what the socket has not taken yet
+//! - [`metrics`], [`logging`], [`lifecycle`], [`supervise`], [`secret`], [`error`], [`clock`]
+//! - [`config`]: flags, environment and `.env`, checked before a port opens
 //! - [`protocol`]: everything on the wire, and nothing of ours
-//! - [`signals`]: what the process is told; [`shutdown`]: the graceful end
-//! - [`metrics`], [`logging`], [`clock`], [`lifecycle`], [`secret`], [`supervise`]
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
