@@ -4,12 +4,14 @@
 //! - [`consumer`]: from fetched records to the router, at offsets we keep ourselves
 //! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: what fails of it, and for how long
 //! - [`watch`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: what others leave open
-//! - [`causes`], [`report`]: what is wrong, for health and the log; [`reasons`]: why a broker can't be reached
+//! - [`broker`]: what the watch and its audit ask; [`topics`]: what an administrator asks
+//! - [`causes`]: what is wrong, for health and the log (`watch/report.rs`); [`reasons`]: why a broker can't be reached
 //!
 //! Every node reads the whole log: partitions are assigned by the node itself and no consumer group is joined
 //! (with a shared group two nodes would each see half of the messages).
 
 mod audit;
+mod broker;
 mod causes;
 mod consumer;
 mod credentials;
@@ -20,7 +22,6 @@ mod outcomes;
 mod pace;
 mod producer;
 mod reasons;
-mod report;
 mod topics;
 mod transactions;
 mod watch;

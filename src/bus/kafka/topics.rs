@@ -1,16 +1,19 @@
 //! What the watch asks for in the name of an administrator: it creates topics, and reads their settings where they may say
 //! why writing fails.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
+use tokio::runtime::Handle;
 
-use super::RECORD_OVERHEAD;
+use super::broker::ANSWER_TIMEOUT;
 use super::causes::{Cause, Standing};
 use super::outcomes::is_refusal;
-use super::watch::{PATIENCE, Watch};
+use super::{RECORD_OVERHEAD, Shared};
 use crate::bus::Status;
 use crate::protocol::record::Topic;
 
@@ -30,7 +33,25 @@ pub(super) struct Settings {
     pub max_bytes: Option<usize>,
 }
 
-impl Watch {
+/// An administrator's questions.
+pub(super) struct TopicAdmin {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    /// Why topics could not be created.
+    pub not_created: Option<String>,
+    settings: HashMap<Topic, Settings>,
+}
+
+impl TopicAdmin {
+    pub fn new(shared: Arc<Shared>, runtime: Handle) -> Self {
+        Self {
+            shared,
+            runtime,
+            not_created: None,
+            settings: HashMap::new(),
+        }
+    }
+
     fn admin(&self) -> Option<AdminClient<DefaultClientContext>> {
         let made = self.shared.client_config().create();
         made.inspect_err(|error| tracing::error!(%error, "cannot make a Kafka admin client"))
@@ -38,7 +59,7 @@ impl Watch {
     }
 
     /// Creates topics. Whether they are all there now; where one can't be created, health says why.
-    pub(super) fn create(&mut self, topics: &[Topic]) -> bool {
+    pub fn create(&mut self, topics: &[Topic]) -> bool {
         let Some(admin) = self.admin() else { return false };
         let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
         let largest = (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string();
@@ -59,8 +80,8 @@ impl Watch {
             })
             .collect();
         let options = AdminOptions::new()
-            .operation_timeout(Some(PATIENCE))
-            .request_timeout(Some(2 * PATIENCE));
+            .operation_timeout(Some(ANSWER_TIMEOUT))
+            .request_timeout(Some(2 * ANSWER_TIMEOUT));
         let created = self.runtime.block_on(admin.create_topics(&new, &options));
         self.not_created = None;
         for result in created.unwrap_or_else(|error| {
@@ -87,7 +108,7 @@ impl Watch {
 
     /// A topic's settings, if the broker tells them. Where it has to be asked, which may take a while, health says
     /// `meanwhile`.
-    pub(super) fn settings(&mut self, topic: Topic, meanwhile: &str) -> Option<Settings> {
+    pub fn settings(&mut self, topic: Topic, meanwhile: &str) -> Option<Settings> {
         let known = self.settings.get(&topic).copied();
         if known.is_some_and(|known| known.asked.elapsed() < SETTINGS_AGE) {
             return known;
@@ -100,7 +121,7 @@ impl Watch {
         }
         let admin = self.admin()?;
         let resource = [ResourceSpecifier::Topic(self.shared.topic_name(topic))];
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let described = self.runtime.block_on(admin.describe_configs(&resource, &options));
         let found = described.ok().and_then(|found| found.into_iter().next()?.ok());
         let number = |name| found.as_ref()?.get(name)?.value.as_ref()?.parse().ok();

@@ -1,5 +1,7 @@
 //! The watch: asks the broker every moment what there is, on a thread and a client of its own, so that a broker
-//! that doesn't answer delays nobody.
+//! that doesn't answer delays nobody. [`report`] says what is wrong.
+
+mod report;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
@@ -9,28 +11,26 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::Offset;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 
 use super::Shared;
-use super::audit::{Audited, is_refusal};
+use super::audit::{Audit, is_refusal};
+use super::broker::{ANSWER_TIMEOUT, BrokerClient, NO_RECORD};
 use super::causes::Teller;
-use super::credentials::Credentials;
 use super::native::{self, Described, TopicId};
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
-use super::reasons::Reasons;
-use super::report::Found;
-use super::topics::Settings;
+use super::topics::TopicAdmin;
 use super::transactions::Held;
 use crate::bus::Status;
 use crate::protocol::record::Topic;
+use report::Found;
 
-/// How often the broker is asked, and for how long it may think: a loss shows in health within five seconds.
+/// How often the broker is asked. It has [`ANSWER_TIMEOUT`] for each answer: a loss shows in health within five seconds.
 const INTERVAL: Duration = Duration::from_millis(1_500);
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// While starting, a broker that has just come up is found sooner.
 const STARTING_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a missing topic is asked for again.
@@ -38,22 +38,12 @@ const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the ends of all partitions are looked at, for what is held back and how far behind we are: each time, since
 /// nothing else asks every broker.
 const ENDS_INTERVAL: Duration = INTERVAL;
-/// What our own client may have to say, of logs and errors, taken in one look.
-const MAX_EVENTS: usize = 1_000;
-const DRAIN: Duration = Duration::from_millis(10);
-
 /// Of a topic on a broker that is too old for ids.
 const NO_ID: TopicId = (0, 0);
-/// There is no record since the time that was asked for.
-const NO_RECORD: i64 = -1;
-
 pub(super) struct Watch {
-    pub(super) shared: Arc<Shared>,
-    pub(super) producer: Arc<Producer>,
-    pub(super) runtime: Handle,
-    client: Option<BaseConsumer<Reasons>>,
-    /// What the client hears of brokers.
-    pub(super) reasons: Reasons,
+    shared: Arc<Shared>,
+    producer: Arc<Producer>,
+    broker: BrokerClient,
     /// Topics that the broker has said do not exist before they were ever read: when they come, they are read from
     /// their beginning.
     missing: HashSet<Topic>,
@@ -64,45 +54,38 @@ pub(super) struct Watch {
     /// They are read from when that was, in milliseconds since 1970.
     awaited: HashMap<Partition, i64>,
     /// By reader.
-    pub(super) audited: [Audited; 2],
+    audits: [Audit; 2],
     /// Topics that were found to be others: the producer was renewed for that.
     renewed: HashMap<Topic, TopicId>,
-    pub(super) held: Held,
+    held: Held,
     last_ends: Option<Instant>,
-    pub(super) last_create: Option<Instant>,
-    /// Why topics could not be created.
-    pub(super) not_created: Option<String>,
-    pub(super) settings: HashMap<Topic, Settings>,
+    last_create: Option<Instant>,
+    topics: TopicAdmin,
     /// The last look ended with an error that passes while leaders are being chosen.
-    pub(super) was_still_moving: bool,
+    was_still_moving: bool,
     /// Since when looks have found nothing wrong.
-    pub(super) well_since: Option<Instant>,
-    pub(super) teller: Teller,
-    credentials: Credentials,
+    well_since: Option<Instant>,
+    teller: Teller,
 }
 
 impl Watch {
     pub fn new(shared: Arc<Shared>, producer: Arc<Producer>, runtime: Handle) -> Self {
         Self {
+            broker: BrokerClient::new(Arc::clone(&shared)),
+            audits: [0, 1].map(|reader| Audit::new(Arc::clone(&shared.readers[reader]))),
+            topics: TopicAdmin::new(Arc::clone(&shared), runtime),
             shared,
             producer,
-            runtime,
-            client: None,
-            reasons: Reasons::default(),
             missing: HashSet::new(),
             known: HashMap::new(),
             awaited: HashMap::new(),
-            audited: [Audited::default(), Audited::default()],
             renewed: HashMap::new(),
             held: Held::default(),
             last_ends: None,
             last_create: None,
-            not_created: None,
-            settings: HashMap::new(),
             was_still_moving: false,
             well_since: None,
             teller: Teller::default(),
-            credentials: Credentials::default(),
         }
     }
 
@@ -117,9 +100,7 @@ impl Watch {
             });
             self.report(&looked, asked);
             self.producer.check(self.well_since);
-            if let Some(client) = &self.client {
-                self.credentials.refresh(&self.shared, client.client());
-            }
+            self.broker.refresh_credentials();
             let interval = match self.shared.status() {
                 Status::Connecting => STARTING_INTERVAL,
                 Status::Ok | Status::Degraded => INTERVAL,
@@ -139,7 +120,7 @@ impl Watch {
     /// One look.
     fn probe(&mut self) -> KafkaResult<Found> {
         let shared = Arc::clone(&self.shared);
-        self.drain();
+        self.broker.drain();
         let mut found = Found::default();
         for reader in &shared.readers {
             for &topic in reader.topics {
@@ -177,9 +158,9 @@ impl Watch {
             is_denied || found.absent.contains(&at.0) || found.leaderless.contains(at)
         };
         let mut failed = None;
-        for number in 0..shared.readers.len() {
-            self.audit_when_due(number, skips);
-            failed = failed.or(self.audited[number].failed.clone());
+        for audit in &mut self.audits {
+            audit.run_when_due(&mut self.broker, skips);
+            failed = failed.or(audit.failed.clone());
             // Health, which is still well, is told first: what else there is to ask may take as long again.
             if failed.is_some() && shared.status() == Status::Ok {
                 break;
@@ -195,24 +176,13 @@ impl Watch {
         let is_due = self.last_create.is_none_or(|at| at.elapsed() >= CREATE_INTERVAL);
         if !found.absent.is_empty() && is_due {
             self.last_create = Some(Instant::now());
-            found.has_created = self.create(&found.absent);
+            found.has_created = self.topics.create(&found.absent);
         }
         match failed {
             // Then it is known which topic that is.
             Some(error) if is_refusal(&error) && !found.denied.is_empty() => Ok(found),
             Some(error) => Err(error),
             None => Ok(found),
-        }
-    }
-
-    /// Takes what the client has to say. Nobody else does: while no broker answers it would pile up.
-    pub(super) fn drain(&mut self) {
-        let Ok(client) = self.client() else { return };
-        for _ in 0..MAX_EVENTS {
-            // With a moment, or it would end at the first log line.
-            if client.poll(DRAIN).is_none() {
-                break;
-            }
         }
     }
 
@@ -229,8 +199,12 @@ impl Watch {
                 continue;
             }
             let asked: Vec<_> = all.iter().map(|&(at, _)| (at, Offset::End)).collect();
-            let stable = self.list_offsets(&asked)?;
-            let high = native::high_watermarks(self.client()?.client(), &shared.positions(asked)?, PATIENCE);
+            let stable = self.broker.list_offsets(&asked)?;
+            let high = native::high_watermarks(
+                self.broker.client()?.client(),
+                &shared.positions(asked)?,
+                ANSWER_TIMEOUT,
+            );
             // Only for what is held back, which may be seen later.
             let high: HashMap<_, _> = high
                 .unwrap_or_default()
@@ -263,7 +237,7 @@ impl Watch {
         partitions: &Partitions,
     ) -> KafkaResult<Described> {
         let name = self.shared.topic_name(topic).to_owned();
-        let described = native::describe(self.client()?.client(), &name, PATIENCE)?;
+        let described = native::describe(self.broker.client()?.client(), &name, ANSWER_TIMEOUT)?;
         let id = described.id;
         // An old broker among new ones knows no ids.
         let is_another = self
@@ -277,7 +251,7 @@ impl Watch {
                 "the Kafka topic is another one: clients are made anew"
             );
             self.producer.renew();
-            self.client = None;
+            self.broker.renew();
         }
         let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
         let of_topic = |partition: &i32| (topic, *partition);
@@ -289,16 +263,16 @@ impl Watch {
         // beginning where it, or the partition, came after us.
         let start = if from_end { Offset::End } else { Offset::Beginning };
         let new: Vec<_> = new.into_iter().map(|at| (at, start)).collect();
-        let new_starts = self.list_offsets(&new)?;
+        let new_starts = self.broker.list_offsets(&new)?;
         // What has come since we looked first: its leader was away then. The end is asked for first, so that nothing
         // falls between.
         let ends: Vec<_> = awaited.iter().map(|&at| (at, Offset::End)).collect();
-        let ends = self.list_offsets(&ends)?;
+        let ends = self.broker.list_offsets(&ends)?;
         let awaited: Vec<_> = awaited
             .into_iter()
             .map(|at| (at, Offset::Offset(self.awaited[&at])))
             .collect();
-        let firsts = self.list_offsets(&awaited)?.into_iter().zip(ends);
+        let firsts = self.broker.list_offsets(&awaited)?.into_iter().zip(ends);
         let awaited_starts = firsts.map(|(first, end)| if first == Some(NO_RECORD) { end } else { first });
         let asked = new.into_iter().chain(awaited).map(|(at, _)| at);
         let mut begun = Vec::new();
@@ -338,22 +312,13 @@ impl Watch {
         Ok(described)
     }
 
-    pub(super) fn client(&mut self) -> KafkaResult<&BaseConsumer<Reasons>> {
-        if self.client.is_none() {
-            let mut config = self.shared.consumer_config();
-            // It reads where a reader stands still, one record, and is to know when there is none.
-            config
-                .set("queued.max.messages.kbytes", "1024")
-                .set("enable.partition.eof", "true");
-            self.client = Some(config.create_with_context(self.reasons.clone())?);
-        }
-        self.client.as_ref().ok_or(KafkaError::Canceled)
-    }
-
     /// A topic's partitions; `None` where there is no such topic.
     fn partitions_of(&mut self, topic: Topic) -> KafkaResult<Option<Partitions>> {
         let name = self.shared.topic_name(topic).to_owned();
-        let metadata = self.client()?.fetch_metadata(Some(&name), PATIENCE)?;
+        let metadata = self
+            .broker
+            .client()?
+            .fetch_metadata(Some(&name), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
             return Ok(None);
         };
@@ -378,33 +343,6 @@ impl Watch {
             ) => Ok(None),
             Some(error) => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::from(error))),
         }
-    }
-
-    /// Where each partition begins or ends now, or has its first record since a time (milliseconds since 1970, as an
-    /// offset), or [`NO_RECORD`]: one request to each of their brokers. `None` where there is no answer.
-    pub(super) fn list_offsets(&mut self, asked: &[(Partition, Offset)]) -> KafkaResult<Vec<Option<i64>>> {
-        if asked.is_empty() {
-            return Ok(Vec::new());
-        }
-        let shared = Arc::clone(&self.shared);
-        let positions = shared.positions(asked.iter().copied())?;
-        // A "time" below zero stands for an end of the log.
-        let answered = match self.client()?.offsets_for_times(positions, PATIENCE) {
-            // None of them has a leader.
-            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
-                return Ok(vec![None; asked.len()]);
-            }
-            answered => answered?,
-        };
-        let answer_of = |&((topic, partition), which): &(Partition, Offset)| {
-            let found = answered.find_partition(shared.topic_name(topic), partition)?;
-            match (found.error(), found.offset()) {
-                (Ok(()), Offset::Offset(offset)) => Some(offset),
-                (Ok(()), Offset::End) if matches!(which, Offset::Offset(_)) => Some(NO_RECORD),
-                _ => None,
-            }
-        };
-        Ok(asked.iter().map(answer_of).collect())
     }
 }
 

@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use super::audit::{is_refusal, is_silence};
-use super::causes::Cause;
-use super::native::Described;
-use super::offsets::Partition;
-use super::outcomes::Failing;
-use super::watch::{PATIENCE, Watch};
-use super::{Shared, outcomes};
+use super::Watch;
 use crate::bus::Status;
+use crate::bus::kafka::audit::{is_refusal, is_silence};
+use crate::bus::kafka::broker::ANSWER_TIMEOUT;
+use crate::bus::kafka::causes::Cause;
+use crate::bus::kafka::native::Described;
+use crate::bus::kafka::offsets::Partition;
+use crate::bus::kafka::outcomes::Failing;
+use crate::bus::kafka::{Shared, outcomes};
 use crate::protocol::record::Topic;
 
 /// As many partitions are named.
@@ -120,7 +121,7 @@ fn is_still_moving(error: &KafkaError) -> bool {
 
 impl Watch {
     fn has_just_created(&self) -> bool {
-        self.last_create.is_some_and(|at| at.elapsed() < PATIENCE)
+        self.last_create.is_some_and(|at| at.elapsed() < ANSWER_TIMEOUT)
     }
 
     /// Tells health, and the log where something is new. The look began at `asked`.
@@ -132,7 +133,7 @@ impl Watch {
             Ok(found) if found.has_created => return,
             Ok(found)
                 if !(found.absent.is_empty() && found.leaderless.is_empty())
-                    && self.not_created.is_none()
+                    && self.topics.not_created.is_none()
                     && self.has_just_created() =>
             {
                 return;
@@ -148,8 +149,8 @@ impl Watch {
         let now = Instant::now();
         let mut causes = match looked {
             Ok(found) => {
-                self.reasons.clear();
-                found.causes(&self.shared, self.not_created.as_deref())
+                self.broker.reasons.clear();
+                found.causes(&self.shared, self.topics.not_created.as_deref())
             }
             Err(error) => vec![self.unreachable(error)],
         };
@@ -174,10 +175,10 @@ impl Watch {
             return Cause::new("a Kafka client cannot be made").with(why.as_str());
         }
         // What the client has heard meanwhile it says when it is polled.
-        self.drain();
+        self.broker.drain();
         use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
         let code = error.rdkafka_error_code();
-        match (self.reasons.first(), code) {
+        match (self.broker.reasons.first(), code) {
             _ if is_silence(error) => Cause::new("the broker has records and does not deliver them"),
             (Some(reason), _) => Cause::new(reason.text()).with(reason.words()),
             (None, Some(code))
@@ -225,7 +226,7 @@ impl Watch {
                 Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => denied("WRITE", &name),
                 Code::MessageSizeTooLarge => {
                     let text = format!("the topic {name} refuses batches larger than its max.message.bytes");
-                    let settings = topic.and_then(|topic| self.settings(topic, &text));
+                    let settings = topic.and_then(|topic| self.topics.settings(topic, &text));
                     let max = settings.and_then(|settings| settings.max_bytes);
                     let max = max.map_or(String::new(), |max| format!(" ({max} bytes)"));
                     text + &max
@@ -250,6 +251,7 @@ impl Watch {
         let in_sync = looked.as_ref().map(|found| found.in_sync.clone());
         for topic in Topic::ALL {
             let least = self
+                .topics
                 .settings(topic, SILENT)
                 .and_then(|settings| settings.min_in_sync);
             let is_short = |&&((of, _), in_sync): &&(Partition, usize)| {
