@@ -1,5 +1,5 @@
-//! From a record to its session: the same for every bus, on the bus's own thread. A record of a session that is not here
-//! costs a look-up and nothing else; what becomes of the others is the business of [`fanout`](crate::fanout).
+//! From a record to its session: the same for every bus, on the bus's own thread. A record of a session that is not
+//! here costs a look-up and nothing else; what becomes of the others is the business of [`fanout`](crate::fanout).
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};

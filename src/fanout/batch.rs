@@ -15,13 +15,13 @@ use super::slow_readers::WaitBudget;
 use crate::metrics::Metrics;
 use crate::session::{Member, Session};
 
-/// A batch of one delivery thread. Everything in it is kept for the next one, so that a batch allocates nothing.
+/// The batch of one delivery thread. Its buffers are reused for the next one, so that a batch allocates nothing.
 pub struct Batch {
     sessions: Vec<SessionChunks>,
     spare: Spare,
     /// What became of the chunks of each session.
     delivered: Vec<Delivered>,
-    /// Where a session stands in `sessions`, by its address: the batch holds it alive.
+    /// The index of each session in `sessions`, by its address: the batch keeps it alive.
     index: HashMap<usize, usize, RandomState>,
     wait_budget: WaitBudget,
     backend: FanoutBackend,
@@ -33,12 +33,12 @@ struct SessionChunks {
     session: Arc<Session>,
     records: u64,
     chunks: Chunks,
-    /// To whom, once it is sealed.
+    /// The recipients, once it is sealed.
     members: Option<Arc<Vec<Member>>>,
 }
 
 impl SessionChunks {
-    /// Nothing more is added: it goes to who is a member now.
+    /// Ends the last chunk and takes the members of this moment: nothing more is added.
     fn seal(&mut self) {
         self.chunks.cut();
         self.members = Some(self.session.members());
@@ -67,7 +67,7 @@ impl Batch {
         self.backend.prepare();
     }
 
-    /// Puts the payload of a frame behind what the batch has for its session.
+    /// Appends the payload of a frame to what the batch has for its session.
     pub fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
         let address = Arc::as_ptr(&session) as usize;
         let at = *self.index.entry(address).or_insert_with(|| {
@@ -99,7 +99,7 @@ impl Batch {
         true
     }
 
-    /// Small sessions go first; large ones take turns by slices of their members.
+    /// Small sessions are served first; large ones take turns, one slice of members each.
     fn send_chunks(&mut self) {
         self.backend.prepare();
         self.sessions.iter_mut().for_each(SessionChunks::seal);

@@ -1,5 +1,5 @@
-//! One frame to every member of a session, from whichever thread has it: a status frame, a typing indicator. It waits for
-//! no reader.
+//! One frame to every member of a session, from whichever thread has it: a status frame, a typing indicator. It waits
+//! for no reader.
 
 use bytes::Bytes;
 

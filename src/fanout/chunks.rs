@@ -1,5 +1,5 @@
-//! The frames of a session and batch, one behind the other in one buffer that is used again: to get and give back memory
-//! of this size costs more than to fill it (docs/PERFORMANCE.md).
+//! The frames of one session in a batch, one after the other in a buffer that is reused: allocating and freeing memory
+//! of this size costs more than filling it (docs/PERFORMANCE.md).
 
 use std::cell::OnceCell;
 
@@ -8,12 +8,12 @@ use bytes::Bytes;
 use crate::protocol::frame;
 use crate::writer::BorrowedChunk;
 
-/// The longest contiguous write to one socket, unless one frame is longer: an empty queue takes a chunk of any
-/// size, so this bounds what a healthy reader may be behind by.
+/// The longest contiguous write to one socket, unless a single frame is longer. An empty queue takes a chunk of any
+/// size, so this bounds how far behind a healthy reader can be.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// What is kept for the next batches. A batch is a mebibyte and its last record, and a buffer up to twice as large as
-/// what is in it: a larger one is no loss, and would leave no room for those of other sessions.
+/// How much is kept for the next batches. A batch is at most a mebibyte plus its last record, and a buffer can be twice
+/// as large as its content. A buffer larger than that is freed: it would leave no room for those of other sessions.
 const SPARE_BYTES: usize = 4 << 20;
 const MAX_SPARE_BUFFER: usize = 2 << 20;
 
@@ -26,7 +26,7 @@ pub struct Chunks {
 
 struct Cut {
     end: usize,
-    /// For those who can't take it at once.
+    /// The copy that queues share, for sockets that can't take the chunk at once.
     copy: OnceCell<Bytes>,
 }
 
@@ -83,7 +83,7 @@ impl Spare {
         chunks
     }
 
-    /// Keeps a buffer, or lets go of it where there is enough.
+    /// Keeps a buffer for later, or frees it if there are enough.
     pub fn give_back(&mut self, mut chunks: Chunks) {
         let bytes = self.bytes + chunks.bytes.capacity();
         if bytes <= SPARE_BYTES && chunks.bytes.capacity() <= MAX_SPARE_BUFFER {

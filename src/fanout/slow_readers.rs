@@ -7,12 +7,12 @@ use crate::protocol::code::CloseCode;
 use crate::session::Member;
 use crate::writer::{Chunk, Queued, Sent};
 
-/// How long delivery waits for one reader without any progress. Only one that drains, and is at the end of its
-/// overdraft all the same (see `writer::write_queue`), is waited for: the consumer pauses rather than cut it.
+/// How long delivery waits for one reader without any progress. It waits only for a reader that drains and has used up
+/// its overdraft (see `writer::write_queue`): the consumer pauses rather than close that connection.
 const MAX_STALL: Duration = Duration::from_millis(100);
 const WAIT_STEP: Duration = Duration::from_millis(1);
-/// How much of its time a delivery thread may spend on such waits, whoever they are for, and how much it may save
-/// up: slow readers must not become everybody's delay.
+/// The share of its time that a delivery thread may spend on such waits, for all readers together, and how much of it
+/// may be saved up: slow readers must not delay everybody else.
 const WAIT_SHARE: u32 = 20;
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
@@ -48,7 +48,7 @@ impl WaitBudget {
     }
 }
 
-/// On the delivery thread, which may pause: a healthy reader is not cut by a burst of ours.
+/// Sends a chunk on the delivery thread, which may pause: a burst of ours must not close a healthy reader.
 pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
     let mut sent = member.writer.send(chunk);
     if sent == Sent::Full {

@@ -1,5 +1,5 @@
-//! The socket under hyper. Watches what is read for heads that invite request smuggling ([`super::framing`]), and what is
-//! read and written for what the connection waits for ([`super::keep_alive`]).
+//! The socket under hyper. Watches what is read for heads that invite request smuggling ([`super::framing`]), and what
+//! is read and written for what the connection waits for ([`super::keep_alive`]).
 //!
 //! And holds back the answer to a WebSocket handshake, so that it leaves together with the first frame: one write and
 //! one packet for each connection of a storm instead of two.

@@ -1,9 +1,9 @@
 //! What happens when all outbound queues together are over `SEND_MEMORY_BYTES`: the largest is closed with 4008.
 //!
-//! Readers that take nothing are closed first, the largest before the others; one that is already closing behind a backlog
-//! loses that backlog. Readers that drain, and are only behind because of a burst of ours, are closed when that is not
-//! enough within [`PATIENCE`]. Meanwhile no queue may go over `SEND_QUEUE_BYTES`: delivery waits a little for such readers
-//! (`fanout::slow_readers`), and the log is not read.
+//! Readers that take nothing are closed first, the largest before the others; one that is already closing behind a
+//! backlog loses that backlog. Readers that drain, and are only behind because of a burst of ours, are closed when that
+//! is not enough within [`PATIENCE`]. Meanwhile no queue may go over `SEND_QUEUE_BYTES`: delivery waits a little for
+//! such readers (`fanout::slow_readers`), and the log is not read.
 
 use std::cmp::Reverse;
 use std::sync::{Arc, Weak};

@@ -50,8 +50,8 @@ impl Chunk for SharedChunk {
     }
 }
 
-/// Frames in a buffer that is reused for the next batch. All queues share one copy, of exactly this length, so a stalled
-/// client never pins the buffer.
+/// Frames in a buffer that is reused for the next batch. All queues share one copy, of exactly this length, so a
+/// stalled client never pins the buffer.
 #[derive(Clone, Copy)]
 pub struct BorrowedChunk<'a> {
     bytes: &'a [u8],

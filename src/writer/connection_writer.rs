@@ -37,7 +37,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STATUS: u16 = 1005;
 const NO_CLOSE_FRAME: u16 = 1006;
 
-/// What all writers of a server share.
+/// What all writers of a server share: limits, runtime, metrics.
 pub struct WriterLimits {
     pub queue: QueueLimits,
     pub ping_interval: Duration,
@@ -53,7 +53,8 @@ pub struct WriterLimits {
 pub enum Sent {
     Written,
     Queued,
-    /// The queue is over its limit: nothing was taken. The sender decides between waiting and [`ConnectionWriter::close`].
+    /// The queue is over its limit: nothing was taken. The sender decides between waiting and
+    /// [`ConnectionWriter::close`].
     Full,
     /// The connection is closing: nothing more goes out.
     Closed,
@@ -148,8 +149,8 @@ impl ConnectionWriter {
         self.send_locked(self.state.lock(), chunk)
     }
 
-    /// Sends what must not be left out and waits for nobody: an answer to the client's own frame, or who is
-    /// connected. It may go over the limit once more; beyond that the reader is slow.
+    /// Sends a frame that must not be left out, without waiting: an answer to the client's own frame, or a status
+    /// frame. It may exceed the limit by as much again; beyond that the reader is closed as slow.
     pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
@@ -163,7 +164,8 @@ impl ConnectionWriter {
         self.send_locked(state, frame)
     }
 
-    /// Holds everything that others send until `first` is sent: `publish` makes the connection known to them.
+    /// Sends `first` before anything that others send: `publish`, which makes the connection known to them, runs first,
+    /// and they wait until it is written or queued.
     pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
         let mut state = self.state.lock();
         publish();
@@ -182,8 +184,8 @@ impl ConnectionWriter {
         self.finish_send(state, chunk, result)
     }
 
-    /// Reserves the socket for a chunk that the caller writes itself, without holding a lock: the chunks of many sockets go
-    /// to the kernel together.
+    /// Reserves the socket for a chunk that the caller writes itself, without holding a lock: the chunks of many
+    /// sockets go to the kernel together.
     pub fn reserve(&self, chunk: &impl Chunk) -> Reservation {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
@@ -217,7 +219,7 @@ impl ConnectionWriter {
         self.socket.as_ref().as_fd()
     }
 
-    /// Queues what is left of a chunk that was written first, and sees that it goes on.
+    /// Queues what is left of a chunk after its send, and makes sure that somebody writes it.
     fn finish_send(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
@@ -369,7 +371,7 @@ impl ConnectionWriter {
         self.state.lock().write_queue.bytes()
     }
 
-    /// Bytes that wait for the socket, and need not.
+    /// Queued bytes that could be given up.
     pub fn spare_backlog(&self) -> usize {
         let state = self.state.lock();
         match state.phase {
@@ -415,7 +417,7 @@ impl ConnectionWriter {
         true
     }
 
-    /// Writes what is queued, unless somebody is at it, and sees that the rest goes on.
+    /// Writes what is queued, unless somebody else does, and makes sure that the rest is written later.
     fn write_now(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.is_writing && !self.write_backlog(&mut state) {
             self.start_flusher(state);

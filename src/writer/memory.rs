@@ -1,8 +1,8 @@
-//! What all outbound queues hold together (`SEND_MEMORY_BYTES`).
+//! The memory of all outbound queues together (`SEND_MEMORY_BYTES`).
 //!
-//! It is memory that is counted, not what each queue sees of it: a chunk that many queues wait for is one copy, and
-//! counts once, from the first queue that takes it to the last that lets go of it. Beside it each queue counts the
-//! entries of its list. Frames that a socket takes at once are never here, and cost nothing.
+//! Memory is counted, not the length of each queue: a chunk in many queues is one copy and counts once, from the first
+//! queue that takes it until the last one drops it. In addition each queue counts the entries of its list. Frames that
+//! a socket takes at once never get here and cost nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ const CHUNK_OVERHEAD: usize = 96;
 /// What a chunk costs each queue that has it: an entry of a list that doubles as it grows.
 const ENTRY_BYTES: usize = 2 * size_of::<Bytes>();
 
-/// The memory of all queues. See [`relief`](crate::session::relief) for what happens over its limit.
+/// The memory of all queues. `session::relief` says what happens above its limit.
 pub struct SendMemory {
     used: AtomicUsize,
     limit: usize,

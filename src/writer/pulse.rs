@@ -1,10 +1,10 @@
 //! Whether a client lives: what counts as a sign, and since when there was none.
 //!
-//! Any byte from the client is a sign, noted where it is read ([`ConnectionWriter::heard`](super::ConnectionWriter::heard)). So is
-//! progress of what the client is owed: a slow link may take longer for what is ahead of our ping than a pong may
-//! take. What is ahead of it is in our queue first, and then in the kernel, which says how much of it the peer has
-//! acknowledged. What comes behind the ping is no sign by being acknowledged: the kernel of a client that has stopped
-//! does that, too.
+//! Any byte from the client is a sign, noted where it is read
+//! ([`ConnectionWriter::heard`](super::ConnectionWriter::heard)). So is progress of what the client is owed: a slow
+//! link may take longer for what is ahead of our ping than a pong may take. What is ahead of it is in our queue first,
+//! and then in the kernel, which says how much of it the peer has acknowledged. What comes behind the ping is no sign
+//! by being acknowledged: the kernel of a client that has stopped does that, too.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What the broker is asked by the watch, on a client of its own: where partitions begin and end, and what is read there.
+//! What the broker is asked by the watch, on a client of its own: where partitions begin and end, and what is read
+//! there.
 
 use std::sync::Arc;
 use std::time::Duration;

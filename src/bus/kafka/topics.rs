@@ -1,5 +1,5 @@
-//! What the watch asks for in the name of an administrator: it creates topics, and reads their settings where they may say
-//! why writing fails.
+//! What the watch asks for in the name of an administrator: it creates topics, and reads their settings where they may
+//! say why writing fails.
 
 use std::collections::HashMap;
 use std::sync::Arc;

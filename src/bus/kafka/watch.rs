@@ -29,7 +29,8 @@ use crate::bus::Status;
 use crate::protocol::record::Topic;
 use report::Found;
 
-/// How often the broker is asked. It has [`ANSWER_TIMEOUT`] for each answer: a loss shows in health within five seconds.
+/// How often the broker is asked. It has [`ANSWER_TIMEOUT`] for each answer: a loss shows in health within five
+/// seconds.
 const INTERVAL: Duration = Duration::from_millis(1_500);
 /// While starting, a broker that has just come up is found sooner.
 const STARTING_INTERVAL: Duration = Duration::from_millis(250);
@@ -50,8 +51,8 @@ pub(super) struct Watch {
     /// The topics that are read, by their ids: partitions that come later are read from their beginning, and a
     /// topic with another id is another topic.
     known: HashMap<Topic, TopicId>,
-    /// Partitions that were there when their topic was first read, and had no leader that could be asked for their ends.
-    /// They are read from when that was, in milliseconds since 1970.
+    /// Partitions that were there when their topic was first read, and had no leader that could be asked for their
+    /// ends. They are read from when that was, in milliseconds since 1970.
     awaited: HashMap<Partition, i64>,
     /// By reader.
     audits: [Audit; 2],
