@@ -21,6 +21,7 @@ mod parse;
 mod read;
 mod read_kafka;
 mod read_redis;
+mod reader;
 mod sources;
 mod surroundings;
 mod types;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse::{self, choice, number};
-use super::read::Reader;
+use super::reader::Reader;
 use super::{KafkaConfig, Sasl, SaslMechanism, SecurityProtocol};
 use crate::secret::Secret;
 

@@ -4,7 +4,7 @@ use redis::IntoConnectionInfo;
 
 use super::RedisConfig;
 use super::parse::{self, number};
-use super::read::Reader;
+use super::reader::Reader;
 
 const REDIS_PASSWORD_FILE: &str = "REDIS_PASSWORD_FILE";
 

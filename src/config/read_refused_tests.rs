@@ -77,11 +77,7 @@ fn what_follows_a_line_break_is_not_shown() {
 fn text_keeps_the_blanks_around_it() {
     let value = |name: &'static str, value: &str| {
         let lookup = |_: &str| Some(value.to_owned());
-        super::Reader {
-            lookup: &lookup,
-            problems: Vec::new(),
-        }
-        .text(name)
+        super::Reader::new(&lookup).text(name)
     };
     for name in ["KAFKA_SASL_USERNAME", "KAFKA_SSL_CA", "REDIS_PASSWORD"] {
         assert_eq!(value(name, " bob \n").as_deref(), Some(" bob "), "{name}");

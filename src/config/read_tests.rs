@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::super::read_redis::redis_tls;
-use super::super::{RedisConfig, Sasl, SaslMechanism, VARIABLES};
+use super::super::{RedisConfig, Sasl, SaslMechanism, VARIABLES, Variable};
 use super::*;
+use crate::secret::Secret;
 
 fn machine() -> Machine {
     Machine {
