@@ -1,4 +1,4 @@
-//! What delivery could do instead, each beside what it does: docs/PERFORMANCE.md has the figures and the decisions.
+//! What delivery could do instead, each beside what it does: docs/decisions has the figures.
 
 use std::io::IoSlice;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! The frames of one session in a batch, one after the other in a buffer that is reused: allocating and freeing memory
-//! of this size costs more than filling it (docs/PERFORMANCE.md).
+//! of this size costs more than filling it (docs/decisions/0002-fan-out.md).
 
 use std::cell::OnceCell;
 

@@ -55,7 +55,9 @@ fn markdown_in(folder: &str) -> Vec<String> {
 
 /// Every page, by its path.
 fn pages() -> BTreeMap<String, String> {
-    let paths = markdown_in("./").into_iter().chain(markdown_in("docs/"));
+    let paths = ["./", "docs/", "docs/decisions/"]
+        .into_iter()
+        .flat_map(markdown_in);
     let paths = paths.map(|path| path.trim_start_matches("./").to_owned());
     paths.map(|path| (path.clone(), read(&path))).collect()
 }
@@ -367,11 +369,16 @@ fn docs_every_path_in_a_code_span_exists() {
 
 #[test]
 fn docs_the_index_names_every_page() {
-    let index = read("docs/DOCUMENTATION.md");
-    for path in pages().keys().filter(|path| *path != "docs/DOCUMENTATION.md") {
-        let link = match path.strip_prefix("docs/") {
-            Some(name) => format!("]({name})"),
-            None => format!("](../{path})"),
+    let indexes = ["docs/DOCUMENTATION.md", "docs/decisions/README.md"];
+    let [index, decisions] = indexes.map(read);
+    for path in pages().keys().filter(|path| *path != indexes[0]) {
+        let decision = path
+            .strip_prefix("docs/decisions/")
+            .filter(|_| path != indexes[1]);
+        let (index, link) = match (decision, path.strip_prefix("docs/")) {
+            (Some(name), _) => (&decisions, format!("]({name})")),
+            (None, Some(name)) => (&index, format!("]({name})")),
+            (None, None) => (&index, format!("](../{path})")),
         };
         assert!(index.contains(&link), "{path} is not in the index");
     }
