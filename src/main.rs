@@ -1,7 +1,5 @@
 //! The `livechat-ws` program: configuration in, exit status out.
 
-#![deny(unsafe_code)]
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -21,7 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// In milliseconds; whole blocks wait for ten times as long. Freed pages go back with a later call, of which an idle node
-/// makes few, so it is not ten, the default; with 0 a connect storm costs a tenth to a fifth more (docs/PERFORMANCE.md).
+/// makes few, so it is not ten, the default; with 0 a connect storm costs a tenth to a fifth more:
+/// docs/decisions/0001-allocator.md.
 const PURGE_DELAY_MS: std::ffi::c_long = 1;
 
 /// Gives freed pages back soon. `MIMALLOC_PURGE_DELAY` in the environment still wins.

@@ -2,6 +2,13 @@
 //!
 //! `cargo test --profile ci --test memory -- --nocapture` prints the sizes of what is held.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails where it panics"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -31,6 +38,7 @@ fn count(size: usize, blocks: i64) {
     LIVE_BYTES.fetch_add(size as i64 * blocks, Ordering::Relaxed);
 }
 
+#[allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 // SAFETY: the system's allocator does the work; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -11,8 +11,6 @@
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
 //! - [`remote`]: other servers
 
-#![deny(unsafe_code)]
-
 pub mod crowd;
 pub mod feed;
 pub mod foreign;

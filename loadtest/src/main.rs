@@ -1,7 +1,5 @@
 //! The load generator: `livechat-loadtest --help`.
 
-#![deny(unsafe_code)]
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 

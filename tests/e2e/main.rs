@@ -2,6 +2,13 @@
 //!
 //! Names begin with what they need: `kafka_…`, `redis_…` and `services_…` start a broker or Redis, everything else is embedded.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails where it panics"
+)]
+
 mod support;
 
 mod addresses;
