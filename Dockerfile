@@ -5,8 +5,8 @@ COPY . .
 # Registry and target live in caches, so that the next build compiles what has changed; the binary is copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    cargo build --release --locked --features kafka-tls --bin livechat-ws \
-    && cp target/release/livechat-ws /livechat-ws
+    cargo build --profile dist --locked --features kafka-tls --bin livechat-ws \
+    && cp target/dist/livechat-ws /livechat-ws
 
 # --- Run: the binary, the libraries it was linked with, and the certificates to trust.
 FROM debian:bookworm-slim

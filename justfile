@@ -15,7 +15,7 @@ fmt:
 # Check format and lints as CI does
 lint:
     cargo fmt --all --check
-    cargo clippy --profile ci --locked --workspace --all-targets -- -D warnings
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
 # Run the tests with a real Kafka and a real Redis; takes the arguments of cargo test
 test *args:
@@ -23,7 +23,7 @@ test *args:
 
 # Run the tests that need neither Kafka nor Redis: just unit, or just unit --test e2e chat_
 unit *args="--lib":
-    cargo test --profile ci --locked {{args}}
+    cargo test --release --locked {{args}}
 
 # Measure the parts of the server with criterion
 bench *args:

@@ -6,7 +6,7 @@
 #   loadtest/run.sh messages --workload a             any command of livechat-loadtest (--help lists them)
 #   loadtest/run.sh presence flush --json flush.json
 #
-# LOADTEST_PROFILE=ci builds without the minutes that fat LTO takes; figures to be published need the default, release.
+# LOADTEST_PROFILE=release builds without the minutes that fat LTO takes; figures to be published need the default, dist.
 # Nothing else should run on the machine meanwhile, and its descriptor limit must allow 10,100 sockets in a process.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -15,7 +15,7 @@ set -euo pipefail
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
 if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
 
-PROFILE=${LOADTEST_PROFILE:-release}
+PROFILE=${LOADTEST_PROFILE:-dist}
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
 TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$PROFILE
 

@@ -183,11 +183,11 @@ row() {
 
 prepare
 # As scripts/test.sh builds it: the same features, so that nothing is built twice.
-run_child cargo_here test --profile ci --locked --no-run --test memory
+run_child cargo_here test --release --locked --no-run --test memory
 if wants tungstenite; then
     run_child cargo build --locked --manifest-path "$HERE/rust/Cargo.toml" --target-dir "$CACHE/rust"
 fi
-TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/ci
+TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 if wants ws || wants built-in || wants chromium; then cp "$HERE"/node/*.mjs "$CACHE/node/"; fi
 start_everything
 

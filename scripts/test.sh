@@ -39,7 +39,7 @@ export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 run_tests() {
     local status=0
     # One profile everywhere: another would build the C libraries a second time.
-    run_child cargo test --profile ci --locked "$@" || status=$?
+    run_child cargo test --release --locked "$@" || status=$?
     # Tests that failed because the broker was gone look like a fault of the server: say so.
     if [ "$status" -eq 101 ] && [ -s "$SCRATCH/kafka/kafka.log" ] && ! "$SCRIPTS_DIR/kafka-local.sh" ready "$KAFKA_PORT"; then
         log "--- the shared broker no longer answers; its last lines:"

@@ -1,6 +1,6 @@
 //! What an idle connection holds on the heap, byte by byte: a server in this process under an allocator that counts.
 //!
-//! `cargo test --profile ci --test memory -- --nocapture` prints the sizes of what is held.
+//! `cargo test --release --test memory -- --nocapture` prints the sizes of what is held.
 
 #![allow(
     clippy::unwrap_used,

@@ -38,8 +38,8 @@ run_child "$HERE/node_modules/.bin/tsc" --project "$HERE"
 log "ok      the scripts agree with k6's types"
 
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
-TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/ci
-run_child cargo_here build --profile ci --locked --package livechat-ws --bin livechat-ws
+TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+run_child cargo_here build --release --locked --package livechat-ws --bin livechat-ws
 
 # start NAME COMMAND...: from a shell of its own, or ours would report that it was killed.
 start() { (spawn "$SCRATCH" "$@"); }

@@ -15,7 +15,7 @@ use crate::services::{Redis, RedisStats, kafka_brokers};
 #[derive(Args, Clone)]
 pub struct Programs {
     /// The server's binary
-    #[arg(long, default_value = "target/release/livechat-ws", value_name = "FILE")]
+    #[arg(long, default_value = "target/dist/livechat-ws", value_name = "FILE")]
     pub server: PathBuf,
     /// The bare loop's binary; by default beside this program
     #[arg(long, value_name = "FILE")]

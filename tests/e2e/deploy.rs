@@ -304,7 +304,7 @@ fn the_image_exposes_the_default_ports_and_runs_as_nobody_special() {
         .find(|(_, arguments)| arguments.contains("cargo build"))
         .unwrap()
         .1;
-    for needed in ["--release", "--locked", "--features kafka-tls"] {
+    for needed in ["--profile dist", "--locked", "--features kafka-tls"] {
         assert!(build.contains(needed), "{build}");
     }
     assert!(read("Cargo.toml").contains("\nkafka-tls = "));
