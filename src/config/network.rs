@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::parse::without_user;
+
 /// `10.0.0.0/8`, `2001:db8::/32`, or a single address; IPv4-mapped IPv6 is kept as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network(IpNet);
@@ -29,7 +31,10 @@ impl FromStr for Network {
             Err(_) => text.parse::<IpNet>().ok(),
         };
         let network = parsed.ok_or_else(|| {
-            format!("{text:?} is neither an address nor a network such as 10.0.0.0/8 or 2001:db8::/32")
+            format!(
+                "{:?} is neither an address nor a network such as 10.0.0.0/8 or 2001:db8::/32",
+                without_user(text)
+            )
         })?;
         if network.trunc() != network {
             return Err(format!(

@@ -103,6 +103,9 @@ impl Origin {
                 "its scheme has other characters than letters, digits, + - and .",
             ));
         }
+        if rest.contains(char::is_whitespace) {
+            return Err(wrong("there is a blank in it (origins are separated by commas)"));
+        }
         if rest.contains(['/', '?', '#']) {
             return Err(wrong("it ends with a path (even if that is only a slash)"));
         }

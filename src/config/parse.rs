@@ -120,7 +120,8 @@ pub(super) fn headers(text: &str) -> Result<AllowedHeaders, String> {
             Ok(name.to_owned())
         } else {
             Err(format!(
-                "{name:?} is not a header's name; expected * or comma-separated header names"
+                "{:?} is not a header's name; expected * or comma-separated header names",
+                without_user(name)
             ))
         }
     });

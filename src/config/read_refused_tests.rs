@@ -149,3 +149,17 @@ fn numbers_durations_and_lists_are_taken_whole_or_refused() {
         }
     }
 }
+
+#[test]
+fn a_password_in_a_list_is_not_shown_by_the_reason_either() {
+    for (name, value) in [
+        ("TRUSTED_PROXIES", "u:hunter2@h"),
+        ("ALLOWED_HEADERS", "X-A: u:hunter2@h"),
+        ("ALLOWED_ORIGINS", "https://u:hunter2@h"),
+        ("KAFKA_BROKERS", "u:hunter2@h"),
+    ] {
+        let (names, message) = wrong(&[(name, value)]);
+        assert_eq!(names, [name]);
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}

@@ -43,6 +43,11 @@ impl Addresses {
         self.trusted.iter().any(|network| network.contains(ip))
     }
 
+    /// Whether connections have to begin with a PROXY header.
+    pub fn are_in_proxy_headers(&self) -> bool {
+        self.proxy_protocol
+    }
+
     /// Who opened the connection, by the PROXY header where one has to come; `None`: the connection is not served.
     pub async fn peer(&self, socket: &mut TcpStream, peer: IpAddr) -> Option<IpAddr> {
         if !self.proxy_protocol {

@@ -1,9 +1,10 @@
 //! How long a connection may speak plain HTTP: what it waits for decides, and when descriptors run out who has most of
 //! them gives way ([`places`](super::places)).
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
@@ -92,6 +93,15 @@ impl Pace {
         has_place.then_some(state.since + patience)
     }
 
+    /// Waits until the connection has to give way.
+    pub async fn evicted(&self) {
+        poll_fn(|_| match self.deadline() {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready(()),
+        })
+        .await;
+    }
+
     /// Whether no request has begun that is not answered: then the connection may end.
     pub fn is_between_requests(&self) -> bool {
         matches!(self.state.lock().phase, Phase::Fresh | Phase::Idle)
@@ -169,9 +179,10 @@ impl Pool {
         }
     }
 
-    /// Says in an answer how long its connection waits for the next request, or that it does not.
-    pub fn announce(&self, keeps: bool, answer: &mut HeaderMap) {
-        if !keeps || self.keep_alive.is_zero() {
+    /// Says in an answer how long its connection waits for the next request, or that it does not: which of them.
+    pub fn announce(&self, keeps: bool, answer: &mut HeaderMap) -> bool {
+        let is_kept = keeps && !self.keep_alive.is_zero();
+        if !is_kept {
             answer.append(CONNECTION, HeaderValue::from_static("close"));
         } else if let Some(timeout) = &self.announced
             && !answer.contains_key(CONNECTION)
@@ -179,6 +190,12 @@ impl Pool {
             answer.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
             answer.insert(KEEP_ALIVE, timeout.clone());
         }
+        is_kept
+    }
+
+    /// How many connections there are.
+    pub fn len(&self) -> usize {
+        self.places.lock().len()
     }
 
     /// Makes a connection end that can give way, of whoever has most; `None` where none can.

@@ -135,6 +135,9 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
         if open.number > places {
             if !evictions.make_room() {
                 http.metrics.accept_errors.inc();
+                if log.allows() {
+                    tracing::warn!(%peer, "no descriptor is left, and no connection can be closed for this one: refused it");
+                }
                 continue;
             }
             // What was evicted goes before the next is accepted.
@@ -156,28 +159,39 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
 struct Evictions {
     http: Arc<Http>,
     kind: ListenerKind,
+    /// How many connections of the admin port are safe from the public listeners.
+    admin_share: usize,
     log: LogLimit,
 }
 
 impl Evictions {
     fn new(http: &Arc<Http>, kind: ListenerKind) -> Self {
+        let max_connections = http.config.limits.max_connections;
+        let [all, public] =
+            [ListenerKind::Admin, ListenerKind::Public].map(|kind| spare_sockets(max_connections, kind));
         Self {
             http: Arc::clone(http),
             kind,
+            admin_share: all - public,
             log: LogLimit::new(LOG_INTERVAL),
         }
     }
 
-    /// Ends one of whoever has most; false where none may end. What comes by the public listeners takes none from the admin
-    /// port.
+    /// Ends one of whoever has most; false where none may end. What comes by the public listeners takes nothing from the
+    /// admin port's share.
     fn make_room(&mut self) -> bool {
-        let Self { http, kind, log } = self;
-        let of_public = || {
-            (*kind == ListenerKind::Admin)
-                .then(|| http.pool.evict())
-                .flatten()
+        let Self {
+            http,
+            kind,
+            admin_share,
+            log,
+        } = self;
+        let of_other = || match kind {
+            ListenerKind::Admin => http.pool.evict(),
+            ListenerKind::Public if http.admin_pool.len() > *admin_share => http.admin_pool.evict(),
+            ListenerKind::Public => None,
         };
-        let Some(evicted) = http.pool(*kind).evict().or_else(of_public) else {
+        let Some(evicted) = http.pool(*kind).evict().or_else(of_other) else {
             return false;
         };
         http.metrics.sockets_evicted.inc();
@@ -266,17 +280,22 @@ async fn serve_socket(
     stop: CancellationToken,
 ) {
     let began = Instant::now();
-    let address = match kind {
-        ListenerKind::Admin => Some(peer.ip()),
-        ListenerKind::Public => tokio::select! {
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let pace = |address| Pace::new(http.pool(kind), counted(address), began, waker.clone());
+    let address = if kind == ListenerKind::Public && http.addresses.are_in_proxy_headers() {
+        // Until its header has come it is the balancer's, and may have to give way like any other that says nothing.
+        let waiting = pace(peer.ip());
+        tokio::select! {
             address = http.addresses.peer(&mut socket, peer.ip()) => address,
+            () = waiting.evicted() => None,
             () = stop.cancelled() => None,
-        },
+        }
+    } else {
+        Some(peer.ip())
     };
     let Some(address) = address else { return };
     let upgraded = Mutex::new(None);
-    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-    let pace = Pace::new(http.pool(kind), counted(address), began, waker);
+    let pace = pace(address);
     if let Err(error) = speak_http(socket, address, pace, kind, &http, &stop, &upgraded).await {
         if let Some(reason) = refusal::by_hyper(&error) {
             http.metrics.request_refused(reason);
@@ -308,6 +327,7 @@ async fn speak_http(
                 (Instant::now(), format!("{} {path}", request.method()))
             });
             let framing = state.framing(state.number());
+            let version = request.version();
             let may_keep = framing == Framing::Plain && goes_on(&request);
             let mut pending = None;
             let mut answer = if framing == Framing::Ambiguous {
@@ -324,7 +344,11 @@ async fn speak_http(
                 *upgraded.lock() = pending;
             } else {
                 let keeps = may_keep && !state.is_closing() && !http.lifecycle.is_draining();
-                http.pool(kind).announce(keeps, answer.headers_mut());
+                let is_kept = http.pool(kind).announce(keeps, answer.headers_mut());
+                if !is_kept && version == Version::HTTP_10 {
+                    // hyper adds `keep-alive` to what it takes for an answer by HTTP/1.1.
+                    *answer.version_mut() = Version::HTTP_10;
+                }
             }
             state.served();
             Ok::<_, std::convert::Infallible>(answer)
@@ -386,9 +410,12 @@ async fn speak_http(
 /// Whether the client means to go on with its connection, and can: what follows the body of a handshake may be meant
 /// for a WebSocket.
 fn goes_on(request: &Request<Incoming>) -> bool {
-    request.version() == Version::HTTP_11
-        && !has_token(request.headers(), &CONNECTION, "close")
-        && (request.body().is_end_stream() || !request.headers().contains_key(UPGRADE))
+    let is_kept = match request.version() {
+        Version::HTTP_11 => !has_token(request.headers(), &CONNECTION, "close"),
+        // It has to be asked for (RFC 9112, appendix C.2.2).
+        _ => has_token(request.headers(), &CONNECTION, "keep-alive"),
+    };
+    is_kept && (request.body().is_end_stream() || !request.headers().contains_key(UPGRADE))
 }
 
 #[cfg(test)]

@@ -211,6 +211,17 @@ fn http_old_and_odd_request_lines_do_no_harm() {
     http.write(b"GET /live HTTP/1.0\r\n\r\n");
     assert_eq!(http.read().expect("an answer").status, 200);
     http.expect_closed();
+    // One that asks for it is kept, and told so in one word.
+    let mut http = Http::connect(server.http_addr());
+    for _ in 0..2 {
+        http.write(b"GET /live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        let answer = http.read().expect("an answer");
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+    }
+    let closing = Server::builder().env("HTTP_KEEP_ALIVE", "0s").start();
+    let asked = b"GET /live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    let answer = Http::exchange(closing.http_addr(), asked).expect("an answer");
+    assert_eq!(answer.header("connection"), Some("close"));
     // The absolute form names the same route; the asterisk and the authority form name none.
     let absolute = format!(
         "GET http://{}/live HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -380,6 +380,47 @@ fn limits_the_admin_port_answers_while_the_others_are_full() {
     drop(silent);
 }
 
+/// A balancer's connections that never send their PROXY header keep nobody out who does.
+#[test]
+fn limits_without_descriptors_silent_balancers_give_way() {
+    let server = Server::builder()
+        .env("PROXY_PROTOCOL", "true")
+        .env("TRUSTED_PROXIES", "127.0.0.1")
+        .env("WS_PORT", "")
+        .descriptors(128)
+        .start_listening();
+    let silent: Vec<_> = (0..200).map(|_| Http::connect(server.http_addr())).collect();
+    let began = Instant::now();
+    for _ in 0..10 {
+        let mut http = Http::connect(server.http_addr());
+        http.write(b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 80\r\n");
+        assert!(http.still_answers(), "kept out");
+    }
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    drop(silent);
+}
+
+/// Nor do idle connections of the admin port keep clients out.
+#[test]
+fn limits_idle_sockets_of_the_admin_port_give_way() {
+    let server = Server::builder()
+        .env("ADMIN_ADDR", "127.0.0.1:0")
+        .descriptors(200)
+        .start();
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut http = Http::connect(server.admin_addr());
+        http.send("GET", "/live", &[]);
+        http.read();
+        idle.push(http);
+    }
+    for _ in 0..20 {
+        let _client = RawWs::connect(&server, "s1", "u1", "customer");
+    }
+    assert_eq!(Http::get(server.admin_addr(), "/live").status, 200);
+    drop(idle);
+}
+
 #[test]
 fn limits_closes_are_counted_by_their_reason() {
     let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
