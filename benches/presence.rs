@@ -8,7 +8,7 @@ use livechat_ws::bus::Bus;
 use livechat_ws::bus::embedded::Embedded;
 use livechat_ws::config::{self, Command};
 use livechat_ws::fanout::backend::FanoutBackend;
-use livechat_ws::presence::inbox::Inbox;
+use livechat_ws::presence::dirty_sessions::DirtySessions;
 use livechat_ws::presence::{Parts, Presence};
 use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
@@ -69,19 +69,19 @@ fn frame(c: &mut Criterion) {
     group.finish();
 }
 
-/// The marks of a storm, and the task that takes them.
-fn inbox(c: &mut Criterion) {
+/// Many joins at once, and the task that takes them.
+fn dirty_sessions(c: &mut Criterion) {
     const SESSIONS: usize = 1_000;
-    let mut group = c.benchmark_group("presence/inbox");
-    let (inbox, member) = (Inbox::default(), mute_member());
+    let mut group = c.benchmark_group("presence/dirty_sessions");
+    let (dirty, member) = (DirtySessions::default(), mute_member());
     let ids: Vec<_> = (0..SESSIONS).map(session_id).collect();
     group.throughput(Throughput::Elements(SESSIONS as u64));
     group.bench_function("joins_of_1000_sessions", |b| {
         b.iter(|| {
             for session_id in &ids {
-                inbox.joined(session_id, &member.user_id, &member.writer);
+                dirty.joined(session_id, &member.user_id, &member.writer);
             }
-            inbox.take()
+            dirty.take()
         });
     });
     group.finish();
@@ -106,7 +106,7 @@ impl Store {
         };
         let bus = Embedded::start(sessions.router(FanoutBackend::Send)).expect("a thread");
         let parts = Parts {
-            inbox: Arc::default(),
+            dirty: Arc::default(),
             registry: Arc::clone(&sessions.registry),
             bus: Arc::new(Bus::Embedded(bus)),
             metrics: Arc::clone(&sessions.metrics),
@@ -190,4 +190,4 @@ fn store(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, session_users, frame, inbox, store);
+criterion_group!(benches, session_users, frame, dirty_sessions, store);

@@ -10,7 +10,7 @@
 //! - [`http`]: listeners, router, the upgrade's checks, CORS, health, REST
 //! - [`ws`]: the reading side of one connection
 //! - [`chat`]: what each client frame does
-//! - [`presence`]: who is connected, told beside the message path, which never waits for it
+//! - [`presence`]: who is connected, announced beside the message path, which never waits for it
 //! - [`bus`]: the log of records, in the process or in Kafka; it decodes them and finds their sessions
 //! - [`fanout`]: from a batch of records to the sockets of each session
 //! - [`session`]: who is in a session here

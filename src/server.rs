@@ -25,7 +25,7 @@ use crate::http::router::ListenerKind;
 use crate::http::{Http, listener};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::presence::inbox::Inbox;
+use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
@@ -143,13 +143,13 @@ fn assemble(
     // A restart under the same name is another node.
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
-    let inbox = Arc::new(Inbox::default());
+    let dirty = Arc::new(DirtySessions::default());
     let router = |backend| {
-        let marks = Arc::clone(&inbox);
+        let sessions = Arc::clone(&dirty);
         Router::new(
             Arc::clone(&registry),
             Arc::clone(&typists),
-            Box::new(move |session_id| marks.is_stale(session_id)),
+            Box::new(move |session_id| sessions.mark(session_id)),
             Arc::clone(&metrics),
             node.clone(),
             config.max_record_bytes,
@@ -169,7 +169,7 @@ fn assemble(
     };
     let bus = Arc::new(bus);
     let parts = Parts {
-        inbox,
+        dirty,
         registry: Arc::clone(&registry),
         bus: Arc::clone(&bus),
         metrics: Arc::clone(&metrics),

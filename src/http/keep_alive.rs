@@ -194,8 +194,8 @@ impl Pool {
     }
 
     /// How many connections there are.
-    pub fn len(&self) -> usize {
-        self.places.lock().len()
+    pub fn count(&self) -> usize {
+        self.places.lock().count()
     }
 
     /// Makes a connection end that can give way, of whoever has most; `None` where none can.

@@ -188,7 +188,7 @@ impl Evictions {
         } = self;
         let of_other = || match kind {
             ListenerKind::Admin => http.pool.evict(),
-            ListenerKind::Public if http.admin_pool.len() > *admin_share => http.admin_pool.evict(),
+            ListenerKind::Public if http.admin_pool.count() > *admin_share => http.admin_pool.evict(),
             ListenerKind::Public => None,
         };
         let Some(evicted) = http.pool(*kind).evict().or_else(of_other) else {

@@ -43,7 +43,7 @@ struct Waiting {
 #[derive(Default)]
 pub struct Places {
     next: u64,
-    len: usize,
+    held: usize,
     idle: usize,
     addresses: HashMap<IpAddr, BTreeMap<Place, Waiting>>,
 }
@@ -53,7 +53,7 @@ impl Places {
     pub fn enter(&mut self, address: IpAddr, kind: Kind, waker: Waker) -> Place {
         let place = (kind, self.next);
         self.next += 1;
-        self.len += 1;
+        self.held += 1;
         self.idle += usize::from(kind == Kind::Idle);
         let since = Instant::now();
         let waiting = Waiting { since, waker };
@@ -73,14 +73,14 @@ impl Places {
         if places.is_empty() {
             self.addresses.remove(&address);
         }
-        self.len -= 1;
+        self.held -= 1;
         self.idle -= usize::from(place.0 == Kind::Idle);
         Some(left.waker)
     }
 
     /// How many places are taken.
-    pub fn len(&self) -> usize {
-        self.len
+    pub fn count(&self) -> usize {
+        self.held
     }
 
     /// How many are idle.
@@ -104,7 +104,7 @@ impl Places {
 
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.idle == 0 && self.len == 0
+        self.addresses.is_empty() && self.idle == 0 && self.held == 0
     }
 }
 

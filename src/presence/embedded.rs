@@ -1,106 +1,103 @@
-//! Presence in the process: the users of the node's own sessions are the store. Marks in, one status frame per session and
-//! window out.
+//! Presence in the process: who is connected is what the node's own sessions say. Changes in, one status frame per
+//! session and window out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::LARGE_SESSION_INTERVAL;
-use super::grace::{self, Grace};
-use super::inbox::{Change, Inbox};
+use super::dirty_sessions::{DirtySessions, SessionChange};
+use super::grace::{self, GraceClock};
+use super::parts::Times;
+use super::status_frames::{self, Changes, NextFrame, Throttle};
 use crate::clock::Moment;
-use crate::fanout::broadcast::deliver_in_slices;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
-use crate::protocol::server;
 use crate::protocol::status::{MAX_LISTED_EVENTS, MAX_LISTED_USERS};
-use crate::protocol::timestamp;
 use crate::session::{Registry, Session};
 
 pub(super) async fn run(
-    inbox: Arc<Inbox>,
+    dirty: Arc<DirtySessions>,
     registry: Arc<Registry>,
-    times: super::Times,
+    times: Times,
     metrics: Arc<Metrics>,
 ) {
-    let mut grace = Grace::new(times.grace);
-    grace::find_lingerers(&registry, &mut grace);
-    // When each large session may have its next frame. Entries of the past are dropped in every round.
-    let mut next_frame: HashMap<SessionId, Instant> = HashMap::new();
-    // Changes of large sessions whose time has not come.
-    let mut held: HashMap<SessionId, Change> = HashMap::new();
+    let mut grace = GraceClock::new(times.grace);
+    grace::add_all_lingerers(&registry, &mut grace);
+    // Sessions that have to wait for their next frame. The others have no entry.
+    let mut throttles: HashMap<SessionId, Throttle> = HashMap::new();
+    // Changes of such sessions.
+    let mut deferred: HashMap<SessionId, SessionChange> = HashMap::new();
     loop {
-        let due = held
+        let due = deferred
             .keys()
-            .filter_map(|session_id| next_frame.get(session_id))
-            .min()
-            .copied();
+            .filter_map(|session_id| throttles.get(session_id))
+            .map(Throttle::next_frame)
+            .min();
         let grace_due = grace.due().map(|due| Instant::from_std(due.instant()));
         let due = due.into_iter().chain(grace_due).min();
         tokio::select! {
-            () = inbox.marked() => sleep(times.window).await,
+            () = dirty.changed() => sleep(times.window).await,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
-        if inbox.is_stopping() {
+        if dirty.is_stopping() {
             return;
         }
-        let mut changes = inbox.take().sessions;
-        grace::note_lingerers(&registry, &mut grace, &changes);
-        while let Some((leaving, end)) = grace.take_over(Moment::now()) {
+        let mut changes = dirty.take().sessions;
+        grace::add_lingerers(&registry, &mut grace, &changes);
+        while let Some((leaving, end)) = grace.take_expired(Moment::now()) {
             if registry.end_grace(&leaving.session_id, &leaving.user_id, leaving.since, end) {
                 changes.entry(leaving.session_id).or_default();
             }
         }
-        for (session_id, change) in held.drain() {
+        for (session_id, change) in deferred.drain() {
             changes.entry(session_id).or_default().merge(change);
         }
         let now = Instant::now();
-        next_frame.retain(|_, at| *at > now);
+        throttles.retain(|_, throttle| !throttle.allows(now));
         for (session_id, change) in changes {
-            // Nobody is left here to be told.
+            // Without users here there is nobody to notify.
             let Some(session) = registry.get(session_id.as_str()) else {
                 continue;
             };
-            if next_frame.contains_key(&session_id) {
-                held.insert(session_id, change);
+            if throttles.contains_key(&session_id) {
+                deferred.insert(session_id, change);
                 continue;
             }
-            if session.with_users(|users| users.len()) > MAX_LISTED_USERS {
-                next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
+            let mut throttle = Throttle::new(now);
+            if notify(&session, change, now, &mut throttle, &metrics).await {
+                deferred.insert(session_id.clone(), SessionChange::default());
             }
-            if tell(&session, change, &metrics).await {
-                // A full frame has a pause after it in any session: a crowd that leaves is told as slowly as one that
-                // comes.
-                next_frame.insert(session_id.clone(), now + LARGE_SESSION_INTERVAL);
-                held.insert(session_id, Change::default());
+            if !throttle.allows(now) {
+                throttles.insert(session_id, throttle);
             }
         }
     }
 }
 
-/// One frame to everyone where something changed, if only somebody's type, else a snapshot to those who asked by coming. Whether there are
-/// changes left for a next frame: one lists at most [`MAX_LISTED_EVENTS`], and none is kept from anyone.
-async fn tell(session: &Session, change: Change, metrics: &Metrics) -> bool {
-    let (events, is_retyped, connected) = session.with_users(|users| {
-        let events = users.take_changes(MAX_LISTED_EVENTS);
-        (events, users.take_retyped(), users.connected())
+/// Sends the session's next frame, if there is anything to announce. Returns whether there may be more: a frame lists
+/// at most [`MAX_LISTED_EVENTS`].
+async fn notify(
+    session: &Session,
+    change: SessionChange,
+    now: Instant,
+    throttle: &mut Throttle,
+    metrics: &Metrics,
+) -> bool {
+    let joiners = change.joiners;
+    let (changes, connected) = session.with_users(|users| {
+        let changes = Changes {
+            is_large: users.len() > MAX_LISTED_USERS,
+            events: users.take_changes(MAX_LISTED_EVENTS),
+            is_retyped: users.take_retyped(),
+            has_joiners: !joiners.is_empty(),
+        };
+        (changes, users.connected())
     });
-    let is_news = is_retyped || !events.is_empty();
-    if !is_news && change.joiners.is_empty() {
-        return false;
+    let has_more = changes.events.len() == MAX_LISTED_EVENTS;
+    let next = throttle.next(now, changes);
+    if next != NextFrame::Nothing {
+        status_frames::send(session, &connected.status(), &next, &joiners, metrics).await;
     }
-    let status = connected.status();
-    metrics.status_frames.inc();
-    let Some(frame) = server::connection_status_update(&session.id, &status, &events, &timestamp()) else {
-        return false;
-    };
-    if is_news {
-        deliver_in_slices(&session.members(), &frame).await;
-    } else {
-        for writer in &change.joiners {
-            writer.send_required(&frame);
-        }
-    }
-    events.len() == MAX_LISTED_EVENTS
+    has_more
 }

@@ -1,13 +1,15 @@
-//! Who is connected, told to everyone in the session: beside the message path, which never waits for it.
+//! Who is connected, announced to everyone in the session: beside the message path, which never waits for it.
 //!
-//! Joins and leaves mark their session in the [`inbox`]; one task takes the marks of a window, folds them into net
-//! changes and sends one status frame per session. The store behind this door is the node's own sessions
-//! ([`embedded`]) or, for all nodes together, [`redis`].
+//! Joins and leaves mark their session in [`dirty_sessions`]; one task collects the changes of a window, folds them
+//! into net changes and sends one status frame per session. Who is connected is kept in the node's own sessions
+//! ([`embedded`]) or, for all nodes together, in [`redis`]. Both send frames by the same rules: [`status_frames`].
 
+pub mod dirty_sessions;
 mod embedded;
 mod grace;
-pub mod inbox;
+mod parts;
 mod redis;
+mod status_frames;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,68 +17,39 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::bus::{Bus, Health};
+use crate::bus::Health;
 use crate::config::Config;
 use crate::error::StartError;
-use crate::metrics::Metrics;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
 use crate::writer::ConnectionWriter;
-use inbox::Inbox;
-
-/// A session with more than [`crate::protocol::status::MAX_LISTED_USERS`] users gets at most one status frame in this
-/// time: else n joins cost n squared bytes.
-const LARGE_SESSION_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long things take.
-#[derive(Clone, Copy)]
-struct Times {
-    /// `PRESENCE_FLUSH`.
-    window: Duration,
-    /// `PRESENCE_GRACE`.
-    grace: Duration,
-    /// `PRESENCE_TTL`.
-    ttl: Duration,
-}
-
-/// The presence store can't be asked now.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the presence store is not available")]
-pub struct Unavailable;
+use dirty_sessions::DirtySessions;
+use parts::Times;
+pub use parts::{Parts, Unavailable};
 
 pub struct Presence {
-    inbox: Arc<Inbox>,
+    dirty: Arc<DirtySessions>,
     registry: Arc<Registry>,
     store: Store,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Two closed variants, as with the bus.
+/// An enum of two, like the bus.
 enum Store {
     Embedded,
     Redis(Arc<redis::Store>),
 }
 
-/// What presence is made of.
-pub struct Parts {
-    pub inbox: Arc<Inbox>,
-    pub registry: Arc<Registry>,
-    pub bus: Arc<Bus>,
-    pub metrics: Arc<Metrics>,
-    /// `NODE_ID` and the boot id.
-    pub node: String,
-}
-
 impl Presence {
-    /// Starts the pipeline task on the current runtime.
+    /// Starts the presence task on the current runtime.
     ///
     /// # Errors
     ///
-    /// A Redis address that the client library refuses.
+    /// The client library refuses the Redis address.
     pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
-        let (inbox, registry) = (Arc::clone(&parts.inbox), Arc::clone(&parts.registry));
+        let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
         let times = Times {
             window: config.presence_flush,
             grace: config.presence_grace,
@@ -85,8 +58,8 @@ impl Presence {
         let (store, task) = match &config.redis {
             None => {
                 let task = supervise::spawn("presence", move || {
-                    let (inbox, registry) = (Arc::clone(&parts.inbox), Arc::clone(&parts.registry));
-                    embedded::run(inbox, registry, times, Arc::clone(&parts.metrics))
+                    let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
+                    embedded::run(dirty, registry, times, Arc::clone(&parts.metrics))
                 });
                 (Store::Embedded, task)
             }
@@ -96,32 +69,32 @@ impl Presence {
             }
         };
         Ok(Self {
-            inbox,
+            dirty,
             registry,
             store,
             task: Mutex::new(Some(task)),
         })
     }
 
-    /// A connection has come. Where that changes nothing, because its user was here already or is back within the
-    /// window, it gets a snapshot of its own.
+    /// A connection was opened. If that changes nothing, because its user was here already or is back within the
+    /// window, the connection gets its own snapshot.
     pub fn joined(&self, session_id: &SessionId, user_id: &UserId, writer: &Arc<ConnectionWriter>) {
-        self.inbox.joined(session_id, user_id, writer);
+        self.dirty.joined(session_id, user_id, writer);
     }
 
-    /// A connection has gone, maybe its user's last: then the grace begins.
+    /// A connection was closed. If it was its user's last, the grace starts.
     pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
-        self.inbox.left(session_id, user_id, is_last);
+        self.dirty.left(session_id, user_id, is_last);
     }
 
-    /// A user here types, or has stopped.
+    /// A user has started or stopped typing.
     pub fn typing(&self, session_id: &SessionId, user_id: &UserId, is_typing: bool) {
         if matches!(self.store, Store::Redis(_)) {
-            self.inbox.typing(session_id, user_id, is_typing);
+            self.dirty.typing(session_id, user_id, is_typing);
         }
     }
 
-    /// Everyone connected to a session; an unknown one is empty.
+    /// Everyone connected to a session; an unknown session is empty.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         match &self.store {
             Store::Embedded => {
@@ -134,7 +107,7 @@ impl Presence {
                 if let Some(session) = self.registry.get(session_id.as_str()) {
                     let held = session.with_users(|users| users.ids());
                     if held.iter().any(|user_id| !status.users.contains_key(user_id)) {
-                        self.inbox.doubt(session_id);
+                        self.dirty.request_check(session_id);
                     }
                 }
                 Ok(status)
@@ -149,14 +122,16 @@ impl Presence {
         }
     }
 
-    /// Takes this node's users out of the store, as far as `patience` allows.
-    pub async fn stop(&self, patience: Duration) {
-        self.inbox.stop(patience);
+    /// Removes this node's users from the store, within `timeout`.
+    pub async fn stop(&self, timeout: Duration) {
+        self.dirty.stop(timeout);
         let task = self.task.lock().take();
         if let Some(task) = task
-            && tokio::time::timeout(patience, task).await.is_err()
+            && tokio::time::timeout(timeout, task).await.is_err()
         {
-            tracing::warn!("presence could not be removed in time: other nodes will, within PRESENCE_TTL");
+            tracing::warn!(
+                "presence could not be removed in time: other nodes will remove it within PRESENCE_TTL"
+            );
         }
     }
 }

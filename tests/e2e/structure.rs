@@ -74,12 +74,6 @@ const NEVER_SEES: [(&str, &[&str]); 9] = [
     ("http", &["rdkafka", "redis"]),
 ];
 
-/// Files that still import each other, to be taken apart.
-const KNOWN_CYCLES: [&[&str]; 2] = [
-    &["presence/redis/cause.rs", "presence/redis/store.rs"],
-    &["presence/redis/pipeline.rs", "presence/redis/standing.rs"],
-];
-
 /// A longer file is taken apart.
 const MOST_LINES: usize = 500;
 
@@ -386,11 +380,7 @@ fn structure_imports_go_down_only() {
 #[test]
 fn structure_files_do_not_import_each_other() {
     let cycles = cycles(&shipped());
-    let new: Vec<_> = cycles
-        .iter()
-        .filter(|cycle| !KNOWN_CYCLES.contains(&&*cycle.iter().map(String::as_str).collect::<Vec<_>>()))
-        .collect();
-    assert!(new.is_empty(), "files that import each other: {new:#?}");
+    assert!(cycles.is_empty(), "files that import each other: {cycles:#?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What Redis answers, in our own terms.
+//! Parses the answers of Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use super::listing::Wants;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 
-/// A heartbeat's answer.
+/// The answer to a heartbeat.
 pub struct Heartbeat {
     /// Whether our lease was there and had not ended.
     pub is_held: bool,
     pub epoch: String,
-    /// Nodes that are dead, or have left, and are ours to take back.
+    /// Nodes that are dead or were shut down, and that this node has claimed.
     pub dead: Vec<String>,
-    /// The nodes that live and have written all that they hold, and those that live and have not.
+    /// The live nodes that have written everything they hold, and those that have not.
     pub done: Vec<String>,
     pub writing: Vec<String>,
 }
@@ -34,32 +34,32 @@ pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {
     })
 }
 
-/// What the store says of a session after a change.
+/// A session after a write.
 #[derive(Default)]
 pub struct Applied {
     pub version: u64,
-    /// Who has come and gone by it, in order.
+    /// Who has joined and left by it, in order.
     pub changes: Vec<(EventType, UserId)>,
-    /// Somebody who stays is of another type now: that is no event, and others are to see it.
+    /// The type of a user who stays has changed: that is no event, but others have to see it.
     pub is_retyped: bool,
-    /// Leaves to tell after a node has died, each with the version of its own time.
+    /// Leaves to publish after a node has died, each with its version.
     pub left: Vec<(UserId, u64)>,
-    /// There when it was asked for.
+    /// `Some` if requested.
     pub snapshot: Option<ConnectionStatus>,
-    /// The snapshot has a value that can't be read: somebody who is there may be missing from it.
+    /// The snapshot has an unreadable value: a connected user may be missing from it.
     pub has_unreadable: bool,
-    /// Of the users that were listed, those whose values can be read; there when that was asked for.
+    /// Of the listed users, those whose values can be read; `Some` if requested.
     pub readable: Option<BTreeSet<UserId>>,
-    /// What tells this session's keys from ones that are made anew; empty while there are none.
+    /// Tells this session's keys from recreated ones; empty while there are none.
     pub birth: String,
     pub damage: Option<Damage>,
-    /// The latest changes, oldest first; there with a snapshot.
+    /// The users of the latest changes, oldest first; comes with a snapshot.
     pub latest: Vec<UserId>,
 }
 
 impl Applied {
-    /// Who has come by it.
-    pub fn came(&self) -> impl Iterator<Item = &UserId> {
+    /// Who has joined by it.
+    pub fn joined(&self) -> impl Iterator<Item = &UserId> {
         let joins = self
             .changes
             .iter()
@@ -68,10 +68,10 @@ impl Applied {
     }
 }
 
-/// Keys of a session were found to be damaged: what they say of others is not to be believed yet.
+/// A session's keys were damaged: for a while, users who are missing from them may still be connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// When that was, by Redis's clock in milliseconds: each finding has its own.
+    /// When that was found, in milliseconds by Redis's clock; it identifies the incident.
     pub found: u64,
     pub suspect_for: Duration,
 }
@@ -127,7 +127,7 @@ fn read_change(change: &str) -> Option<(EventType, UserId)> {
     Some((event_type, UserId::parse(id)?))
 }
 
-/// The users among a hash's values; what is none of ours to read is left out.
+/// The users among a hash's values; foreign values are left out.
 pub fn snapshot<'a>(values: impl Iterator<Item = &'a [u8]>) -> ConnectionStatus {
     #[derive(Deserialize)]
     struct Stored {
@@ -150,11 +150,11 @@ pub fn snapshot<'a>(values: impl Iterator<Item = &'a [u8]>) -> ConnectionStatus 
     }))
 }
 
-/// What a server says of itself (INFO).
+/// What a server reports about itself (`INFO`).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     pub run_id: Option<String>,
-    /// Why presence is not safe in it.
+    /// Why presence is not safe in this server.
     pub warning: Option<String>,
 }
 
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_says_of_itself() {
+    fn facts_are_read_from_info() {
         assert_eq!(Facts::of(""), Facts::default());
         let good =
             "# Server\r\nrun_id:abc\r\nrole:master\r\ncluster_enabled:0\r\nmaxmemory_policy:noeviction\r\n";

@@ -1,35 +1,35 @@
--- Sets how many connections a node holds of some users of one session: absolute, so that a repeat changes nothing.
--- On the way it looks whether the session's keys are what they were left as, and mends them: whoever can delete a key,
--- or evicts it, does not make users leave.
+-- Sets how many connections a node holds for some users of one session. The numbers are absolute, so that repeating a
+-- write changes nothing. The script also checks whether the session's keys are as they were left, and repairs them: a
+-- key that is deleted or evicted does not make users leave.
 --
 -- KEYS  1 the session's users: user id -> JSON   2 its meta (below)
---       3 leaves that the others are not known to have heard of: user id -> version   (all in the same slot)
--- ARGV  1 node   2 what is listed: 'some' of its users here, 'all' of them, or 'left': none, it is gone
---       3 what is wanted of the users: 'all', those 'listed', or 'none'
---       4 the session's birth as this node knows it (empty: it expects nothing)
---       5 how long a session whose keys were damaged is suspect, in milliseconds
---       then for each user, in the order in which they came and went: id, type, joined_at, connections (0: none, in
---       the grace; -1: none), and whether there was none in between ('1'), or its value can't be read ('2')
--- Reply version, changes in their order (+id: has come, -id: has gone), leaves to tell (id, version, …; for 'left'
---       only, those of a reaper before us included), values of users, birth, when damage was last found (or empty),
---       for how long the session is still suspect in milliseconds, meta's changes, whether somebody's type has changed
+--       3 pending leaves, which the log has not acknowledged: user id -> version   (all in the same slot)
+-- ARGV  1 node   2 what is listed: 'some' of its users here, 'all' of them, or 'left': none, the node is gone
+--       3 which users' values to return: 'all', those 'listed', or 'none'
+--       4 the session's birth as this node knows it (empty: unknown)
+--       5 how long a session is suspect after damage to its keys, in milliseconds
+--       then for each user, in the order in which they joined and left: id, type, joined_at, connections (0: none, in
+--       the grace; -1: none), and '1' if there was no connection in between, '2' if the stored value can't be read
+-- Reply version, changes in their order (+id: has joined, -id: has left), leaves to publish (id, version, …; for 'left'
+--       only; they include those of an earlier reaper), values of users, birth, when damage was last found (or empty),
+--       how long the session is still suspect in milliseconds, meta's changes, whether a user's type has changed
 --
--- Meta  version: only grows   total_TYPE: of those with nodes   count: how many users there are
---       birth: when this key was made   damaged: when damage was last found   changes: the latest, in order, each a line
---       of the time in milliseconds and the change as in the reply
-local users, meta, untold = KEYS[1], KEYS[2], KEYS[3]
+-- Meta  version: only grows   total_TYPE: users with nodes   count: all users
+--       birth: when this key was created   damaged: when damage was last found   changes: the latest, in order, each a
+--       line with the time in milliseconds and the change as in the reply
+local users, meta, pending_leaves = KEYS[1], KEYS[2], KEYS[3]
 local node, listing, wanted, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
--- As many bytes of the latest changes as a full frame of events may need, and for as long as somebody may look late.
+-- So many bytes of the latest changes are kept: enough for a full frame of events; and for so long, for late readers.
 local MOST_CHANGES, CHANGES_KEPT_MS = 8192, 30000
 local TYPES = { customer = true, agent = true, admin = true }
 local changes, totals, listed = {}, {}, {}
--- Whether something was lost that was there when the keys were written last.
+-- Whether something is missing that was there after the last write.
 local is_damaged, is_changed, is_retyped = false, false, false
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- A key of another type is nobody's data.
+-- A key of another type is not ours and is removed.
 local head = redis.pcall('HMGET', meta, 'version', 'count', 'birth', 'damaged', 'changes',
     'total_customer', 'total_agent', 'total_admin')
 if head.err then
@@ -42,11 +42,11 @@ if type(count) == 'table' then
     count, is_damaged = 0, true
 end
 local version, counted, birth = tonumber(head[1] or '0'), tonumber(head[2] or ''), head[3] or ''
--- Each node finds once that the keys are others than it knew.
-local is_anew = birth_known ~= '' and birth_known ~= birth
-local must_recount = is_damaged or is_anew or (counted or 0) ~= count
+-- Each node notices once that the keys are not those it knew.
+local is_recreated = birth_known ~= '' and birth_known ~= birth
+local must_recount = is_damaged or is_recreated or (counted or 0) ~= count
 
--- What is none of ours to read is nil: it is replaced or left alone.
+-- Returns nil for foreign values: they are replaced or left alone.
 local function read(id, raw)
     local ok, user = pcall(cjson.decode, raw)
     if not ok or type(user) ~= 'table' or user.user_id ~= id then return nil end
@@ -60,7 +60,7 @@ local function read(id, raw)
     return user
 end
 
--- Users by type, without those of the old server.
+-- Counts users by type, without those of the old server.
 local function recount()
     local sums, sum = {}, 0
     local all = redis.call('HGETALL', users)
@@ -73,7 +73,8 @@ local function recount()
     return sums, sum
 end
 
--- More than were counted are the old server's. So may those be who are missing: it takes out its own without a word.
+-- Users beyond the count were added by the old server. Missing ones may be its users, too: it removes them without
+-- updating the count.
 if counted and count < counted then
     local _, found = recount()
     local known = 0
@@ -84,7 +85,7 @@ end
 local function write(id, user)
     local ok, raw = pcall(cjson.encode, user)
     if not ok then
-        -- Something beside our fields, such as a NaN.
+        -- A foreign field, such as a NaN.
         raw = cjson.encode({
             user_id = id, user_type = user.user_type, joined_at = user.joined_at, nodes = user.nodes,
         })
@@ -97,7 +98,7 @@ local function tally(user, step)
 end
 
 local function release(id, user)
-    -- A user without nodes was written by the old server: not ours to remove.
+    -- A user without nodes was written by the old server, and is not ours to remove.
     if not user.nodes or not user.nodes[node] then return end
     user.nodes[node] = nil
     if next(user.nodes) == nil then
@@ -109,7 +110,7 @@ local function release(id, user)
     end
 end
 
--- Whether another node has a connection; one that is only in its grace says nothing against a new type.
+-- Whether another node has a connection. One that only has the user in the grace does not prevent a new type.
 local function is_elsewhere(nodes)
     for name, connections in pairs(nodes) do
         if name ~= node and connections > 0 then return true end
@@ -132,15 +133,15 @@ for at = 6, #ARGV, 5 do
             changes[#changes + 1] = '+' .. id
             tally(user, 1)
         elseif not user.nodes then
-            -- One of the old server's is ours from now on, and counted: anew, for it may have overwritten one of ours.
+            -- The old server's user is ours from now on. Recount: it may have replaced one of ours.
             user.nodes = {}
             must_recount = true
         end
         local before = user.nodes[node]
         local is_new_value = before ~= connections
-        local has_come = connections > 0 and ((before or 0) == 0 or ARGV[at + 4] == '1')
-        -- Who is back as another type, and was nowhere else, is who that is now.
-        if has_come and user.user_type ~= kind and not is_elsewhere(user.nodes) then
+        local has_joined = connections > 0 and ((before or 0) == 0 or ARGV[at + 4] == '1')
+        -- A user who is back as another type, and is connected nowhere else, has that type from now on.
+        if has_joined and user.user_type ~= kind and not is_elsewhere(user.nodes) then
             tally(user, -1)
             user.user_type, user.joined_at = kind, joined_at
             tally(user, 1)
@@ -165,8 +166,8 @@ end
 
 local damaged = tonumber(head[4] or '')
 local suspect_for = damaged and damaged + suspicion - now_ms or 0
--- What is lost now the others mend from now on. That the keys were made anew is known while they are suspect.
-if is_damaged or (is_anew and suspect_for <= 0) then
+-- The other nodes repair what is missing from now on. While the keys are suspect their recreation is no new incident.
+if is_damaged or (is_recreated and suspect_for <= 0) then
     damaged, suspect_for = now_ms, suspicion
 end
 if suspect_for <= 0 then damaged = nil end
@@ -208,11 +209,11 @@ version = string.format('%.0f', version)
 
 local left = {}
 if listing == 'left' then
-    -- Kept until the log has them: whoever takes over from a reaper that died meanwhile tells them again.
-    local found = redis.call('TYPE', untold).ok
-    if found ~= 'hash' and found ~= 'none' then redis.call('DEL', untold) end
-    for _, change in ipairs(changes) do redis.call('HSET', untold, string.sub(change, 2), version) end
-    left = redis.call('HGETALL', untold)
+    -- Kept until the log has acknowledged them: if the reaper dies before, the next one publishes them again.
+    local found = redis.call('TYPE', pending_leaves).ok
+    if found ~= 'hash' and found ~= 'none' then redis.call('DEL', pending_leaves) end
+    for _, change in ipairs(changes) do redis.call('HSET', pending_leaves, string.sub(change, 2), version) end
+    left = redis.call('HGETALL', pending_leaves)
 end
 
 local values = {}

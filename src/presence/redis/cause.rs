@@ -1,5 +1,5 @@
-//! Why Redis does not do what it should, in words for the operator. Health shows them to anybody, so they have no
-//! address and no user; the log has both beside them.
+//! Failures of Redis in words for the operator. Health shows them to anybody, so they name no address and no user; the
+//! log has both.
 
 use std::error::Error;
 use std::io;
@@ -10,14 +10,28 @@ use redis::{ConnectionAddr, ErrorKind, RedisError, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::store::SERVER_ERRORS;
+/// Error codes that concern the server and not one key: nothing else will work either.
+pub(super) const SERVER_ERRORS: [&str; 12] = [
+    "NOSCRIPT",
+    "READONLY",
+    "LOADING",
+    "OOM",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "MISCONF",
+    "BUSY",
+    "NOREPLICAS",
+];
 
 /// What a failure means.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cause {
     /// For everybody.
     pub public: String,
-    /// For the log only: Redis' own words, where they have no secret in them.
+    /// For the log only: Redis' own words, if they contain no secret.
     pub words: Option<String>,
 }
 
@@ -50,8 +64,8 @@ impl Cause {
     }
 }
 
-/// Redis has answered with an error. Its text is looked at, but shown only where it can't repeat what was sent:
-/// an unknown command is told with its arguments, and `AUTH` has a password.
+/// Redis has answered with an error. Its text is only shown if it can't repeat what was sent: for an unknown command it
+/// repeats the arguments, and those of `AUTH` are a password.
 fn of_answer(code: &str, text: &str) -> Cause {
     let says = |part: &str| text.to_ascii_lowercase().contains(part);
     match code {
@@ -83,22 +97,22 @@ fn of_answer(code: &str, text: &str) -> Cause {
     }
 }
 
-/// The code of what a script met: older servers have it in the text only.
+/// The code of an error inside a script: older servers have it in the text only.
 fn script_error(text: &str) -> Option<&str> {
     let mut words = text.split_whitespace();
     words.find_map(|word| word.strip_prefix('-').filter(|code| SERVER_ERRORS.contains(code)))
 }
 
-/// The error of the connection, from where the library keeps it.
+/// The connection's error, wherever the library keeps it.
 fn io_error(error: &RedisError) -> Option<&io::Error> {
     let source = error.source()?;
     let shared = source.downcast_ref::<Arc<dyn Error + Send + Sync>>();
     shared.map_or_else(|| source.downcast_ref(), |shared| shared.downcast_ref())
 }
 
-/// What somebody says to a `PING` who has just closed the connection without an answer that the library would show: an
-/// error of Redis, which refuses us before it hears of us, or what Redis would never say.
-pub async fn told_to_a_ping(address: &ConnectionAddr, patience: Duration) -> Option<RedisError> {
+/// Asks a server that has just closed the connection without an answer the library would show: it may be a Redis that
+/// refuses new connections, or no Redis at all.
+pub async fn answer_to_ping(address: &ConnectionAddr, patience: Duration) -> Option<RedisError> {
     let ConnectionAddr::Tcp(host, port) = address else {
         return None;
     };
@@ -139,7 +153,7 @@ fn of_io(error: &io::Error) -> Cause {
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             Cause::plain("it has closed the connection")
         }
-        // The standard library's own words; it has no kind of its own for this.
+        // The standard library's words; it has no error kind for this.
         _ if error.to_string().starts_with("failed to lookup address") => {
             Cause::with("its name can't be resolved", error.to_string())
         }
@@ -162,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_named_by_what_to_do_and_shows_no_secret() {
+    fn an_error_answer_is_named_by_what_to_do_and_shows_no_secret() {
         for (code, text, part) in [
             (
                 "WRONGPASS",
@@ -201,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_connection_is_named_by_its_kind() {
+    fn a_connection_error_is_named_by_its_kind() {
         for (kind, part) in [
             (io::ErrorKind::TimedOut, "in time"),
             (io::ErrorKind::ConnectionRefused, "refused"),

@@ -1,4 +1,4 @@
-//! Which sessions' keys are looked at next: all that are held here, in turn, for what others may do to them in Redis.
+//! Which sessions' keys to check next: all that are held here, in turn, since others may change them in Redis.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use crate::protocol::ids::SessionId;
 
-/// Each session is looked at so often, or as often as [`BATCH_USERS`] a second allow.
+/// Each session is checked once in this time, or as often as [`BATCH_USERS`] per second allow.
 pub const CYCLE: Duration = Duration::from_secs(5);
-/// Batches have at least so long between them.
+/// The least time between two batches.
 const PAUSE: Duration = Duration::from_secs(1);
-/// About the most users, and the most sessions, of a batch: a few milliseconds of Redis.
+/// About the most users, and the most sessions, of a batch: a few milliseconds for Redis.
 const BATCH_USERS: usize = 2_000;
 const BATCH_SESSIONS: usize = 500;
 
@@ -29,7 +29,7 @@ impl Checks {
         }
     }
 
-    /// The sessions of the next batch, if one is due, from `all` and the numbers of their users.
+    /// The next batch of sessions, if one is due.
     pub fn take(
         &mut self,
         now: Instant,
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_looked_at_in_turn_and_few_in_a_second() {
+    fn all_sessions_are_checked_in_turn_and_few_per_second() {
         let start = Instant::now();
         let mut checks = Checks::new(start);
         let all = || {

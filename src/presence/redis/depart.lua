@@ -1,10 +1,10 @@
--- Says goodbye for a node: its users in their grace are handed to the other nodes, if one lives. That is decided here,
--- so that of two nodes that leave at the same time the second takes over from the first.
+-- Announces that a node shuts down: its users in their grace are handed to the other nodes, if one is alive. That is
+-- decided here, so that of two nodes that shut down at the same time the second takes over from the first.
 --
--- KEYS  1 leases   2 nodes that have left in order   (both in the same slot)
--- ARGV  1 node   2 what all its names begin with   3 how long its users' grace still is, in milliseconds; empty: it
---       has none to hand over
--- Reply whether another node lives that has not left, and the nodes that have left and are not taken back yet
+-- KEYS  1 leases   2 nodes that were shut down in order   (both in the same slot)
+-- ARGV  1 node   2 the prefix of all its names   3 what is left of its users' grace, in milliseconds; empty: it has no
+--       users to hand over
+-- Reply whether another node is alive and not shut down, and the nodes that were shut down and are not reaped yet
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local node, base = ARGV[1], ARGV[2]

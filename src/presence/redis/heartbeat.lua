@@ -1,20 +1,20 @@
--- Renews a node's lease by Redis's own clock, and claims dead nodes for it to take back: one reaper each, as long
--- as that one lives.
+-- Renews a node's lease by Redis's own clock, and claims dead nodes for it to reap. Each dead node has one reaper, as
+-- long as that one is alive.
 --
 -- KEYS  1 leases: node -> when it ends, in milliseconds   2 claims: dead node -> "until reaper"
---       3 epoch: when this Redis was first used; gone when Redis is emptied
---       4 nodes that have not written yet all that they hold   5 nodes that have left in order, whose lease is their
---       users' grace   (all in the same slot)
--- ARGV  1 node   2 the lease's length   3 a claim's length, both in milliseconds; 0 claims nobody
---       4 whether the node has not written yet all that it holds ('1')
---       5 whether it may claim dead nodes ('1'), or only those that have left   then the node's names before
--- Reply whether the lease was there and had not ended, epoch, the dead nodes that are ours to take back, the nodes
---       that live and have written all, those that live and have not
+--       3 epoch: when this Redis was first used; emptying Redis removes it
+--       4 nodes that have not written everything they hold yet   5 nodes that were shut down in order, whose lease is
+--       their users' grace   (all in the same slot)
+-- ARGV  1 node   2 duration of the lease   3 duration of a claim, both in milliseconds; 0: no claims
+--       4 whether the node has not written everything it holds yet ('1')
+--       5 whether it may claim dead nodes ('1'), or only those that were shut down   then the node's retired names
+-- Reply whether the lease existed and had not ended, epoch, the nodes this one has claimed, the live nodes that have
+--       written everything, the live nodes that have not
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local node, claim = ARGV[1], tonumber(ARGV[3])
 
--- A key of another type is nobody's data, and would stop every node.
+-- A key of another type is not ours, and would stop every node: it is removed.
 for at, type in ipairs({ 'zset', 'hash', 'string', 'set', 'set' }) do
     local found = redis.call('TYPE', KEYS[at]).ok
     if found ~= type and found ~= 'none' then redis.call('DEL', KEYS[at]) end

@@ -1,21 +1,22 @@
-//! The names of what is in Redis. Keys that one script touches share a slot (Redis cluster specification, "Hash
-//! tags").
+//! The names of keys and nodes in Redis. Keys that one script touches share a slot (Redis cluster specification, "Hash
+//! tags"). Nodes of several versions share a Redis during a rolling upgrade: a key is never renamed, whatever the code
+//! calls what it holds.
 
 use crate::protocol::ids::{SessionId, UserId};
 
-/// Leases: a sorted set, node to when its lease ends.
+/// Leases: a sorted set, from node to the end of its lease.
 pub const LEASES: &str = "livechat:nodes";
-/// Claims of dead nodes: a hash, in the slot of [`LEASES`].
+/// Claims on dead nodes: a hash, in the slot of [`LEASES`].
 pub const CLAIMS: &str = "{livechat:nodes}:claims";
-/// When this Redis was first used: another one, or none, means that it was emptied. In the slot of [`LEASES`].
+/// When this Redis was first used: another value, or none, means that it was emptied. In the slot of [`LEASES`].
 pub const EPOCH: &str = "{livechat:nodes}:epoch";
-/// Nodes that have not written yet all that they hold: a set, in the slot of [`LEASES`].
+/// Nodes that have not written everything they hold yet: a set, in the slot of [`LEASES`].
 pub const WRITING: &str = "{livechat:nodes}:writing";
 
-/// Nodes that have left in order, whose lease is their users' grace: a set, in the slot of [`LEASES`].
+/// Nodes that were shut down in order, whose lease is their users' grace: a set, in the slot of [`LEASES`].
 pub const LEFT: &str = "{livechat:nodes}:left";
 
-/// User id to JSON; the old server's name.
+/// A hash, from user id to JSON. The old server's name.
 pub fn users(session_id: &str) -> String {
     format!("session:{session_id}:users")
 }
@@ -25,26 +26,41 @@ pub fn meta(session_id: &str) -> String {
     format!("{{session:{session_id}:users}}:meta")
 }
 
-/// Leaves that nobody is known to have heard of, after a node has died. In the slot of [`users`].
-pub fn untold(session_id: &str, node: &str) -> String {
+/// After a node's death, leaves that the log has not acknowledged: a hash, in the slot of [`users`].
+pub fn pending_leaves(session_id: &str, node: &str) -> String {
     format!("{{session:{session_id}:users}}:untold:{node}")
 }
 
-/// Somebody types; the old server's name. No session's id has a colon, so that a user's may have any.
+/// A user is typing. The old server's name. Session ids have no colon, so user ids may have some.
 pub fn typing(session_id: &SessionId, user_id: &UserId) -> String {
     format!("session:{session_id}:typing:{}", user_id.as_str())
 }
 
-/// The sessions that a node may hold somebody in: a sorted set, each with the number of the pipeline that wrote last.
+/// The sessions in which a node may hold users: a sorted set, each with the number of the pipeline that wrote to it
+/// last.
 pub fn sessions(node: &str) -> String {
     format!("livechat:node:{node}:sessions")
+}
+
+/// A node's name without its number: `NODE_ID` and boot id.
+pub fn node_of(name: &str) -> &str {
+    let boot = name.rfind('+').unwrap_or(0);
+    name[boot..].find('.').map_or(name, |dot| &name[..boot + dot])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// CRC-16/XMODEM of what is between the braces, or of the whole key.
+    #[test]
+    fn the_node_of_a_name_has_no_number() {
+        assert_eq!(node_of("host+9949663f105b"), "host+9949663f105b");
+        assert_eq!(node_of("host+9949663f105b.12"), "host+9949663f105b");
+        assert_eq!(node_of("a.b+c+9949663f105b.1"), "a.b+c+9949663f105b");
+        assert_eq!(node_of("odd"), "odd");
+    }
+
+    /// CRC-16/XMODEM of the part between the braces, or of the whole key.
     fn slot(key: &str) -> u16 {
         let hashed = match (key.find('{'), key.find('}')) {
             (Some(open), Some(close)) if close > open + 1 => &key[open + 1..close],
@@ -67,7 +83,7 @@ mod tests {
         assert_eq!(slot("123456789"), 0x31C3);
         for id in ["s1", "a@b", "018f4e3a-7c1e-7000-8000-000000000000", "~"] {
             assert_eq!(slot(&users(id)), slot(&meta(id)));
-            assert_eq!(slot(&users(id)), slot(&untold(id, "node{+1}.2")));
+            assert_eq!(slot(&users(id)), slot(&pending_leaves(id, "node{+1}.2")));
         }
         assert_eq!(slot(LEASES), slot(CLAIMS));
         assert_eq!(slot(LEASES), slot(EPOCH));

@@ -1,13 +1,13 @@
-//! What a node says of its users in a session, and what it wants to know.
+//! What a node writes about its users in a session, and what it wants in return.
 
 use crate::protocol::ids::{UserId, UserType};
 
-/// What one node holds of one user, absolute.
+/// A user's connections on this node: an absolute number.
 pub struct Held {
     pub user_id: UserId,
     pub user_type: UserType,
     pub joined_at: String,
-    /// 0: in the grace; `None`: the user is gone.
+    /// 0: in the grace; `None`: the user has left.
     pub connections: Option<u32>,
     pub write: Write,
 }
@@ -16,9 +16,9 @@ pub struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     Change,
-    /// Meanwhile there was no connection.
+    /// There was no connection in between.
     Anew,
-    /// Whatever is there can't be read.
+    /// What is stored can't be read.
     Replace,
 }
 
@@ -32,13 +32,13 @@ impl Write {
     }
 }
 
-/// Which users' values an answer has.
+/// Which users' values are wanted in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wants {
     Nothing,
-    /// The session's.
+    /// All of the session.
     Snapshot,
-    /// Those that are listed.
+    /// The listed ones.
     Listed,
 }
 
@@ -53,7 +53,7 @@ impl Wants {
 }
 
 impl Held {
-    /// Nothing of this user.
+    /// No connections of this user.
     pub fn none(user_id: UserId) -> Self {
         Self {
             user_id,
@@ -65,12 +65,12 @@ impl Held {
     }
 }
 
-/// What a change says of a node's users in a session.
+/// Which of a node's users in a session a write lists.
 pub enum Listing<'a> {
-    /// These; others stay.
+    /// These; the others stay.
     Some(&'a [Held]),
-    /// These are all.
+    /// All of them.
     All(&'a [Held]),
-    /// None: the node has gone, and what that changes is kept until the log has it.
+    /// None: the node is gone. The leaves that this causes are kept until the log has acknowledged them.
     Left,
 }

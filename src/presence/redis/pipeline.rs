@@ -1,4 +1,4 @@
-//! The pipeline task: takes the marks of a window, writes them in one pipeline, and hands on what changed.
+//! The pipeline task: collects the changes of a window, writes them in one pipeline, and passes on what has changed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,60 +7,55 @@ use std::time::Duration;
 use redis::RedisError;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Times;
-use super::audience::Audience;
 use super::checks::Checks;
-use super::news::{MAX_WAITING, News};
+use super::client_notifier::ClientNotifier;
+use super::node_lease::NodeLease;
 use super::pending::Pending;
-use super::standing::Standing;
+use super::status_publisher::{MAX_WAITING, StatusPublisher};
 use super::store::{self, Store};
+use super::timings::{MAX_RETRY, MIN_RETRY, Timings};
 use crate::clock::Moment;
 use crate::logging::LogLimit;
-use crate::presence::Parts;
-use crate::presence::grace::{self, Grace, Leaving};
+use crate::presence::grace::{self, GraceClock, Leaving};
+use crate::presence::parts::Parts;
 use crate::protocol::ids::{SessionId, UserId};
 
-/// The most sessions, and about the most users, of one pipeline: a round trip stays short, and so does Redis's pause
-/// for others.
+/// The most sessions, and about the most users, of one pipeline: the round trip stays short, and so does the time for
+/// which Redis serves nobody else.
 pub const MAX_PIPELINE: usize = 500;
 const MAX_PIPELINE_USERS: usize = 2_000;
-/// How long to leave a Redis alone that has failed; doubled up to the second while it keeps failing.
-const MIN_RETRY: Duration = Duration::from_millis(250);
-pub const MAX_RETRY: Duration = Duration::from_secs(1);
-/// How often a round begins anew because Redis has lost what was written in it.
+/// How often a round starts again because Redis has lost what was written in it.
 const MAX_LOSSES: usize = 3;
-/// Typists that wait for Redis, at most: they are forgotten in half a minute anyway.
+/// At most so many typists wait for Redis: they expire in half a minute anyway.
 const MAX_TYPING: usize = 10_000;
-/// A session that Redis refuses is logged at most so often.
+/// The least time between two log lines about sessions that Redis refuses.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Pipeline {
     pub(super) store: Arc<Store>,
     pub(super) parts: Arc<Parts>,
-    pub(super) times: Times,
-    pub(super) standing: Standing,
-    pub(super) audience: Audience,
-    pub(super) news: News,
-    /// Whose last connection here has ended, and who may be back.
-    pub(super) grace: Grace,
+    pub(super) timings: Timings,
+    pub(super) lease: NodeLease,
+    pub(super) notifier: ClientNotifier,
+    pub(super) publisher: StatusPublisher,
+    /// Users whose last connection here has closed, and who may reconnect.
+    pub(super) grace: GraceClock,
     checks: Checks,
     pub(super) pending: HashMap<SessionId, Pending>,
-    /// When marks were last taken: who came before is pending, or written.
-    pub(super) took_marks: Moment,
+    /// When changes were last taken: users who joined before are pending, or written.
+    pub(super) took_changes: Moment,
     pub(super) typing: HashMap<(SessionId, UserId), bool>,
-    /// What was written in a hold.
-    pub(super) held_back: HashMap<SessionId, Pending>,
-    /// All sessions are pending; our list may have others.
-    pub(super) is_resyncing: bool,
-    /// Sessions that are on our list, and not here, are to be looked for, from this place in the list.
-    pub(super) stale: Option<u64>,
-    /// How far the lists of the nodes that are taken back have been looked at.
+    /// What was written during a recovery, to be published and announced after it.
+    pub(super) deferred: HashMap<SessionId, Pending>,
+    /// Where to continue looking for sessions that are on our list in Redis but not here.
+    pub(super) stale_cursor: Option<u64>,
+    /// Where to continue in the lists of the nodes that are reaped.
     pub(super) reaping: HashMap<Arc<str>, u64>,
     pub(super) next_heartbeat: Instant,
-    /// When dead nodes, and what the log has refused, are looked after again.
+    /// When to look after dead nodes and what the log has rejected again.
     pub(super) next_upkeep: Instant,
-    /// Dead nodes are taken back in this round.
-    pub(super) wants_dead: bool,
+    /// Dead nodes are claimed and reaped in this round.
+    pub(super) claims_nodes: bool,
     /// Numbers the pipelines.
     pub(super) number: u64,
     retry: Duration,
@@ -69,29 +64,28 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn new(store: Arc<Store>, parts: Arc<Parts>, times: Times) -> Self {
-        let mut grace = Grace::new(times.grace);
-        // After a panic there are some already.
-        grace::find_lingerers(&parts.registry, &mut grace);
+    pub fn new(store: Arc<Store>, parts: Arc<Parts>, timings: Timings) -> Self {
+        let mut grace = GraceClock::new(timings.grace);
+        // There are some already if the task was restarted after a panic.
+        grace::add_all_lingerers(&parts.registry, &mut grace);
         Self {
             grace,
             checks: Checks::new(Instant::now()),
-            took_marks: Moment::now(),
-            audience: Audience::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
-            news: News::new(Arc::clone(&parts.bus), Arc::clone(&parts.inbox)),
-            standing: Standing::new(store.next_name(&parts.node)),
+            took_changes: Moment::now(),
+            notifier: ClientNotifier::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
+            publisher: StatusPublisher::new(Arc::clone(&parts.bus), Arc::clone(&parts.dirty)),
+            lease: NodeLease::new(store.next_name(&parts.node), timings),
             store,
             parts,
-            times,
+            timings,
             pending: HashMap::new(),
             typing: HashMap::new(),
-            held_back: HashMap::new(),
-            is_resyncing: true,
-            stale: Some(0),
+            deferred: HashMap::new(),
+            stale_cursor: Some(0),
             reaping: HashMap::new(),
             next_heartbeat: Instant::now(),
             next_upkeep: Instant::now(),
-            wants_dead: false,
+            claims_nodes: false,
             number: 0,
             retry: MIN_RETRY,
             refusal_log: LogLimit::new(REFUSAL_LOG_INTERVAL),
@@ -99,42 +93,44 @@ impl Pipeline {
         }
     }
 
-    /// Runs until the inbox is stopped.
+    /// Runs until it is told to stop.
     pub async fn run(mut self) {
-        // After a panic there are sessions already.
-        self.begin_resync();
+        // There are sessions already if the task was restarted after a panic.
+        self.start_resync();
         loop {
             let due = self.due();
             tokio::select! {
-                () = self.parts.inbox.marked() => sleep(self.times.window).await,
+                () = self.parts.dirty.changed() => sleep(self.timings.window).await,
                 () = sleep_until(due) => {}
             }
-            let is_stopping = self.parts.inbox.is_stopping();
+            let is_stopping = self.parts.dirty.is_stopping();
             if is_stopping {
-                // A Redis that is away has one more chance.
+                // If Redis is unavailable it has one more chance.
                 self.next_heartbeat = Instant::now();
             }
-            self.take_marks();
+            self.take_changes();
             match self.round().await {
                 Ok(()) if self.store.is_connected() => {
                     self.retry = MIN_RETRY;
-                    if !self.standing.is_holding() {
+                    if !self.lease.state().is_recovering() {
                         self.store.succeed();
                     }
                 }
                 Ok(()) => {}
                 Err(error) => {
                     self.store.fail(&error);
-                    self.standing.is_uncertain |= !store::is_answer(&error);
+                    if !store::is_answer(&error) {
+                        self.lease.unanswered();
+                    }
                     self.next_heartbeat = Instant::now() + self.retry;
                     self.retry = MAX_RETRY.min(2 * self.retry);
-                    self.forget_what_a_resync_finds();
+                    self.trim_pending();
                 }
             }
             let is_up = self.store.is_connected();
             self.parts.metrics.redis_up.set(is_up.into());
             if is_stopping {
-                if let Err(error) = self.leave().await {
+                if let Err(error) = self.shut_down().await {
                     self.store.fail(&error);
                 }
                 return;
@@ -148,58 +144,61 @@ impl Pipeline {
         }
         let next = self.next_heartbeat.min(self.next_upkeep);
         let grace = self.grace.due().map(|due| Instant::from_std(due.instant()));
-        let due = self.audience.due().into_iter().chain(grace);
+        let due = self.notifier.due().into_iter().chain(grace);
         due.fold(next, Instant::min)
     }
 
-    fn take_marks(&mut self) {
+    fn take_changes(&mut self) {
         let now = Instant::now();
-        self.took_marks = Moment::now();
-        let changes = self.parts.inbox.take();
-        grace::note_lingerers(&self.parts.registry, &mut self.grace, &changes.sessions);
+        self.took_changes = Moment::now();
+        let changes = self.parts.dirty.take();
+        grace::add_lingerers(&self.parts.registry, &mut self.grace, &changes.sessions);
         for (session_id, change) in changes.sessions {
             let pending = self.pend(session_id);
-            pending.is_checked |= change.is_doubted;
+            pending.is_check |= change.needs_check;
             pending.change.merge(change);
         }
-        self.take_gone();
+        self.expire_graces();
         self.typing.extend(changes.typing);
         if self.typing.len() > MAX_TYPING {
             self.typing.clear();
         }
-        for session_id in self.audience.take_due(now) {
+        for session_id in self.notifier.take_due(now) {
             self.pend(session_id);
         }
         if now >= self.next_upkeep && self.store.is_connected() && self.has_log() {
-            self.take_failed_news();
+            self.retry_failed();
         }
-        if self.standing.end_hold(self.times) {
+        if self.lease.end_recovery() {
             for session in self.parts.registry.all() {
                 self.pend(session.id.clone());
             }
-            for (session_id, pending) in std::mem::take(&mut self.held_back) {
+            for (session_id, pending) in std::mem::take(&mut self.deferred) {
                 self.pend(session_id).merge(pending);
             }
         }
     }
 
-    /// The session is to be written or looked at, and clients here to be shown it.
+    /// The session is to be written or read, and clients here notified.
     pub(super) fn pend(&mut self, session_id: SessionId) -> &mut Pending {
         let pending = self.pending.entry(session_id).or_default();
-        pending.is_shown = true;
+        pending.must_notify = true;
         pending
     }
 
-    /// Whose grace is over is gone. While Redis is away, or does not know yet what all nodes hold, nobody's is: who
-    /// has come back elsewhere is not to be seen.
-    fn take_gone(&mut self) {
+    /// Users whose grace has expired leave. The clock is paused while Redis is unavailable, or does not know yet what
+    /// all nodes hold: nobody could see who has reconnected to another node.
+    fn expire_graces(&mut self) {
         let now = Moment::now();
-        if self.store.is_connected() && !self.standing.is_holding() && !self.is_resyncing {
+        if self.store.is_connected()
+            && !self.lease.state().is_recovering()
+            && !self.lease.state().is_resyncing()
+        {
             self.grace.resume(now);
         } else {
-            self.grace.stop();
+            self.grace.pause();
         }
-        while let Some((leaving, end)) = self.grace.take_over(now) {
+        while let Some((leaving, end)) = self.grace.take_expired(now) {
             self.end_grace(leaving, end);
         }
     }
@@ -211,66 +210,67 @@ impl Pipeline {
             user_id,
         } = leaving;
         if self.parts.registry.end_grace(&session_id, &user_id, since, end) {
-            self.pend(session_id).change.gone(user_id, end);
+            self.pend(session_id).change.grace_expired(user_id, end);
         }
     }
 
-    /// What the log has refused is tried again, once per heartbeat.
-    fn take_failed_news(&mut self) {
-        match self.news.take_failed(&self.standing.name) {
+    /// Publishes again what the log has rejected, once per heartbeat.
+    fn retry_failed(&mut self) {
+        match self.publisher.take_failed(self.lease.name()) {
             Some(failed) => {
                 for (session_id, events) in failed {
                     let pending = self.pend(session_id);
-                    pending.is_news = true;
+                    pending.must_publish = true;
                     pending.events.extend(events);
                 }
             }
             None => {
-                self.begin_resync();
+                self.start_resync();
                 for pending in self.pending.values_mut() {
-                    pending.is_news = true;
+                    pending.must_publish = true;
                 }
             }
         }
     }
 
-    /// While Redis is away, marks would pile up: of sessions that have ended, our list of sessions, there, has them,
-    /// and of all others the sessions know more.
-    fn forget_what_a_resync_finds(&mut self) {
+    /// While Redis is unavailable changes must not pile up: sessions that have ended are on our list in Redis, and for
+    /// all others the sessions are enough.
+    fn trim_pending(&mut self) {
         self.typing.clear();
         let registry = &self.parts.registry;
-        for waiting in [&mut self.pending, &mut self.held_back] {
+        for waiting in [&mut self.pending, &mut self.deferred] {
             let mut kept = 0;
             waiting.retain(|session_id, pending| {
                 let Some(session) = registry.get(session_id.as_str()) else {
-                    // What others were not told is nowhere else.
-                    kept += usize::from(pending.is_news);
-                    return pending.is_news && kept <= MAX_WAITING;
+                    // What was not published is known nowhere else.
+                    kept += usize::from(pending.must_publish);
+                    return pending.must_publish && kept <= MAX_WAITING;
                 };
-                pending.is_news |= !pending.change.users.is_empty();
+                pending.must_publish |= !pending.change.users.is_empty();
                 let is_here = |id: &UserId| session.with_users(|users| users.held(id).is_some());
                 pending.change.users.retain(|user_id, _| is_here(user_id));
                 pending.change.joiners.retain(|writer| writer.is_open());
                 true
             });
         }
-        self.audience.forget_the_gone();
+        self.notifier.prune();
     }
 
-    /// Everything is to be written again. What Redis then says is new, or not, is no measure of what other nodes
-    /// know: they are told of every change that is under way.
-    pub(super) fn begin_resync(&mut self) {
-        (self.is_resyncing, self.stale) = (true, Some(0));
+    /// Everything is to be written again. Whether that then is a change for Redis does not tell what other nodes know:
+    /// every change under way is published.
+    pub(super) fn start_resync(&mut self) {
+        self.lease.resync();
+        self.stale_cursor = Some(0);
         for pending in self.pending.values_mut() {
-            pending.is_news |= !pending.change.users.is_empty();
+            pending.must_publish |= !pending.change.users.is_empty();
         }
         for session in self.parts.registry.all() {
-            self.pend(session.id.clone()).is_all = true;
+            self.pend(session.id.clone()).writes_all = true;
         }
     }
 
     pub(super) async fn round(&mut self) -> Result<(), RedisError> {
-        let is_nudged = self.parts.inbox.take_nudge();
+        let is_woken = self.parts.dirty.take_wake();
         if !self.store.is_connected() {
             if Instant::now() < self.next_heartbeat {
                 return Ok(());
@@ -278,13 +278,13 @@ impl Pipeline {
             self.connect().await?;
             self.next_upkeep = Instant::now();
         }
-        let is_upkeep = is_nudged || Instant::now() >= self.next_upkeep;
+        let is_upkeep = is_woken || Instant::now() >= self.next_upkeep;
         if is_upkeep {
-            self.next_upkeep = Instant::now() + self.times.heartbeat;
+            self.next_upkeep = Instant::now() + self.timings.heartbeat;
         }
-        self.wants_dead = is_upkeep && !self.news.is_full() && !self.standing.is_holding();
-        if is_upkeep && !self.standing.is_holding() && !self.is_resyncing {
-            self.begin_checks();
+        self.claims_nodes = is_upkeep && !self.publisher.is_full() && !self.lease.state().is_recovering();
+        if is_upkeep && !self.lease.state().is_recovering() && !self.lease.state().is_resyncing() {
+            self.schedule_checks();
         }
         if self.pending.is_empty() {
             self.write(Vec::new()).await?;
@@ -297,26 +297,25 @@ impl Pipeline {
                 return Err(store::keeps_losing());
             }
         }
-        if self.is_resyncing {
-            self.release_former().await?;
-            // Redis may have lost us meanwhile: then there is more to write.
+        if self.lease.state().is_resyncing() {
+            self.release_retired_names().await?;
+            // There is more to write if Redis has lost us meanwhile.
             if !self.pending.is_empty() {
                 return Ok(());
             }
-            self.is_resyncing = false;
-            self.standing.wrote_all();
+            self.lease.wrote_all();
         }
-        // In a hold Redis knows too little for anything that is published.
-        if self.standing.is_holding() {
+        // During a recovery Redis knows too little to publish anything.
+        if self.lease.state().is_recovering() {
             return Ok(());
         }
-        if let Some(from) = self.stale.take() {
-            self.stale = self.take_back_stale(from).await?;
+        if let Some(from) = self.stale_cursor.take() {
+            self.stale_cursor = self.reclaim_stale(from).await?;
         }
         if is_upkeep && self.pending.is_empty() {
-            let former = self.standing.former.clone();
-            let dead = std::mem::take(&mut self.standing.dead);
-            let nodes: Vec<Arc<str>> = former
+            let retired = self.lease.retired_names().to_vec();
+            let dead = self.lease.take_dead();
+            let nodes: Vec<Arc<str>> = retired
                 .into_iter()
                 .chain(dead.into_iter().map(Arc::from))
                 .collect();
@@ -328,8 +327,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Looks at some of the sessions that are held here: others may have deleted or changed their keys.
-    fn begin_checks(&mut self) {
+    /// Schedules checks of some sessions: others may have deleted or changed their keys.
+    fn schedule_checks(&mut self) {
         let registry = &self.parts.registry;
         let all = || registry.all().iter().map(|session| session.id.clone()).collect();
         let users_of = |id: &SessionId| {
@@ -338,12 +337,12 @@ impl Pipeline {
         };
         for session_id in self.checks.take(Instant::now(), all, users_of) {
             if registry.contains(session_id.as_str()) {
-                self.pending.entry(session_id).or_default().is_checked = true;
+                self.pending.entry(session_id).or_default().is_check = true;
             }
         }
     }
 
-    /// Some pending sessions, bounded by what they bring along.
+    /// Some pending sessions, limited by the number of their users.
     fn next_batch(&self) -> Vec<SessionId> {
         let mut users = 0;
         let mut batch = Vec::new();

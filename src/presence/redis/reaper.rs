@@ -1,8 +1,7 @@
-//! Takes back what nodes held that hold it no more: dead ones, and this one under an earlier name or in sessions
-//! that ended unseen.
+//! Removes the users of dead nodes, of this node's retired names, and of sessions that ended unseen.
 //!
-//! A session stays on its node's list until the log has the news, and the leaves stay beside its users: a reaper's
-//! own death repeats, never loses.
+//! A session stays on its node's list, and the leaves stay beside its users, until the log has acknowledged them: if
+//! the reaper dies, leaves are repeated but never lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,55 +10,54 @@ use redis::RedisError;
 use tokio::time::{Instant, sleep};
 
 use super::answers::{self, Applied};
-use super::keys;
+use super::keys::{self, node_of};
 use super::listing::{Listing, Wants};
-use super::news::{self, Place, Unsettled};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
-use super::standing::base;
-use super::store::{Buried, LONG, SHORT};
+use super::status_publisher::{self, ListEntry, Unacknowledged};
+use super::store::{Deregistered, LONG, SHORT};
 use crate::clock::Moment;
 use crate::protocol::ids::SessionId;
 use crate::session::Session;
 
-/// The part of the time for an orderly end in which the log may answer; the rest is for Redis.
+/// The share of the time for shutting down that the log gets; the rest is for Redis.
 const LOG_SHARE: f64 = 0.6;
 
 impl Pipeline {
-    /// Takes back some sessions of a node that is dead or has left, or of an earlier name of our own: a page of its list
-    /// at a time, however long that is. Forgets it when there are none left and its lease has ended: until then something
-    /// of it may still be under way.
+    /// Reclaims some sessions of a node that is dead or was shut down, or of one of our retired names: a page of its
+    /// list at a time, however long that is. Deregisters it when there are none left and its lease has ended: until
+    /// then one of its pipelines may still be under way.
     pub(super) async fn reap(&mut self, node: Arc<str>) -> Result<(), RedisError> {
-        if self.news.is_full() {
+        if self.publisher.is_full() {
             return Ok(());
         }
         let from = self.reaping.get(&node).copied().unwrap_or_default();
         let page = self.store.sessions_of(&node, from).await?;
         if from == 0 && page.next == 0 && page.sessions.is_empty() {
-            return self.bury(&node).await;
+            return self.deregister(&node).await;
         }
-        let mut places = Vec::new();
+        let mut entries = Vec::new();
         for (id, number) in &page.sessions {
             match SessionId::parse(id) {
                 Some(session_id) if session_id.as_str() == id => {
-                    places.push(((Arc::clone(&node), session_id), Some(*number)));
+                    entries.push(((Arc::clone(&node), session_id), Some(*number)));
                 }
                 other => {
-                    let mut pipeline = self.begin();
-                    // A UUID in capital letters, as earlier versions kept it: nobody is shown that session any more.
+                    let mut pipeline = self.new_pipeline();
+                    // A UUID in capital letters, as written by earlier versions: no client sees that session any more.
                     if other.is_some() {
                         self.store
                             .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
-                        pipeline.cmd("DEL").arg(keys::untold(id, &node));
+                        pipeline.cmd("DEL").arg(keys::pending_leaves(id, &node));
                     }
-                    self.store.add_settle(&mut pipeline, &node, &[(id, None)]);
+                    self.store.add_acknowledge(&mut pipeline, &node, &[(id, None)]);
                     self.send(pipeline, SHORT).await?;
                 }
             }
         }
-        // Those that wait for the log stay on the list until it has them.
-        places.retain(|(place, _)| !self.news.is_still_moving(place));
-        self.take_back(places).await?;
-        // Only now: what failed is looked at again.
+        // Those that wait for the log stay on the list until it has acknowledged them.
+        entries.retain(|(entry, _)| !self.publisher.is_tracked(entry));
+        self.reclaim(entries).await?;
+        // Not earlier: after a failure the page is read again.
         self.reaping.insert(node, page.next);
         if page.next != 0 {
             self.next_upkeep = Instant::now();
@@ -67,34 +65,34 @@ impl Pipeline {
         Ok(())
     }
 
-    async fn bury(&mut self, node: &Arc<str>) -> Result<(), RedisError> {
+    async fn deregister(&mut self, node: &Arc<str>) -> Result<(), RedisError> {
         self.reaping.remove(node);
-        match self.store.bury(node).await? {
-            Buried::Not => {}
-            _ if self.standing.former.contains(node) => {
-                self.standing.former.retain(|former| former != node);
-            }
-            Buried::Dead => {
-                tracing::warn!(%node, "a node has died: its users have left");
+        match self.store.deregister(node).await? {
+            Deregistered::Not => {}
+            _ if self.lease.is_retired(node) => self.lease.forget_retired(node),
+            Deregistered::Dead => {
+                tracing::warn!(%node, "a node has died: its users were removed");
                 self.parts.metrics.nodes_reaped.inc();
             }
-            Buried::Left => tracing::info!(%node, "a node has left, and who did not come back"),
+            Deregistered::Left => {
+                tracing::info!(%node, "a node was shut down, and its users did not come back: they were removed")
+            }
         }
         Ok(())
     }
 
-    /// Takes our users out under earlier names, before anybody looks at what Redis says after a loss. Who left by that
-    /// is told when that can be: it is kept in Redis until then.
-    pub(super) async fn release_former(&mut self) -> Result<(), RedisError> {
-        if !self.standing.is_holding() {
+    /// After a loss of data, removes our users under retired names before anybody reads them. The leaves that this
+    /// causes are kept in Redis until they can be published.
+    pub(super) async fn release_retired_names(&mut self) -> Result<(), RedisError> {
+        if !self.lease.state().is_recovering() {
             return Ok(());
         }
-        for node in self.standing.former.clone() {
+        for node in self.lease.retired_names().to_vec() {
             let mut from = 0;
             loop {
                 let page = self.store.sessions_of(&node, from).await?;
                 for sessions in page.sessions.chunks(MAX_PIPELINE) {
-                    let mut pipeline = self.begin();
+                    let mut pipeline = self.new_pipeline();
                     for (id, _) in sessions {
                         self.store
                             .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
@@ -112,17 +110,18 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes our own users out of sessions that ended unseen: those of a page of our list. Where the next one begins.
-    pub(super) async fn take_back_stale(&mut self, from: u64) -> Result<Option<u64>, RedisError> {
-        let name = Arc::clone(&self.standing.name);
+    /// Removes our users from sessions that ended unseen: those on one page of our list. Returns the next page's
+    /// cursor.
+    pub(super) async fn reclaim_stale(&mut self, from: u64) -> Result<Option<u64>, RedisError> {
+        let name = Arc::clone(self.lease.name());
         let page = self.store.sessions_of(&name, from).await?;
         let listed = page.sessions.iter().filter_map(|(id, _)| SessionId::parse(id));
         let registry = &self.parts.registry;
         let ended = listed.filter(|id| !registry.contains(id.as_str()));
-        // Nobody else writes under this name: whatever the number is, it is ours.
-        let mut places: Vec<_> = ended.map(|id| ((Arc::clone(&name), id), None)).collect();
-        places.retain(|(place, _)| !self.news.is_still_moving(place));
-        self.take_back(places).await?;
+        // Nobody else writes under this name, so the number does not matter.
+        let mut entries: Vec<_> = ended.map(|id| ((Arc::clone(&name), id), None)).collect();
+        entries.retain(|(entry, _)| !self.publisher.is_tracked(entry));
+        self.reclaim(entries).await?;
         if page.next == 0 {
             return Ok(None);
         }
@@ -130,11 +129,11 @@ impl Pipeline {
         Ok(Some(page.next))
     }
 
-    /// Takes all users of these nodes out of these sessions and tells everyone.
-    async fn take_back(&mut self, places: Vec<(Place, Option<u64>)>) -> Result<(), RedisError> {
-        for places in places.chunks(MAX_PIPELINE) {
-            let mut pipeline = self.begin();
-            for ((node, session_id), _) in places {
+    /// Removes all users of these nodes from these sessions, publishes and announces that.
+    async fn reclaim(&mut self, entries: Vec<(ListEntry, Option<u64>)>) -> Result<(), RedisError> {
+        for entries in entries.chunks(MAX_PIPELINE) {
+            let mut pipeline = self.new_pipeline();
+            for ((node, session_id), _) in entries {
                 let id = session_id.as_str();
                 self.store
                     .add_apply(&mut pipeline, node, id, Listing::Left, Wants::Snapshot, "");
@@ -142,12 +141,12 @@ impl Pipeline {
             let Some(answers) = self.send(pipeline, LONG).await? else {
                 return Ok(());
             };
-            for ((place, number), answer) in places.iter().zip(answers) {
+            for ((entry, number), answer) in entries.iter().zip(answers) {
                 match answer.and_then(|answer| answers::read_applied(answer, Wants::Snapshot)) {
-                    Ok(applied) => self.taken_back(place, *number, applied).await,
+                    Ok(applied) => self.reclaimed(entry, *number, applied).await,
                     Err(error) => {
-                        self.refused(&place.1, &error);
-                        self.news.settle_without(place.clone(), *number);
+                        self.refused(&entry.1, &error);
+                        self.publisher.track_unpublished(entry.clone(), *number);
                     }
                 }
             }
@@ -155,111 +154,111 @@ impl Pipeline {
         Ok(())
     }
 
-    async fn taken_back(&mut self, place: &Place, number: Option<u64>, applied: Applied) {
-        let (node, session_id) = place;
+    async fn reclaimed(&mut self, entry: &ListEntry, number: Option<u64>, applied: Applied) {
+        let (node, session_id) = entry;
         let session = self.parts.registry.get(session_id.as_str());
-        let left = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
-        let is_former = self.standing.former.contains(node);
+        let leaves = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
+        let is_retired = self.lease.is_retired(node);
         match &applied.snapshot {
-            // What is here was written again, and told, under the name of now.
-            Some(_) if is_former && session.is_some() && applied.left.is_empty() => {
-                self.news.settle_without(place.clone(), number);
+            // The users who are here were written again, and published, under the current name.
+            Some(_) if is_retired && session.is_some() && applied.left.is_empty() => {
+                self.publisher.track_unpublished(entry.clone(), number);
             }
             Some(status) => {
-                let events = news::leaves(&applied.left);
-                // On a list that is looked at again, what the log refuses is found again.
-                let is_own = *node == self.standing.name;
+                let events = status_publisher::leave_events(&applied.left);
+                // What the log rejects of other names is found again on their lists.
+                let is_own = node == self.lease.name();
                 let receipt = match is_own {
-                    true => self.news.publish(session_id, status, events),
-                    false => self.news.publish_left(session_id, status, events),
+                    true => self.publisher.publish(session_id, status, events),
+                    false => self.publisher.publish_leaves(session_id, status, events),
                 };
-                let unsettled = Unsettled {
+                let unacknowledged = Unacknowledged {
                     receipt,
-                    left,
+                    leaves,
                     is_own,
                     number,
                 };
-                self.news.settle_with(place.clone(), unsettled);
+                self.publisher.track(entry.clone(), unacknowledged);
             }
             None => {}
         }
         if let Some(session) = session {
             if self.note_damage(session_id, &applied) {
                 let again = self.pend(session_id.clone());
-                (again.is_checked, again.is_news) = (true, true);
+                (again.is_check, again.must_publish) = (true, true);
             }
-            self.audience.show(&session, Vec::new(), applied).await;
+            self.notifier.notify(&session, Vec::new(), applied).await;
         }
     }
 
-    /// The orderly end: nobody is left here, and the others know. Who may still come back is handed to another node,
-    /// with what is left of the grace, if there is one.
-    pub(super) async fn leave(&mut self) -> Result<(), RedisError> {
-        self.wants_dead = false;
-        let deadline = Instant::now() + self.parts.inbox.patience().mul_f64(LOG_SHARE);
-        self.settle_until(deadline).await?;
-        let name = Arc::clone(&self.standing.name);
-        let grace = self.to_hand_over();
-        let departure = self.store.depart(&name, base(&self.parts.node), grace).await?;
+    /// Shuts down in order: publishes that nobody is left here, and hands the users who may still reconnect to another
+    /// node, if there is one, with what is left of their grace.
+    pub(super) async fn shut_down(&mut self) -> Result<(), RedisError> {
+        self.claims_nodes = false;
+        let deadline = Instant::now() + self.parts.dirty.stop_timeout().mul_f64(LOG_SHARE);
+        self.await_acknowledgements(deadline).await?;
+        let name = Arc::clone(self.lease.name());
+        let grace = self.remaining_grace();
+        let departure = self.store.depart(&name, node_of(&self.parts.node), grace).await?;
         if !departure.has_others {
-            self.leave_nobody_waiting(departure.left, deadline).await?;
+            self.expire_everyone(departure.left, deadline).await?;
         }
-        for former in &self.standing.former {
-            self.store.expire(former).await?;
+        for name in self.lease.retired_names() {
+            self.store.expire(name).await?;
         }
         if departure.has_others && grace.is_some() {
             return Ok(());
         }
-        // What is left, if anything, is for the others, at once.
+        // If anything is left, the others reap it at once.
         self.store.expire(&name).await?;
         let page = self.store.sessions_of(&name, 0).await?;
         if page.next == 0 && page.sessions.is_empty() {
-            self.store.bury(&name).await?;
+            self.store.deregister(&name).await?;
         }
         Ok(())
     }
 
-    /// How long our users' grace still is, if there are any.
-    fn to_hand_over(&self) -> Option<Duration> {
-        if self.times.grace.is_zero() || self.parts.registry.is_empty() {
+    /// What is left of our users' grace, if there are any.
+    fn remaining_grace(&self) -> Option<Duration> {
+        if self.timings.grace.is_zero() || self.parts.registry.is_empty() {
             return None;
         }
-        let longest = self.grace.longest(Moment::now());
-        // Connections that are still open end now.
+        let longest = self.grace.longest_remaining(Moment::now());
+        // Connections that are still open close now.
         let is_open = |session: &Arc<Session>| !session.members().is_empty();
         let has_open = self.parts.registry.all().iter().any(is_open);
-        Some(if has_open { self.times.grace } else { longest })
+        Some(if has_open { self.timings.grace } else { longest })
     }
 
-    /// No other node is there to wait for anybody: who is in the grace is gone, also of those that left before us.
-    async fn leave_nobody_waiting(&mut self, left: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
-        while let Some(leaving) = self.grace.take_any() {
+    /// There is no other node: the grace expires at once, also for users of nodes that were shut down before.
+    async fn expire_everyone(&mut self, left: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
+        while let Some(leaving) = self.grace.take_oldest() {
             self.end_grace(leaving, Moment::now());
         }
         self.round().await?;
-        self.settle_until(deadline).await?;
+        self.await_acknowledgements(deadline).await?;
         for node in left.into_iter().map(Arc::<str>::from) {
             while Instant::now() < deadline {
                 let page = self.store.sessions_of(&node, 0).await?;
                 if page.next == 0 && page.sessions.is_empty() {
-                    self.bury(&node).await?;
+                    self.deregister(&node).await?;
                     break;
                 }
                 self.reap(Arc::clone(&node)).await?;
-                self.settle_until(deadline).await?;
+                self.await_acknowledgements(deadline).await?;
             }
         }
         Ok(())
     }
 
-    /// Waits until the log has what was published, and takes that off the lists.
-    async fn settle_until(&mut self, deadline: Instant) -> Result<(), RedisError> {
+    /// Waits until the log has acknowledged what was published, and removes that from the lists.
+    async fn await_acknowledgements(&mut self, deadline: Instant) -> Result<(), RedisError> {
         loop {
             self.write(Vec::new()).await?;
-            if self.news.is_settled() || Instant::now() >= deadline {
+            if self.publisher.is_idle() || Instant::now() >= deadline {
                 return Ok(());
             }
-            sleep(self.times.window).await;
+            sleep(self.timings.window).await;
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The connection to Redis: commands, scripts and what they answer. It is shared by the pipeline task and REST,
-//! whose requests travel in the same pipeline.
+//! The connection to Redis: commands, scripts and their answers. The pipeline task and REST share it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,73 +13,56 @@ use redis::{
 };
 
 use super::answers::{Facts, snapshot};
-use super::cause::{Cause, told_to_a_ping};
+use super::cause::{Cause, SERVER_ERRORS, answer_to_ping};
 use super::keys;
 use super::listing::{Listing, Wants};
+use super::timings::CONNECT_TIMEOUT;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
-use crate::presence::Unavailable;
+use crate::presence::parts::Unavailable;
 use crate::protocol::ids::SessionId;
 use crate::protocol::status::ConnectionStatus;
 use crate::secret::Secret;
 
-/// How long Redis may take to accept us.
-pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long it may take to answer.
+/// How long Redis may take to answer.
 pub const SHORT: Duration = Duration::from_secs(1);
-/// How long it may take for a pipeline of many sessions: other clients' commands, and other nodes', come between.
+/// How long it may take for a pipeline of many sessions: commands of other clients and nodes come in between.
 pub const LONG: Duration = Duration::from_secs(4);
-/// How long a REST request waits: its answer is promised within a second.
-const REST_PATIENCE: Duration = Duration::from_millis(700);
+/// How long a REST request waits: an answer is promised within a second.
+const REST_TIMEOUT: Duration = Duration::from_millis(700);
 
 const APPLY: &str = include_str!("apply.lua");
 const HEARTBEAT: &str = include_str!("heartbeat.lua");
-const BURY: &str = include_str!("bury.lua");
-const SETTLE: &str = include_str!("settle.lua");
+const DEREGISTER: &str = include_str!("deregister.lua");
+const ACKNOWLEDGE: &str = include_str!("acknowledge.lua");
 const DEPART: &str = include_str!("depart.lua");
 
-/// The most sessions of a node's list in one answer: each comes within [`SHORT`], however long the list is.
+/// At most so many sessions of a node's list in one answer: each arrives within [`SHORT`], however long the list is.
 pub const PAGE: usize = 100;
-/// After damage to a session's keys, how long the nodes have to write again what they hold before anybody is said to
-/// have left: all have looked by then ([`super::checks::CYCLE`]).
+/// After damage to a session's keys, how long the nodes have to rewrite what they hold before anybody is announced as
+/// having left: by then all have checked ([`super::checks::CYCLE`]).
 pub const SUSPICION: Duration = Duration::from_secs(10);
-
-/// Error codes that are about the server and not about one key: nothing else will work either.
-pub(super) const SERVER_ERRORS: [&str; 12] = [
-    "NOSCRIPT",
-    "READONLY",
-    "LOADING",
-    "OOM",
-    "NOAUTH",
-    "WRONGPASS",
-    "NOPERM",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "MISCONF",
-    "BUSY",
-    "NOREPLICAS",
-];
 
 pub struct Store {
     /// Without user, password and database: see [`Self::connect`].
     client: Client,
     /// The password in it is the URL's.
     login: RedisConnectionInfo,
-    /// One that may change, which wins.
+    /// One that may change, and takes precedence.
     password: Option<Secret>,
     apply: redis::Script,
     heartbeat: redis::Script,
-    bury: redis::Script,
-    settle: redis::Script,
+    deregister: redis::Script,
+    acknowledge: redis::Script,
     depart: redis::Script,
-    /// `None` while Redis is away.
+    /// `None` while Redis is unavailable.
     connection: Mutex<Option<MultiplexedConnection>>,
-    /// Redis answers, but not all nodes have written what they hold: it knows too little.
-    is_settling: AtomicBool,
-    /// How many names of this node's were in use: none is used twice, also when the task begins anew.
+    /// Redis answers, but not all nodes have written what they hold.
+    is_incomplete: AtomicBool,
+    /// How many names this node has used: none is used twice, even if the task is restarted.
     names: AtomicU32,
     health: Mutex<(Status, Option<String>)>,
-    /// What is wrong with this Redis, though it answers.
+    /// What is wrong with this Redis although it answers.
     warning: Mutex<Option<String>>,
 }
 
@@ -99,11 +81,11 @@ impl Store {
             password: settings.password.clone(),
             apply: redis::Script::new(APPLY),
             heartbeat: redis::Script::new(HEARTBEAT),
-            bury: redis::Script::new(BURY),
-            settle: redis::Script::new(SETTLE),
+            deregister: redis::Script::new(DEREGISTER),
+            acknowledge: redis::Script::new(ACKNOWLEDGE),
             depart: redis::Script::new(DEPART),
             connection: Mutex::new(None),
-            is_settling: AtomicBool::new(true),
+            is_incomplete: AtomicBool::new(true),
             names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
             warning: Mutex::default(),
@@ -133,7 +115,7 @@ impl Store {
         self.connection.lock().is_some()
     }
 
-    /// Notes that Redis does not do what it should: the connection is made anew.
+    /// Redis has failed: drops the connection, and reports the cause.
     pub fn fail(&self, error: &RedisError) {
         *self.connection.lock() = None;
         let cause = Cause::of(error);
@@ -143,7 +125,7 @@ impl Store {
                 address = %self.address(),
                 cause = cause.public,
                 words = cause.words,
-                "Redis is not available: presence waits for it"
+                "Redis is not available: presence is suspended"
             );
         }
         let status = if health.0 == Status::Connecting {
@@ -154,7 +136,7 @@ impl Store {
         *health = (status, Some(format!("Redis is not available: {}", cause.public)));
     }
 
-    /// Notes that everything is written.
+    /// Everything is written: Redis is healthy.
     pub fn succeed(&self) {
         let mut health = self.health.lock();
         if health.0 != Status::Ok {
@@ -163,15 +145,15 @@ impl Store {
         *health = (Status::Ok, None);
     }
 
-    /// Connects, brings the scripts along, and says which server process this is, if it tells. The library would log
-    /// in by itself, and forget why that was refused.
+    /// Connects, loads the scripts, and returns the id of the server process, if it is known. (If the library logged in
+    /// by itself, the reason for a refusal would be lost.)
     pub async fn connect(&self) -> Result<Option<String>, RedisError> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_PATIENCE))
-            // Each caller has a patience of its own.
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            // Each caller has its own timeout.
             .set_response_timeout(None);
         let connect = self.client.get_multiplexed_async_connection_with_config(&config);
-        let mut connection = timeout(2 * CONNECT_PATIENCE, connect).await?;
+        let mut connection = timeout(2 * CONNECT_TIMEOUT, connect).await?;
         let mut load = redis::pipe();
         let changing = self.password.as_ref().map(Secret::value);
         if let Some(password) = changing.as_deref().or(self.login.password()) {
@@ -180,23 +162,23 @@ impl Store {
         if self.login.db() != 0 {
             load.cmd("SELECT").arg(self.login.db());
         }
-        for script in [APPLY, HEARTBEAT, BURY, SETTLE, DEPART] {
+        for script in [APPLY, HEARTBEAT, DEREGISTER, ACKNOWLEDGE, DEPART] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
-        // With a result for each, the first error is the one that explains the others.
+        // With a result for each command, the first error is the one that explains the others.
         let load = load.ignore_errors();
-        let loaded = timeout(CONNECT_PATIENCE, load.query_async(&mut connection)).await;
+        let loaded = timeout(CONNECT_TIMEOUT, load.query_async(&mut connection)).await;
         let results: Vec<RedisResult<Value>> = match loaded {
             Err(error) if error.is_connection_dropped() => {
-                let told = told_to_a_ping(self.address(), CONNECT_PATIENCE).await;
-                return Err(told.unwrap_or(error));
+                let answer = answer_to_ping(self.address(), CONNECT_TIMEOUT).await;
+                return Err(answer.unwrap_or(error));
             }
             loaded => loaded?,
         };
         results.into_iter().collect::<RedisResult<Vec<_>>>()?;
-        // Forbidden by an ACL, it tells nothing: then a loss is seen by what is missing only.
+        // An ACL may forbid it: then a loss of data only shows in what is missing.
         let info = redis::cmd("INFO");
-        let info: RedisResult<String> = timeout(CONNECT_PATIENCE, info.query_async(&mut connection)).await;
+        let info: RedisResult<String> = timeout(CONNECT_TIMEOUT, info.query_async(&mut connection)).await;
         *self.connection.lock() = Some(connection);
         let facts = Facts::of(&info.unwrap_or_default());
         let known = std::mem::replace(&mut *self.warning.lock(), facts.warning.clone());
@@ -206,31 +188,32 @@ impl Store {
         Ok(facts.run_id)
     }
 
-    /// Sends a pipeline; each command has its own result, unless the server as a whole refuses.
+    /// Sends a pipeline. Each command has its own result, unless the server as a whole refuses.
     pub async fn send(
         &self,
         pipeline: &mut Pipeline,
-        patience: Duration,
+        duration: Duration,
     ) -> Result<Vec<RedisResult<Value>>, RedisError> {
         let connection = self.connection.lock().clone();
         let Some(mut connection) = connection else {
-            return Err(away());
+            return Err(no_answer());
         };
         let answers: Vec<RedisResult<Value>> =
-            timeout(patience, pipeline.ignore_errors().query_async(&mut connection)).await?;
-        let is_servers = |error: &&RedisError| is_servers(error);
+            timeout(duration, pipeline.ignore_errors().query_async(&mut connection)).await?;
+        let is_server_error = |error: &&RedisError| is_server_error(error);
         match answers
             .iter()
             .filter_map(|answer| answer.as_ref().err())
-            .find(is_servers)
+            .find(is_server_error)
         {
             Some(error) => Err(error.clone()),
             None => Ok(answers),
         }
     }
 
-    /// Adds the renewal of a node's lease; with a `claim` it also takes on for so long the nodes that have left, and
-    /// with `claims_dead` dead ones. `is_writing` while the node has not written all that it holds.
+    /// Adds the renewal of a node's lease. For the duration of `claim`, unless it is zero, it also claims the nodes
+    /// that were shut down, and with `claims_dead` dead ones. `is_writing`: the node has not written everything it
+    /// holds yet.
     pub fn add_heartbeat(
         &self,
         pipeline: &mut Pipeline,
@@ -238,7 +221,7 @@ impl Store {
         lease: Duration,
         (claim, claims_dead): (Duration, bool),
         is_writing: bool,
-        former: &[Arc<str>],
+        retired_names: &[Arc<str>],
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
         command
@@ -250,7 +233,7 @@ impl Store {
             .arg(claim.as_millis().to_string())
             .arg(flag(is_writing))
             .arg(flag(claims_dead));
-        for name in former {
+        for name in retired_names {
             command.arg(&**name);
         }
     }
@@ -267,7 +250,7 @@ impl Store {
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
         command.arg(keys::users(session_id)).arg(keys::meta(session_id));
-        command.arg(keys::untold(session_id, node)).arg(node);
+        command.arg(keys::pending_leaves(session_id, node)).arg(node);
         let (name, held) = match listing {
             Listing::Some(held) => ("some", held),
             Listing::All(held) => ("all", held),
@@ -283,21 +266,21 @@ impl Store {
         }
     }
 
-    /// Who is connected, for REST.
+    /// Everyone connected to a session, for REST.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
         let connection = self.connection.lock().clone();
         let mut connection = connection
-            .filter(|_| !self.is_settling.load(Ordering::Acquire))
+            .filter(|_| !self.is_incomplete.load(Ordering::Acquire))
             .ok_or(Unavailable)?;
         let mut read = redis::cmd("HVALS");
         read.arg(keys::users(session_id.as_str()));
-        let values: Vec<Vec<u8>> = timeout(REST_PATIENCE, read.query_async(&mut connection))
+        let values: Vec<Vec<u8>> = timeout(REST_TIMEOUT, read.query_async(&mut connection))
             .await
             .map_err(|_| Unavailable)?;
         Ok(snapshot(values.iter().map(Vec::as_slice)))
     }
 
-    /// The node's next name: `NODE_ID` and boot id, and from the second on a number.
+    /// The node's next name: `NODE_ID` and boot id and, from the second name on, a number.
     pub fn next_name(&self, node: &str) -> Arc<str> {
         match self.names.fetch_add(1, Ordering::Relaxed) {
             0 => node.into(),
@@ -305,28 +288,28 @@ impl Store {
         }
     }
 
-    /// Notes whether Redis knows less than the nodes do.
-    pub fn settle(&self, is_settling: bool) {
-        self.is_settling.store(is_settling, Ordering::Release);
+    /// Sets whether Redis knows less than the nodes do: then REST is not answered.
+    pub fn set_incomplete(&self, is_incomplete: bool) {
+        self.is_incomplete.store(is_incomplete, Ordering::Release);
     }
 
-    /// Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
-    pub async fn bury(&self, node: &str) -> Result<Buried, RedisError> {
+    /// Deregisters a node that holds no users any more, unless it has renewed its lease.
+    pub async fn deregister(&self, node: &str) -> Result<Deregistered, RedisError> {
         let mut pipeline = redis::pipe();
-        let command = pipeline.cmd("EVALSHA").arg(self.bury.get_hash());
+        let command = pipeline.cmd("EVALSHA").arg(self.deregister.get_hash());
         let names = [keys::LEASES, keys::CLAIMS, keys::WRITING, keys::LEFT];
         command.arg(names.len()).arg(&names).arg(node);
         let answer = self.send(&mut pipeline, SHORT).await?.pop();
-        let buried: i64 = redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?;
-        Ok(match buried {
-            0 => Buried::Not,
-            1 => Buried::Dead,
-            _ => Buried::Left,
+        let deregistered: i64 = redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?;
+        Ok(match deregistered {
+            0 => Deregistered::Not,
+            1 => Deregistered::Dead,
+            _ => Deregistered::Left,
         })
     }
 
-    /// Says goodbye for a node. With `grace`, which is how long its users may still come back, it hands them to the
-    /// others, if there are any.
+    /// Announces that a node shuts down. With `grace`, which is how long its users may still reconnect, it hands them
+    /// to the other nodes, if there are any.
     pub async fn depart(
         &self,
         node: &str,
@@ -348,16 +331,16 @@ impl Store {
         Ok(Departure { has_others, left })
     }
 
-    /// Ends a node's lease: whoever sees it takes back what is left.
+    /// Ends a node's lease: other nodes reap what is left.
     pub async fn expire(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("ZADD").arg(keys::LEASES).arg(0).arg(node);
         self.send(&mut pipeline, SHORT).await.map(|_| ())
     }
 
-    /// Adds the removal of sessions from a node's list, each with the number it was seen with, if that matters.
-    pub fn add_settle(&self, pipeline: &mut Pipeline, node: &str, sessions: &[(&str, Option<u64>)]) {
-        let command = pipeline.cmd("EVALSHA").arg(self.settle.get_hash());
+    /// Adds the removal of sessions from a node's list, each with the number it was read with, if that matters.
+    pub fn add_acknowledge(&self, pipeline: &mut Pipeline, node: &str, sessions: &[(&str, Option<u64>)]) {
+        let command = pipeline.cmd("EVALSHA").arg(self.acknowledge.get_hash());
         command.arg(1).arg(keys::sessions(node));
         for (session_id, number) in sessions {
             command.arg(*session_id);
@@ -365,9 +348,9 @@ impl Store {
         }
     }
 
-    /// A page of the sessions in which a node may hold somebody, with the numbers of their last pipelines. A key that
-    /// is somebody else's lists nothing. A list that changes meanwhile may show a session twice, and hides none that
-    /// stays.
+    /// A page of the sessions in which a node may hold users, with the numbers of their last pipelines. A key of
+    /// another type counts as empty. If the list changes meanwhile, a session may appear twice, but none that stays is
+    /// missed.
     pub async fn sessions_of(&self, node: &str, cursor: u64) -> Result<Page, RedisError> {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("ZSCAN").arg(keys::sessions(node));
@@ -389,55 +372,55 @@ impl Store {
 #[derive(Default)]
 pub struct Page {
     pub sessions: Vec<(String, u64)>,
-    /// Where the next one begins; 0 behind the last.
+    /// Where the next page starts; 0 after the last.
     pub next: u64,
 }
 
-/// Whether a node is forgotten.
+/// Whether a node was deregistered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Buried {
+pub enum Deregistered {
     Not,
     Dead,
-    /// It had left in order.
+    /// It had been shut down in order.
     Left,
 }
 
-/// Who is there when a node leaves.
+/// Which other nodes there are when a node shuts down.
 pub struct Departure {
     pub has_others: bool,
-    /// Nodes that have left, and are not taken back yet.
+    /// Nodes that were shut down and are not reaped yet.
     pub left: Vec<String>,
 }
 
-/// Whether Redis has answered at all: then nothing that was sent before can still be executed later.
+/// Whether Redis has answered at all: then nothing that was sent before can be executed later.
 pub fn is_answer(error: &RedisError) -> bool {
     error.code().is_some()
 }
 
-/// Redis answers, and never knows us again.
+/// Redis answers, but loses our lease each time.
 pub fn keeps_losing() -> RedisError {
-    std::io::Error::other("presence is lost again and again").into()
+    std::io::Error::other("presence is lost repeatedly").into()
 }
 
 async fn timeout<T>(
-    patience: Duration,
+    duration: Duration,
     future: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, RedisError> {
-    tokio::time::timeout(patience, future)
+    tokio::time::timeout(duration, future)
         .await
-        .unwrap_or_else(|_| Err(away()))
+        .unwrap_or_else(|_| Err(no_answer()))
 }
 
 fn flag(set: bool) -> &'static str {
     if set { "1" } else { "0" }
 }
 
-fn away() -> RedisError {
+fn no_answer() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
 }
 
-/// Whether nothing else will work either. What a script met carries the code in its text, with older servers.
-fn is_servers(error: &RedisError) -> bool {
+/// Whether nothing else will work either. Older servers report an error inside a script by its text only.
+fn is_server_error(error: &RedisError) -> bool {
     let is_one = |code: &str| SERVER_ERRORS.contains(&code);
     let within = |text: &str| {
         text.split_whitespace()

@@ -1,9 +1,9 @@
--- Forgets a node that holds nobody any more, unless it has spoken again meanwhile.
+-- Deregisters a node that holds no users any more, unless it has renewed its lease.
 --
--- KEYS  1 leases   2 claims   3 nodes that have not written yet all that they hold   4 nodes that have left in order
---       (all in the same slot)
+-- KEYS  1 leases   2 claims   3 nodes that have not written everything they hold yet   4 nodes that were shut down in
+--       order   (all in the same slot)
 -- ARGV  1 node
--- Reply 0: it is not forgotten   1: it is   2: it is, and had left in order
+-- Reply 0: still registered   1: deregistered   2: deregistered, and had been shut down in order
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -1,0 +1,35 @@
+//! What presence is started with, and its error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dirty_sessions::DirtySessions;
+use crate::bus::Bus;
+use crate::metrics::Metrics;
+use crate::session::Registry;
+
+/// What presence needs.
+pub struct Parts {
+    pub dirty: Arc<DirtySessions>,
+    pub registry: Arc<Registry>,
+    pub bus: Arc<Bus>,
+    pub metrics: Arc<Metrics>,
+    /// `NODE_ID` and the boot id.
+    pub node: String,
+}
+
+/// The configured durations.
+#[derive(Clone, Copy)]
+pub struct Times {
+    /// `PRESENCE_FLUSH`.
+    pub window: Duration,
+    /// `PRESENCE_GRACE`.
+    pub grace: Duration,
+    /// `PRESENCE_TTL`.
+    pub ttl: Duration,
+}
+
+/// The presence store can't be asked at the moment.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the presence store is not available")]
+pub struct Unavailable;

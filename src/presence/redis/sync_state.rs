@@ -1,0 +1,344 @@
+//! Whether Redis knows everything it should: the states, and one function for all transitions between them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::keys::node_of;
+use super::timings::Timings;
+
+/// Names of one node: under each connection after a loss it has another.
+type Names = HashSet<String>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SyncState {
+    /// Redis has everything this node holds, and is believed.
+    Synced,
+    /// Everything this node holds is written again.
+    Resyncing,
+    /// Redis has lost data of all nodes: it is not believed until they have written everything again.
+    Recovering(RecoveryBarrier),
+}
+
+/// What a recovery waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryBarrier {
+    /// Nodes that were alive before and have not written everything again, with the names they had: a node that is back
+    /// has a new one.
+    missing: HashMap<String, Names>,
+    /// Some of them are writing.
+    is_some_writing: bool,
+    progress: Progress,
+}
+
+/// How far this node is in a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It writes everything. Its users seem new to Redis, but are not.
+    Rebuilding,
+    /// It writes everything once more. `written`: when it had, if it still counts.
+    Resyncing { written: Option<Instant> },
+    /// It has written everything.
+    Waiting { written: Instant },
+}
+
+pub enum Event<'a> {
+    /// Redis may lack something that this node holds.
+    ResyncRequired,
+    /// This node continues under another name, and has written nothing under it.
+    Renamed,
+    /// Redis has lost data. The names of the other nodes that were alive before.
+    DataLost { peers: &'a Names },
+    /// Redis names the nodes that are alive and have written everything, and those that are alive and have not.
+    NodesSeen {
+        done: &'a [String],
+        writing: &'a [String],
+    },
+    /// This node has written everything it holds.
+    AllWritten { now: Instant },
+    /// Time passes.
+    Tick { now: Instant },
+}
+
+impl SyncState {
+    pub fn is_resyncing(&self) -> bool {
+        match self {
+            Self::Synced => false,
+            Self::Resyncing => true,
+            Self::Recovering(barrier) => !matches!(barrier.progress, Progress::Waiting { .. }),
+        }
+    }
+
+    pub fn is_recovering(&self) -> bool {
+        matches!(self, Self::Recovering(_))
+    }
+
+    /// Whether users who seem new to Redis are not.
+    pub fn is_rebuilding(&self) -> bool {
+        matches!(self, Self::Recovering(barrier) if barrier.progress == Progress::Rebuilding)
+    }
+
+    #[must_use]
+    pub fn after(self, event: Event<'_>, timings: &Timings) -> Self {
+        match (self, event) {
+            (Self::Recovering(barrier), event) => barrier.after(event, timings),
+            (_, Event::DataLost { peers }) => Self::Recovering(RecoveryBarrier::new(by_node(peers))),
+            (_, Event::ResyncRequired | Event::Renamed) => Self::Resyncing,
+            (_, Event::AllWritten { .. }) => Self::Synced,
+            (state, Event::NodesSeen { .. } | Event::Tick { .. }) => state,
+        }
+    }
+}
+
+impl RecoveryBarrier {
+    fn new(missing: HashMap<String, Names>) -> Self {
+        Self {
+            missing,
+            is_some_writing: false,
+            progress: Progress::Rebuilding,
+        }
+    }
+
+    fn after(mut self, event: Event<'_>, timings: &Timings) -> SyncState {
+        self.progress = match (self.progress, event) {
+            // The nodes seen since then may not be all.
+            (_, Event::DataLost { .. }) => return SyncState::Recovering(Self::new(self.missing)),
+            (Progress::Waiting { written }, Event::ResyncRequired) => {
+                let written = Some(written);
+                Progress::Resyncing { written }
+            }
+            (Progress::Waiting { .. } | Progress::Resyncing { .. }, Event::Renamed) => {
+                Progress::Resyncing { written: None }
+            }
+            (Progress::Rebuilding | Progress::Resyncing { written: None }, Event::AllWritten { now }) => {
+                Progress::Waiting { written: now }
+            }
+            (
+                Progress::Resyncing {
+                    written: Some(written),
+                },
+                Event::AllWritten { .. },
+            ) => Progress::Waiting { written },
+            (Progress::Waiting { written }, Event::Tick { now }) if self.is_over(now - written, timings) => {
+                return SyncState::Synced;
+            }
+            (
+                Progress::Resyncing {
+                    written: Some(written),
+                },
+                Event::Tick { now },
+            ) if self.is_over(now - written, timings) => return SyncState::Resyncing,
+            (progress, Event::NodesSeen { done, writing }) => {
+                self.note_nodes(done, writing);
+                progress
+            }
+            (
+                progress,
+                Event::ResyncRequired | Event::Renamed | Event::AllWritten { .. } | Event::Tick { .. },
+            ) => progress,
+        };
+        SyncState::Recovering(self)
+    }
+
+    /// Whether the other nodes are back, or have had the time to be, since this one had written everything.
+    fn is_over(&self, since_written: Duration, timings: &Timings) -> bool {
+        let all_are_back = self.missing.is_empty() && since_written >= timings.heartbeat + timings.window;
+        let timeout = match self.is_some_writing {
+            true => timings.ttl,
+            false => timings.reconnect(),
+        };
+        all_are_back || since_written >= timeout
+    }
+
+    fn note_nodes(&mut self, done: &[String], writing: &[String]) {
+        let has_new = |names: &[String], node: &str, known: &Names| {
+            let mut of_node = names.iter().filter(|name| node_of(name) == node);
+            of_node.any(|name| !known.contains(name))
+        };
+        self.is_some_writing = false;
+        self.missing.retain(|node, known| {
+            let is_writing = has_new(writing, node, known);
+            self.is_some_writing |= is_writing;
+            is_writing || !has_new(done, node, known)
+        });
+    }
+}
+
+fn by_node(names: &Names) -> HashMap<String, Names> {
+    let mut nodes = HashMap::<_, Names>::new();
+    for name in names {
+        nodes
+            .entry(node_of(name).to_owned())
+            .or_default()
+            .insert(name.clone());
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::presence::redis::timings;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn peers(of: &[&str]) -> Names {
+        names(of).into_iter().collect()
+    }
+
+    fn timings() -> Timings {
+        timings::testing(Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_resync_ends_when_everything_is_written() {
+        let (timings, now) = (timings(), Instant::now());
+        let state = SyncState::Synced.after(Event::ResyncRequired, &timings);
+        assert_eq!(state, SyncState::Resyncing);
+        let state = state.after(Event::Tick { now }, &timings);
+        assert_eq!(state, SyncState::Resyncing);
+        assert_eq!(
+            state.after(Event::AllWritten { now }, &timings),
+            SyncState::Synced
+        );
+    }
+
+    #[test]
+    fn a_recovery_ends_when_all_nodes_have_written_or_have_had_the_time_to() {
+        let (timings, start) = (timings(), Instant::now());
+        let tick =
+            |state: SyncState, after: Duration| state.after(Event::Tick { now: start + after }, &timings);
+        let seen = |state: SyncState, done: &[&str], writing: &[&str]| {
+            let (done, writing) = (names(done), names(writing));
+            let (done, writing) = (&done[..], &writing[..]);
+            state.after(Event::NodesSeen { done, writing }, &timings)
+        };
+        let before = &peers(&["b+2", "c+3.4"]);
+        let lost = || SyncState::Synced.after(Event::DataLost { peers: before }, &timings);
+        let state = tick(lost(), Duration::from_secs(100));
+        assert!(state.is_recovering(), "this node has not written");
+        let state = state.after(Event::AllWritten { now: start }, &timings);
+        let state = seen(state, &["b+2", "c+3.4"], &[]);
+        let state = tick(state, Duration::from_secs(2));
+        assert!(state.is_recovering(), "old names are no sign of life");
+        let state = seen(state, &["b+2.1", "c+3.4"], &["c+3.5"]);
+        let state = tick(state, 2 * timings.reconnect());
+        assert!(state.is_recovering(), "one is about to write");
+        let state = seen(state, &["b+2.1", "c+3.5"], &[]);
+        assert_eq!(tick(state, Duration::from_secs(2)), SyncState::Synced);
+
+        let state = lost().after(Event::AllWritten { now: start }, &timings);
+        let state = tick(state, timings.reconnect());
+        assert_eq!(state, SyncState::Synced, "they may be dead");
+    }
+
+    #[test]
+    fn after_another_loss_the_nodes_from_before_the_first_are_waited_for() {
+        let (timings, now) = (timings(), Instant::now());
+        let before = peers(&["b+2"]);
+        let state = SyncState::Synced.after(Event::DataLost { peers: &before }, &timings);
+        let state = state.after(Event::AllWritten { now }, &timings);
+        let nobody = peers(&[]);
+        let again = state.after(Event::DataLost { peers: &nobody }, &timings);
+        assert!(again.is_rebuilding());
+        let again = again.after(Event::AllWritten { now }, &timings);
+        let now = now + timings.heartbeat + timings.window;
+        assert!(again.after(Event::Tick { now }, &timings).is_recovering());
+    }
+
+    /// What happens to a node, and how long after the event before.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Resync,
+        Rename,
+        Lose,
+        PeerWrites,
+        PeerIsBack,
+        PeerIsAway,
+        Write,
+        Tick,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            1 => Just(Step::Resync),
+            1 => Just(Step::Rename),
+            1 => Just(Step::Lose),
+            1 => Just(Step::PeerWrites),
+            1 => Just(Step::PeerIsBack),
+            1 => Just(Step::PeerIsAway),
+            3 => Just(Step::Write),
+            3 => Just(Step::Tick),
+        ]
+    }
+
+    proptest! {
+        /// The rules, stated by what has happened and not by states: a resync lasts until everything is written, a
+        /// recovery until, in addition, the peer is back or has had the time to be.
+        #[test]
+        fn states_follow_from_what_has_happened(steps in prop::collection::vec((step(), 0u64..9_000), 1..80)) {
+            let timings = timings();
+            let known = peers(&["b+2"]);
+            let (mut state, mut now) = (SyncState::Resyncing, Instant::now());
+            let (mut must_write, mut is_new_to_redis, mut is_recovering) = (true, false, false);
+            let (mut is_peer_missing, mut is_peer_writing) = (false, false);
+            let mut written = None;
+            for (step, ms) in steps {
+                now += Duration::from_millis(ms);
+                let (mut done, mut writing) = (Vec::new(), Vec::new());
+                match step {
+                    Step::PeerIsBack => done = names(&["a+1", "b+2.1"]),
+                    Step::PeerWrites => writing = names(&["b+2.1"]),
+                    _ => done = names(&["b+2"]),
+                }
+                let event = match step {
+                    Step::Resync => Event::ResyncRequired,
+                    Step::Rename => Event::Renamed,
+                    Step::Lose => Event::DataLost { peers: &known },
+                    Step::PeerWrites | Step::PeerIsBack | Step::PeerIsAway => {
+                        Event::NodesSeen { done: &done, writing: &writing }
+                    }
+                    Step::Write => Event::AllWritten { now },
+                    Step::Tick => Event::Tick { now },
+                };
+                state = state.after(event, &timings);
+                match step {
+                    Step::Resync => must_write = true,
+                    Step::Rename => (must_write, written) = (true, None),
+                    Step::Lose => {
+                        is_peer_missing |= !is_recovering;
+                        (must_write, is_new_to_redis, is_recovering) = (true, true, true);
+                        (is_peer_writing, written) = (false, None);
+                    }
+                    Step::PeerWrites => is_peer_writing = is_peer_missing,
+                    Step::PeerIsBack => (is_peer_missing, is_peer_writing) = (false, false),
+                    Step::PeerIsAway => is_peer_writing = false,
+                    Step::Write => {
+                        (must_write, is_new_to_redis) = (false, false);
+                        written = written.or(Some(now));
+                    }
+                    Step::Tick => {
+                        let since = written.map(|written| now - written).unwrap_or_default();
+                        let least = timings.heartbeat + timings.window;
+                        let most = if is_peer_writing { timings.ttl } else { timings.reconnect() };
+                        let is_over = !is_peer_missing && since >= least || since >= most;
+                        if is_recovering && is_over {
+                            (is_recovering, is_peer_missing, is_peer_writing) = (false, false, false);
+                        }
+                    }
+                }
+                if !is_recovering {
+                    (written, is_peer_missing, is_peer_writing) = (None, false, false);
+                }
+                prop_assert_eq!(state.is_resyncing(), must_write);
+                prop_assert_eq!(state.is_rebuilding(), is_new_to_redis);
+                prop_assert_eq!(state.is_recovering(), is_recovering);
+            }
+        }
+    }
+}
