@@ -40,7 +40,7 @@ pub(super) struct Broken {
     pub(super) why: String,
 }
 
-const FORM: &str = "NAME=value is accepted, or a comment that begins with #";
+const FORM: &str = "expected NAME=value, or a comment that begins with #";
 
 pub(super) fn parse(bytes: &[u8]) -> File {
     let text = match std::str::from_utf8(bytes) {

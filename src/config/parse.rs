@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{AllowedHeaders, Variable};
 
-/// A whole number in a range.
+/// An integer in a range.
 pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
@@ -14,7 +14,7 @@ where
     match text.parse() {
         Ok(value) if digits && range.contains(&value) => Ok(value),
         _ => Err(format!(
-            "a whole number from {} to {} is accepted",
+            "expected an integer from {} to {}",
             range.start(),
             range.end()
         )),
@@ -26,7 +26,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
-        _ => Err("true or false is accepted".to_owned()),
+        _ => Err("expected true or false".to_owned()),
     }
 }
 
@@ -39,18 +39,18 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, St
         .ok_or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
             match names.split_last() {
-                Some((last, [])) => format!("{last} is accepted"),
-                Some((last, others)) => format!("{} or {last} is accepted", others.join(", ")),
-                None => "nothing is accepted".to_owned(),
+                Some((last, [])) => format!("expected {last}"),
+                Some((last, others)) => format!("expected {} or {last}", others.join(", ")),
+                None => "expected nothing".to_owned(),
             }
         })
 }
 
-/// A whole number with a unit: `500ms`, `25s`, `2m`, `1h`.
+/// An integer with a unit: `500ms`, `25s`, `2m`, `1h`.
 pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
     let accepted = || {
         format!(
-            "a duration such as 500ms, 25s or 2m is accepted, from {} to {}",
+            "expected a duration such as 500ms, 25s or 2m, from {} to {}",
             show_duration(*range.start()),
             show_duration(*range.end())
         )
@@ -161,7 +161,7 @@ pub(super) fn is_host(text: &str) -> bool {
 
 /// Kafka's bootstrap list, `host:port` each, as librdkafka reads it. The port may be left out: 9092.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
-    const ACCEPTED: &str = "host:port is accepted, or several of them with commas between";
+    const ACCEPTED: &str = "expected host:port, or several of them separated by commas";
     let mut brokers = Vec::new();
     for part in list(text) {
         let broker = match split_port(part) {
@@ -227,7 +227,7 @@ pub(super) fn node_id_of_host(hostname: &str) -> String {
 /// other loggers have and ours lacks (`warning`, `fatal`, `panic`) are translated.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     const ACCEPTED: &str =
-        "off, error, warn, info, debug or trace is accepted, or target=level parts with commas between";
+        "expected off, error, warn, info, debug or trace, or target=level parts separated by commas";
     let level = |text: &str| match text.to_ascii_lowercase().as_str() {
         level @ ("off" | "error" | "warn" | "info" | "debug" | "trace") => Ok(level.to_owned()),
         "warning" => Ok("warn".to_owned()),

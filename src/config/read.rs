@@ -70,11 +70,11 @@ pub(super) fn config(
         .filter(|ws| *ws != port);
     let host = r.required("HOST", |text| {
         text.parse()
-            .map_err(|_| "an IPv4 or IPv6 address is accepted".to_owned())
+            .map_err(|_| "expected an IPv4 or IPv6 address".to_owned())
     });
     let admin_addr = r.unless_empty("ADMIN_ADDR", |text| {
         text.parse()
-            .map_err(|_| "an address with a port, such as 127.0.0.1:9464, or nothing is accepted".to_owned())
+            .map_err(|_| "expected an address with a port, such as 127.0.0.1:9464, or nothing".to_owned())
     });
 
     let environment = r.required("ENVIRONMENT", |text| {
@@ -185,7 +185,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
             if overlaps && same && !r.is_wrong(name) && !r.is_wrong("ADMIN_ADDR") {
                 r.wrong(
                     "ADMIN_ADDR",
-                    format!("another port than {name}'s ({}) is accepted", admin.port()),
+                    format!("expected another port than {name}'s ({})", admin.port()),
                 );
             }
         }
@@ -195,7 +195,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
     {
         r.wrong(
             "ALLOW_CREDENTIALS",
-            "with ALLOWED_ORIGINS=* only false is accepted in production: list the origins, or any site could act for its visitors",
+            "expected false: in production ALLOWED_ORIGINS=* would let any site act for its visitors; list the origins",
         );
     }
     if config.allow_credentials
@@ -216,7 +216,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
     let queue = config.limits.send_queue_bytes;
     if config.max_record_bytes > queue && !r.is_wrong("MAX_RECORD_BYTES") && !r.is_wrong("SEND_QUEUE_BYTES") {
         let accepted = format!(
-            "{} is more than SEND_QUEUE_BYTES ({queue}), which is the most that is accepted",
+            "{} does not fit: expected at most SEND_QUEUE_BYTES ({queue})",
             config.max_record_bytes
         );
         r.wrong("MAX_RECORD_BYTES", accepted);
@@ -226,7 +226,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
         r.wrong(
             "PRESENCE_FLUSH",
             format!(
-                "at most a quarter of PRESENCE_TTL ({}) is accepted",
+                "expected at most a quarter of PRESENCE_TTL ({})",
                 parse::show_duration(slowest)
             ),
         );
@@ -296,10 +296,7 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
         pong_timeout = ping_interval;
         if r.text("PONG_TIMEOUT").is_some() {
             let most = parse::show_duration(ping_interval);
-            r.wrong(
-                "PONG_TIMEOUT",
-                format!("at most PING_INTERVAL ({most}) is accepted"),
-            );
+            r.wrong("PONG_TIMEOUT", format!("expected at most PING_INTERVAL ({most})"));
         }
     }
 

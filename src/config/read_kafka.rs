@@ -29,10 +29,7 @@ pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
         ),
     ] {
         if let Some((other, _)) = others.into_iter().find(|(_, other)| key(other) == key(topic)) {
-            r.wrong(
-                name,
-                format!("another topic than {other}'s ({topic}) is accepted"),
-            );
+            r.wrong(name, format!("expected another topic than {other}'s ({topic})"));
         }
     }
     let partitions = r.required("KAFKA_TOPIC_PARTITIONS", |text| number(text, 1..=10_000));
@@ -68,7 +65,10 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
         )
     });
     if security != Plaintext && !KAFKA_TLS {
-        r.wrong(PROTOCOL, "this build has neither TLS nor SASL for Kafka (cargo feature kafka-tls): only plaintext is accepted");
+        r.wrong(
+            PROTOCOL,
+            "this build has neither TLS nor SASL for Kafka (cargo feature kafka-tls): expected plaintext",
+        );
     }
     let mechanism = r.required("KAFKA_SASL_MECHANISM", |text| {
         use SaslMechanism::{Plain, ScramSha256, ScramSha512};
@@ -81,8 +81,8 @@ fn kafka_security(r: &mut Reader<'_>) -> (SecurityProtocol, Option<Sasl>, Option
     let password = r.secret(PASSWORD, PASSWORD_FILE);
     let ssl_ca = r.optional("KAFKA_SSL_CA", |text| match std::fs::read(text) {
         Ok(content) if content.windows(11).any(|window| window == b"-----BEGIN ") => Ok(PathBuf::from(text)),
-        Ok(_) => Err("a file with certificates in PEM form is accepted".to_owned()),
-        Err(why) => Err(format!("a readable file is accepted: {why}")),
+        Ok(_) => Err("expected a file with certificates in PEM form".to_owned()),
+        Err(why) => Err(format!("expected a readable file: {why}")),
     });
 
     if !r.is_wrong(PROTOCOL) {

@@ -22,7 +22,7 @@ pub(super) fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
         if usable {
             Ok(bracketed)
         } else {
-            Err("a host name or an address is accepted; its port is REDIS_PORT".to_owned())
+            Err("expected a host name or an address; its port is REDIS_PORT".to_owned())
         }
     });
     let password = r.secret("REDIS_PASSWORD", REDIS_PASSWORD_FILE);
@@ -69,7 +69,7 @@ fn has_password(url: &str) -> bool {
 
 /// What is wrong with a URL, told without the URL itself: it may hold a password.
 fn redis_url_problem(url: &str) -> Option<String> {
-    const ACCEPTED: &str = "redis://[user:password@]host[:port][/db] is accepted";
+    const ACCEPTED: &str = "expected redis://[user:password@]host[:port][/db]";
     let Some(parsed) = redis::parse_redis_url(url) else {
         return Some(format!(
             "{ACCEPTED} (a password's special characters percent-encoded)"

@@ -131,7 +131,7 @@ fn all_problems_are_told_at_once_in_the_tables_order() {
         ["PORT", "HOST", "TRUSTED_PROXIES", "LOG_FORMAT", "PING_INTERVAL"]
     );
     assert!(
-        message.contains("PORT=\"99999\": a whole number from 0 to 65535 is accepted"),
+        message.contains("PORT=\"99999\": expected an integer from 0 to 65535"),
         "{message}"
     );
     assert_eq!(message.lines().count(), 6);

@@ -137,7 +137,7 @@ fn read_dotenv(
             problems.push(Problem {
                 name: path.display().to_string(),
                 value: None,
-                accepted: format!("a readable text file is accepted: {error}"),
+                accepted: format!("expected a readable text file: {error}"),
             });
             return HashMap::new();
         }

@@ -34,7 +34,7 @@ impl Surroundings {
                 Err(_) if is_ours => read.problems.push(Problem {
                     name,
                     value: None,
-                    accepted: "its bytes are not UTF-8, which is what is accepted".to_owned(),
+                    accepted: "its bytes are not UTF-8".to_owned(),
                 }),
                 _ => read.warnings.extend(unknown(&name)),
             }
