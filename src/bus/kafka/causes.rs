@@ -9,8 +9,10 @@ use crate::bus::Status;
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    /// For everybody: no address, no user. An outage with the same words goes on.
+    /// For everybody: no address, no user.
     text: String,
+    /// How much of the text says which cause it is; the rest names where, which changes while an outage goes on.
+    key: usize,
     /// What else the log may say: addresses, librdkafka's words.
     more: Option<String>,
     /// For how long, where that is part of it.
@@ -19,11 +21,23 @@ pub struct Cause {
 
 impl Cause {
     pub fn new(text: impl Into<String>) -> Self {
+        Self::naming(text, "")
+    }
+
+    /// A cause, and the partitions that it concerns at the moment.
+    pub fn naming(text: impl Into<String>, names: &str) -> Self {
+        let text = text.into();
         Self {
-            text: text.into(),
+            key: text.len(),
+            text: text + names,
             more: None,
             since: None,
         }
+    }
+
+    /// The same for all that is one cause.
+    fn key(&self) -> &str {
+        &self.text[..self.key]
     }
 
     pub fn with(mut self, more: impl Into<String>) -> Self {
@@ -74,7 +88,7 @@ impl Teller {
         let mut seen = BTreeSet::new();
         causes.retain(|cause| seen.insert(cause.text.clone()));
         for cause in &causes {
-            if self.told.insert(cause.text.clone()) {
+            if self.told.insert(cause.key().to_owned()) {
                 let brokers = &shared.config.brokers;
                 let more = cause.more.as_deref();
                 tracing::warn!(cause = cause.text, more, brokers, "Kafka is degraded");
@@ -86,5 +100,22 @@ impl Teller {
             tracing::info!(brokers = shared.config.brokers, "Kafka is connected");
         }
         shared.set_standing(Standing { status, causes });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_the_same_wherever_it_is() {
+        let one = Cause::naming("partitions without a leader: ", "a/0,a/1");
+        let other = Cause::naming("partitions without a leader: ", "a/1");
+        assert_eq!(one.key(), other.key());
+        assert_eq!(other.detail(), "partitions without a leader: a/1");
+        assert_ne!(
+            Cause::new("connection refused").key(),
+            Cause::new("timed out").key()
+        );
     }
 }

@@ -64,7 +64,7 @@ impl Found {
         }
         if !self.leaderless.is_empty() {
             let names = named(shared, self.leaderless.iter().copied());
-            causes.push(Cause::new(format!("partitions without a leader: {names}")));
+            causes.push(Cause::naming("partitions without a leader: ", &names));
         }
         for &(topic, operation) in &self.denied {
             let name = shared.topic_name(topic);
@@ -262,9 +262,9 @@ impl Watch {
                 // No new producer helps there.
                 self.well_since = None;
                 let names = named(&self.shared, short.iter().map(|(at, _)| *at));
-                return Cause::new(format!(
-                    "not enough in-sync replicas ({in_sync} of min.insync.replicas {least}): {names}"
-                ));
+                let text =
+                    format!("not enough in-sync replicas ({in_sync} of min.insync.replicas {least}): ");
+                return Cause::naming(text, &names);
             }
         }
         match self.shared.writing.first() {
@@ -284,8 +284,8 @@ impl Watch {
         let long: Vec<_> = self.held.long(now).collect();
         if let Some(since) = long.iter().map(|(_, since)| *since).min() {
             let names = named(&self.shared, long.iter().map(|(at, _)| *at));
-            let text = format!("a transaction that a producer has left open holds back {names}");
-            causes.push(Cause::new(text).since(since));
+            let text = "a transaction that a producer has left open holds back ";
+            causes.push(Cause::naming(text, &names).since(since));
         }
     }
 }
