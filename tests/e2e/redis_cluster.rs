@@ -1,7 +1,7 @@
 //! What the Redis tests share: nodes with one Kafka and one Redis, and connections that count what they are told.
 
-#[path = "redis_town.rs"]
-pub mod town;
+#[path = "redis_fault_scenario.rs"]
+pub mod fault_scenario;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
@@ -184,11 +184,11 @@ impl Tab {
 pub async fn fence(nodes: &[&Server], session: &str, tabs: &[&Tab]) {
     for node in nodes {
         let name = unique("fence");
-        let guest = Tab::join(node, session, &name, "admin").await;
+        let user = Tab::join(node, session, &name, "admin").await;
         for tab in tabs {
             tab.until("the fence comes", |seen| seen.joins(&name) == 1).await;
         }
-        guest.close().await;
+        user.close().await;
         for tab in tabs {
             tab.until("the fence goes", |seen| seen.leaves(&name) == 1).await;
         }

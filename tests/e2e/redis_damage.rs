@@ -1,4 +1,4 @@
-//! Somebody deletes, evicts or overwrites a key of presence: it is written again, and nobody is said to have left.
+//! A key of presence is deleted, evicted or overwritten: it is written again, and nobody is announced as having left.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,18 @@ use crate::redis_cluster::{Cluster, Tab, Truth, fence, rest};
 use crate::services::{OUTAGE, PrivateRedis, RedisClient, Resp, unique, users_key};
 use crate::support::{Server, eventually};
 
-struct Town {
+struct DamageScenario {
     redis: PrivateRedis,
     nodes: [Server; 2],
     session: String,
     tabs: Vec<Tab>,
     truth: Truth,
-    guests: usize,
+    joins: usize,
 }
 
-impl Town {
-    /// Two users on each node, who all know of each other.
-    async fn settle() -> Self {
+impl DamageScenario {
+    /// Two users on each node, who all know each other.
+    async fn start() -> Self {
         let redis = PrivateRedis::started();
         let cluster = Cluster::on(&redis.url());
         let nodes = ["node-a", "node-b"].map(|name| {
@@ -38,58 +38,58 @@ impl Town {
             truth.join(&session, user, kind);
         }
         truth.agreed(&[&nodes[0], &nodes[1]]).await;
-        let town = Self {
+        let scenario = Self {
             redis,
             nodes,
             session,
             tabs,
             truth,
-            guests: 0,
+            joins: 0,
         };
-        town.all_are_shown().await;
-        town
+        scenario.await_all_announced().await;
+        scenario
     }
 
     fn nodes(&self) -> [&Server; 2] {
         self.nodes.each_ref()
     }
 
-    async fn all_are_shown(&self) {
+    async fn await_all_announced(&self) {
         for tab in &self.tabs {
             let truth = Some(&self.truth.0[&self.session]);
             tab.until("everyone", |seen| seen.shown().as_ref() == truth).await;
         }
     }
 
-    /// Nobody did anything: it is found, and mended; and then a leave is a leave.
-    async fn is_mended(&mut self, damage: impl Fn(&mut RedisClient, &str)) {
+    /// The damage is found and repaired although no user does anything.
+    async fn assert_repaired(&mut self, damage: impl Fn(&mut RedisClient, &str)) {
         let mut client = self.redis.client();
         damage(&mut client, &self.session);
         let damaged = Instant::now();
-        eventually("it is whole again", || self.is_whole(&mut client));
-        eprintln!("whole after {:.1?}", damaged.elapsed());
-        self.nothing_was_told().await;
+        eventually("it is intact again", || self.is_intact(&mut client));
+        eprintln!("intact after {:.1?}", damaged.elapsed());
+        self.assert_nothing_announced().await;
     }
 
-    /// Somebody comes at once: on a node that has not found it yet.
-    async fn is_mended_by_a_join(&mut self, node: usize, damage: impl Fn(&mut RedisClient, &str)) {
+    /// A user joins at once, on a node that has not found the damage yet.
+    async fn assert_repaired_by_a_join(&mut self, node: usize, damage: impl Fn(&mut RedisClient, &str)) {
         let mut client = self.redis.client();
-        self.guests += 1;
-        let guest = format!("guest-{}", self.guests);
+        self.joins += 1;
+        let user = format!("guest-{}", self.joins);
         damage(&mut client, &self.session);
-        let tab = Tab::open(&self.nodes[node], &self.session, &guest, "admin").await;
-        self.truth.join(&self.session, &guest, "admin");
+        let tab = Tab::open(&self.nodes[node], &self.session, &user, "admin").await;
+        self.truth.join(&self.session, &user, "admin");
         for other in &self.tabs {
-            other.until("the join", |seen| seen.joins(&guest) == 1).await;
+            other.until("the join", |seen| seen.joins(&user) == 1).await;
         }
-        tab.until("its own join", |seen| seen.joins(&guest) == 1).await;
+        tab.until("its own join", |seen| seen.joins(&user) == 1).await;
         self.tabs.push(tab);
-        eventually("it is whole again", || self.is_whole(&mut client));
-        self.nothing_was_told().await;
+        eventually("it is intact again", || self.is_intact(&mut client));
+        self.assert_nothing_announced().await;
     }
 
     /// Users in Redis and by both nodes' REST, and totals, are right.
-    fn is_whole(&self, client: &mut RedisClient) -> bool {
+    fn is_intact(&self, client: &mut RedisClient) -> bool {
         let users = &self.truth.0[&self.session];
         let is_listed = self
             .nodes
@@ -119,7 +119,7 @@ impl Town {
     }
 
     /// What is wrong with a leave would be told by now, and true ones still are.
-    async fn nothing_was_told(&mut self) {
+    async fn assert_nothing_announced(&mut self) {
         let name = unique("leaves");
         let leaver = Tab::join(&self.nodes[0], &self.session, &name, "admin").await;
         for tab in &self.tabs {
@@ -153,7 +153,7 @@ impl Town {
             });
         }
         self.truth.still(&self.nodes());
-        self.all_are_shown().await;
+        self.await_all_announced().await;
     }
 }
 
@@ -163,24 +163,28 @@ fn meta_key(session: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_keys_are_written_again() {
-    let mut town = Town::settle().await;
-    town.is_mended(|redis, session| {
-        redis.command(&["DEL", &users_key(session)]);
-    })
-    .await;
-    town.is_mended(|redis, session| {
-        redis.command(&["DEL", &users_key(session), &meta_key(session)]);
-    })
-    .await;
-    town.is_mended(|redis, session| {
-        redis.command(&["DEL", &meta_key(session)]);
-    })
-    .await;
-    town.is_mended(|redis, session| {
-        redis.command(&["HDEL", &users_key(session), "ann", "dan"]);
-    })
-    .await;
-    let repairs: f64 = town
+    let mut scenario = DamageScenario::start().await;
+    scenario
+        .assert_repaired(|redis, session| {
+            redis.command(&["DEL", &users_key(session)]);
+        })
+        .await;
+    scenario
+        .assert_repaired(|redis, session| {
+            redis.command(&["DEL", &users_key(session), &meta_key(session)]);
+        })
+        .await;
+    scenario
+        .assert_repaired(|redis, session| {
+            redis.command(&["DEL", &meta_key(session)]);
+        })
+        .await;
+    scenario
+        .assert_repaired(|redis, session| {
+            redis.command(&["HDEL", &users_key(session), "ann", "dan"]);
+        })
+        .await;
+    let repairs: f64 = scenario
         .nodes
         .iter()
         .map(|node| node.metric("livechat_presence_repairs_total"))
@@ -190,33 +194,37 @@ async fn deleted_keys_are_written_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_on_a_session_whose_keys_are_gone_says_of_nobody_that_they_left() {
-    let mut town = Town::settle().await;
+    let mut scenario = DamageScenario::start().await;
     for node in [0, 1] {
-        town.is_mended_by_a_join(node, |redis, session| {
-            redis.command(&["DEL", &users_key(session), &meta_key(session)]);
+        scenario
+            .assert_repaired_by_a_join(node, |redis, session| {
+                redis.command(&["DEL", &users_key(session), &meta_key(session)]);
+            })
+            .await;
+    }
+    scenario
+        .assert_repaired_by_a_join(0, |redis, session| {
+            redis.command(&["DEL", &users_key(session)]);
         })
         .await;
-    }
-    town.is_mended_by_a_join(0, |redis, session| {
-        redis.command(&["DEL", &users_key(session)]);
-    })
-    .await;
-    town.is_mended_by_a_join(1, |redis, session| {
-        redis.command(&["HDEL", &users_key(session), "ann", "ben"]);
-    })
-    .await;
+    scenario
+        .assert_repaired_by_a_join(1, |redis, session| {
+            redis.command(&["HDEL", &users_key(session), "ann", "ben"]);
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_of_others_under_a_user_are_replaced() {
-    let mut town = Town::settle().await;
+    let mut scenario = DamageScenario::start().await;
     let nan = r#"{"user_id":"ben","user_type":"agent","joined_at":"2026-01-01T00:00:00.000Z","x":NaN}"#;
     let count = r#"{"user_id":"ann","user_type":"customer","joined_at":"2026-01-01T00:00:00.000Z","nodes":{"n+1":NaN}}"#;
-    town.is_mended(|redis, session| {
-        let values = ["ann", count, "ben", nan, "cid", "[1,2]", "dan", "junk"];
-        redis.command(&[["HSET", &users_key(session)].as_slice(), &values].concat());
-    })
-    .await;
+    scenario
+        .assert_repaired(|redis, session| {
+            let values = ["ann", count, "ben", nan, "cid", "[1,2]", "dan", "junk"];
+            redis.command(&[["HSET", &users_key(session)].as_slice(), &values].concat());
+        })
+        .await;
     for (node, user, value) in [
         (1, "ben", nan),
         (0, "dan", "[1,2]"),
@@ -224,33 +232,35 @@ async fn values_of_others_under_a_user_are_replaced() {
         (0, "ann", count),
     ] {
         eprintln!("{value}");
-        town.is_mended_by_a_join(node, |redis, session| {
-            redis.command(&["HSET", &users_key(session), user, value]);
-        })
-        .await;
+        scenario
+            .assert_repaired_by_a_join(node, |redis, session| {
+                redis.command(&["HSET", &users_key(session), user, value]);
+            })
+            .await;
     }
     // What is nobody's here hides nobody, and holds up nothing for long.
-    town.redis
+    scenario
+        .redis
         .client()
-        .command(&["HSET", &users_key(&town.session), "nobody", "[1,2]"]);
-    town.nothing_was_told().await;
-    town.nothing_was_told().await;
+        .command(&["HSET", &users_key(&scenario.session), "nobody", "[1,2]"]);
+    scenario.assert_nothing_announced().await;
+    scenario.assert_nothing_announced().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_another_type_are_replaced() {
-    let mut town = Town::settle().await;
+    let mut scenario = DamageScenario::start().await;
     let overwrite = |key: fn(&str) -> String| {
         move |redis: &mut RedisClient, session: &str| {
             redis.command(&["SET", &key(session), "somebody else's"]);
         }
     };
-    town.is_mended(overwrite(users_key)).await;
-    town.is_mended(overwrite(meta_key)).await;
-    town.is_mended_by_a_join(0, overwrite(users_key)).await;
-    town.is_mended_by_a_join(1, overwrite(meta_key)).await;
+    scenario.assert_repaired(overwrite(users_key)).await;
+    scenario.assert_repaired(overwrite(meta_key)).await;
+    scenario.assert_repaired_by_a_join(0, overwrite(users_key)).await;
+    scenario.assert_repaired_by_a_join(1, overwrite(meta_key)).await;
     // Those of the nodes, too: without them no death would be noticed.
-    let mut client = town.redis.client();
+    let mut client = scenario.redis.client();
     let lists: Vec<_> = client.keys("livechat:node:*:sessions");
     assert_eq!(lists.len(), 2);
     for key in lists {
@@ -264,12 +274,12 @@ async fn keys_of_another_type_are_replaced() {
     ] {
         client.command(&["SET", key, "somebody else's"]);
     }
-    town.nothing_was_told().await;
+    scenario.assert_nothing_announced().await;
     client.command(&["SET", "livechat:nodes", "somebody else's"]);
     eventually("leases again", || {
         client.ask(&["ZCARD", "livechat:nodes"]) == Resp::Number(2)
     });
-    town.truth.agreed(&town.nodes()).await;
+    scenario.truth.agreed(&scenario.nodes()).await;
 }
 
 /// Presence is not safe in it: health says so, and one line of the log.
@@ -326,17 +336,17 @@ fn redis_damage_is_not_asked_for_where_info_is_forbidden() {
 /// A whole cycle of checks passes over a session that is as it should be: nothing is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checks_of_what_is_right_change_nothing() {
-    let mut town = Town::settle().await;
-    let mut client = town.redis.client();
-    let before = client.hgetall(&meta_key(&town.session));
-    let pipelines = |town: &Town| town.nodes[0].metric("livechat_redis_pipelines_total");
-    let (first, since) = (pipelines(&town), Instant::now());
+    let mut scenario = DamageScenario::start().await;
+    let mut client = scenario.redis.client();
+    let before = client.hgetall(&meta_key(&scenario.session));
+    let pipelines = |scenario: &DamageScenario| scenario.nodes[0].metric("livechat_redis_pipelines_total");
+    let (first, since) = (pipelines(&scenario), Instant::now());
     // A heartbeat a second, and a cycle is five.
-    eventually("some cycles", || pipelines(&town) >= first + 12.0);
+    eventually("some cycles", || pipelines(&scenario) >= first + 12.0);
     assert!(since.elapsed() < OUTAGE && since.elapsed() > Duration::from_secs(5));
-    assert_eq!(client.hgetall(&meta_key(&town.session)), before);
-    town.nothing_was_told().await;
-    for node in &town.nodes {
+    assert_eq!(client.hgetall(&meta_key(&scenario.session)), before);
+    scenario.assert_nothing_announced().await;
+    for node in &scenario.nodes {
         assert_eq!(node.metric("livechat_presence_repairs_total") as u64, 0);
     }
 }

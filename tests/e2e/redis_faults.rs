@@ -3,30 +3,30 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::redis_cluster::town::{Town, degraded, median, redis_status, rest_503};
+use crate::redis_cluster::fault_scenario::{FaultScenario, degraded, median, redis_status, rest_503};
 use crate::redis_cluster::{Cluster, Tab, Truth, fence, rest};
 use crate::services::{OUTAGE, PrivateRedis, Service, unique, users_key};
 use crate::support::eventually;
 
 async fn outage(begins: fn(&Service), ends: fn(&Service), length: Duration) {
     let redis = PrivateRedis::started();
-    let mut town = Town::settle(&redis.url()).await;
-    let mut before = town.live(Duration::from_secs(4)).await;
-    town.settled().await;
+    let mut scenario = FaultScenario::start(&redis.url()).await;
+    let mut before = scenario.run_for(Duration::from_secs(4)).await;
+    scenario.await_consistent().await;
 
     begins(&redis);
     let down = Instant::now();
-    rest_503(&town.nodes(), town.a_session());
-    let mut during = town.live(Duration::from_secs(1)).await;
-    let told = degraded(&town.nodes(), down);
+    rest_503(&scenario.nodes(), scenario.a_session());
+    let mut during = scenario.run_for(Duration::from_secs(1)).await;
+    let told = degraded(&scenario.nodes(), down);
     while down.elapsed() < length {
-        during.extend(town.live(Duration::from_secs(1)).await);
-        for node in town.nodes() {
+        during.extend(scenario.run_for(Duration::from_secs(1)).await);
+        for node in scenario.nodes() {
             assert_ne!(redis_status(node), "ok", "Redis is still away");
         }
     }
-    rest_503(&town.nodes(), town.a_session());
-    town.no_false_events();
+    rest_503(&scenario.nodes(), scenario.a_session());
+    scenario.assert_no_false_events();
     let (number, before, during) = (during.len(), median(&mut before), median(&mut during));
     eprintln!(
         "down for {:.1?}, degraded after {told:.1?}; a message took {before:.1?} before, {during:.1?} during ({number})",
@@ -39,9 +39,9 @@ async fn outage(begins: fn(&Service), ends: fn(&Service), length: Duration) {
 
     ends(&redis);
     let mut client = redis.client();
-    town.refilled(&mut client).await;
-    town.no_false_events();
-    town.recovered(&mut client).await;
+    scenario.await_rewritten(&mut client).await;
+    scenario.assert_no_false_events();
+    scenario.assert_recovered(&mut client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -60,17 +60,18 @@ async fn a_stopped_redis_is_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_redis_that_often_comes_back_empty_costs_no_false_leave() {
     let redis = PrivateRedis::started();
-    let mut town = Town::settle(&redis.url()).await;
+    let mut scenario = FaultScenario::start(&redis.url()).await;
     for _ in 0..6 {
         redis.kill();
-        town.live(Duration::from_millis(fastrand::u64(1_500..2_500)))
+        scenario
+            .run_for(Duration::from_millis(fastrand::u64(1_500..2_500)))
             .await;
         redis.start();
-        town.refilled(&mut redis.client()).await;
-        town.settled().await;
-        town.no_false_events();
+        scenario.await_rewritten(&mut redis.client()).await;
+        scenario.await_consistent().await;
+        scenario.assert_no_false_events();
     }
-    town.recovered(&mut redis.client()).await;
+    scenario.assert_recovered(&mut redis.client()).await;
 }
 
 /// When a Redis that was stopped goes on, the lease of every node has ended: who is the first to speak to it must not take the
@@ -80,8 +81,8 @@ async fn a_node_that_is_late_when_redis_is_back_is_not_taken_for_dead() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     // Longer than the outage, for a busy machine; a lease is half of it.
-    let mut town = Town::settle_with(&redis.url(), "8s").await;
-    let [early, late] = town.nodes();
+    let mut scenario = FaultScenario::start_with_ttl(&redis.url(), "8s").await;
+    let [early, late] = scenario.nodes();
     // Now, not later: a Redis that goes on reads first what was sent to it while it was stopped, and a heartbeat is a heartbeat.
     late.signal("STOP");
     redis.pause();
@@ -91,34 +92,34 @@ async fn a_node_that_is_late_when_redis_is_back_is_not_taken_for_dead() {
     redis.resume();
     eventually("the first is well", || redis_status(early) == "ok");
     late.signal("CONT");
-    town.refilled(&mut client).await;
-    town.no_false_events();
-    town.recovered(&mut client).await;
+    scenario.await_rewritten(&mut client).await;
+    scenario.assert_no_false_events();
+    scenario.assert_recovered(&mut client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flushed_redis_is_filled_again() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
-    let mut town = Town::settle(&redis.url()).await;
+    let mut scenario = FaultScenario::start(&redis.url()).await;
     for _ in 0..3 {
         client.flushall();
         let flushed = Instant::now();
-        town.settled().await;
+        scenario.await_consistent().await;
         let right = flushed.elapsed();
         assert!(
             right < Duration::from_secs(40),
             "right again only {right:?} after FLUSHALL"
         );
-        town.no_false_events();
+        scenario.assert_no_false_events();
     }
     // Forgotten in the middle of changes.
     for _ in 0..3 {
-        town.live(Duration::from_millis(500)).await;
+        scenario.run_for(Duration::from_millis(500)).await;
         client.flushall();
     }
-    town.live(Duration::from_secs(1)).await;
-    town.recovered(&mut client).await;
+    scenario.run_for(Duration::from_secs(1)).await;
+    scenario.assert_recovered(&mut client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

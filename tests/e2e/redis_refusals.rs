@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::redis_cluster::town::{Town, degraded, redis_status, rest_503, well};
+use crate::redis_cluster::fault_scenario::{FaultScenario, degraded, redis_status, rest_503, well};
 use crate::redis_cluster::{Cluster, Tab, Truth};
 use crate::services::{PrivateRedis, RedisClient, Resp, unique};
 use crate::support::{Http, Server};
@@ -21,25 +21,25 @@ fn refuses(client: &mut RedisClient, code: &str) {
 async fn without_writes(code: &str, begins: &[&str], ends: &[&str]) {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
-    let mut town = Town::settle(&redis.url()).await;
+    let mut scenario = FaultScenario::start(&redis.url()).await;
 
     client.command(begins);
     let since = Instant::now();
     refuses(&mut client, code);
-    town.live(Duration::from_secs(2)).await;
-    let told = degraded(&town.nodes(), since);
-    town.rest_is_honest(Duration::from_secs(3));
-    town.live(Duration::from_secs(1)).await;
-    for node in town.nodes() {
+    scenario.run_for(Duration::from_secs(2)).await;
+    let told = degraded(&scenario.nodes(), since);
+    scenario.assert_rest_never_wrong(Duration::from_secs(3));
+    scenario.run_for(Duration::from_secs(1)).await;
+    for node in scenario.nodes() {
         assert_ne!(redis_status(node), "ok", "Redis takes no writes");
     }
-    town.no_false_events();
+    scenario.assert_no_false_events();
     eprintln!("{code}: degraded after {told:.1?}");
 
     client.command(ends);
-    town.refilled(&mut client).await;
-    town.no_false_events();
-    town.recovered(&mut client).await;
+    scenario.await_rewritten(&mut client).await;
+    scenario.assert_no_false_events();
+    scenario.assert_recovered(&mut client).await;
 }
 
 /// A master that is not there: it is a replica now.
@@ -82,27 +82,27 @@ fn finish_loading(client: &mut RedisClient) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_redis_that_loads_an_old_state_is_waited_for() {
     let redis = PrivateRedis::started();
-    let mut town = Town::settle(&redis.url()).await;
-    town.live(Duration::from_secs(1)).await;
-    town.settled().await;
+    let mut scenario = FaultScenario::start(&redis.url()).await;
+    scenario.run_for(Duration::from_secs(1)).await;
+    scenario.await_consistent().await;
     save_much(&mut redis.client());
-    town.live(Duration::from_secs(1)).await;
-    town.settled().await;
+    scenario.run_for(Duration::from_secs(1)).await;
+    scenario.await_consistent().await;
 
     redis.kill();
     let since = Instant::now();
     let mut client = start_loading(&redis);
-    rest_503(&town.nodes(), town.a_session());
-    town.live(Duration::from_secs(2)).await;
-    degraded(&town.nodes(), since);
-    town.live(Duration::from_secs(1)).await;
-    rest_503(&town.nodes(), town.a_session());
-    town.no_false_events();
+    rest_503(&scenario.nodes(), scenario.a_session());
+    scenario.run_for(Duration::from_secs(2)).await;
+    degraded(&scenario.nodes(), since);
+    scenario.run_for(Duration::from_secs(1)).await;
+    rest_503(&scenario.nodes(), scenario.a_session());
+    scenario.assert_no_false_events();
 
     finish_loading(&mut client);
-    town.refilled(&mut client).await;
-    town.no_false_events();
-    town.recovered(&mut client).await;
+    scenario.await_rewritten(&mut client).await;
+    scenario.assert_no_false_events();
+    scenario.assert_recovered(&mut client).await;
 }
 
 /// A node starts while its Redis is of no use, works without it, and gets everything right when it is mended.

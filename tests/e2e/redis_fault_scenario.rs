@@ -1,5 +1,5 @@
-//! A town for the faults of Redis: sessions over two nodes in which people come, go and talk, and a book of who is there and of
-//! what those who watch may have been told.
+//! A scenario for faults of Redis: sessions over two nodes in which users join, leave and talk, and a record of who is
+//! connected and of what those who watch may have been told.
 
 use std::time::{Duration, Instant};
 
@@ -12,38 +12,38 @@ use super::{Cluster, Tab, Truth, ask_status, fence, leaves_in_the_log, stored};
 /// PRESENCE_TTL: short enough to be waited for, and shorter than an outage.
 const TTL: &str = "3s";
 
-struct Guest {
+struct TestUser {
     session: String,
     tab: Tab,
 }
 
-pub struct Town {
+pub struct FaultScenario {
     cluster: Cluster,
     pub nodes: [Server; 2],
     sessions: Vec<String>,
     truth: Truth,
-    /// They stay.
-    watchers: Vec<Guest>,
-    /// They are here, and the watchers know.
-    known: Vec<Guest>,
-    /// They have come since.
-    new: Vec<Guest>,
-    /// `(session, user)`: the watchers knew them.
-    gone: Vec<(String, String)>,
-    /// These came and went since: that may have been told, or not.
-    passed: Vec<(String, String)>,
+    /// Users who stay.
+    watchers: Vec<TestUser>,
+    /// Users who are connected, and whom the watchers know.
+    known: Vec<TestUser>,
+    /// Users who have joined since.
+    new: Vec<TestUser>,
+    /// `(session, user)`: users who have left, and whom the watchers knew.
+    left: Vec<(String, String)>,
+    /// Users who have joined and left since: that may have been announced, or not.
+    transient: Vec<(String, String)>,
     /// One on each node, in a session of their own.
     talkers: [Client; 2],
     steps: usize,
 }
 
-impl Town {
-    pub async fn settle(redis: &str) -> Self {
-        Self::settle_with(redis, TTL).await
+impl FaultScenario {
+    pub async fn start(redis: &str) -> Self {
+        Self::start_with_ttl(redis, TTL).await
     }
 
     /// With another PRESENCE_TTL.
-    pub async fn settle_with(redis: &str, ttl: &str) -> Self {
+    pub async fn start_with_ttl(redis: &str, ttl: &str) -> Self {
         let cluster = Cluster::on(redis);
         let nodes = cluster.nodes(["node-a", "node-b"], Some(ttl));
         let talk = unique("talk");
@@ -61,19 +61,19 @@ impl Town {
                 for (kind, user_type) in [("stays", "agent"), ("goes", "customer"), ("goes-too", "admin")] {
                     let tab = Tab::join(node, session, &format!("{kind}-{name}"), user_type).await;
                     truth.join(session, &tab.user, user_type);
-                    let guests = if kind == "stays" {
+                    let users = if kind == "stays" {
                         &mut watchers
                     } else {
                         &mut known
                     };
-                    guests.push(Guest {
+                    users.push(TestUser {
                         session: session.clone(),
                         tab,
                     });
                 }
             }
         }
-        let mut town = Self {
+        let mut scenario = Self {
             cluster,
             nodes,
             sessions,
@@ -81,24 +81,24 @@ impl Town {
             watchers,
             known,
             new: Vec::new(),
-            gone: Vec::new(),
-            passed: Vec::new(),
+            left: Vec::new(),
+            transient: Vec::new(),
             talkers,
             steps: 0,
         };
-        town.settled().await;
-        town
+        scenario.await_consistent().await;
+        scenario
     }
 
     pub fn nodes(&self) -> [&Server; 2] {
         self.nodes.each_ref()
     }
 
-    /// Waits until everyone knows the truth.
-    pub async fn settled(&mut self) {
+    /// Waits until REST of both nodes and all watchers agree with the record.
+    pub async fn await_consistent(&mut self) {
         let took = self.truth.agreed(&self.nodes()).await;
         eprintln!("REST tells the truth after {took:.1?}");
-        for Guest { session, tab } in &self.watchers {
+        for TestUser { session, tab } in &self.watchers {
             let truth = Some(&self.truth.0[session]);
             tab.until("the true snapshot", |seen| seen.shown().as_ref() == truth)
                 .await;
@@ -106,7 +106,7 @@ impl Town {
         self.known.append(&mut self.new);
     }
 
-    /// Somebody comes. Every second time somebody goes whom all know, every third time somebody who was here for a moment.
+    /// A user joins. Every second time a user leaves whom all know, every third time one who has only just joined.
     pub async fn step(&mut self) {
         let step = self.steps;
         self.steps += 1;
@@ -114,29 +114,30 @@ impl Town {
         let node = &self.nodes[step / 2 % 2];
         let tab = Tab::open(node, &session, &format!("comes-{step}"), "customer").await;
         self.truth.join(&session, &tab.user, "customer");
-        self.new.push(Guest { session, tab });
+        self.new.push(TestUser { session, tab });
         if step.is_multiple_of(3) {
-            let guest = self.new.pop();
-            self.leaves(guest).await;
+            let user = self.new.pop();
+            self.leaves(user).await;
         } else if step.is_multiple_of(2) && !self.known.is_empty() {
-            let guest = self.known.swap_remove(step % self.known.len());
-            self.gone.push((guest.session.clone(), guest.tab.user.clone()));
-            self.leaves(Some(guest)).await;
+            let user = self.known.swap_remove(step % self.known.len());
+            self.left.push((user.session.clone(), user.tab.user.clone()));
+            self.leaves(Some(user)).await;
         }
     }
 
-    async fn leaves(&mut self, guest: Option<Guest>) {
-        let Guest { session, tab } = guest.expect("a guest");
+    async fn leaves(&mut self, user: Option<TestUser>) {
+        let TestUser { session, tab } = user.expect("a user");
         self.truth.leave(&session, &tab.user);
         let person = (session, tab.user.clone());
-        if !self.gone.contains(&person) {
-            self.passed.push(person);
+        if !self.left.contains(&person) {
+            self.transient.push(person);
         }
         tab.close().await;
     }
 
-    /// Steps for so long, a message after each; returns how long each took from one node to a client of the other.
-    pub async fn live(&mut self, length: Duration) -> Vec<Duration> {
+    /// Takes steps for so long, with a message after each. Returns how long each message took from one node to a client
+    /// of the other.
+    pub async fn run_for(&mut self, length: Duration) -> Vec<Duration> {
         let (began, mut times) = (Instant::now(), Vec::new());
         while began.elapsed() < length {
             self.step().await;
@@ -163,9 +164,9 @@ impl Town {
         took
     }
 
-    /// Nobody who is there was said to have left, and nothing was said twice.
-    pub fn no_false_events(&self) {
-        for Guest { session, tab } in &self.watchers {
+    /// No user who is connected was announced as having left, and nothing was announced twice.
+    pub fn assert_no_false_events(&self) {
+        for TestUser { session, tab } in &self.watchers {
             tab.look(|seen| {
                 assert_eq!(seen.ended, None, "a connection to {session} was closed");
                 for user in self.truth.0[session].keys() {
@@ -175,10 +176,10 @@ impl Town {
                 let of_session = |people: &[(String, String)]| -> Vec<_> {
                     people.iter().filter(|(of, _)| of == session).cloned().collect()
                 };
-                for (_, user) in of_session(&self.gone) {
+                for (_, user) in of_session(&self.left) {
                     assert!(seen.leaves(&user) <= 1, "{user} of {session} has left once");
                 }
-                for (_, user) in of_session(&self.passed) {
+                for (_, user) in of_session(&self.transient) {
                     let (joins, leaves) = (seen.joins(&user), seen.leaves(&user));
                     assert!(
                         leaves <= joins && joins <= 1,
@@ -189,10 +190,10 @@ impl Town {
         }
     }
 
-    /// All is told, and once.
-    fn all_is_told(&self) {
-        self.no_false_events();
-        for Guest { session, tab } in &self.watchers {
+    /// Everything was announced, once.
+    fn assert_all_announced(&self) {
+        self.assert_no_false_events();
+        for TestUser { session, tab } in &self.watchers {
             tab.look(|seen| {
                 for user in self.truth.0[session]
                     .keys()
@@ -205,7 +206,7 @@ impl Town {
                         tab.user
                     );
                 }
-                for (_, user) in self.gone.iter().filter(|(of, _)| of == session) {
+                for (_, user) in self.left.iter().filter(|(of, _)| of == session) {
                     assert_eq!(
                         seen.leaves(user),
                         1,
@@ -213,7 +214,7 @@ impl Town {
                         tab.user
                     );
                 }
-                for (_, user) in self.passed.iter().filter(|(of, _)| of == session) {
+                for (_, user) in self.transient.iter().filter(|(of, _)| of == session) {
                     let (joins, leaves) = (seen.joins(user), seen.leaves(user));
                     assert_eq!(joins, leaves, "{user} of {session}, to {}", tab.user);
                 }
@@ -221,8 +222,8 @@ impl Town {
         }
     }
 
-    /// REST either can't know, or knows the truth, also in the moments in which the nodes try again.
-    pub fn rest_is_honest(&self, length: Duration) {
+    /// REST answers 503 or correctly, also while the nodes reconnect.
+    pub fn assert_rest_never_wrong(&self, length: Duration) {
         let (began, mut known, mut all) = (Instant::now(), 0, 0);
         let sessions = self.sessions.iter().cycle();
         for (session, node) in sessions.zip(self.nodes.iter().cycle()) {
@@ -242,8 +243,8 @@ impl Town {
         eprintln!("REST knew the truth {known} times of {all}");
     }
 
-    /// From now, when Redis answers again: waits until it holds the truth, user by user, and both nodes say that all is well.
-    pub async fn refilled(&self, redis: &mut RedisClient) {
+    /// Redis answers again from now on: waits until it holds every user, and both nodes are healthy.
+    pub async fn await_rewritten(&self, redis: &mut RedisClient) {
         let back = Instant::now();
         let (mut well, mut equal) = (None, None);
         while well.is_none() || equal.is_none() {
@@ -268,23 +269,23 @@ impl Town {
         );
     }
 
-    /// After a fault: all is right again, and stays so.
-    pub async fn recovered(&mut self, redis: &mut RedisClient) {
-        self.settled().await;
+    /// After a fault: everything is right again, and stays so.
+    pub async fn assert_recovered(&mut self, redis: &mut RedisClient) {
+        self.await_consistent().await;
         well(&self.nodes()).await;
         self.talk().await;
         self.somebody_is_reaped().await;
-        // Whoever is reaped by mistake has been so now.
+        // Users removed by mistake would be missing by now.
         self.truth.still(&self.nodes());
         self.truth.in_redis(redis);
         let nodes = self.nodes();
         let fences = self.sessions.iter().map(async |session| {
-            let here = self.watchers.iter().filter(|guest| guest.session == *session);
-            let tabs: Vec<_> = here.map(|guest| &guest.tab).collect();
+            let here = self.watchers.iter().filter(|user| user.session == *session);
+            let tabs: Vec<_> = here.map(|user| &user.tab).collect();
             fence(&nodes, session, &tabs).await;
         });
         join_all(fences).await;
-        self.all_is_told();
+        self.assert_all_announced();
         for (session, user) in leaves_in_the_log(&self.cluster.topics).keys() {
             let users = self.truth.0.get(session);
             let is_here = users.is_some_and(|users| users.contains_key(user));
@@ -297,13 +298,19 @@ impl Town {
         let mortal = self.cluster.node("node-mortal").env("PRESENCE_TTL", TTL).start();
         let (session, user) = (&self.sessions[0], unique("dies"));
         let _dies = Tab::join(&mortal, session, &user, "customer").await;
-        let witnesses = self.watchers.iter().filter(|guest| guest.session == *session);
-        for guest in witnesses.clone() {
-            guest.tab.until("the mortal", |seen| seen.joins(&user) == 1).await;
+        let witnesses = self.watchers.iter().filter(|user| user.session == *session);
+        for watcher in witnesses.clone() {
+            watcher
+                .tab
+                .until("the mortal", |seen| seen.joins(&user) == 1)
+                .await;
         }
         mortal.signal("KILL");
-        for guest in witnesses {
-            guest.tab.until("its death", |seen| seen.leaves(&user) == 1).await;
+        for watcher in witnesses {
+            watcher
+                .tab
+                .until("its death", |seen| seen.leaves(&user) == 1)
+                .await;
         }
     }
 
