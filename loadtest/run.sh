@@ -13,11 +13,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 
 have cargo || die "cargo is missing: install Rust from https://rustup.rs and run this again"
-if ! { have cc && have make; }; then install_packages "A C compiler (for Kafka's client library)" gcc make libc6-dev; fi
+install_tools
 
 PROFILE=${LOADTEST_PROFILE:-dist}
-cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
-TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$PROFILE
+TARGET=$(built_in "$PROFILE")
 
 make_scratch loadtest
 

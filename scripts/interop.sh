@@ -105,8 +105,6 @@ client_command() {
     esac
 }
 
-cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
-
 # start NAME COMMAND...: from a shell of its own, or ours would report that it was killed.
 start() { (spawn "$SCRATCH" "$@"); }
 
@@ -182,12 +180,11 @@ row() {
 }
 
 prepare
-# As scripts/test.sh builds it: the same features, so that nothing is built twice.
-run_child cargo_here test --release --locked --no-run --test memory
+build_server
 if wants tungstenite; then
     run_child cargo build --locked --manifest-path "$HERE/rust/Cargo.toml" --target-dir "$CACHE/rust"
 fi
-TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+TARGET=$(built_in release)
 if wants ws || wants built-in || wants chromium; then cp "$HERE"/node/*.mjs "$CACHE/node/"; fi
 start_everything
 

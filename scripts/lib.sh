@@ -45,6 +45,19 @@ install_tools() {
     fi
 }
 
+# cargo_here SUBCOMMAND ARGUMENT...: cargo on this repository, whatever the working directory.
+cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
+
+# built_in PROFILE: where that profile's binaries are.
+built_in() {
+    local metadata
+    metadata=$(cargo_here metadata --format-version 1 --no-deps)
+    printf '%s/%s\n' "$(sed 's/.*"target_directory":"\([^"]*\)".*/\1/' <<<"$metadata")" "$1"
+}
+
+# build_server: the server as scripts/test.sh builds it, with the same features, so that nothing is built twice.
+build_server() { run_child cargo_here test --release --locked --no-run --test memory; }
+
 # free_port: a TCP port of 127.0.0.1 nobody listens on. From below the range the kernel uses for outgoing connections: a client
 # that keeps dialling a stopped broker inside that range can be given the very same port, and then connects to itself.
 free_port() {

@@ -37,10 +37,8 @@ fi
 run_child "$HERE/node_modules/.bin/tsc" --project "$HERE"
 log "ok      the scripts agree with k6's types"
 
-cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
-TARGET=$(cargo_here metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
-# As scripts/test.sh builds it: the same features, so that nothing is built twice.
-run_child cargo_here test --release --locked --no-run --test memory
+TARGET=$(built_in release)
+build_server
 
 # start NAME COMMAND...: from a shell of its own, or ours would report that it was killed.
 start() { (spawn "$SCRATCH" "$@"); }
