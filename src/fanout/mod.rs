@@ -11,5 +11,5 @@ pub mod batch;
 pub mod broadcast;
 pub mod chunks;
 pub mod slow_readers;
-#[cfg_attr(not(target_os = "linux"), path = "uring_absent.rs")]
+#[cfg_attr(not(all(target_os = "linux", feature = "io-uring")), path = "uring_absent.rs")]
 pub mod uring;
