@@ -51,7 +51,7 @@ impl Record {
         let (_, payload) = converted.expect("a good record").expect("a wanted record");
         Self {
             session_id: session_id.clone(),
-            form: Form::Old,
+            form: Form::Legacy,
             frame_len: frame::text_frame_len(payload.len()),
             value: value.into_bytes(),
         }

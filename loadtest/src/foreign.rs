@@ -70,7 +70,7 @@ impl Arm {
     fn form(self) -> Form {
         match self {
             Self::FloorKafka | Self::Kafka => Form::Native,
-            Self::KafkaOld => Form::Old,
+            Self::KafkaOld => Form::Legacy,
         }
     }
 

@@ -94,7 +94,7 @@ pub enum Form {
     /// Keyed by session; the value is the frame's payload.
     Native,
     /// The old chat backend's: no key, no header. One session's records stay in one partition, for their order.
-    Old,
+    Legacy,
     /// Keyed by session, without our header: for other servers.
     Foreign,
 }
@@ -124,7 +124,7 @@ impl Producer {
     pub fn send(&self, session: &str, number: usize, payload: &[u8]) -> Result<()> {
         let record = self.record(session, payload);
         self.hand_over(match self.form {
-            Form::Old => record.partition(number as i32 % PARTITIONS),
+            Form::Legacy => record.partition(number as i32 % PARTITIONS),
             Form::Foreign | Form::Native => record,
         })
     }
@@ -138,7 +138,7 @@ impl Producer {
     fn record<'a>(&'a self, session: &'a str, payload: &'a [u8]) -> BaseRecord<'a, str, [u8]> {
         let record = BaseRecord::to(&self.topic).payload(payload);
         match self.form {
-            Form::Old => record,
+            Form::Legacy => record,
             Form::Foreign => record.key(session),
             Form::Native => record.key(session).headers(OwnedHeaders::new().insert(Header {
                 key: "livechat-frame",

@@ -107,7 +107,7 @@ fn publish(options: &Options) -> Result<Publish> {
     }
     let form = match how.split_once(':') {
         Some(("kafka", topic)) => (topic, Form::Foreign),
-        Some(("kafka-old", topic)) => (topic, Form::Old),
+        Some(("kafka-old", topic)) => (topic, Form::Legacy),
         Some(("kafka-native", topic)) => (topic, Form::Native),
         _ => bail!(
             "--publish {how}: socket, http://…, kafka:TOPIC, kafka-old:TOPIC or kafka-native:TOPIC is accepted"

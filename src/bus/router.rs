@@ -116,7 +116,7 @@ impl Router {
                 }
                 Ok(())
             }
-            (Form::Old, Topic::Messages) => {
+            (Form::Legacy, Topic::Messages) => {
                 let Self {
                     converter, registry, ..
                 } = self;
@@ -130,13 +130,13 @@ impl Router {
                 }
                 Ok(())
             }
-            (Form::Old, _) if incoming.node == Some(self.node.as_bytes()) => Ok(()),
-            (Form::Old, Topic::Typing) => {
+            (Form::Legacy, _) if incoming.node == Some(self.node.as_bytes()) => Ok(()),
+            (Form::Legacy, Topic::Typing) => {
                 let typing = self.converter.typing(value)?;
                 self.typing(&typing);
                 Ok(())
             }
-            (Form::Old, Topic::Status) => self.status(value, incoming.node.is_some()),
+            (Form::Legacy, Topic::Status) => self.status(value, incoming.node.is_some()),
             (Form::Unknown, _) => Err(Poison::UnknownForm),
         }
     }
@@ -254,7 +254,7 @@ mod tests {
         };
         let status = r#"{"session_id":"s","connection_status":{}}"#;
         router.route(&record(Topic::Messages, Form::Native, "one"));
-        router.route(&record(Topic::Status, Form::Old, status));
+        router.route(&record(Topic::Status, Form::Legacy, status));
         router.route(&record(Topic::Messages, Form::Native, "two"));
         router.send_batch();
         let mut got = [0; 10];

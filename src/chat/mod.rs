@@ -18,7 +18,7 @@ use crate::protocol::client::{FrameReader, Request, SendMessage};
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::json::Passed;
+use crate::protocol::json::Passthrough;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
 use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
 use crate::protocol::timestamp;
@@ -186,7 +186,7 @@ impl Chat {
             topic: Topic::Typing,
             key: session.id.clone(),
             value,
-            form: Form::Old,
+            form: Form::Legacy,
             message_id: None,
         });
     }
@@ -293,7 +293,7 @@ impl Chat {
 }
 
 /// `attachments`: passed on by value, `[]` where none are given.
-struct Attachments<'t, 'i>(Option<Passed<'t, 'i>>);
+struct Attachments<'t, 'i>(Option<Passthrough<'t, 'i>>);
 
 impl Serialize for Attachments<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

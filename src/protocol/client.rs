@@ -6,7 +6,7 @@ use simd_json::tape::{Object, Tape, Value};
 
 use super::code::{ErrorCode, WireError};
 use super::correlation::{self, Correlation, MAX_TOKEN_LEN, RequestId};
-use super::json::{self, Passed};
+use super::json::{self, Passthrough};
 use super::surrogates;
 
 /// What a client asks for.
@@ -25,7 +25,7 @@ pub struct SendMessage<'t, 'i> {
     pub message: &'i str,
     pub message_type: &'i str,
     /// An array, or `None`.
-    pub attachments: Option<Passed<'t, 'i>>,
+    pub attachments: Option<Passthrough<'t, 'i>>,
     pub client_message_id: Option<&'i str>,
 }
 
@@ -192,7 +192,7 @@ fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>,
     Ok(Request::SendMessage(SendMessage {
         message,
         message_type: token(message_type, "data.message_type")?.unwrap_or("text"),
-        attachments: attachments.map(Passed),
+        attachments: attachments.map(Passthrough),
         client_message_id: token(client_message_id, "data.client_message_id")?,
     }))
 }

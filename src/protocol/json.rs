@@ -58,9 +58,9 @@ pub fn text<'i>(value: Value<'_, 'i>) -> Option<&'i str> {
 
 /// A value that is passed on by value: it means the same, though its white space and number spelling may change.
 #[derive(Clone, Copy)]
-pub struct Passed<'t, 'i>(pub Value<'t, 'i>);
+pub struct Passthrough<'t, 'i>(pub Value<'t, 'i>);
 
-impl Serialize for Passed<'_, '_> {
+impl Serialize for Passthrough<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let value = self.0;
         if let Some(text) = value.as_str() {
@@ -68,13 +68,13 @@ impl Serialize for Passed<'_, '_> {
         } else if let Some(object) = value.as_object() {
             let mut map = serializer.serialize_map(Some(object.len()))?;
             for (key, value) in object.iter() {
-                map.serialize_entry(key, &Passed(value))?;
+                map.serialize_entry(key, &Passthrough(value))?;
             }
             map.end()
         } else if let Some(array) = value.as_array() {
             let mut seq = serializer.serialize_seq(Some(array.len()))?;
             for value in array.iter() {
-                seq.serialize_element(&Passed(value))?;
+                seq.serialize_element(&Passthrough(value))?;
             }
             seq.end()
         } else if let Some(flag) = value.as_bool() {
@@ -100,7 +100,7 @@ mod tests {
     fn read(text: &str) -> Result<String, JsonError> {
         let mut buffer = text.as_bytes().to_vec();
         let tape = Reader::default().parse(&mut buffer)?;
-        Ok(serde_json::to_string(&Passed(tape.as_value())).unwrap())
+        Ok(serde_json::to_string(&Passthrough(tape.as_value())).unwrap())
     }
 
     #[test]

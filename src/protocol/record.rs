@@ -10,7 +10,7 @@ use simd_json::tape::{Object, Value};
 
 use super::encode;
 use super::ids::{LOBBY, SessionId, SessionKey, UserId};
-use super::json::{self, Passed, Reader};
+use super::json::{self, Passthrough, Reader};
 use super::server;
 use super::status::{ConnectionStatus, StatusChange, StatusEvent};
 
@@ -49,15 +49,17 @@ impl Topic {
 /// What the header says of a record's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// The value is the WebSocket text payload.
     Native,
-    Old,
+    /// The old server's JSON: no header.
+    Legacy,
     Unknown,
 }
 
 impl Form {
     pub fn of_header(value: Option<&[u8]>) -> Self {
         match value {
-            None => Self::Old,
+            None => Self::Legacy,
             Some(FRAME_NATIVE) => Self::Native,
             Some(_) => Self::Unknown,
         }
@@ -231,7 +233,8 @@ impl Converter {
                 .filter(Value::is_object)
                 .ok_or(Poison::MissingField)?;
             let at = text("timestamp").map_or_else(super::timestamp, str::to_owned);
-            let payload = server::foreign_status(&session_id, Passed(status), &at).ok_or(Poison::Internal)?;
+            let payload =
+                server::foreign_status(&session_id, Passthrough(status), &at).ok_or(Poison::Internal)?;
             Ok((session_id, Some(payload)))
         })
     }
@@ -293,13 +296,13 @@ impl Serialize for OldMessage<'_, '_, '_> {
         for ((_, new), value) in RENAMED.iter().zip(values) {
             match *new {
                 "session_id" => map.serialize_entry(new, self.session_id)?,
-                _ => map.serialize_entry(new, &value.map(Passed))?,
+                _ => map.serialize_entry(new, &value.map(Passthrough))?,
             }
         }
         for (key, value) in self.record.iter() {
             let is_mapped = RENAMED.iter().any(|(old, new)| *old == key || *new == key);
             if !is_mapped && key != "read_at" && key != "updated_at" {
-                map.serialize_entry(key, &Passed(value))?;
+                map.serialize_entry(key, &Passthrough(value))?;
             }
         }
         map.end()

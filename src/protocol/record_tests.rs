@@ -148,7 +148,7 @@ fn typing_records_round_trip() {
 
 #[test]
 fn the_header_alone_decides() {
-    assert_eq!(Form::of_header(None), Form::Old);
+    assert_eq!(Form::of_header(None), Form::Legacy);
     assert_eq!(Form::of_header(Some(b"1")), Form::Native);
     assert_eq!(Form::of_header(Some(b"2")), Form::Unknown);
     assert_eq!(Form::of_header(Some(b"")), Form::Unknown);

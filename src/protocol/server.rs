@@ -8,7 +8,7 @@ use super::correlation::{Correlation, RequestId};
 use super::encode;
 use super::frame;
 use super::ids::{SessionId, UserId, UserType};
-use super::json::Passed;
+use super::json::Passthrough;
 use super::status::{ConnectionStatus, StatusChange, StatusEvent};
 
 #[derive(Serialize)]
@@ -189,13 +189,13 @@ pub fn connection_status_update(
 /// The payload of a status that another service wrote: passed on, without events.
 pub(super) fn foreign_status(
     session_id: &SessionId,
-    status: Passed<'_, '_>,
+    status: Passthrough<'_, '_>,
     timestamp: &str,
 ) -> Option<Vec<u8>> {
     #[derive(Serialize)]
     struct Data<'a> {
         session_id: &'a SessionId,
-        connection_status: Passed<'a, 'a>,
+        connection_status: Passthrough<'a, 'a>,
         timestamp: &'a str,
         events: [(); 0],
     }

@@ -127,7 +127,7 @@ impl Arm {
         let form = match self {
             Self::Floor | Self::FloorBatched => return Ok(Publish::By(Sink::feed(node.addr)?)),
             Self::Embedded => return Ok(Publish::BySocket),
-            Self::KafkaOld => Form::Old,
+            Self::KafkaOld => Form::Legacy,
             Self::FloorKafka | Self::Kafka | Self::KafkaUring | Self::KafkaRedis | Self::KafkaSlow => {
                 Form::Native
             }

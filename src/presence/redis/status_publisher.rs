@@ -179,7 +179,7 @@ impl StatusPublisher {
                 topic: Topic::Status,
                 key: session_id.clone(),
                 value,
-                form: Form::Old,
+                form: Form::Legacy,
                 message_id: None,
             };
             self.bus.publish(
