@@ -105,9 +105,6 @@ client_command() {
     esac
 }
 
-# start NAME COMMAND...: from a shell of its own, or ours would report that it was killed.
-start() { (spawn "$SCRATCH" "$@"); }
-
 fill_in() {
     sed -e "s|@DIR@|$SCRATCH|" -e "s|@SERVER@|$SERVER|" -e "s|@SERVER_TCP@|$SERVER_TCP|" -e "s|@LISTEN@|$2|" \
         -e "s|@LISTEN_TCP@|${3:-}|" "$HERE/$1" >"$SCRATCH/$1"
@@ -123,7 +120,7 @@ answers() {
 # start_server NAME PORT VARIABLE=VALUE...
 start_server() {
     local name=$1 port=$2; shift 2
-    start "$name" env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" WS_PORT= ADMIN_ADDR= PING_INTERVAL=2s PONG_TIMEOUT=2s \
+    start_detached "$name" env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" WS_PORT= ADMIN_ADDR= PING_INTERVAL=2s PONG_TIMEOUT=2s \
         TRUSTED_PROXIES=127.0.0.1 "$@" "$TARGET/livechat-ws"
 }
 
@@ -138,8 +135,8 @@ start_everything() {
     start_server server-tcp "$SERVER_TCP" PROXY_PROTOCOL=true
     fill_in nginx.conf "$NGINX"
     fill_in haproxy.cfg "$HAPROXY" "$HAPROXY_TCP"
-    start nginx nginx -e stderr -c "$SCRATCH/nginx.conf"
-    start haproxy haproxy -f "$SCRATCH/haproxy.cfg"
+    start_detached nginx nginx -e stderr -c "$SCRATCH/nginx.conf"
+    start_detached haproxy haproxy -f "$SCRATCH/haproxy.cfg"
     local port pid
     for port in "$SERVER" "$NGINX" "$HAPROXY" "$HAPROXY_TCP"; do
         if ! wait_for 30 "what listens on port $port" 0 answers "$port"; then

@@ -195,6 +195,9 @@ spawn() {
     wait_for 10 "$name" 0 test -f "$dir/$name.pid"
 }
 
+# start_detached NAME COMMAND...: spawn in SCRATCH, from a subshell: the script's own shell would report that it was killed.
+start_detached() { (spawn "$SCRATCH" "$@"); }
+
 # await_service NAME WHAT DIR PORT SECONDS: waits until a service that was just spawned answers, as the caller's `ready PORT` sees
 # it. One that does not shows the end of its log and is ended, and so is the script.
 await_service() {

@@ -40,16 +40,13 @@ log "ok      the scripts agree with k6's types"
 TARGET=$(built_in release)
 build_server
 
-# start NAME COMMAND...: from a shell of its own, or ours would report that it was killed.
-start() { (spawn "$SCRATCH" "$@"); }
-
 # In the scratch folder, where no .env is read, and without what the caller's environment says of Kafka and Redis.
 cd "$SCRATCH"
 SERVER_PORT=$(free_port)
 export PORT=$SERVER_PORT WS_PORT='' HOST=127.0.0.1 ADMIN_ADDR='' LOG_LEVEL=warn
 # Fan-out sends faster than a person does.
 export RATE_LIMIT_MESSAGES=0 KAFKA_BROKERS='' KAFKA_BROKER='' REDIS_URL='' REDIS_HOST=''
-start server "$TARGET/livechat-ws"
+start_detached server "$TARGET/livechat-ws"
 read -r pid _ <"$SCRATCH/server.pid"
 wait_for 20 "the server" "$pid" "$TARGET/livechat-ws" --healthcheck || { cat "$SCRATCH/server.log" >&2; exit 1; }
 
@@ -95,7 +92,7 @@ spoilt() {
     port=$(free_port)
     rm -f "$SCRATCH/proxy.log"
     # shellcheck disable=SC2086
-    start proxy node "$HERE/check/faults.mjs" "$port" "$SERVER_PORT" $fault
+    start_detached proxy node "$HERE/check/faults.mjs" "$port" "$SERVER_PORT" $fault
     wait_for 20 "the proxy" 0 grep -q listening "$SCRATCH/proxy.log"
     script "$port" "$name" SESSIONS=1 DURATION=500ms RATE=8 PATIENCE=1s "$@"
     judge "$name, $fault" "$metric" "$STATUS"
