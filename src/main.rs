@@ -30,15 +30,10 @@ fn return_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS) };
 }
 
-/// A configuration error (sysexits.h, EX_USAGE).
-const EXIT_USAGE: u8 = 64;
-/// A server that can't start or isn't healthy.
-const EXIT_FAILURE: u8 = 1;
-
 fn main() -> ExitCode {
     return_freed_memory();
     // Each connection is a descriptor: the default of MAX_CONNECTIONS is made of this limit.
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    config::raise_descriptor_limit();
     match config::load(std::env::args_os(), std::env::vars_os(), Some(Path::new(".env"))) {
         Ok(Command::Serve(config)) => serve(*config),
         Ok(Command::CheckConfig(config)) => {
@@ -55,7 +50,7 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::from(EXIT_USAGE)
+            ExitCode::from(config::EXIT_CODE)
         }
     }
 }
@@ -65,7 +60,7 @@ fn serve(config: Config) -> ExitCode {
         Ok(flush) => flush,
         Err(error) => {
             eprintln!("cannot start logging: {error}");
-            return ExitCode::from(EXIT_FAILURE);
+            return ExitCode::FAILURE;
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "livechat-ws starts");
@@ -97,7 +92,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     } else {
         logging::write_line(&format!("{error:#}"));
     }
-    ExitCode::from(EXIT_FAILURE)
+    ExitCode::FAILURE
 }
 
 /// Asks the running server for its health: what a container's health check calls.
@@ -106,7 +101,7 @@ fn healthcheck(config: &Config) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("unhealthy: {error:#}");
-            ExitCode::from(EXIT_FAILURE)
+            ExitCode::FAILURE
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
 use crate::http::keep_alive::Pool;
 use crate::http::limits::Limits;
+use crate::http::listener::SpareSockets;
 use crate::http::router::ListenerKind;
 use crate::http::{Http, listener};
 use crate::lifecycle::Lifecycle;
@@ -212,6 +213,7 @@ fn assemble(
         rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),
         max_message_bytes: config.limits.max_message_bytes,
     });
+    let spare_sockets = SpareSockets::new(config.limits.max_connections);
     Ok(Http {
         limits: Arc::new(Limits::new(&config.limits)),
         addresses: Addresses::new(&config, Arc::clone(&metrics)),
@@ -225,6 +227,7 @@ fn assemble(
         tracker: TaskTracker::new(),
         lifecycle,
         plain: AtomicUsize::default(),
+        spare_sockets,
         ring_in_use,
         port,
     })

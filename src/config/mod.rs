@@ -12,6 +12,7 @@
 //!
 //! Nothing here opens a port or a connection, logs, or keeps state; `main` turns an error into exit status 64.
 
+mod descriptors;
 mod dotenv;
 mod error;
 mod memory;
@@ -31,6 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::secret::Secret;
+pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use error::{ConfigError, Problem};
 pub use network::Network;
 pub use origins::{Origin, Origins};

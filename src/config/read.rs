@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::parse::{self, choice, number};
 use super::reader::Reader;
 use super::{
-    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, SessionIdFormat, memory,
-    read_kafka, read_redis,
+    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, SessionIdFormat,
+    descriptor_limit, memory, read_kafka, read_redis,
 };
 
 /// Descriptors that are not for clients: listeners, Kafka, Redis, log files, and connections that are being refused.
@@ -31,10 +31,9 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn this() -> Self {
-        let soft = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
         let hostname = gethostname::gethostname().to_string_lossy().into_owned();
         Machine {
-            descriptors: soft.min(MOST_DESCRIPTORS),
+            descriptors: descriptor_limit().min(MOST_DESCRIPTORS),
             hostname,
             memory: memory::available(Path::new("/")),
         }

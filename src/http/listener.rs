@@ -29,6 +29,7 @@ use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{ListenerKind, route};
 use super::upgrade::{PendingUpgrade, has_token};
+use crate::config::descriptor_limit;
 use crate::logging::LogLimit;
 
 /// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
@@ -92,7 +93,7 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 
 /// Accepts until `stop`, then ends the connections that are still plain HTTP.
 pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop: CancellationToken) {
-    let spare = spare_sockets(http.config.limits.max_connections, kind);
+    let spare = http.spare_sockets.of(kind);
     let mut log = LogLimit::new(LOG_INTERVAL);
     let mut evictions = Evictions::new(&http, kind);
     let connections = tokio_util::task::TaskTracker::new();
@@ -159,20 +160,14 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
 struct Evictions {
     http: Arc<Http>,
     kind: ListenerKind,
-    /// How many connections of the admin port are safe from the public listeners.
-    admin_share: usize,
     log: LogLimit,
 }
 
 impl Evictions {
     fn new(http: &Arc<Http>, kind: ListenerKind) -> Self {
-        let max_connections = http.config.limits.max_connections;
-        let [all, public] =
-            [ListenerKind::Admin, ListenerKind::Public].map(|kind| spare_sockets(max_connections, kind));
         Self {
             http: Arc::clone(http),
             kind,
-            admin_share: all - public,
             log: LogLimit::new(LOG_INTERVAL),
         }
     }
@@ -180,15 +175,12 @@ impl Evictions {
     /// Ends one of whoever has most; false where none may end. What comes by the public listeners takes nothing from the
     /// admin port's share.
     fn make_room(&mut self) -> bool {
-        let Self {
-            http,
-            kind,
-            admin_share,
-            log,
-        } = self;
+        let Self { http, kind, log } = self;
         let of_other = || match kind {
             ListenerKind::Admin => http.pool.evict(),
-            ListenerKind::Public if http.admin_pool.count() > *admin_share => http.admin_pool.evict(),
+            ListenerKind::Public if http.admin_pool.count() > http.spare_sockets.admin => {
+                http.admin_pool.evict()
+            }
             ListenerKind::Public => None,
         };
         let Some(evicted) = http.pool(*kind).evict().or_else(of_other) else {
@@ -207,15 +199,29 @@ impl Evictions {
 }
 
 /// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
-fn spare_sockets(max_connections: usize, kind: ListenerKind) -> usize {
-    let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
-    let beyond = usize::try_from(descriptors)
-        .unwrap_or(usize::MAX)
-        .saturating_sub(max_connections);
-    let spare = beyond - beyond / KEPT_SHARE;
-    match kind {
-        ListenerKind::Admin => spare,
-        ListenerKind::Public => spare - spare / ADMIN_SHARE,
+pub struct SpareSockets {
+    public: usize,
+    /// For the admin port alone: its connections up to this number are safe from the public listeners.
+    admin: usize,
+}
+
+impl SpareSockets {
+    pub fn new(max_connections: usize) -> Self {
+        let descriptors = usize::try_from(descriptor_limit()).unwrap_or(usize::MAX);
+        let beyond = descriptors.saturating_sub(max_connections);
+        let spare = beyond - beyond / KEPT_SHARE;
+        let admin = spare / ADMIN_SHARE;
+        Self {
+            public: spare - admin,
+            admin,
+        }
+    }
+
+    fn of(&self, kind: ListenerKind) -> usize {
+        match kind {
+            ListenerKind::Admin => self.public + self.admin,
+            ListenerKind::Public => self.public,
+        }
     }
 }
 

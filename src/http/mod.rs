@@ -32,6 +32,7 @@ use addresses::Addresses;
 use cors::Cors;
 use keep_alive::Pool;
 use limits::Limits;
+use listener::SpareSockets;
 use router::ListenerKind;
 
 /// What a request is answered from.
@@ -47,6 +48,7 @@ pub struct Http {
     pub lifecycle: Arc<Lifecycle>,
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
+    pub spare_sockets: SpareSockets,
     /// Who of them may give way, by listener: sockets of the public ones never take the place of the admin port's.
     pub pool: Arc<Pool>,
     pub admin_pool: Arc<Pool>,

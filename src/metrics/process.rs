@@ -7,6 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::config::descriptor_limit;
 use crate::logging;
 
 #[derive(Debug)]
@@ -22,13 +23,11 @@ impl Collector for Process {
             "Log lines that were lost because nobody read them fast enough",
             &ConstCounter::new(logging::lost_lines()),
         )?;
-        if let Ok(most) = rlimit::Resource::NOFILE.get_soft() {
-            show(
-                "process_max_fds",
-                "Maximum number of open file descriptors",
-                &ConstGauge::new(most as f64),
-            )?;
-        }
+        show(
+            "process_max_fds",
+            "Maximum number of open file descriptors",
+            &ConstGauge::new(descriptor_limit() as f64),
+        )?;
         let Some(usage) = Usage::read() else { return Ok(()) };
         show(
             "process_cpu_seconds",
