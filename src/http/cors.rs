@@ -2,6 +2,7 @@
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::headers::only;
 use crate::config::{AllowedHeaders, Config, Environment, Origins};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET,POST,HEAD,PUT,DELETE,PATCH,OPTIONS");
@@ -100,12 +101,5 @@ impl Cors {
 
 /// The origin of a request if it has exactly one and that is listed.
 fn listed_origin<'a>(listed: &Origins, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
-    let mut origins = request.get_all(header::ORIGIN).iter();
-    match (origins.next(), origins.next()) {
-        (Some(origin), None) => origin
-            .to_str()
-            .is_ok_and(|text| listed.allows(text))
-            .then_some(origin),
-        _ => None,
-    }
+    only(request, &header::ORIGIN).filter(|origin| origin.to_str().is_ok_and(|text| listed.allows(text)))
 }

@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 use super::Http;
 use super::framing::Framing;
 use super::framing_guard::FramingGuard;
+use super::headers::has_token;
 use super::keep_alive::Pace;
 use super::limits::counted;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{ListenerKind, route};
-use super::upgrade::{PendingUpgrade, has_token};
+use super::upgrade::PendingUpgrade;
 use crate::config::descriptor_limit;
 use crate::logging::LogLimit;
 

@@ -5,6 +5,7 @@ pub mod cors;
 mod forwarded;
 mod framing;
 mod framing_guard;
+mod headers;
 pub mod keep_alive;
 pub mod limits;
 pub mod listener;

@@ -11,6 +11,7 @@ use hyper::{Method, Request, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 
 use super::Http;
+use super::headers::only;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::rest;
@@ -89,7 +90,7 @@ pub async fn route(
         return RequestRefusal::UriTooLong.answer(&http.metrics);
     }
     // RFC 9112, section 3.2.
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+    if request.version() == Version::HTTP_11 && only(request.headers(), &header::HOST).is_none() {
         return RequestRefusal::Host.answer(&http.metrics);
     }
     let mut answer = dispatch(http, kind, peer, &mut request, pending).await;

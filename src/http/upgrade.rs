@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode, Version};
 use hyper_util::rt::TokioIo;
@@ -20,6 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Http;
 use super::framing_guard::FramingGuard;
+use super::headers::{self, has_token, only};
 use super::limits::{Exceeded, Ticket};
 use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
@@ -127,9 +128,8 @@ fn switch_protocols(
         token,
         accept,
     } = admitted;
-    let is_offered = lists(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL, |item| {
-        item == SUBPROTOCOL.as_bytes()
-    });
+    let is_offered = headers::items(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL)
+        .any(|item| item == SUBPROTOCOL.as_bytes());
     *pending = Some(PendingUpgrade {
         params,
         upgraded: hyper::upgrade::on(request),
@@ -190,25 +190,6 @@ fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, UpgradeRefu
         Some(key) if is_key(key.as_bytes()) => Ok(accept_key(key.as_bytes())),
         _ => Err(UpgradeRefusal::Key),
     }
-}
-
-/// The value of a header that may be there only once; `None` also where it is there twice.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    values.next().is_none().then_some(value)
-}
-
-/// Whether a header lists this token, in any case.
-pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    lists(headers, name, |item| item.eq_ignore_ascii_case(token.as_bytes()))
-}
-
-/// Whether an item of a comma-separated list, which may be spread over several headers, fits (RFC 9110, section 5.6.1).
-fn lists(headers: &HeaderMap, name: &HeaderName, fits: impl Fn(&[u8]) -> bool) -> bool {
-    let values = headers.get_all(name).iter();
-    let mut items = values.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
-    items.any(|item| fits(item.trim_ascii()))
 }
 
 /// Whether there is a body; a length of zero is none (RFC 9112, section 6).
