@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::fanout::backend::FanoutBackend;
 use crate::fanout::batch::Batch;
-use crate::fanout::broadcast::{self, OverflowPolicy};
+use crate::fanout::broadcast;
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
-use crate::protocol::server::{self, TypingIndicator};
 use crate::session::Registry;
 use crate::session::typists::{Home, Typists};
 
@@ -171,21 +170,13 @@ impl Router {
         } else {
             self.typists.stop(at.0, at.1);
         }
-        let frame = server::typing_indicator(&TypingIndicator {
-            session_id: typing.session_id.as_str(),
-            user_id: typing.user_id.as_str(),
-            sender_type: &typing.user_type,
-            is_typing: typing.is_typing,
-            timestamp: &typing.timestamp,
-        });
-        if let Some(frame) = frame {
-            broadcast::deliver(
-                &session.members(),
-                &frame,
-                Some(&typing.user_id),
-                OverflowPolicy::Drop,
-            );
-        }
+        broadcast::typing(
+            &session,
+            &typing.user_id,
+            &typing.user_type,
+            typing.is_typing,
+            &typing.timestamp,
+        );
     }
 
     fn skip(&mut self, incoming: &Incoming<'_>, poison: Poison) {

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::bus::{Bus, PublishError};
-use crate::fanout::broadcast::{self, OverflowPolicy};
+use crate::fanout::broadcast;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
@@ -20,7 +20,7 @@ use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::json::Passthrough;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
-use crate::protocol::server::{self, Identity, NewMessage, TypingIndicator};
+use crate::protocol::server::{self, Identity, NewMessage};
 use crate::protocol::timestamp;
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
@@ -178,7 +178,7 @@ impl Chat {
     /// To everyone else in the session, here and on other nodes.
     fn show_typing(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool) {
         let at = timestamp();
-        self.show_typing_here(session, user_id, user_type, is_typing, &at);
+        broadcast::typing(session, user_id, user_type, is_typing, &at);
         let Some(value) = record::typing_value(&session.id, user_id, user_type, is_typing, &at) else {
             return;
         };
@@ -189,26 +189,6 @@ impl Chat {
             form: Form::Legacy,
             message_id: None,
         });
-    }
-
-    fn show_typing_here(
-        &self,
-        session: &Session,
-        user_id: &UserId,
-        user_type: &str,
-        is_typing: bool,
-        at: &str,
-    ) {
-        let frame = server::typing_indicator(&TypingIndicator {
-            session_id: session.id.as_str(),
-            user_id: user_id.as_str(),
-            sender_type: user_type,
-            is_typing,
-            timestamp: at,
-        });
-        if let Some(frame) = frame {
-            broadcast::deliver(&session.members(), &frame, Some(user_id), OverflowPolicy::Drop);
-        }
     }
 
     fn send_message(
@@ -279,7 +259,7 @@ impl Chat {
             match stopped.home {
                 Home::Here => self.show_typing(&session, &stopped.user_id, &stopped.user_type, false),
                 Home::Elsewhere => {
-                    self.show_typing_here(
+                    broadcast::typing(
                         &session,
                         &stopped.user_id,
                         &stopped.user_type,

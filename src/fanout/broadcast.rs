@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::backend::Delivered;
 use crate::protocol::ids::UserId;
-use crate::session::Member;
+use crate::protocol::server::{self, TypingIndicator};
+use crate::session::{Member, Session};
 use crate::writer::SharedChunk;
 
 /// How many members are served before another session, or another task, gets its turn.
@@ -18,6 +19,20 @@ pub enum OverflowPolicy {
     Drop,
     /// The frame goes over the limit once more; beyond that the reader is closed.
     Require,
+}
+
+/// Shows everyone in the session but the typist that the typist types, or has stopped.
+pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) {
+    let frame = server::typing_indicator(&TypingIndicator {
+        session_id: session.id.as_str(),
+        user_id: user_id.as_str(),
+        sender_type: user_type,
+        is_typing,
+        timestamp: at,
+    });
+    if let Some(frame) = frame {
+        deliver(&session.members(), &frame, Some(user_id), OverflowPolicy::Drop);
+    }
 }
 
 /// Sends `chunk` to each of `members` but those of `except`.
