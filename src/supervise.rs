@@ -1,11 +1,19 @@
-//! Tasks that must not end: a panic in one is logged, and it begins anew.
+//! Panics must not stop what the whole node depends on: a task is restarted, and a thread carries on.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
-/// How long a task that has panicked rests, lest it does nothing else.
+/// How long to wait before a task that panicked is restarted, so that it does not panic in a tight loop.
 const REST: Duration = Duration::from_secs(1);
 
-/// Runs `task` until it returns by itself, again after each panic. Call it in a runtime.
+/// Runs `step`; `None` if it panics. The panic hook has logged the panic, and the caller deals with what was left half
+/// done.
+#[inline]
+pub fn catch_panic<T>(step: impl FnOnce() -> T) -> Option<T> {
+    panic::catch_unwind(AssertUnwindSafe(step)).ok()
+}
+
+/// Runs `task` until it returns, and restarts it after each panic. Call it in a runtime.
 pub fn spawn<F: Future<Output = ()> + Send + 'static>(
     name: &'static str,
     task: impl Fn() -> F + Send + 'static,
@@ -18,7 +26,7 @@ pub fn spawn<F: Future<Output = ()> + Send + 'static>(
     })
 }
 
-/// Ends the inner task with its supervisor.
+/// Aborts the inner task when its supervisor is dropped.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 impl AbortOnDrop {

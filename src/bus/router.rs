@@ -2,7 +2,6 @@
 //! here costs a look-up and nothing else; what becomes of the others is the business of [`fanout`](crate::fanout).
 
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
 use crate::session::Registry;
 use crate::session::typists::{Home, Typists};
+use crate::supervise::catch_panic;
 
 /// Of poison records at most one log line in this time; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,7 +83,7 @@ impl Router {
     /// Takes a record into the batch. A poison record is counted and skipped, and so is one that makes us panic: the
     /// thread must not end of it, since nobody else reads the log.
     pub fn route(&mut self, incoming: &Incoming<'_>) {
-        let pushed = panic::catch_unwind(AssertUnwindSafe(|| self.try_route(incoming)));
+        let pushed = catch_panic(|| self.try_route(incoming));
         if let Err(poison) = pushed.unwrap_or(Err(Poison::Internal)) {
             self.skip(incoming, poison);
         }

@@ -3,7 +3,6 @@
 //! The frames of one session in a batch become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
 
 use std::collections::HashMap;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -14,6 +13,7 @@ use super::chunks::{Chunks, Spare};
 use super::slow_readers::WaitBudget;
 use crate::metrics::Metrics;
 use crate::session::{Member, Session};
+use crate::supervise::catch_panic;
 
 /// The batch of one delivery thread. Its buffers are reused for the next one, so that a batch allocates nothing.
 pub struct Batch {
@@ -90,7 +90,7 @@ impl Batch {
         if self.sessions.is_empty() {
             return false;
         }
-        if panic::catch_unwind(AssertUnwindSafe(|| self.send_chunks())).is_err() {
+        if catch_panic(|| self.send_chunks()).is_none() {
             let records = self.sessions.drain(..).map(|pending| pending.records).sum();
             tracing::error!(records, "delivery has failed: please report this bug");
             self.metrics.records_abandoned(records);

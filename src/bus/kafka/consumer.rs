@@ -1,7 +1,6 @@
 //! A consumer thread: polls, and delivers itself.
 
 use std::collections::HashMap;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,6 +19,7 @@ use super::{Reader, Shared, headers};
 use crate::bus::{Router, is_full_batch};
 use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
+use crate::supervise::catch_panic;
 
 /// How long a poll waits, and so how soon the thread sees a new assignment or the end.
 const POLL: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, router: Router) {
     };
     while !thread.shared.is_stopping() {
         // A node whose thread had ended would be connected and silent.
-        if panic::catch_unwind(AssertUnwindSafe(|| thread.step())).is_err() {
+        if catch_panic(|| thread.step()).is_none() {
             thread.recover();
         }
     }

@@ -1,6 +1,5 @@
 //! The producer: idempotent, acknowledged by all in-sync replicas, keyed by session with the Java client's partitioner.
 
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use super::{RECORD_OVERHEAD, Shared, native};
 use crate::bus::{Ack, PublishError};
 use crate::metrics::Latency;
 use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
+use crate::supervise::catch_panic;
 
 /// How long a record may wait for the log. The sender has been told "outcome unknown" long before; a message that
 /// appears even later than this would only puzzle.
@@ -358,7 +358,7 @@ impl ProducerContext for Acks {
             }
         };
         // Unwinding would end the thread, and with it all other records' acknowledgements.
-        if panic::catch_unwind(AssertUnwindSafe(|| acknowledge(*ack, outcome))).is_err() {
+        if catch_panic(|| acknowledge(*ack, outcome)).is_none() {
             tracing::error!("an acknowledgement has failed: please report this bug");
         }
     }

@@ -4,7 +4,6 @@
 mod report;
 
 use std::collections::{HashMap, HashSet};
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -27,6 +26,7 @@ use super::topics::TopicAdmin;
 use super::transactions::Held;
 use crate::bus::Status;
 use crate::protocol::record::Topic;
+use crate::supervise::catch_panic;
 use report::Found;
 
 /// How often the broker is asked. It has [`ANSWER_TIMEOUT`] for each answer: a loss shows in health within five
@@ -95,7 +95,7 @@ impl Watch {
             self.shared.look.store(false, Ordering::SeqCst);
             let asked = Instant::now();
             // A watch that had ended would leave health as it was.
-            let looked = panic::catch_unwind(AssertUnwindSafe(|| self.probe())).unwrap_or_else(|_| {
+            let looked = catch_panic(|| self.probe()).unwrap_or_else(|| {
                 tracing::error!("the look at Kafka has failed: please report this bug");
                 Err(KafkaError::Canceled)
             });
