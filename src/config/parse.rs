@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use super::{AllowedHeaders, Variable};
 
 /// An integer in a range.
@@ -46,35 +48,23 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, St
         })
 }
 
-/// An integer with a unit: `500ms`, `25s`, `2m`, `1h`.
+/// An integer with one unit: `500ms`, `25s`, `2m`, `1h`.
 pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
-    let accepted = || {
-        format!(
-            "expected a duration such as 500ms, 25s or 2m, from {} to {}",
-            show_duration(*range.start()),
-            show_duration(*range.end())
-        )
-    };
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(accepted)?;
-    let (digits, unit) = text.split_at(unit_at);
-    let milliseconds: u64 = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(accepted()),
-    };
-    let value = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|count| count.checked_mul(milliseconds))
-        .ok_or_else(accepted)?;
-    let value = Duration::from_millis(value);
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        Err(accepted())
-    }
+    // jiff also reads signs, fractions, spaces, other units, and several of them.
+    let count = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    let is_plain =
+        count.bytes().all(|b| b.is_ascii_digit()) && matches!(&text[count.len()..], "ms" | "s" | "m" | "h");
+    let parsed = text.parse::<SignedDuration>().ok().filter(|_| is_plain);
+    parsed
+        .and_then(|value| Duration::try_from(value).ok())
+        .filter(|value| range.contains(value))
+        .ok_or_else(|| {
+            format!(
+                "expected a duration such as 500ms, 25s or 2m, from {} to {}",
+                show_duration(*range.start()),
+                show_duration(*range.end())
+            )
+        })
 }
 
 /// A duration as [`duration`] reads it, in the largest unit that fits.
