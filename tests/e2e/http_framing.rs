@@ -1,8 +1,163 @@
 //! Request smuggling (RFC 9112, section 11.2): a head that gives its body's length twice is refused wherever it stands
 //! on a connection, whatever was asked before it.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+
 use crate::support::http::head;
 use crate::support::{Http, Server};
+
+/// What becomes of a request, and of the one that is pipelined behind it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verdict {
+    /// The framing guard answers 400; hyper alone would serve it.
+    RefusedByGuard,
+    /// hyper answers 400 by itself.
+    RefusedByHyper,
+    /// It is answered, and its connection closed.
+    Last,
+    /// Both are answered.
+    Kept,
+}
+
+/// The version, how the head gives the length of its body, the body, and the verdict.
+const FRAMINGS: [(&str, &[&str], &str, Verdict); 20] = {
+    use Verdict::{Kept, Last, RefusedByGuard, RefusedByHyper};
+    const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+    const CHUNKED: &str = "Transfer-Encoding: chunked";
+    const FIVE: &str = "Content-Length: 5";
+    [
+        ("1.1", &[CHUNKED, FIVE], CHUNKS, RefusedByGuard),
+        ("1.1", &[FIVE, CHUNKED], CHUNKS, RefusedByGuard),
+        ("1.1", &[FIVE, FIVE], "hello", RefusedByGuard),
+        ("1.0", &[FIVE, FIVE], "hello", RefusedByGuard),
+        // hyper does not read a length that it ignores.
+        ("1.1", &[CHUNKED, "Content-Length: x"], CHUNKS, RefusedByGuard),
+        (
+            "1.1",
+            &["Content-Length: 5", "Content-Length: 05"],
+            "hello",
+            RefusedByGuard,
+        ),
+        (
+            "1.1",
+            &["Content-Length: 5", "Content-Length: 6"],
+            "hello",
+            RefusedByHyper,
+        ),
+        ("1.1", &["Content-Length: 5, 5"], "hello", RefusedByHyper),
+        ("1.1", &["Content-Length: x"], "hello", RefusedByHyper),
+        ("1.1", &["Content-Length: +5"], "hello", RefusedByHyper),
+        ("1.1", &["Content-Length:"], "hello", RefusedByHyper),
+        (
+            "1.1",
+            &["Content-Length: 99999999999999999999"],
+            "hello",
+            RefusedByHyper,
+        ),
+        ("1.1", &["Content-Length : 5"], "hello", RefusedByHyper),
+        ("1.1", &["Transfer-Encoding: gzip"], "hello", RefusedByHyper),
+        (
+            "1.1",
+            &["Transfer-Encoding: chunked, gzip"],
+            CHUNKS,
+            RefusedByHyper,
+        ),
+        ("1.0", &[CHUNKED], CHUNKS, RefusedByHyper),
+        ("1.1", &[CHUNKED], CHUNKS, Last),
+        ("1.1", &["Transfer-Encoding: gzip, chunked"], CHUNKS, Last),
+        ("1.1", &[FIVE], "hello", Kept),
+        ("1.1", &["Content-Length: 0"], "", Kept),
+    ]
+};
+
+/// A request with this framing, and a plain one behind it.
+fn pipelined((version, framing, body, _): (&str, &[&str], &str, Verdict)) -> String {
+    let lines = framing.join("\r\n");
+    let second = head("GET", "/live", &[]);
+    format!("POST /live HTTP/{version}\r\nHost: x\r\n{lines}\r\n\r\n{body}{second}")
+}
+
+/// docs/ARCHITECTURE.md ("Plain HTTP") has this table.
+#[test]
+fn framing_is_refused_by_the_guard_or_by_hyper() {
+    let server = Server::start();
+    for row in FRAMINGS {
+        let mut http = Http::connect(server.http_addr());
+        http.write(pipelined(row).as_bytes());
+        let first = http.read().unwrap_or_else(|| panic!("no answer: {row:?}"));
+        match row.3 {
+            Verdict::RefusedByGuard => {
+                let body = first.assert_error(400).json();
+                assert_eq!(body["error"], "the length of the body is given twice", "{row:?}");
+                http.expect_closed();
+            }
+            Verdict::RefusedByHyper => {
+                assert_eq!((first.status, first.text().as_str()), (400, ""), "{row:?}");
+                http.expect_closed();
+            }
+            Verdict::Last => {
+                assert_eq!(first.status, 405, "{row:?}");
+                assert_eq!(first.header("connection"), Some("close"), "{row:?}");
+                http.expect_closed();
+            }
+            Verdict::Kept => {
+                assert_eq!(first.status, 405, "{row:?}");
+                assert_eq!(http.read().map(|second| second.status), Some(200), "{row:?}");
+            }
+        }
+    }
+}
+
+/// What the guard is for: should hyper refuse one of these by itself one day, the guard need not.
+#[test]
+fn framing_that_the_guard_refuses_is_served_by_hyper_alone() {
+    let address = hyper_alone();
+    for row in FRAMINGS {
+        let mut http = Http::connect(address);
+        http.write(pipelined(row).as_bytes());
+        let answer = http.read().map(|answer| answer.status);
+        let expected = match row.3 {
+            Verdict::RefusedByHyper => 400,
+            Verdict::RefusedByGuard | Verdict::Last | Verdict::Kept => 204,
+        };
+        assert_eq!(answer, Some(expected), "{row:?}");
+    }
+}
+
+/// hyper's server without ours around it; it answers every request with 204.
+fn hyper_alone() -> SocketAddr {
+    let (bound, address) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+                .await
+                .expect("a listener");
+            bound
+                .send(listener.local_addr().expect("an address"))
+                .expect("the test waits");
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = service_fn(|_| async {
+                    let mut answer = Response::new(Empty::<Bytes>::new());
+                    *answer.status_mut() = StatusCode::NO_CONTENT;
+                    Ok::<_, Infallible>(answer)
+                });
+                let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
+                tokio::spawn(connection);
+            }
+        });
+    });
+    address.recv().expect("the thread binds")
+}
 
 /// Heads whose length can be read in two ways, with what follows them.
 const AMBIGUOUS: [(&[(&str, &str)], &str); 4] = [
