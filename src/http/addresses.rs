@@ -1,4 +1,4 @@
-//! Whose connection it is: the peer, or whoever trusted proxies name.
+//! The client's address: the peer's, or the one that trusted proxies report.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::config::{Config, Network};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 
-/// Each of the two warnings is logged at most so often: a proxy that is set up wrongly is so for every connection.
+/// The shortest time between two warnings of the same kind: a misconfigured proxy causes one on every connection.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// How much of what can't be read is shown.
+/// How many characters of an unreadable value are logged.
 const SHOWN: usize = 100;
 
-/// Whom to believe.
+/// Which peers are trusted to report a client's address.
 pub struct Addresses {
     trusted: Vec<Network>,
     proxy_protocol: bool,
@@ -43,12 +43,13 @@ impl Addresses {
         self.trusted.iter().any(|network| network.contains(ip))
     }
 
-    /// Whether connections have to begin with a PROXY header.
+    /// Whether every connection must begin with a PROXY header.
     pub fn are_in_proxy_headers(&self) -> bool {
         self.proxy_protocol
     }
 
-    /// Who opened the connection, by the PROXY header where one has to come; `None`: the connection is not served.
+    /// The address that opened the connection, from the PROXY header where one is required; `None`: the connection must
+    /// be closed.
     pub async fn peer(&self, socket: &mut TcpStream, peer: IpAddr) -> Option<IpAddr> {
         if !self.proxy_protocol {
             return Some(peer);
@@ -74,7 +75,7 @@ impl Addresses {
         None
     }
 
-    /// Whose request it is, where the connection is this peer's.
+    /// The address of the client behind a request that arrived from `peer`.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let client = forwarded::client(peer, headers, |ip| self.is_trusted(ip));
         if let Some(text) = client.unread {

@@ -6,7 +6,8 @@ use super::headers::only;
 use crate::config::{AllowedHeaders, Config, Environment, Origins};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET,POST,HEAD,PUT,DELETE,PATCH,OPTIONS");
-/// What pages may send in production: the old server's list, then ours, with the headers that tracing adds to requests.
+/// The headers that pages may send in production: the old server's list, then ours, which include those that tracing
+/// libraries add.
 const REQUEST_HEADERS: &str = "Origin,Content-Type,Accept,Authorization,X-Requested-With,\
     Access-Control-Request-Method,Access-Control-Request-Headers,\
     X-API-Key,Idempotency-Key,Cache-Control,X-CSRF-Token,X-Request-ID,Traceparent,Tracestate,Baggage,Sentry-Trace";
@@ -15,13 +16,13 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 );
 const MAX_AGE: HeaderValue = HeaderValue::from_static("86400");
 
-/// Which origins may read our answers.
+/// Which origins may read our responses.
 pub struct Cors {
     /// `None`: any origin, without credentials.
     listed: Option<Origins>,
     credentials: bool,
     request_headers: HeaderValue,
-    /// Whether a preflight is allowed whatever headers it asks for.
+    /// Whether a preflight may ask for any header.
     any_header: bool,
 }
 
@@ -45,20 +46,20 @@ impl Cors {
         }
     }
 
-    /// Whether a page of this origin may open a WebSocket. Clients that are no browser send none, and may.
+    /// Whether a page of this origin may open a WebSocket. Clients other than browsers send no Origin, and may.
     pub fn allows_upgrade(&self, headers: &HeaderMap) -> bool {
         let Some(listed) = &self.listed else { return true };
         !headers.contains_key(header::ORIGIN) || listed_origin(listed, headers).is_some()
     }
 
-    /// Adds the headers of an answer.
+    /// Adds the CORS headers of a response.
     pub fn decorate(&self, request: &HeaderMap, is_preflight: bool, response: &mut HeaderMap) {
         match &self.listed {
             None => {
                 response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
             }
             Some(listed) => {
-                // Caches must not hand one origin's answer to another.
+                // Caches must not serve one origin's response to another.
                 response.append(header::VARY, HeaderValue::from_static("Origin"));
                 let Some(origin) = listed_origin(listed, request) else {
                     return;
@@ -81,8 +82,8 @@ impl Cors {
         }
     }
 
-    /// The headers that are allowed, or those asked for: `*` would leave out Authorization, and everything where there
-    /// are credentials.
+    /// Allows the configured headers, or those that the preflight asks for: `*` would not cover Authorization, and with
+    /// credentials it would cover nothing.
     fn allow_headers(&self, request: &HeaderMap, response: &mut HeaderMap) {
         const ASKED_FOR: HeaderName = header::ACCESS_CONTROL_REQUEST_HEADERS;
         const ALLOWED: HeaderName = header::ACCESS_CONTROL_ALLOW_HEADERS;
@@ -99,7 +100,7 @@ impl Cors {
     }
 }
 
-/// The origin of a request if it has exactly one and that is listed.
+/// The request's origin, if it has exactly one and that is listed.
 fn listed_origin<'a>(listed: &Origins, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
     only(request, &header::ORIGIN).filter(|origin| origin.to_str().is_ok_and(|text| listed.allows(text)))
 }

@@ -1,4 +1,4 @@
-//! Whose request it is, by what proxies say: `X-Forwarded-For`, and `Forwarded` (RFC 7239).
+//! The client's address as proxies report it: `X-Forwarded-For`, and `Forwarded` (RFC 7239).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,16 +7,16 @@ use hyper::header::{self, HeaderName};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Whose request it is.
+/// The client of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Client {
     pub address: IpAddr,
-    /// What a trusted proxy wrote that is no address; empty where it wrote nothing.
+    /// The value from a trusted proxy that is not an address; empty if there was none.
     pub unread: Option<String>,
 }
 
-/// From the right, over trusted proxies, up to the first address that is none: what a client writes there itself stands
-/// before that and counts for nothing. Where an address can't be read it is the last one before it.
+/// Goes from right to left past trusted proxies, to the first address that is not one of them: anything the client
+/// wrote itself is further left and is ignored. If an address can't be parsed, the one to its right counts.
 pub fn client(peer: IpAddr, headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Client {
     let mut address = peer.to_canonical();
     let found = |address, unread| Client { address, unread };
@@ -60,20 +60,20 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     }
 }
 
-/// An address, with or without a port. `unknown` and obfuscated names (`_hidden`) are none.
+/// An address, with or without a port. `unknown` and obfuscated names (`_hidden`) are not addresses.
 fn node(text: &str) -> Option<IpAddr> {
     let (address, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
         None => match text.parse::<IpAddr>() {
             Ok(address) => return Some(address.to_canonical()),
-            // IPv6 without brackets has no port: all of its colons are its own.
+            // IPv6 without brackets has no port: all the colons belong to the address.
             Err(_) => match text.split_once(':') {
                 Some((four, _)) if four.parse::<Ipv4Addr>().is_ok() => text.split_at(four.len()),
                 _ => (text, ""),
             },
         },
     };
-    // A zone means something on the proxy only.
+    // A zone is only meaningful on the proxy itself.
     let address = address.split_once('%').map_or(address, |(address, _)| address);
     let is_readable = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
     let address = address.parse::<IpAddr>().ok().filter(|_| is_readable)?;
@@ -87,7 +87,7 @@ fn is_port(text: &str) -> bool {
     }
 }
 
-/// What stands in quotes, without them.
+/// A quoted string without its quotes.
 fn unquoted(text: &str) -> std::borrow::Cow<'_, str> {
     match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         Some(inner) if inner.contains('\\') => inner.replace('\\', "").into(),
@@ -96,8 +96,8 @@ fn unquoted(text: &str) -> std::borrow::Cow<'_, str> {
     }
 }
 
-/// The parts between separators that don't stand in quotes, from the right: a quote that a client left open reaches
-/// none of what proxies wrote behind it.
+/// The parts between separators outside quotes, from right to left: a quote that a client left open can't swallow what
+/// proxies appended.
 fn rsplit(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -115,7 +115,7 @@ fn rsplit(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether what comes next is escaped: an odd number of backslashes stands before it.
+/// Whether the next character is escaped, that is, preceded by an odd number of backslashes.
 fn is_escaped(before: &[u8]) -> bool {
     let backslashes = before.iter().rev().take_while(|&&byte| byte == b'\\');
     backslashes.count() % 2 == 1
@@ -258,9 +258,9 @@ mod tests {
             found(&[(name, &text)]);
         }
 
-        /// Whatever a client writes in front, the proxy's own word counts.
+        /// Whatever a client puts first, the address that the proxy appends counts.
         #[test]
-        fn what_a_client_writes_counts_for_nothing(text in "[ -~]{0,60}", address: IpAddr, port: u16) {
+        fn what_a_client_writes_is_ignored(text in "[ -~]{0,60}", address: IpAddr, port: u16) {
             prop_assume!(!matches!(address.to_canonical(), IpAddr::V4(ip) if ip.octets()[0] == 10));
             let expected = Client { address: address.to_canonical(), unread: None };
             let node = match address { IpAddr::V4(ip) => format!("{ip}:{port}"), IpAddr::V6(ip) => format!("[{ip}]:{port}") };
@@ -268,7 +268,7 @@ mod tests {
             prop_assert_eq!(&found(&[("forwarded", &format!("{text}, for=\"{node}\""))]), &expected);
         }
 
-        /// Addresses are read however they are written.
+        /// Every notation of an address is read.
         #[test]
         fn every_address_is_read(address: IpAddr, port: u16) {
             let expected = Some(address.to_canonical());

@@ -1,33 +1,33 @@
-//! Follows the heads on a connection, looking for framing that invites request smuggling and that hyper mends silently:
-//! both Transfer-Encoding and Content-Length, or Content-Length twice (RFC 9112, sections 6.1 and 6.3).
+//! Scans the request heads on a connection for framing that invites request smuggling and that hyper silently repairs:
+//! Transfer-Encoding together with Content-Length, or Content-Length twice (RFC 9112, sections 6.1 and 6.3).
 
-/// The longest header name that matters, and one more.
+/// One byte more than the longest header name that matters.
 const NAME_ROOM: usize = "transfer-encoding".len() + 1;
 
-/// How a head gives the length of its body.
+/// How a head states the length of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Once, or not at all.
     Plain,
-    /// In a way that can't be followed to its end: its connection is not used again.
+    /// In a way that this scanner can't follow to the end of the body: the connection closes after this request.
     Last,
     /// Twice.
     Ambiguous,
 }
 
-/// Follows heads line by line, over bodies of a known length, up to the first that is not [`Framing::Plain`].
+/// Scans heads line by line, skipping bodies of a known length, up to the first that is not [`Framing::Plain`].
 #[derive(Default)]
 pub struct HeadScanner {
     count: u32,
-    /// What is left of a body.
+    /// Bytes of the current body still to come.
     body: u64,
     lengths: u32,
     encodings: u32,
-    /// The value of Content-Length; `None` where it is no number, which hyper refuses.
+    /// The value of Content-Length; `None` if it is not a number, which hyper refuses.
     length: Option<u64>,
-    /// Whether the head under way has any line yet: blank lines before it are skipped, as hyper does.
+    /// Whether the current head has a line yet: blank lines before it are skipped, as hyper does.
     has_line: bool,
-    /// Whether the line under way has anything but its end.
+    /// Whether the current line has any text.
     has_text: bool,
     name: [u8; NAME_ROOM],
     name_len: usize,
@@ -40,13 +40,13 @@ enum Part {
     Name,
     /// The value of a Content-Length.
     Length,
-    /// Anything else: most of a head, and says nothing.
+    /// Anything else, which is most of a head.
     #[default]
     Rest,
 }
 
 impl HeadScanner {
-    /// The heads so far that are complete.
+    /// How many heads are complete.
     pub fn count(&self) -> u32 {
         self.count
     }
@@ -56,8 +56,8 @@ impl HeadScanner {
         !self.is_over && (self.has_line || self.has_text)
     }
 
-    /// Follows `bytes`; how the last head is framed that is not plain.
-    pub fn follow(&mut self, mut bytes: &[u8]) -> Option<(u32, Framing)> {
+    /// Scans `bytes`; returns the number and the framing of a head that is not plain.
+    pub fn scan(&mut self, mut bytes: &[u8]) -> Option<(u32, Framing)> {
         while !self.is_over && !bytes.is_empty() {
             if self.body > 0 {
                 let skipped = self.body.min(bytes.len() as u64);
@@ -66,8 +66,8 @@ impl HeadScanner {
                 continue;
             }
             bytes = match self.part {
-                Part::Name => self.follow_name(bytes),
-                Part::Length => self.follow_length(bytes),
+                Part::Name => self.scan_name(bytes),
+                Part::Length => self.scan_length(bytes),
                 Part::Rest => {
                     let line = bytes.iter().position(|&byte| byte == b'\n');
                     let rest = &bytes[..line.unwrap_or(bytes.len())];
@@ -84,8 +84,8 @@ impl HeadScanner {
         None
     }
 
-    /// Follows a line up to the end of its name, or to its own; what is left.
-    fn follow_name<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    /// Scans a header name, to its colon or the end of the line; returns the rest.
+    fn scan_name<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         for (at, &byte) in bytes.iter().enumerate() {
             match byte {
                 b'\n' => {
@@ -110,8 +110,8 @@ impl HeadScanner {
         &[]
     }
 
-    /// Follows the digits of a length; blanks around them are none of it.
-    fn follow_length<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    /// Scans the digits of a length, ignoring blanks around them; returns the rest.
+    fn scan_length<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         for (at, &byte) in bytes.iter().enumerate() {
             match byte {
                 b'\n' => {
@@ -130,7 +130,7 @@ impl HeadScanner {
         &[]
     }
 
-    /// At a line's end; at a head's, how it is framed.
+    /// Ends a line; at the end of a head, returns its framing.
     fn end_line(&mut self) -> Option<Framing> {
         if std::mem::take(&mut self.has_text) {
             (self.has_line, self.name_len, self.part) = (true, 0, Part::Name);
@@ -174,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// The same, of bytes that have all come.
+    /// The same, given all the bytes at once.
     fn first_not_plain(mut bytes: &[u8]) -> Option<(u32, Framing)> {
         let (mut count, mut lines, mut lengths, mut encodings) = (0, 0, Vec::new(), 0);
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
@@ -212,9 +212,9 @@ mod tests {
     }
 
     proptest! {
-        /// However heads are made, and wherever they are cut.
+        /// Whatever the heads contain, and wherever reads split them.
         #[test]
-        fn heads_are_followed_as_lines_are_read(
+        fn heads_are_scanned_as_lines_are_read(
             parts in prop::collection::vec(prop::sample::select(vec![
                 "content-length", "Transfer-Encoding", "transfer-encodings", ":", " ", "\r", "\n", "\r\n", "a",
                 "GET / HTTP/1.1\r\n", ":1\r\n", "\r\n\r\n", "Content-Length: 3\r\n", "Content-Length:17\r\n",
@@ -223,15 +223,15 @@ mod tests {
         ) {
             let bytes = parts.concat().into_bytes();
             let mut heads = HeadScanner::default();
-            let found = bytes.chunks(cut).find_map(|piece| heads.follow(piece));
+            let found = bytes.chunks(cut).find_map(|piece| heads.scan(piece));
             prop_assert_eq!(found, first_not_plain(&bytes));
         }
     }
 
     fn found(bytes: &str) -> Option<(u32, Framing)> {
-        let whole = HeadScanner::default().follow(bytes.as_bytes());
+        let whole = HeadScanner::default().scan(bytes.as_bytes());
         let mut heads = HeadScanner::default();
-        let cut = bytes.bytes().find_map(|byte| heads.follow(&[byte]));
+        let cut = bytes.bytes().find_map(|byte| heads.scan(&[byte]));
         assert_eq!(whole, cut);
         whole
     }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_of_a_known_length_are_followed_and_others_are_the_last() {
+    fn bodies_of_a_known_length_are_skipped_and_other_requests_are_the_last() {
         let bad = "GET / HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n";
         for length in [0, 1, 4, 70] {
             let good = format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
@@ -280,19 +280,19 @@ mod tests {
     fn a_head_is_under_way_from_its_first_byte_to_its_last() {
         let mut heads = HeadScanner::default();
         for byte in b"\r\n\r\n" {
-            heads.follow(&[*byte]);
+            heads.scan(&[*byte]);
             assert!(!heads.is_under_way());
         }
         for byte in b"GET / HTTP/1.1\r\nContent-Length: 2\r\n\r" {
-            heads.follow(&[*byte]);
+            heads.scan(&[*byte]);
             assert!(heads.is_under_way());
         }
-        heads.follow(b"\n");
+        heads.scan(b"\n");
         assert!(!heads.is_under_way());
         assert_eq!(heads.count(), 1);
-        heads.follow(b"ab");
+        heads.scan(b"ab");
         assert!(!heads.is_under_way());
-        heads.follow(b"G");
+        heads.scan(b"G");
         assert!(heads.is_under_way());
     }
 }

@@ -1,8 +1,8 @@
-//! The socket under hyper. Watches what is read for heads that invite request smuggling ([`super::framing`]), and what
-//! is read and written for what the connection waits for ([`super::keep_alive`]).
+//! The socket under hyper. It scans what is read for heads that invite request smuggling ([`super::framing`]), and
+//! follows reads and writes to know what the connection is waiting for ([`super::keep_alive`]).
 //!
-//! And holds back the answer to a WebSocket handshake, so that it leaves together with the first frame: one write and
-//! one packet for each connection of a storm instead of two.
+//! It also holds back the response to a WebSocket handshake, so that it leaves together with the first frame: in a
+//! connection storm this is one write and one packet per connection instead of two.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,47 +17,47 @@ use tokio::net::TcpStream;
 use super::framing::{Framing, HeadScanner};
 use super::keep_alive::Pace;
 
-/// What the service and the socket under hyper tell each other.
+/// The state shared by the HTTP service and the socket under hyper.
 pub struct GuardState {
-    /// The number, from 1, of the first request whose framing is not plain; 0: none.
+    /// The number, counted from 1, of the first request whose framing is not plain; 0: none so far.
     stops_at: AtomicU32,
     is_ambiguous: AtomicBool,
     holds: AtomicBool,
-    /// Requests that are answered, as far as the service is concerned.
+    /// Requests that the service has answered.
     served: AtomicU32,
-    /// The next answer is the last.
+    /// Whether the next response is the last.
     is_closing: AtomicBool,
     pub pace: Pace,
 }
 
 impl GuardState {
-    /// How the request with this number, from 1, gives the length of its body.
+    /// How the request with this number, counted from 1, states the length of its body.
     pub fn framing(&self, request: u32) -> Framing {
         match self.stops_at.load(Ordering::Relaxed) {
             0 => Framing::Plain,
             stop if request < stop => Framing::Plain,
             stop if request == stop && !self.is_ambiguous.load(Ordering::Relaxed) => Framing::Last,
-            // What follows the last one was not watched.
+            // Nothing after the last one was scanned.
             _ => Framing::Ambiguous,
         }
     }
 
-    /// The number, from 1, of the request that comes to the service.
+    /// The number, counted from 1, of the request that the service is handling.
     pub fn number(&self) -> u32 {
         self.served.load(Ordering::Relaxed) + 1
     }
 
-    /// The service has its answer.
+    /// Notes that the service has answered a request.
     pub fn served(&self) {
         self.served.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Holds what is written from now on: whoever takes over the socket sends it.
+    /// Holds back everything written from now on: the new owner of the socket sends it.
     pub fn hold(&self) {
         self.holds.store(true, Ordering::Relaxed);
     }
 
-    /// The connection ends with its next answer.
+    /// Closes the connection after its next response.
     pub fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
     }
@@ -67,12 +67,12 @@ impl GuardState {
     }
 }
 
-/// A socket whose request heads are watched.
+/// A socket whose request heads are scanned.
 pub struct FramingGuard {
     socket: TcpStream,
     heads: HeadScanner,
     held: Vec<u8>,
-    /// Whether anything was written since everything was.
+    /// Whether anything was written since the last response was complete.
     has_written: bool,
     state: Arc<GuardState>,
 }
@@ -99,7 +99,7 @@ impl FramingGuard {
         )
     }
 
-    /// The socket, and what was held.
+    /// The socket, and what was held back.
     pub fn into_parts(self) -> (TcpStream, Bytes) {
         (self.socket, self.held.into())
     }
@@ -108,10 +108,10 @@ impl FramingGuard {
         self.state.holds.load(Ordering::Relaxed)
     }
 
-    /// Follows what was read.
-    fn follow(&mut self, bytes: &[u8]) {
+    /// Scans what was read.
+    fn scan(&mut self, bytes: &[u8]) {
         let before = self.heads.count();
-        if let Some((number, framing)) = self.heads.follow(bytes) {
+        if let Some((number, framing)) = self.heads.scan(bytes) {
             let is_ambiguous = framing == Framing::Ambiguous;
             self.state.is_ambiguous.store(is_ambiguous, Ordering::Relaxed);
             self.state.stops_at.store(number, Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl FramingGuard {
         }
     }
 
-    /// Notes that the peer took something of an answer.
+    /// Notes that the peer accepted part of a response.
     fn progress(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.has_written = true;
@@ -141,7 +141,7 @@ impl AsyncRead for FramingGuard {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
-        self.follow(&buf.filled()[before..]);
+        self.scan(&buf.filled()[before..]);
         polled
     }
 }
@@ -156,7 +156,7 @@ impl AsyncWrite for FramingGuard {
         self.progress(written)
     }
 
-    /// hyper flushes when it has written all that it had.
+    /// hyper flushes once it has written everything it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.has_written && self.state.served.load(Ordering::Relaxed) >= self.heads.count() {
             self.has_written = false;

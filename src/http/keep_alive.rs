@@ -1,5 +1,5 @@
-//! How long a connection may speak plain HTTP: what it waits for decides, and when descriptors run out who has most of
-//! them gives way ([`places`](super::places)).
+//! How long a connection may stay plain HTTP. The time depends on what it is waiting for; when descriptors run out, the
+//! address with the most connections loses one ([`places`](super::places)).
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -13,26 +13,27 @@ use tokio::time::Instant;
 
 use super::places::{Evicted, Kind, Place, Places};
 
-/// How long a head may take: the first from the connection's beginning, others from their first byte.
+/// How long a head may take: the first one from when the connection was accepted, later ones from their first byte.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an answer may make no progress: a peer that doesn't read would hold its place for ever.
+/// How long a response may make no progress: a peer that doesn't read would keep its place for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much longer a connection is kept than its client is told: a request of the last moment still meets it.
+/// How much longer a connection is kept than its client is told, so that a request sent at the last moment still
+/// arrives.
 const LATE: Duration = Duration::from_millis(1_500);
-/// What says how long a connection is kept; of old, but clients with pools read it.
+/// Announces how long a connection is kept. The header is old, but clients with connection pools read it.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// How many connections of the public listeners may be idle at once: each holds some 20 KiB of hyper's buffers. Beyond
-/// it one of whoever has most ends for the next.
+/// that, the address with the most connections loses one.
 const MOST_IDLE: usize = 2_048;
 
-/// What a connection waits for.
+/// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The first byte of its first request.
     Fresh,
     /// The rest of a head.
     Head,
-    /// An answer, or its reader.
+    /// A response, or its reader.
     Answer,
     /// Its next request.
     Idle,
@@ -48,12 +49,12 @@ impl Phase {
     }
 }
 
-/// One connection's clock.
+/// The timeouts of one connection.
 pub struct Pace {
     pool: Arc<Pool>,
-    /// Whose it is, as it is counted.
+    /// The address it counts for.
     address: IpAddr,
-    /// Its task's.
+    /// Wakes its task.
     waker: Waker,
     state: Mutex<State>,
 }
@@ -65,7 +66,7 @@ struct State {
 }
 
 impl Pace {
-    /// The waker is called when the connection has to give way.
+    /// The waker is called when the connection has to close for another.
     pub fn new(pool: &Arc<Pool>, address: IpAddr, began: Instant, waker: Waker) -> Self {
         let phase = Phase::Fresh;
         let place = pool.places.lock().enter(address, phase.kind(), waker.clone());
@@ -81,7 +82,7 @@ impl Pace {
         }
     }
 
-    /// When the connection ends unless something happens; `None`: now, for its descriptor is needed.
+    /// When the connection times out; `None`: it must close now, because its descriptor is needed.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.state.lock();
         let patience = match state.phase {
@@ -93,7 +94,7 @@ impl Pace {
         has_place.then_some(state.since + patience)
     }
 
-    /// Waits until the connection has to give way.
+    /// Waits until the connection has to close for another.
     pub async fn evicted(&self) {
         poll_fn(|_| match self.deadline() {
             Some(_) => Poll::Pending,
@@ -102,23 +103,23 @@ impl Pace {
         .await;
     }
 
-    /// Whether no request has begun that is not answered: then the connection may end.
+    /// Whether every request so far is answered: then the connection may be closed.
     pub fn is_between_requests(&self) -> bool {
         matches!(self.state.lock().phase, Phase::Fresh | Phase::Idle)
     }
 
-    /// Bytes of a head have come, and not its end.
+    /// A head has begun, and is not complete.
     pub fn head_begun(&self) {
         let mut state = self.state.lock();
         match state.phase {
-            // The first head's time, and its place, are those of the connection's beginning.
+            // The first head's timeout and place date from when the connection was accepted.
             Phase::Fresh => state.phase = Phase::Head,
             Phase::Idle => self.begin(&mut state, Phase::Head),
             Phase::Head | Phase::Answer => {}
         }
     }
 
-    /// A whole head has come, or an answer makes progress.
+    /// A head is complete, or a response makes progress.
     pub fn answering(&self) {
         let mut state = self.state.lock();
         if state.phase == Phase::Answer {
@@ -128,7 +129,7 @@ impl Pace {
         }
     }
 
-    /// Everything is answered; the next head may have begun.
+    /// Every request is answered; the next head may have begun.
     pub fn answered(&self, next_has_begun: bool) {
         let mut state = self.state.lock();
         if state.phase == Phase::Answer {
@@ -137,7 +138,7 @@ impl Pace {
         }
     }
 
-    /// A connection that was to give way stays for what has come meanwhile.
+    /// Enters a phase. A connection that was to close stays open for a request that arrived meanwhile.
     fn begin(&self, state: &mut State, phase: Phase) {
         (state.phase, state.since) = (phase, Instant::now());
         let mut places = self.pool.places.lock();
@@ -160,10 +161,10 @@ impl Drop for Pace {
 
 /// The connections of one kind of listener.
 pub struct Pool {
-    /// `HTTP_KEEP_ALIVE`, and how long an idle connection really lives.
+    /// `HTTP_KEEP_ALIVE`, and how long an idle connection is really kept.
     keep_alive: Duration,
     kept: Duration,
-    /// `Keep-Alive: timeout=…`; `None` where that is less than a second.
+    /// `Keep-Alive: timeout=…`; `None` if that is less than a second.
     announced: Option<HeaderValue>,
     places: Mutex<Places>,
 }
@@ -179,7 +180,8 @@ impl Pool {
         }
     }
 
-    /// Says in an answer how long its connection waits for the next request, or that it does not: which of them.
+    /// Sets the headers that say how long the connection waits for the next request, or that it closes; returns whether
+    /// it is kept.
     pub fn announce(&self, keeps: bool, answer: &mut HeaderMap) -> bool {
         let is_kept = keeps && !self.keep_alive.is_zero();
         if !is_kept {
@@ -198,14 +200,14 @@ impl Pool {
         self.places.lock().count()
     }
 
-    /// Makes a connection end that can give way, of whoever has most; `None` where none can.
+    /// Closes a connection of the address that has the most; `None` if none can be closed.
     pub fn evict(&self) -> Option<Evicted> {
         let evicted = self.places.lock().evict(Kind::Answer);
         wake(evicted)
     }
 }
 
-/// Outside of the lock: what is woken asks for its place.
+/// Call it outside the lock: the woken task takes it to look up its place.
 fn wake(evicted: Option<(Evicted, Waker)>) -> Option<Evicted> {
     let (evicted, waker) = evicted?;
     waker.wake();
@@ -258,11 +260,15 @@ mod tests {
         assert_eq!(
             after(&pace),
             HEAD_TIMEOUT,
-            "a head has all its time after any pause"
+            "after any pause a head has its full time"
         );
         tokio::time::advance(Duration::from_secs(3)).await;
         pace.head_begun();
-        assert_eq!(after(&pace), Duration::from_secs(7), "a byte buys no time");
+        assert_eq!(
+            after(&pace),
+            Duration::from_secs(7),
+            "another byte does not extend it"
+        );
         pace.answering();
         pace.answered(true);
         assert_eq!(after(&pace), HEAD_TIMEOUT);
@@ -271,35 +277,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_idle_gives_way() {
+    async fn the_longest_idle_is_evicted() {
         let pool = Arc::new(Pool::new(KEEP_ALIVE));
         assert!(pool.evict().is_none(), "there is none");
         let mut paces: Vec<_> = (0..3).map(|_| new(&pool)).collect();
         paces.iter().for_each(idle);
-        // The first asks again, and is the last then; the third goes by itself.
+        // The first sends another request and is now the most recent; the third closes by itself.
         idle(&paces[0]);
         paces.pop();
         let evicted = |pace: &Pace| pace.deadline().is_none();
         assert!(pool.evict().is_some() && evicted(&paces[1]) && !evicted(&paces[0]));
         assert!(pool.evict().is_some() && evicted(&paces[0]));
         assert!(pool.evict().is_none());
-        // A request that came in that moment is answered.
+        // A request that arrives at that moment is answered.
         idle(&paces[1]);
         assert!(!evicted(&paces[1]));
-        // So do those that have not asked yet, once none is idle.
+        // Connections without a request yet are evicted once none is idle.
         let fresh = new(&pool);
         fresh.head_begun();
         assert!(pool.evict().is_some() && evicted(&paces[1]));
         assert!(pool.evict().is_some() && evicted(&fresh));
         fresh.answering();
-        assert!(!evicted(&fresh), "its head was whole in that moment");
+        assert!(!evicted(&fresh), "its head was complete by then");
         drop(fresh);
         drop(paces);
         assert!(pool.places.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn there_are_not_too_many() {
+    async fn idle_connections_are_limited() {
         let pool = Arc::new(Pool::new(KEEP_ALIVE));
         let paces: Vec<_> = (0..=MOST_IDLE).map(|_| new(&pool)).collect();
         paces.iter().for_each(idle);

@@ -1,4 +1,4 @@
-//! How many connections there may be: per process, per address and per user of a session.
+//! Connection limits: per process, per address and per user of a session.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::writer::ConnectionWriter;
 
-/// Which limit a connection would go over.
+/// Which limit a connection would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exceeded {
     Process,
     Address,
-    /// This user's connections replace each other too often: when to ask again.
+    /// This user's connections replace each other too often: retry after this time.
     User(Duration),
 }
 
-/// Counts of what is admitted. A count of zero leaves no entry.
+/// Counts of admitted connections. A count of zero leaves no entry.
 pub struct Limits {
     max_connections: usize,
     max_per_ip: usize,
@@ -30,16 +30,17 @@ pub struct Limits {
     per_user: PerUser,
 }
 
-/// How much of an IPv6 address is one customer's: they are given a /64 or more, and change the rest at will.
+/// The part of an IPv6 address that identifies a customer: providers assign a /64 or more, whose addresses the customer
+/// changes at will.
 const IPV6_PREFIX: u32 = 64;
 
-/// NAT64 (RFC 6052): IPv4 clients that all come from one /96, each address with its own in the last 32 bits.
+/// NAT64 (RFC 6052): IPv4 clients behind one /96, with their own address in the last 32 bits.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 /// A place for one connection, given back on drop.
 pub struct Ticket {
     limits: Arc<Limits>,
-    /// What it counts for beyond the process; boxed, since most servers have no such limits.
+    /// What it counts for besides the process; boxed, since most servers set no such limits.
     counted: Option<Box<Counted>>,
 }
 
@@ -60,7 +61,7 @@ impl Limits {
         }
     }
 
-    /// The open WebSocket connections, those on their way included.
+    /// The open WebSocket connections, including those that are being upgraded.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
@@ -74,7 +75,7 @@ impl Limits {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return Err(Exceeded::Process);
         }
-        // From here on the ticket gives back what is taken.
+        // From here on the ticket returns what was taken.
         let mut ticket = Ticket {
             limits: Arc::clone(self),
             counted: None,
@@ -95,7 +96,7 @@ impl Limits {
     }
 }
 
-/// What the connections of an address are counted by.
+/// The address that a client's connections are counted under.
 pub fn counted(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) if ip.to_bits() >> 32 == NAT64.to_bits() >> 32 => {
@@ -107,7 +108,7 @@ pub fn counted(ip: IpAddr) -> IpAddr {
 }
 
 impl Ticket {
-    /// The connection has joined its session: beyond MAX_CONNECTIONS_PER_USER its user's oldest is closed.
+    /// Notes that the connection has joined its session: beyond MAX_CONNECTIONS_PER_USER the user's oldest is closed.
     pub fn arrived(&self, writer: &Arc<ConnectionWriter>) {
         if let Some(taken) = self.counted.as_ref().and_then(|counted| counted.user.as_ref()) {
             self.limits.per_user.arrive(taken, writer, Instant::now());
@@ -122,7 +123,7 @@ fn take<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: K, max: usize)
     has_room
 }
 
-fn give_back<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: &K) {
+fn release<K: std::hash::Hash + Eq>(counts: &DashMap<K, usize>, key: &K) {
     counts.remove_if_mut(key, |_, count| {
         *count -= 1;
         *count == 0
@@ -134,7 +135,7 @@ impl Drop for Ticket {
         self.limits.connections.fetch_sub(1, Ordering::Relaxed);
         let Some(counted) = &self.counted else { return };
         if let Some(ip) = &counted.ip {
-            give_back(&self.limits.per_ip, ip);
+            release(&self.limits.per_ip, ip);
         }
         if let Some(taken) = &counted.user {
             self.limits.per_user.leave(taken);
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn places_are_returned() {
         let limits = limits(3, 2, 5);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let session_id = SessionId::parse("s").unwrap();

@@ -33,37 +33,37 @@ use super::upgrade::PendingUpgrade;
 use crate::config::descriptor_limit;
 use crate::logging::LogLimit;
 
-/// What may wait to be accepted: a reconnect storm of a whole node, as far as the kernel allows.
+/// How many connections may wait to be accepted: enough for a whole node's clients reconnecting, if the kernel allows.
 const BACKLOG: i32 = 16_384;
-/// A request head: 16 KiB and 64 headers; [`keep_alive`](super::keep_alive) has its time.
+/// Limits of a request head; [`keep_alive`](super::keep_alive) has its timeout.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How long a request under way may take when the listeners close.
+/// How long requests in progress may take when the listeners close.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long accepting rests when descriptors or memory have run out.
+/// How long to wait before accepting again when descriptors or memory have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// It is logged at most so often.
+/// The shortest time between two log lines about that.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// How much the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
+/// How much unsent data the kernel may hold for a reader whose window is full; its own limit is some 4 MB.
 const UNSENT_BYTES: u32 = 128 * 1024;
-/// How many connections give way at once when there is no descriptor for the next.
+/// How many connections are closed at once when there is no descriptor for the next.
 const EVICTED: usize = 16;
-/// What is kept of the descriptors beyond `MAX_CONNECTIONS` for everything but sockets: logs, Kafka, Redis. And of the
-/// rest for the admin port: whoever fills the others should not hide it from the operator.
+/// One in so many of the descriptors beyond `MAX_CONNECTIONS` is kept for everything but clients: logs, Kafka, Redis.
 const KEPT_SHARE: usize = 4;
+/// One in so many of the others is kept for the admin port: a flood of the public ports must not lock the operator out.
 const ADMIN_SHARE: usize = 8;
 
 /// A bound listener.
 pub struct Listener {
     socket: TcpListener,
-    /// Whether accepted sockets have their options from it: two system calls less for each connection of a storm.
-    passes_on_options: bool,
+    /// Whether accepted sockets inherit its options, which saves two system calls per connection.
+    inherits_options: bool,
 }
 
 impl Listener {
     /// # Errors
     ///
-    /// What the operating system says.
+    /// The operating system's error.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
@@ -75,24 +75,24 @@ pub fn bind(address: SocketAddr) -> io::Result<Listener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    // Before it listens: a connection has what was set when its handshake ended, not when it is accepted.
-    let passes_on_options = cfg!(target_os = "linux") && prepare(SockRef::from(&socket)).is_ok();
+    // Before listening: a connection inherits the options at the end of its TCP handshake, not when it is accepted.
+    let inherits_options = cfg!(target_os = "linux") && prepare(SockRef::from(&socket)).is_ok();
     socket.listen(BACKLOG)?;
     Ok(Listener {
         socket: TcpListener::from_std(socket.into())?,
-        passes_on_options,
+        inherits_options,
     })
 }
 
-/// Sets the options of a client's socket.
+/// Sets a client socket's options.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
-    // Frames are small and wait for nothing: Nagle's algorithm would hold them for an acknowledgement.
+    // Frames are small and urgent: Nagle's algorithm would hold them until an acknowledgement arrives.
     socket.set_tcp_nodelay(true)?;
-    // What the kernel holds unsent is bounded, and a slow reader's progress is seen in steps of this size.
+    // This bounds what the kernel holds unsent, and a slow reader's progress shows in steps of this size.
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)
 }
 
-/// Accepts until `stop`, then ends the connections that are still plain HTTP.
+/// Accepts connections until `stop`, then closes those that are still plain HTTP.
 pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop: CancellationToken) {
     let spare = http.spare_sockets.of(kind);
     let mut log = LogLimit::new(LOG_INTERVAL);
@@ -123,11 +123,11 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
                 continue;
             }
         };
-        if !listener.passes_on_options {
+        if !listener.inherits_options {
             let _ = prepare(SockRef::from(&socket));
         }
         let open = OpenSocket::new(&http);
-        // WebSockets have left this count. What is open beyond the spare ones takes the place of another.
+        // WebSockets no longer count here. A socket beyond the spare ones displaces another.
         let places = http
             .config
             .limits
@@ -142,11 +142,11 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
                 }
                 continue;
             }
-            // What was evicted goes before the next is accepted.
+            // Let the evicted connection close before the next is accepted.
             tokio::task::yield_now().await;
         }
         let (http, stop) = (Arc::clone(&http), stop.clone());
-        // Boxed: a task's future is moved, whole, several times, and hyper's is large.
+        // Boxed: a task's future is moved several times, and hyper's is large.
         connections.spawn(Box::pin(async move {
             serve_socket(socket, peer, kind, http, stop).await;
             drop(open);
@@ -157,7 +157,7 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
 }
 
-/// Makes connections end, so that their descriptors are free for those that come next.
+/// Closes connections to free their descriptors for new ones.
 struct Evictions {
     http: Arc<Http>,
     kind: ListenerKind,
@@ -173,8 +173,8 @@ impl Evictions {
         }
     }
 
-    /// Ends one of whoever has most; false where none may end. What comes by the public listeners takes nothing from the
-    /// admin port's share.
+    /// Closes a connection of the address that has the most; false if none may be closed. The public listeners never
+    /// take from the admin port's share.
     fn make_room(&mut self) -> bool {
         let Self { http, kind, log } = self;
         let of_other = || match kind {
@@ -199,7 +199,7 @@ impl Evictions {
     }
 }
 
-/// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: refusals, and health above all.
+/// How many sockets beyond `MAX_CONNECTIONS` may be open for plain HTTP: for refusals, and above all for health checks.
 pub struct SpareSockets {
     public: usize,
     /// For the admin port alone: its connections up to this number are safe from the public listeners.
@@ -250,7 +250,8 @@ impl Drop for OpenSocket {
 /// Why a connection could not be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// This one connection, or its network: the next may be fine. Linux tells by accept(2) what has happened to it.
+    /// Only this connection or its network: the next may be fine. On Linux, accept(2) reports errors of the new
+    /// connection.
     Peer,
     /// Descriptors or memory have run out.
     Exhaustion,
@@ -290,7 +291,7 @@ async fn serve_socket(
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let pace = |address| Pace::new(http.pool(kind), counted(address), began, waker.clone());
     let address = if kind == ListenerKind::Public && http.addresses.are_in_proxy_headers() {
-        // Until its header has come it is the balancer's, and may have to give way like any other that says nothing.
+        // Until its header arrives it counts for the balancer, and may be evicted like any other silent connection.
         let waiting = pace(peer.ip());
         tokio::select! {
             address = http.addresses.peer(&mut socket, peer.ip()) => address,
@@ -314,7 +315,7 @@ async fn serve_socket(
     }
 }
 
-/// Answers requests to the end of the connection, or until it is handed over: then there is a pending upgrade.
+/// Answers requests until the connection ends or is handed over, in which case there is a pending upgrade.
 async fn speak_http(
     socket: TcpStream,
     peer: IpAddr,
@@ -329,13 +330,13 @@ async fn speak_http(
         let state = &state;
         async move {
             let line = tracing::enabled!(tracing::Level::DEBUG).then(|| {
-                // Escaped: a path may hold any UTF-8. A query may hold secrets.
+                // Escaped, because a path may contain any UTF-8; without the query, which may contain secrets.
                 let path = request.uri().path().escape_debug();
                 (Instant::now(), format!("{} {path}", request.method()))
             });
             let framing = state.framing(state.number());
             let version = request.version();
-            let may_keep = framing == Framing::Plain && goes_on(&request);
+            let may_keep = framing == Framing::Plain && wants_reuse(&request);
             let mut pending = None;
             let mut answer = if framing == Framing::Ambiguous {
                 RequestRefusal::AmbiguousLength.answer(&http.metrics)
@@ -353,7 +354,7 @@ async fn speak_http(
                 let keeps = may_keep && !state.is_closing() && !http.lifecycle.is_draining();
                 let is_kept = http.pool(kind).announce(keeps, answer.headers_mut());
                 if !is_kept && version == Version::HTTP_10 {
-                    // hyper adds `keep-alive` to what it takes for an answer by HTTP/1.1.
+                    // hyper adds `keep-alive` to a response that it takes for HTTP/1.1.
                     *answer.version_mut() = Version::HTTP_10;
                 }
             }
@@ -362,7 +363,7 @@ async fn speak_http(
         }
     });
     let connection = http1::Builder::new()
-        // Its own timeout counts the pause between two requests as part of the second's head.
+        // Its own timeout would count the pause between two requests as part of the second head.
         .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_HEAD)
@@ -374,7 +375,7 @@ async fn speak_http(
     tokio::pin!(connection, timer, stopped);
     poll_fn(|cx| {
         loop {
-            // The connection first: mostly it is done, and the others need not be looked at.
+            // The connection first: if it is done, the rest need not be polled.
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
@@ -382,7 +383,7 @@ async fn speak_http(
             let is_over = match state.pace.deadline() {
                 None => true,
                 Some(deadline) => {
-                    // It is set late: at its end it is seen whether there is a later one.
+                    // A later deadline is set only when the timer fires: most deadlines move before they expire.
                     if deadline < timer.deadline() {
                         timer.as_mut().reset(deadline);
                     }
@@ -404,7 +405,7 @@ async fn speak_http(
             if !is_over && !is_stopped {
                 return Poll::Pending;
             }
-            // What has begun is answered, and the answer says that it is the last.
+            // A request in progress is still answered, and its response announces the close.
             state.close();
             if is_between {
                 connection.as_mut().graceful_shutdown();
@@ -414,12 +415,12 @@ async fn speak_http(
     .await
 }
 
-/// Whether the client means to go on with its connection, and can: what follows the body of a handshake may be meant
-/// for a WebSocket.
-fn goes_on(request: &Request<Incoming>) -> bool {
+/// Whether the client wants to reuse its connection, and may: after the body of a handshake there may be bytes that are
+/// meant for a WebSocket.
+fn wants_reuse(request: &Request<Incoming>) -> bool {
     let is_kept = match request.version() {
         Version::HTTP_11 => !has_token(request.headers(), &CONNECTION, "close"),
-        // It has to be asked for (RFC 9112, appendix C.2.2).
+        // The client has to ask for it (RFC 9112, appendix C.2.2).
         _ => has_token(request.headers(), &CONNECTION, "keep-alive"),
     };
     is_kept && (request.body().is_end_stream() || !request.headers().contains_key(UPGRADE))
@@ -429,7 +430,7 @@ fn goes_on(request: &Request<Incoming>) -> bool {
 mod tests {
     use super::*;
 
-    /// Nobody has to give way, and nobody waits, for an error of the one connection that was about to be accepted.
+    /// An error of the connection that was about to be accepted evicts nobody and delays nobody.
     #[test]
     fn only_exhaustion_makes_room() {
         let cause = |code| Cause::of(&io::Error::from_raw_os_error(code));
@@ -442,11 +443,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_accepted_socket_has_the_listeners_options() {
+    async fn an_accepted_socket_inherits_the_listeners_options() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.socket.accept().await.unwrap();
-        if !listener.passes_on_options {
+        if !listener.inherits_options {
             prepare(SockRef::from(&socket)).unwrap();
         }
         let socket = SockRef::from(&socket);

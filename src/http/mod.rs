@@ -1,4 +1,4 @@
-//! HTTP on raw hyper: listeners and their limits, the router, the upgrade's checks, CORS, health and REST.
+//! HTTP, directly on hyper: listeners and their limits, the router, the checks of an upgrade, CORS, health and REST.
 
 pub mod addresses;
 pub mod cors;
@@ -36,7 +36,7 @@ use limits::Limits;
 use listener::SpareSockets;
 use router::ListenerKind;
 
-/// What a request is answered from.
+/// Everything that requests are answered from.
 pub struct Http {
     pub config: Arc<Config>,
     pub chat: Arc<Chat>,
@@ -50,7 +50,7 @@ pub struct Http {
     /// Sockets that speak plain HTTP, on all ports.
     pub plain: AtomicUsize,
     pub spare_sockets: SpareSockets,
-    /// Who of them may give way, by listener: sockets of the public ones never take the place of the admin port's.
+    /// Which of them may be closed for others, by listener: public sockets never displace the admin port's.
     pub pool: Arc<Pool>,
     pub admin_pool: Arc<Pool>,
     pub cors: Cors,

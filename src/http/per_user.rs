@@ -1,5 +1,5 @@
-//! `MAX_CONNECTIONS_PER_USER`: at the limit the newest connection replaces the user's oldest one, so that a phone that
-//! vanished doesn't lock its user out.
+//! `MAX_CONNECTIONS_PER_USER`: at the limit the newest connection replaces the user's oldest, so that a phone that lost
+//! its network does not lock its user out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
@@ -14,7 +14,7 @@ use crate::writer::{ConnectionWriter, Queued};
 /// A user of a session: the same id in another session may be somebody else.
 pub type Who = (SessionId, UserId);
 
-/// Clients that replace each other for ever are stopped: this many replacements of one user in a minute, no more.
+/// How many replacements a user may have per minute: clients that keep replacing each other are stopped.
 const MAX_REPLACEMENTS: usize = 10;
 const REPLACEMENTS_PER: Duration = Duration::from_secs(60);
 
@@ -28,14 +28,14 @@ pub struct PerUser {
 #[derive(Default)]
 struct Connections {
     seats: VecDeque<Seat>,
-    /// When an oldest one had to go, within the last minute.
+    /// When connections were replaced, within the last minute.
     replaced: VecDeque<Instant>,
 }
 
 /// A connection's place, with its writer once it has joined.
 type Seat = Arc<OnceLock<Weak<ConnectionWriter>>>;
 
-/// A place that is taken; to be given back by [`PerUser::leave`].
+/// A place that is taken, until [`PerUser::leave`].
 pub struct Taken {
     who: Who,
     seat: Seat,
@@ -53,17 +53,18 @@ impl PerUser {
         self.max > 0
     }
 
-    /// Takes a place; nobody is closed before [`Self::arrive`].
+    /// Takes a place; no connection is closed before [`Self::arrive`].
     ///
     /// # Errors
     ///
-    /// When to ask again: this user's connections replace each other too often.
+    /// How long to wait: this user's connections replace each other too often.
     pub fn admit(&self, who: Who, now: Instant) -> Result<Taken, Duration> {
         let mut user = self.users.entry(who.clone()).or_default();
         if user.seats.len() >= self.max {
             user.replaced
                 .retain(|at| now.saturating_duration_since(*at) < REPLACEMENTS_PER);
-            // Those on their way will replace somebody, too; who is refused after all, or only asks, will not.
+            // Connections that are being upgraded will replace one, too, unless they are refused after all or are plain
+            // GETs.
             let arriving = user.seats.len() - self.max;
             if user.replaced.len() + arriving >= MAX_REPLACEMENTS {
                 let first = user.replaced.front().copied().unwrap_or(now);
@@ -82,14 +83,14 @@ impl PerUser {
         let is_seat = |seat: &Seat| Arc::ptr_eq(seat, &taken.seat);
         if let Some(user) = user.as_mut().filter(|user| user.seats.iter().any(is_seat)) {
             let _ = taken.seat.set(Arc::downgrade(writer));
-            // Only older ones: a newer one that is on its way may never arrive.
+            // Only older ones: a newer one that is being upgraded may never arrive.
             while user.seats.len() > self.max && !is_seat(&user.seats[0]) {
                 let oldest = user.seats.pop_front();
                 user.replaced.push_back(now);
                 replaced.extend(oldest.and_then(|seat| seat.get()?.upgrade()));
             }
         } else {
-            // Replaced before it has joined, maybe by one that has left meanwhile.
+            // Replaced before it joined, perhaps by one that has left since.
             replaced.push(Arc::clone(writer));
         }
         drop(user);
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_goes_when_the_newest_has_joined() {
+    async fn the_oldest_is_closed_once_the_newest_has_joined() {
         let (limit, now) = (PerUser::new(2), Instant::now());
         let mut sockets = Vec::new();
         let mut open = Vec::new();
@@ -137,7 +138,7 @@ mod tests {
             sockets.push(socket);
         }
         let never_joined = limit.admit(who("u"), now).unwrap();
-        assert!(open[0].1.writer.is_open(), "nobody has come yet");
+        assert!(open[0].1.writer.is_open(), "none has replaced it yet");
         limit.leave(&never_joined);
         let newest = limit.admit(who("u"), now).unwrap();
         let (member, _socket) = testing::member("u").await;
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_replaced_on_the_way_is_closed_on_arrival() {
+    async fn a_connection_replaced_during_its_upgrade_is_closed_on_arrival() {
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (fast_member, _fast) = testing::member("u").await;
@@ -161,7 +162,7 @@ mod tests {
         let (slow_member, _slow) = testing::member("u").await;
         limit.arrive(&slow, &slow_member.writer, now);
         assert!(fast_member.writer.is_open() && !slow_member.writer.is_open());
-        // Also where the one that replaced it has left.
+        // Also if the one that replaced it has left.
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [slow, fast] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (member, _socket) = testing::member("u").await;
@@ -170,7 +171,7 @@ mod tests {
         let (member, _socket) = testing::member("u").await;
         limit.arrive(&slow, &member.writer, now);
         assert!(!member.writer.is_open(), "it is not counted");
-        // In the other order the older one does not end itself for one that may never arrive.
+        // In the other order the older one stays: the newer one may never arrive.
         let (limit, now) = (PerUser::new(1), Instant::now());
         let [first, _second] = [(); 2].map(|()| limit.admit(who("u"), now).unwrap());
         let (member, _socket) = testing::member("u").await;
@@ -183,7 +184,7 @@ mod tests {
         let (limit, start) = (PerUser::new(1), Instant::now());
         let (second, mut taken, mut sockets) = (Duration::from_secs(1), Vec::new(), Vec::new());
         for n in 0..=10 {
-            // Who only asks replaces nobody.
+            // A plain GET replaces nobody.
             limit.leave(&limit.admit(who("u"), start + n * second).unwrap());
             taken.push(limit.admit(who("u"), start + n * second).unwrap());
             let (member, socket) = testing::member("u").await;
@@ -195,14 +196,14 @@ mod tests {
         assert!(limit.admit(who("v"), start).is_ok(), "another user");
         assert_eq!(refused(60 * second), Some(second));
         assert_eq!(refused(61 * second), None, "the first is a minute old");
-        assert!(refused(61 * second).is_some(), "one is on its way");
+        assert!(refused(61 * second).is_some(), "one is being upgraded");
         for taken in &taken {
             limit.leave(taken);
         }
     }
 
     #[test]
-    fn those_on_their_way_count() {
+    fn connections_being_upgraded_count() {
         let (limit, now) = (PerUser::new(1), Instant::now());
         let arriving: Vec<_> = (0..20).map(|_| limit.admit(who("u"), now)).collect();
         assert_eq!(arriving.iter().filter(|admitted| admitted.is_ok()).count(), 11);

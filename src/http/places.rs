@@ -1,5 +1,5 @@
-//! The sockets of one kind of listener that speak plain HTTP, by whose they are. When descriptors run out, one of whoever has most
-//! gives way: nobody takes every place by opening sockets and saying nothing.
+//! The plain HTTP sockets of one kind of listener, by client address. When descriptors run out, the address with the
+//! most sockets loses one: no client can take every place by opening silent sockets.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -9,29 +9,30 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long an answer is under way before its socket may give way: what takes longer waits for its reader.
+/// How long a response may take before its socket may be evicted: one that takes longer is waiting for its reader.
 const SLOW_ANSWER: Duration = Duration::from_secs(2);
 
-/// What a socket waits for. Of one address those go first that are first here, and of these the longest waiting.
+/// What a socket is waiting for. Of one address, the kinds that come first here are evicted first, and of one kind the
+/// socket that has waited longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Its next request.
     Idle,
-    /// The whole of a head.
+    /// The rest of a head.
     Head,
-    /// An answer, or its reader.
+    /// A response, or its reader.
     Answer,
 }
 
-/// One socket's place; the number says who came first.
+/// A socket's place; lower numbers are older.
 pub type Place = (Kind, u64);
 
-/// Who had to go.
+/// An evicted socket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evicted {
     pub address: IpAddr,
     pub kind: Kind,
-    /// How many sockets its address had.
+    /// How many sockets its address held.
     pub held: usize,
 }
 
@@ -49,7 +50,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Takes a place; the waker is called when it is taken away.
+    /// Takes a place; the waker is called when it is evicted.
     pub fn enter(&mut self, address: IpAddr, kind: Kind, waker: Waker) -> Place {
         let place = (kind, self.next);
         self.next += 1;
@@ -66,7 +67,7 @@ impl Places {
         of_address.is_some_and(|places| places.contains_key(&place))
     }
 
-    /// Gives a place back, if it was not taken away; its waker.
+    /// Leaves a place, unless it was evicted; returns its waker.
     pub fn leave(&mut self, address: IpAddr, place: Place) -> Option<Waker> {
         let places = self.addresses.get_mut(&address)?;
         let left = places.remove(&place)?;
@@ -88,7 +89,7 @@ impl Places {
         self.idle
     }
 
-    /// Takes away a place of a kind up to `last`, of the address that has most places; its owner is to be woken.
+    /// Evicts a place of a kind up to `last` from the address that holds the most; the caller wakes its owner.
     pub fn evict(&mut self, last: Kind) -> Option<(Evicted, Waker)> {
         let firsts = self.addresses.iter().filter_map(|(address, places)| {
             let (&place, waiting) = places.first_key_value()?;
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_most_gives_way() {
+    async fn the_address_with_the_most_sockets_loses_one() {
         let mut places = Places::default();
         let mut enter = |last, kind| places.enter(ip(last), kind, Waker::noop().clone());
         let quiet = enter(1, Kind::Idle);
@@ -134,7 +135,7 @@ mod tests {
             "its oldest"
         );
         assert_eq!(evict(&mut places), Some((ip(3), Kind::Head, 2)));
-        // Where all have one, the oldest.
+        // If every address has one, the oldest is evicted.
         assert!(places.has(ip(1), quiet));
         assert_eq!(evict(&mut places), Some((ip(1), Kind::Idle, 1)));
         assert_eq!(evict(&mut places), Some((ip(2), Kind::Head, 1)));
@@ -142,11 +143,11 @@ mod tests {
         assert_eq!(evict(&mut places), Some((ip(3), Kind::Head, 1)));
         assert!(places.is_empty() && evict(&mut places).is_none());
         places.leave(ip(3), silent[0]);
-        assert!(places.is_empty(), "it is gone already");
+        assert!(places.is_empty(), "it was evicted already");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_ones_go_before_heads_and_answers_when_they_are_slow() {
+    async fn idle_sockets_are_evicted_before_heads_and_only_slow_responses() {
         let mut places = Places::default();
         for kind in [Kind::Answer, Kind::Head, Kind::Idle] {
             places.enter(ip(1), kind, Waker::noop().clone());

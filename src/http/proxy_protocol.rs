@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: a balancer below HTTP says in front of the first request whose connection it
-//! passes on (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
+//! The PROXY protocol, versions 1 and 2: a load balancer below HTTP sends the client's address before the first request
+//! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,23 +7,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// What every header of version 2 begins with.
+/// The first bytes of every version 2 header.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The signature, command, family and length.
 const FIXED: usize = 16;
-/// The longest header of version 1, its line end included.
+/// The longest version 1 header, including its line end.
 const MOST_TEXT: usize = 107;
-/// The longest header of version 2 that is read: addresses are 216 bytes at most, and certificates may follow them.
+/// The longest version 2 header that is accepted: addresses take at most 216 bytes, and certificates may follow.
 const MOST_BINARY: usize = 4096;
 
 /// Why there is no address.
 #[derive(Debug)]
 pub enum Refusal {
-    /// The peer went away without a word: a probe of the port.
+    /// The peer disconnected without sending anything: a port probe.
     Silent,
-    /// What came is no header.
+    /// The bytes are not a header.
     Malformed,
-    /// The connection ended within the header.
+    /// The connection ended inside the header.
     Lost,
 }
 
@@ -33,14 +33,14 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Reads the header and nothing behind it. `None`: the connection is the balancer's own (LOCAL, UNKNOWN), or of another
-/// family than IP.
+/// Reads the header and nothing beyond it. `None`: the connection is the balancer's own (LOCAL, UNKNOWN), or its
+/// address family is not IP.
 pub async fn read(socket: &mut TcpStream) -> Result<Option<IpAddr>, Refusal> {
     let mut header = Vec::with_capacity(256);
     let length = loop {
         let consumed = header.len();
         header.resize(consumed + 256, 0);
-        // Looked at, not taken: the first request may stand in the same packet.
+        // Peeked: the first request may be in the same packet.
         let seen = socket.peek(&mut header[consumed..]).await?;
         header.truncate(consumed + seen);
         if seen == 0 {
@@ -51,7 +51,7 @@ pub async fn read(socket: &mut TcpStream) -> Result<Option<IpAddr>, Refusal> {
             });
         }
         let length = length(&header)?;
-        // What is not the whole header is all of it.
+        // As long as the header is incomplete, all of this belongs to it.
         let end = length.unwrap_or(header.len());
         header.resize(end, 0);
         socket.read_exact(&mut header[consumed..]).await?;
@@ -62,7 +62,7 @@ pub async fn read(socket: &mut TcpStream) -> Result<Option<IpAddr>, Refusal> {
     parse(&header[..length])
 }
 
-/// How long the header is that begins so; `None`: more has to be seen, and all of this belongs to it.
+/// The length of the header that begins with these bytes; `None`: not known yet, and all of them belong to it.
 fn length(seen: &[u8]) -> Result<Option<usize>, Refusal> {
     let begins_with = |start: &[u8]| {
         let common = seen.len().min(start.len());
@@ -90,7 +90,7 @@ fn length(seen: &[u8]) -> Result<Option<usize>, Refusal> {
     }
 }
 
-/// The source address of a whole header.
+/// The source address in a complete header.
 fn parse(header: &[u8]) -> Result<Option<IpAddr>, Refusal> {
     let address = match header.strip_prefix(SIGNATURE) {
         Some(rest) => parse_binary(rest),
@@ -103,7 +103,7 @@ fn parse_binary(rest: &[u8]) -> Option<Option<IpAddr>> {
     let (&[command, family, _, _], addresses) = rest.split_first_chunk()?;
     match (command, family) {
         (0x20, _) => Some(None),
-        // TCP over IPv4 and IPv6: source, destination and ports. What follows them (TLVs) is passed over.
+        // TCP over IPv4 and IPv6: source, destination and ports. What follows (TLVs) is ignored.
         (0x21, 0x11) => Some(Some(
             Ipv4Addr::from(*addresses.first_chunk::<12>()?.first_chunk()?).into(),
         )),
@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    /// A header of version 2.
+    /// A version 2 header.
     fn binary(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
         let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
         [&SIGNATURE[..], &[command, family], &length, payload].concat()

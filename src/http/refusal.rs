@@ -1,4 +1,4 @@
-//! The answers to requests that are refused. Answering counts, so that no refusal goes uncounted.
+//! The responses to refused requests. Making one counts it, so that no refusal goes uncounted.
 
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -10,7 +10,7 @@ pub use crate::metrics::refusals::{RequestRefusal, UpgradeRefusal};
 
 pub const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
 
-/// Whether hyper has refused the request, and the label for it.
+/// The metric label, if hyper refused the request.
 pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
     if error.is_parse_too_large() {
         Some(HEAD_TOO_BIG)
@@ -57,7 +57,7 @@ impl RequestRefusal {
         }
     }
 
-    /// Counts the refusal and makes its answer.
+    /// Counts the refusal and makes its response.
     pub fn answer(self, metrics: &Metrics) -> Answer {
         metrics.request_refused(self.name());
         let mut answer = answer(self.parts());
@@ -131,13 +131,13 @@ impl UpgradeRefusal {
         }
     }
 
-    /// Counts the refusal and makes its answer.
+    /// Counts the refusal and makes its response.
     pub fn answer(self, metrics: &Metrics) -> Answer {
         metrics.upgrade_refused(self.name());
         let mut answer = answer(self.parts());
         match answer.status() {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                // Spread, so that those who are refused together don't come back together.
+                // Randomised, so that clients that were refused together do not retry together.
                 let seconds = ["1", "2", "3", "4", "5"][fastrand::usize(..5)];
                 set(&mut answer, header::RETRY_AFTER, seconds);
             }
@@ -167,7 +167,7 @@ fn set(answer: &mut Answer, name: HeaderName, value: &'static str) {
 mod tests {
     use super::*;
 
-    /// No label of one metric is there twice, and each is a series from the start.
+    /// No label occurs twice in one metric, and each series exists from the start.
     #[test]
     fn every_reason_has_a_label_of_its_own() {
         let metrics = Metrics::default();

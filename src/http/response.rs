@@ -1,4 +1,4 @@
-//! JSON answers, and errors in their one shape.
+//! JSON responses, and errors in their common form.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -25,7 +25,7 @@ struct Failure<'a> {
     error: &'a str,
 }
 
-/// The body where an answer can't be encoded.
+/// The body when a response can't be encoded.
 const UNENCODABLE: &str =
     r#"{"success":false,"message":"Internal error","error":"the answer could not be encoded"}"#;
 

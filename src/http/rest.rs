@@ -13,7 +13,7 @@ use crate::metrics::Now;
 use crate::metrics::page::Format;
 use crate::protocol::ids::SessionId;
 
-/// How long an answer waits for the presence store.
+/// How long a response waits for the presence store.
 const STATUS_PATIENCE: Duration = Duration::from_millis(900);
 
 #[derive(Serialize)]
@@ -84,13 +84,13 @@ struct State {
     status: &'static str,
 }
 
-/// `GET /live`: 200 while the process can answer at all.
+/// `GET /live`: 200 as long as the process can answer.
 pub fn live() -> Answer {
     json(StatusCode::OK, &State { status: "live" })
 }
 
-/// `GET /ready`: 200, but 503 while starting or draining. A dependency that fails later leaves it at 200: one
-/// broken broker must not empty every load balancer.
+/// `GET /ready`: 200, but 503 while starting or draining. It stays 200 when a dependency fails later: one broken broker
+/// must not take every node out of the load balancers.
 pub fn ready(http: &Http) -> Answer {
     let not_ready = |why| {
         error_with(
@@ -120,7 +120,7 @@ pub fn ready(http: &Http) -> Answer {
     )
 }
 
-/// `GET /api/session/{id}/connection-status`, for the whole cluster.
+/// `GET /api/session/{id}/connection-status`, across the cluster.
 pub async fn connection_status(http: &Http, session_id: &SessionId) -> Answer {
     match tokio::time::timeout(STATUS_PATIENCE, http.chat.presence.status(session_id)).await {
         Ok(Ok(data)) => {
@@ -152,7 +152,7 @@ pub async fn metrics(http: &Arc<Http>, headers: &HeaderMap) -> Answer {
         is_ring_in_use: http.ring_in_use.get(),
     };
     let metrics = Arc::clone(&http.metrics);
-    // It reads files of /proc: not for a worker of the runtime.
+    // It reads files in /proc, which must not block the runtime.
     match tokio::task::spawn_blocking(move || metrics.page_of(&now, format)).await {
         Ok(page) => with_body(StatusCode::OK, format.content_type(), page.into()),
         Err(why) => error(

@@ -1,5 +1,5 @@
-//! From a request to its answer. The order of checks is the contract's: path 404, method 405, ids and type 400, and
-//! then those of [`upgrade`].
+//! Routes a request to its response. Checks run in the order that docs/PROTOCOL.md promises: path 404, method 405, ids
+//! and type 400, then those of [`upgrade`].
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -20,17 +20,17 @@ use crate::config::SessionIdFormat;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
 use crate::ws::connection::ConnectParams;
 
-/// The longest request target in bytes.
+/// The longest request target, in bytes.
 const MAX_URI: usize = 8 * 1024;
 
-/// Which listener a request came by.
+/// The listener that accepted the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
     Public,
     Admin,
 }
 
-/// What a path asks for; ids are still as they came.
+/// What a path asks for; ids are still percent-encoded.
 enum Route<'a> {
     Health,
     Live,
@@ -47,13 +47,13 @@ enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// One slash at the end is no part of a path. A path that is a route with it has an empty id there.
+    /// A trailing slash is ignored, unless the path is a route with it: then the last id is empty.
     fn of(kind: ListenerKind, path: &'a str) -> Option<Self> {
         Self::of_exactly(kind, path).or_else(|| Self::of_exactly(kind, path.strip_suffix('/')?))
     }
 
     fn of_exactly(kind: ListenerKind, path: &'a str) -> Option<Self> {
-        // Room for one more segment than any route has: a longer path is no route.
+        // Room for one more segment than any route has: a longer path matches none.
         let mut segments = [""; 6];
         let mut count = 0;
         for segment in path.strip_prefix('/')?.split('/') {
@@ -78,7 +78,7 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers one request; behind a 101 there is a pending upgrade.
+/// Answers one request; a 101 leaves a pending upgrade.
 pub async fn route(
     http: &Arc<Http>,
     kind: ListenerKind,
@@ -102,7 +102,7 @@ pub async fn route(
     answer
 }
 
-/// How long the request target was, as far as the parser kept it: a fragment is none of it.
+/// The length of the request target, without a fragment, which the parser drops.
 fn target_len(uri: &Uri) -> usize {
     let scheme = uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -165,7 +165,7 @@ async fn dispatch(
     }
 }
 
-/// Percent-decoded once; what doesn't decode keeps its `%`, which no id may have.
+/// Percent-decodes once. An invalid escape keeps its `%`, and what is not UTF-8 becomes one: no id may contain it.
 fn decode(segment: &str) -> Cow<'_, str> {
     percent_decode_str(segment)
         .decode_utf8()
@@ -214,7 +214,7 @@ mod tests {
         ] {
             assert!(!is_route(path), "{path}");
         }
-        // With a slash that belongs to the path there is an empty id: that is another refusal.
+        // Here the slash belongs to the path and leaves an empty id, which is refused otherwise.
         for path in ["/ws/s/u/", "/ws/s/u//"] {
             let route = Route::of(ListenerKind::Public, path);
             assert!(

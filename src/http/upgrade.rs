@@ -1,7 +1,7 @@
-//! The WebSocket handshake (RFC 6455, section 4.2): every refusal is an HTTP answer, before the 101.
+//! The WebSocket handshake (RFC 6455, section 4.2): every refusal is an HTTP response instead of the 101.
 //!
-//! The upgrade's headers are looked at last: a browser can't see why its handshake failed, and asks the same path by a
-//! plain GET; 426 then says that nothing else was wrong.
+//! The upgrade's headers are checked last: a browser can't see why its handshake failed, but can send a plain GET to
+//! the same path; 426 then means that nothing else was wrong.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,23 +26,23 @@ use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
 use crate::ws::connection::{ConnectParams, Connection};
 
-/// What a key is hashed with (RFC 6455, section 1.3).
+/// Appended to a key before it is hashed (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// The subprotocol that is answered where it is offered. Others are not: one of them, `livechat.bearer.…`, carries a
-/// token, which is neither shown nor logged.
+/// The only subprotocol that is accepted. Another one, `livechat.bearer.…`, carries a token, which is neither echoed
+/// nor logged.
 const SUBPROTOCOL: &str = "livechat.v1";
 
-/// A client whose handshake is accepted: it joins when hyper gives up the socket.
+/// A client whose handshake is accepted: it joins once hyper hands over the socket.
 pub struct PendingUpgrade {
     params: ConnectParams,
     upgraded: OnUpgrade,
     ticket: Ticket,
-    /// Counted from now on, so that a drain waits for it.
+    /// Held from now on, so that a drain waits for it.
     token: TaskTrackerToken,
 }
 
-/// Checks the handshake and answers it; behind a 101 there is a pending upgrade.
+/// Checks the handshake and answers it; a 101 leaves a pending upgrade.
 pub fn upgrade(
     http: &Http,
     params: ConnectParams,
@@ -54,7 +54,7 @@ pub fn upgrade(
         Err(Refused { why, retry_after }) => {
             let mut answer = why.answer(&http.metrics);
             if let Some(after) = retry_after {
-                // Rounded up: a client that comes as told is let in.
+                // Rounded up: a client that waits that long is admitted.
                 let seconds = after.as_secs() + 1;
                 answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             }
@@ -63,10 +63,10 @@ pub fn upgrade(
     }
 }
 
-/// A client that is not let in.
+/// Why a client is not admitted.
 struct Refused {
     why: UpgradeRefusal,
-    /// When it may come back, where that is known.
+    /// When it may retry, if that is known.
     retry_after: Option<Duration>,
 }
 
@@ -79,21 +79,21 @@ impl From<UpgradeRefusal> for Refused {
     }
 }
 
-/// What a client that is let in gets.
+/// What an admitted client holds.
 struct Admitted {
     ticket: Ticket,
     token: TaskTrackerToken,
     accept: HeaderValue,
 }
 
-/// Runs the checks in their order. Until the last one is passed nothing may be done that a plain GET should not do:
-/// the ticket is given back where it is refused.
+/// Runs the checks in order. Until the last one has passed, nothing may happen that a plain GET should not cause: if it
+/// fails, the ticket is returned.
 fn admit(http: &Http, params: &ConnectParams, request: &Request<Incoming>) -> Result<Admitted, Refused> {
     let headers = request.headers();
     if !http.cors.allows_upgrade(headers) {
         return Err(UpgradeRefusal::Origin.into());
     }
-    // Before the question: a drain that begins after it waits for this upgrade.
+    // Before the check: a drain that begins after it waits for this upgrade.
     let token = http.tracker.token();
     if http.lifecycle.is_draining() {
         return Err(UpgradeRefusal::Draining.into());
@@ -151,7 +151,7 @@ fn switch_protocols(
 }
 
 impl PendingUpgrade {
-    /// Joins, and serves the connection in a task of its own: hyper's, which is larger, ends.
+    /// Joins, and serves the connection in a new task: hyper's, which is larger, ends.
     pub async fn join(self, http: &Http) {
         let Some((socket, answer, early)) = take_socket(self.upgraded).await else {
             return;
@@ -163,14 +163,15 @@ impl PendingUpgrade {
     }
 }
 
-/// The socket from under hyper, the answer that was held, and what the client sent right behind its handshake.
+/// The socket taken back from hyper, the response that was held back, and what the client sent right after its
+/// handshake.
 async fn take_socket(upgraded: OnUpgrade) -> Option<(TcpStream, Bytes, Bytes)> {
     let parts = upgraded.await.ok()?.downcast::<TokioIo<FramingGuard>>().ok()?;
     let (socket, answer) = parts.io.into_inner().into_parts();
     Some((socket, answer, parts.read_buf))
 }
 
-/// The accept key, or why this request is no handshake.
+/// The accept key, or why this request is not a handshake.
 fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, UpgradeRefusal> {
     let headers = request.headers();
     let is_upgrade = request.method() == Method::GET
@@ -192,7 +193,7 @@ fn check_headers(request: &Request<Incoming>) -> Result<HeaderValue, UpgradeRefu
     }
 }
 
-/// Whether there is a body; a length of zero is none (RFC 9112, section 6).
+/// Whether there is a body; a length of zero means none (RFC 9112, section 6).
 fn has_body(headers: &HeaderMap) -> bool {
     let is_zero = |length: &HeaderValue| length.as_bytes().iter().all(|&digit| digit == b'0');
     headers.contains_key(header::TRANSFER_ENCODING)
@@ -205,7 +206,7 @@ fn is_key(key: &[u8]) -> bool {
 
 fn accept_key(key: &[u8]) -> HeaderValue {
     let hash = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
-    // Base64 has only characters that a header value may have.
+    // Every base64 character is allowed in a header value.
     HeaderValue::from_str(&STANDARD.encode(hash)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
