@@ -1,4 +1,4 @@
-//! The grammar of `.env`: a value is taken whole, or its line is refused. Nothing is substituted, and nothing is cut.
+//! The grammar of `.env`: a value is taken whole, or its line is refused. Nothing is substituted or truncated.
 //!
 //! ```text
 //! # a comment, on a line of its own
@@ -7,15 +7,15 @@
 //! NAME="the same, with \\ \" \' \$ \n \r \t"
 //! ```
 //!
-//! A quoted secret may go on in further lines, as a key in PEM does, unless one of these sets a variable: then a quote was
-//! forgotten.
+//! A quoted secret may span several lines, as a PEM key does, unless one of these lines sets a variable: then a quote
+//! was forgotten.
 //!
-//! The libraries for it substitute `$NAME`, process backslashes outside of quotes, or cut a value at ` #`: each has lost
-//! half of somebody's password. Here ` #` begins a comment only where no value could have it.
+//! The libraries for this substitute `$NAME`, process backslashes outside quotes, or cut a value at ` #`, any of which
+//! mangles some passwords. Here ` #` begins a comment only where no value can contain it.
 
 use super::Variable;
 
-/// A file's values, in its order, and what is wrong with it.
+/// A file's values, in order, and its errors.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) entries: Vec<Entry>,
@@ -27,15 +27,15 @@ pub(super) struct Entry {
     pub(super) line: usize,
     pub(super) name: String,
     pub(super) value: String,
-    /// Without quotes, and looks like a reference to another variable.
+    /// It is unquoted and looks like a reference to another variable.
     pub(super) has_reference: bool,
 }
 
-/// A line that is refused, without its text: it may be a password's.
+/// A refused line, without its text, which may contain a password.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Broken {
     pub(super) line: usize,
-    /// There where the line has one.
+    /// The variable's name, if the line has one.
     pub(super) name: Option<String>,
     pub(super) why: String,
 }
@@ -48,7 +48,7 @@ pub(super) fn parse(bytes: &[u8]) -> File {
         Err(error) => {
             let before = &bytes[..error.valid_up_to()];
             let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-            let why = "this is not UTF-8: save the file as UTF-8".to_owned();
+            let why = "not UTF-8: save the file as UTF-8".to_owned();
             let broken = Broken {
                 line,
                 name: None,
@@ -86,7 +86,7 @@ pub(super) fn parse(bytes: &[u8]) -> File {
 
 type Refused = (Option<String>, String);
 
-/// One entry; `None` for a line without one. After an error the rest is still in the entry's first line, or behind it.
+/// Reads an entry; `None` for a line without one. After an error, `rest` is on the entry's first line or after it.
 fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String, bool)>, Refused> {
     let line = rest.peek_line();
     let begin = line.trim_start_matches(BLANKS);
@@ -106,7 +106,7 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String, bool)>, Refused>
             let tail = quoted.peek_line();
             let trimmed = tail.trim_matches(BLANKS);
             if !(trimmed.is_empty() || trimmed.starts_with('#') && tail.starts_with(BLANKS)) {
-                return Err(refused("nothing but a comment may follow the closing quote"));
+                return Err(refused("only a comment may follow the closing quote"));
             }
             *rest = quoted;
             value
@@ -125,7 +125,7 @@ fn entry(rest: &mut Rest<'_>) -> Result<Option<(String, String, bool)>, Refused>
 
 const BLANKS: [char; 2] = [' ', '\t'];
 
-/// A line's name and what follows the equals sign.
+/// A line's name, and the text after the equals sign.
 fn assignment(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.split_once('=')?;
     let mut name = name.trim_matches(BLANKS);
@@ -145,7 +145,7 @@ fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-/// Whether there is a `$NAME` or `${NAME}`, which other readers of such files would replace.
+/// Whether there is a `$NAME` or `${NAME}`, which other readers of such files would substitute.
 fn is_reference_in(value: &str) -> bool {
     value.split('$').skip(1).any(|rest| {
         let name = rest.strip_prefix('{').unwrap_or(rest);
@@ -167,7 +167,7 @@ fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> 
         None => value,
         Some(_) if is_free_text => {
             return Err(format!(
-                "a # behind a blank may be a comment or a part of it: {QUOTE_IT}"
+                "a # after a blank may be a comment or part of the value: {QUOTE_IT}"
             ));
         }
         Some(at) => &value[..at],
@@ -175,13 +175,13 @@ fn unquoted(variable: Option<&Variable>, value: &str) -> Result<String, String> 
     let trimmed = value.trim_matches(BLANKS);
     if trimmed.len() != value.len() && is_free_text {
         return Err(
-            "it begins or ends with a blank: remove it, or put the value in single quotes".to_owned(),
+            "the value begins or ends with a blank: remove it, or put the value in single quotes".to_owned(),
         );
     }
     Ok(trimmed.to_owned())
 }
 
-/// What is between the quotes; the opening one has been read.
+/// Reads up to the closing quote; the opening one has been read.
 fn read_quoted(rest: &mut Rest<'_>, quote: char, variable: Option<&Variable>) -> Result<String, String> {
     let may_go_on = variable.is_none_or(|variable| variable.secret);
     let mut value = String::new();
@@ -205,7 +205,7 @@ fn read_quoted(rest: &mut Rest<'_>, quote: char, variable: Option<&Variable>) ->
                 Some((_, 'n')) => '\n',
                 Some((_, 'r')) => '\r',
                 Some((_, 't')) => '\t',
-                // Somebody else's, by whose rules that may be right.
+                // Another program's variable, whose rules may allow it.
                 Some((_, c)) if variable.is_none() => c,
                 _ => {
                     return Err(
@@ -215,7 +215,7 @@ fn read_quoted(rest: &mut Rest<'_>, quote: char, variable: Option<&Variable>) ->
                     );
                 }
             }),
-            // A line break is the same whatever the file's are.
+            // Line breaks are the same whatever the file uses.
             '\r' if rest.text[at..].starts_with("\r\n") => {}
             _ => value.push(c),
         }
@@ -223,14 +223,14 @@ fn read_quoted(rest: &mut Rest<'_>, quote: char, variable: Option<&Variable>) ->
     Err("its quote is never closed".to_owned())
 }
 
-/// Whether the first line of the text begins another entry. A key in PEM may end with equals signs.
+/// Whether the first line of the text begins another entry. A PEM key may end with equals signs.
 fn sets_a_variable(text: &str) -> bool {
     let line = text.lines().next().unwrap_or_default();
     let ends_a_key = |value: &str| matches!(value.trim_end_matches(['\'', '"']), "" | "=");
     assignment(line).is_some_and(|(name, value)| Variable::named(name).is_some() || !ends_a_key(value))
 }
 
-/// What is not yet read.
+/// The text that is not yet read.
 #[derive(Clone, Copy)]
 struct Rest<'a> {
     text: &'a str,
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn or_it_is_refused_by_name() {
+    fn a_line_is_refused_by_its_name() {
         for line in [
             "REDIS_PASSWORD=a #b",
             "REDIS_URL=redis://h #b",
@@ -333,7 +333,7 @@ mod tests {
             "REDIS_PASSWORD=a\0b",
         ] {
             let refused = match line {
-                // What follows a quote that is never closed is read as lines again.
+                // The lines after an unclosed quote are read as entries.
                 _ if line.contains("PORT=1") => {
                     let file = parse(line.as_bytes());
                     format!("{}: ", file.problems[0].name.as_deref().unwrap())
@@ -380,7 +380,7 @@ mod tests {
             assert_eq!(names, [kept], "{text:?}");
             assert!(!format!("{:?}", file.problems).contains("hunter2"), "{text:?}");
         }
-        // A key in PEM has lines that end with an equals sign.
+        // A PEM key has lines that end with an equals sign.
         let key = "-----BEGIN PUBLIC KEY-----\nMIIB\nAQ==\nQ=\n-----END PUBLIC KEY-----";
         assert_eq!(value_of(&format!("REDIS_PASSWORD='{key}'")).as_deref(), Ok(key));
     }
@@ -397,9 +397,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a password is, in single quotes (where it has none) it is itself, and in double quotes escaped.
+        /// Any password survives in single quotes, if it contains none, and escaped in double quotes.
         #[test]
-        fn a_quoted_value_is_itself(value in "[^\\p{C}']{0,40}") {
+        fn a_quoted_value_survives(value in "[^\\p{C}']{0,40}") {
             let line = format!("REDIS_PASSWORD='{value}' # x");
             prop_assert_eq!(value_of(&line), Ok(value.clone()));
             let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
@@ -407,9 +407,9 @@ mod tests {
             prop_assert_eq!(value_of(&line), Ok(value));
         }
 
-        /// Without quotes it is itself or refused.
+        /// Unquoted, it survives or is refused.
         #[test]
-        fn an_unquoted_value_is_itself_or_refused(value in "[ #$\\\\'\"=a-c\t\r]{1,12}") {
+        fn an_unquoted_value_survives_or_is_refused(value in "[ #$\\\\'\"=a-c\t\r]{1,12}") {
             match value_of(&format!("REDIS_PASSWORD={value}\n")) {
                 Ok(read) => {
                     let unquoted = value.strip_suffix('\r').unwrap_or(&value);

@@ -1,15 +1,15 @@
-//! What is wrong with a configuration: everything at once, so that it takes one attempt to repair it.
+//! The errors of a configuration, all reported at once, so that they can be fixed in one go.
 
 use std::fmt;
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The variable's name, or the place in a file.
     pub name: String,
-    /// The value as it was given. None: there was none, or it is a secret.
+    /// The value as given. None: there was none, or it is a secret.
     pub value: Option<String>,
-    /// What would have been accepted.
+    /// What is accepted.
     pub accepted: String,
 }
 
@@ -22,13 +22,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why there is no configuration.
+/// Why the configuration could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The command line itself is wrong, for example an unknown flag.
+    /// The command line is wrong, for example an unknown flag.
     #[error("{0}")]
     Usage(String),
-    /// Some values are wrong: all of them are here.
+    /// Every value that is wrong.
     #[error("the configuration is not valid{}", list(.0))]
     Invalid(Vec<Problem>),
 }

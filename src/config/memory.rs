@@ -1,9 +1,9 @@
-//! How much memory this process may have: the machine's, or its control group's where that is less.
+//! How much memory this process may use: the machine's, or its control group's limit if that is lower.
 
 use std::fs;
 use std::path::{Component, Path};
 
-/// In bytes; `None` where the system doesn't say. `root` is `/`.
+/// In bytes; `None` if the system does not report it. `root` is `/`.
 pub(super) fn available(root: &Path) -> Option<u64> {
     let limits = control_groups(root).into_iter().min();
     machine(root).into_iter().chain(limits).min()
@@ -17,8 +17,8 @@ fn machine(root: &Path) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// The limits of this process's group and of those that it is in (cgroups(7)). A container may see its own group as
-/// the root, or know its path outside, which is not there inside: then only the root is.
+/// The limits of this process's group and of its ancestors (cgroups(7)). A container may see its own group as the root,
+/// or a path that only exists outside: then only the root's limit is read.
 fn control_groups(root: &Path) -> Vec<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut limits = Vec::new();
@@ -27,7 +27,7 @@ fn control_groups(root: &Path) -> Vec<u64> {
         let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        // Version 2 has one group, for everything; version 1 one for each controller.
+        // Version 2 has one group for everything, version 1 one per controller.
         let (base, file) = if controllers.is_empty() {
             ("sys/fs/cgroup", "memory.max")
         } else if controllers.split(',').any(|controller| controller == "memory") {
@@ -49,7 +49,7 @@ fn control_groups(root: &Path) -> Vec<u64> {
     limits
 }
 
-/// A limit; `max` is none.
+/// Reads a limit; `max` means none.
 fn limit(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

@@ -7,10 +7,10 @@
 //!               variables.rs: names, defaults, help
 //! ```
 //!
-//! A flag wins over the environment, and that over `.env`. An empty value means "unset" and also hides the value of
-//! a weaker source; for `WS_PORT` and `ADMIN_ADDR`, whose default is not empty, it means "none".
+//! A flag overrides the environment, which overrides `.env`. An empty value means "unset", and also hides the value
+//! from a weaker source; for `WS_PORT` and `ADMIN_ADDR`, whose defaults are not empty, it means "none".
 //!
-//! Nothing here opens a port or a connection, logs, or keeps state; `main` turns an error into exit status 64.
+//! Nothing here opens a port or a connection, logs, or keeps state; `main` turns an error into [`EXIT_CODE`].
 
 mod descriptors;
 mod dotenv;
@@ -49,7 +49,7 @@ pub const EXIT_CODE: u8 = 64;
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Serve until a signal comes.
+    /// Serve until a signal arrives.
     Serve(Box<Config>),
     /// `--check-config`: the configuration is valid, say so and exit.
     CheckConfig(Box<Config>),
@@ -61,67 +61,67 @@ pub enum Command {
     Version(String),
 }
 
-/// Everything that can be set. Every value has been checked, alone and against the others.
+/// The whole configuration. Every value has been checked, by itself and against the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// HTTP and WebSocket; 0: the system picks a port.
     pub port: u16,
-    /// A second listener with the same routes, for frontends that were given that port; never equal to `port`.
+    /// A second listener with the same routes, for frontends that use this port; never equal to `port`.
     pub ws_port: Option<u16>,
-    /// The address that both bind.
+    /// The address that both bind to.
     pub host: IpAddr,
-    /// `/metrics`, `/live` and `/ready`; apart, because metrics are not for the public.
+    /// `/metrics`, `/live` and `/ready`; separate, because metrics are not public.
     pub admin_addr: Option<SocketAddr>,
-    /// Whether browsers' origins are checked.
+    /// Decides whether browsers' origins are checked.
     pub environment: Environment,
     /// The origins that may call.
     pub allowed_origins: Origins,
-    /// The same as it is configured, for `/health`.
+    /// The same as configured, for `/health`.
     pub cors_origins: String,
     /// Whether listed origins may send cookies; never together with [`Origins::Any`] in production.
     pub allow_credentials: bool,
-    /// Request headers that pages may send in production, beside our own list.
+    /// Request headers that pages may send in production, in addition to our own list.
     pub allowed_headers: AllowedHeaders,
-    /// Where presence is kept; None: in this process.
+    /// The presence store; None: in this process.
     pub redis: Option<RedisConfig>,
     /// The log that all nodes share; None: the bus is in this process.
     pub kafka: Option<KafkaConfig>,
     /// This node's name, safe in a Redis key, a Kafka header and a log line.
     pub node_id: String,
-    /// A lease's life: how long a node that died is still believed to hold its users.
+    /// How long a node's lease lasts: until it expires, a dead node still counts as holding its users.
     pub presence_ttl: Duration,
-    /// How long joins and leaves are collected for one pipeline: longer saves Redis work, and delays the news.
+    /// How long joins and leaves are collected for one pipeline: longer saves work in Redis, and delays events.
     pub presence_flush: Duration,
-    /// Who is back within it of their last connection's end was never gone; zero: there is no such time. At most
+    /// A user who returns within this time after their last connection ended never left; zero: off. At most
     /// `presence_ttl`.
     pub presence_grace: Duration,
-    /// How long sending connections away may take at shutdown: they don't reconnect all at once.
+    /// How long closing all connections may take at shutdown: spread out, they do not all reconnect at once.
     pub drain_timeout: Duration,
-    /// Peers whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed; empty: nobody's.
+    /// Peers whose `X-Forwarded-For`, `Forwarded` and PROXY headers are trusted; empty: none.
     pub trusted_proxies: Vec<Network>,
     /// Whether every connection begins with a PROXY header; then `trusted_proxies` is not empty.
     pub proxy_protocol: bool,
-    /// How long a connection waits for its next request; zero: it ends with each answer.
+    /// How long a connection waits for its next request; zero: it closes after each response.
     pub http_keep_alive: Duration,
-    /// What a session's id may look like.
+    /// Which session ids are accepted.
     pub session_id_format: SessionIdFormat,
     /// How a batch's frames reach their sockets.
     pub fanout_io: FanoutIo,
-    /// Bytes of a record's value; a longer one is skipped. At most `limits.send_queue_bytes`, else it could never be
-    /// queued.
+    /// The longest record value in bytes; longer ones are skipped. At most `limits.send_queue_bytes`, or it could never
+    /// be queued.
     pub max_record_bytes: usize,
     /// A directive list for `tracing_subscriber::EnvFilter`.
     pub log_level: String,
     /// The form of log lines.
     pub log_format: LogFormat,
-    /// What clients may take.
+    /// The limits of clients.
     pub limits: Limits,
-    /// What is accepted and should be told all the same, each in a sentence.
+    /// Accepted settings that deserve a warning, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl Config {
-    /// Reads and checks a configuration. Every variable that is wrong is in the error, not just the first.
+    /// Reads and checks a configuration. The error has every variable that is wrong, not just the first.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! An address range in CIDR notation, for the proxies that are believed.
+//! An address range in CIDR notation, for trusted proxies.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,11 +12,12 @@ use super::parse::without_user;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network(IpNet);
 
-/// How many bits stand before the IPv4 address in one that is mapped into IPv6.
+/// The number of bits before the IPv4 address in an IPv4-mapped IPv6 address.
 const MAPPED_PREFIX: u8 = 96;
 
 impl Network {
-    /// Whether the address is in the range. `::ffff:10.1.2.3`, as a dual-stack listener reports it, counts as `10.1.2.3`.
+    /// Whether the address is in the range. `::ffff:10.1.2.3`, as a dual-stack listener reports it, counts as
+    /// `10.1.2.3`.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
@@ -44,7 +45,7 @@ impl FromStr for Network {
         }
         let prefix = network.prefix_len();
         Ok(Network(match (network.addr(), network.addr().to_canonical()) {
-            // With fewer bits it would be more than the mapped addresses, and stays as it is.
+            // A shorter prefix covers more than mapped addresses, and is kept as it is.
             (IpAddr::V6(_), IpAddr::V4(v4)) if prefix >= MAPPED_PREFIX => {
                 Ipv4Net::new_assert(v4, prefix - MAPPED_PREFIX).into()
             }

@@ -1,10 +1,10 @@
-//! Origins that may call: exact ones, `null`, and the subdomains of a name.
+//! Allowed origins: exact ones, `null`, and the subdomains of a name.
 
 use std::fmt;
 
 use super::parse::{is_host, list, number, split_port, without_user};
 
-/// The origins that may call.
+/// The allowed origins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
     /// `*`.
@@ -13,12 +13,12 @@ pub enum Origins {
     List(Vec<Origin>),
 }
 
-/// One of them, in the form in which a browser sends it: lower case, no default port, no path.
+/// An allowed origin, in the form that a browser sends: lower case, no default port, no path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// This one: `https://chat.example.com`, `capacitor://localhost`, `file://`, `null`.
     Exact(String),
-    /// `https://*.example.com`: what stands before the asterisk and behind it.
+    /// `https://*.example.com`: the parts before and after the asterisk.
     Subdomains {
         /// `https://`
         scheme: String,
@@ -27,7 +27,7 @@ pub enum Origin {
     },
 }
 
-/// What pages without an origin of their own send: sandboxed frames, local files, redirects between sites.
+/// Sent by pages without an origin of their own: sandboxed frames, local files, redirects between sites.
 const NULL: &str = "null";
 
 impl Origins {
@@ -49,7 +49,7 @@ impl Origins {
         Ok(Origins::List(origins))
     }
 
-    /// Whether the value of an `Origin` header is among them.
+    /// Whether the value of an `Origin` header is allowed.
     pub fn allows(&self, origin: &str) -> bool {
         match self {
             Origins::Any => true,
@@ -87,7 +87,7 @@ impl Origin {
             )
         };
         if text == "*" {
-            return Err(wrong("* can't stand in a list"));
+            return Err(wrong("* cannot be part of a list"));
         }
         let lower = text.to_ascii_lowercase();
         if lower == NULL {
@@ -148,14 +148,14 @@ impl Origin {
         Ok(Origin::Exact(format!("{scheme}://{host}{port}")))
     }
 
-    /// Whether an origin, in lower case, is this one or below it.
+    /// Whether an origin, in lower case, is this one or one of its subdomains.
     fn matches(&self, origin: &str) -> bool {
         match self {
             Origin::Exact(exact) => exact == origin,
             Origin::Subdomains { scheme, rest } => {
                 let host = origin.strip_prefix(scheme.as_str());
                 let labels = host.and_then(|host| host.strip_suffix(rest.as_str()));
-                // A colon, a slash or an @ would make what is behind it something else than the end of a host.
+                // After a colon, a slash or an @, the rest would not be the end of a host name.
                 labels.is_some_and(|labels| {
                     is_host(labels) && !labels.ends_with('.') && !labels.starts_with('[')
                 })
@@ -173,7 +173,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Whether all names below this one can be one's own: no address, no top-level domain.
+/// Whether one owner can hold all names below this one: it is neither an address nor a top-level domain.
 fn is_parent(domain: &str) -> bool {
     let labels: Vec<_> = domain.split('.').collect();
     let is_address = labels
@@ -339,8 +339,8 @@ mod tests {
             prop_assert!(Origin::parse(&with_port).is_ok());
         }
 
-        /// A pattern allows exactly what a plain reading of the origin allows: its scheme, its port, a host that ends with
-        /// the pattern's labels and has more.
+        /// A pattern allows exactly what a plain reading of the origin allows: its scheme, its port, a host that ends
+        /// with the pattern's labels and has more.
         #[test]
         fn a_pattern_allows_its_subdomains_only(
             scheme in prop::sample::select(vec!["https", "http"]),

@@ -1,4 +1,4 @@
-//! From text to value: each parser says, when it fails, what it would have accepted.
+//! Parsers for single values: each one's error says what is accepted.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -23,7 +23,7 @@ where
     }
 }
 
-/// Yes or no.
+/// A boolean.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
@@ -79,8 +79,7 @@ pub(super) fn show_duration(value: Duration) -> String {
     }
 }
 
-/// A text that is shown in an error, without what stands before an `@`: it may be a user and a password where none
-/// belongs.
+/// A text for an error message, without anything before an `@`: that may be a misplaced user and password.
 pub(super) fn without_user(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, rest)), Some((_, host))) if rest.contains('@') => format!("{scheme}://***@{host}"),
@@ -89,7 +88,7 @@ pub(super) fn without_user(text: &str) -> String {
     }
 }
 
-/// The parts of a comma-separated list, without the blanks around them; empty parts (a trailing comma) don't count.
+/// The items of a comma-separated list, trimmed; empty ones (after a trailing comma) are skipped.
 pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
@@ -105,12 +104,12 @@ pub(super) fn headers(text: &str) -> Result<AllowedHeaders, String> {
     };
     let names = list(text).map(|name| {
         if name == "*" {
-            Err("* can't stand in a list; expected * alone, or comma-separated header names".to_owned())
+            Err("* cannot be part of a list; expected * alone, or comma-separated header names".to_owned())
         } else if is_token(name) {
             Ok(name.to_owned())
         } else {
             Err(format!(
-                "{:?} is not a header's name; expected * or comma-separated header names",
+                "{:?} is not a header name; expected * or comma-separated header names",
                 without_user(name)
             ))
         }
@@ -118,7 +117,7 @@ pub(super) fn headers(text: &str) -> Result<AllowedHeaders, String> {
     Ok(AllowedHeaders::List(names.collect::<Result<_, _>>()?))
 }
 
-/// `host`, `host:port`, `[::1]` or `[::1]:port`. None: neither.
+/// Splits `host`, `host:port`, `[::1]` or `[::1]:port`. None: it is none of these.
 pub(super) fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
     if text.starts_with('[') {
         let end = text.find(']')? + 1;
@@ -145,11 +144,11 @@ pub(super) fn is_host(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    // One dot at the end is legal: it says that the name is complete.
+    // A trailing dot is legal: it marks a fully qualified name.
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
-/// Kafka's bootstrap list, `host:port` each, as librdkafka reads it. The port may be left out: 9092.
+/// A list of `host:port` for librdkafka's `bootstrap.servers`. The port is 9092 if omitted.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
     const ACCEPTED: &str = "expected host:port, or several of them separated by commas";
     let mut brokers = Vec::new();
@@ -170,7 +169,7 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
     }
 }
 
-/// A name that Kafka takes for a topic.
+/// A valid name of a Kafka topic.
 pub(super) fn topic(text: &str) -> Result<String, String> {
     let legal = (1..=249).contains(&text.len())
         && text != "."
@@ -181,11 +180,11 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
     if legal {
         Ok(text.to_owned())
     } else {
-        Err("1 to 249 letters, digits, dots, dashes and underscores are accepted".to_owned())
+        Err("expected 1 to 249 letters, digits, dots, dashes or underscores".to_owned())
     }
 }
 
-/// A name that can stand in a Redis key, in a Kafka header and in a log line.
+/// A name that is safe in a Redis key, a Kafka header and a log line.
 pub(super) fn node_id(text: &str) -> Result<String, String> {
     let legal = (1..=64).contains(&text.len())
         && text
@@ -194,11 +193,11 @@ pub(super) fn node_id(text: &str) -> Result<String, String> {
     if legal {
         Ok(text.to_owned())
     } else {
-        Err("1 to 64 letters, digits, dots, dashes and underscores are accepted".to_owned())
+        Err("expected 1 to 64 letters, digits, dots, dashes or underscores".to_owned())
     }
 }
 
-/// The host's name, made to fit [`node_id`].
+/// A [`node_id`] made from the host's name.
 pub(super) fn node_id_of_host(hostname: &str) -> String {
     let fit = |c: char| {
         if c.is_ascii_alphanumeric() || "._-".contains(c) {
@@ -211,10 +210,10 @@ pub(super) fn node_id_of_host(hostname: &str) -> String {
     if name.is_empty() { "node".to_owned() } else { name }
 }
 
-/// A filter for `tracing_subscriber::EnvFilter`: a level, or `target=level` parts, beside which others keep the default.
+/// A filter for `tracing_subscriber::EnvFilter`: a level, or `target=level` parts; other targets keep the default.
 ///
-/// Stricter than the filter itself, which takes a misspelt level for a target and logs everything. The names that
-/// other loggers have and ours lacks (`warning`, `fatal`, `panic`) are translated.
+/// It is stricter than the filter itself, which takes a misspelt level for a target and logs everything. Level names of
+/// other loggers (`warning`, `fatal`, `panic`) are translated.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     const ACCEPTED: &str =
         "expected off, error, warn, info, debug or trace, or target=level parts separated by commas";
@@ -246,7 +245,7 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
         return Err(ACCEPTED.to_owned());
     }
     if !has_level {
-        // The filter's own default for what is not named is silence.
+        // By default the filter silences targets that are not named.
         let default = Variable::named("LOG_LEVEL").map_or("info", |variable| variable.default);
         parts.insert(0, default.to_owned());
     }

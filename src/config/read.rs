@@ -1,4 +1,4 @@
-//! From a lookup to a [`Config`]: every variable is parsed, then they are checked against each other.
+//! Builds a [`Config`] from a lookup: parses every variable, then checks them against each other.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use super::{
     descriptor_limit, memory, read_kafka, read_redis,
 };
 
-/// Descriptors that are not for clients: listeners, Kafka, Redis, log files, and connections that are being refused.
+/// Descriptors that clients may not use: listeners, Kafka, Redis, log files, and connections that are being refused.
 const MIN_RESERVE: u64 = 64;
 
-/// Where a machine sets no limit of its own, this is ours: the kernel's usual ceiling for one process (`nr_open`).
+/// The limit on a machine that sets none: the kernel's usual ceiling for one process (`nr_open`).
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
-/// What may wait for all clients together where the system doesn't say how much memory there is.
+/// How much may be queued for all clients together if the system does not report its memory.
 const SEND_MEMORY_BYTES: u64 = 256 << 20;
 
-/// What the machine contributes to the defaults; a parameter, so that tests don't depend on the machine.
+/// What the defaults take from the machine; a parameter, so that tests do not depend on it.
 pub(super) struct Machine {
     /// The soft limit of open descriptors.
     pub(super) descriptors: u64,
-    /// The host's name, whatever its characters.
+    /// The host's name, with any characters.
     pub(super) hostname: String,
-    /// Bytes of memory that this process may have, where the system says.
+    /// Bytes of memory that this process may use, if the system reports it.
     pub(super) memory: Option<u64>,
 }
 
@@ -39,13 +39,13 @@ impl Machine {
         }
     }
 
-    /// What may wait for all clients together: a quarter of the memory.
+    /// How much may be queued for all clients together: a quarter of the memory.
     fn send_memory_bytes(&self) -> usize {
         let quarter = self.memory.map_or(SEND_MEMORY_BYTES, |memory| memory / 4);
         usize::try_from(quarter).unwrap_or(usize::MAX)
     }
 
-    /// Descriptors that clients may have: all but 5 %, and at least [`MIN_RESERVE`].
+    /// Descriptors for clients: all but a reserve of 5 %, or [`MIN_RESERVE`] if that is more.
     fn max_connections(&self) -> u64 {
         self.descriptors
             .saturating_sub(MIN_RESERVE.max(self.descriptors.div_ceil(20)))
@@ -104,7 +104,7 @@ pub(super) fn config(
         .optional("TRUSTED_PROXIES", |text| {
             let networks: Vec<Network> = parse::list(text).map(str::parse).collect::<Result<_, _>>()?;
             if networks.is_empty() {
-                return Err("addresses and networks are accepted, with commas between".to_owned());
+                return Err("expected addresses and networks, separated by commas".to_owned());
             }
             Ok(networks)
         })
@@ -174,7 +174,7 @@ pub(super) fn config(
     }
 }
 
-/// The rules that need more than one variable. Those that are wrong by themselves are left out of it.
+/// Checks the rules that concern several variables, leaving out those that are already wrong.
 fn check_together(r: &mut Reader<'_>, config: &Config) {
     if let Some(admin) = config.admin_addr {
         let overlaps =
@@ -184,7 +184,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
             if overlaps && same && !r.is_wrong(name) && !r.is_wrong("ADMIN_ADDR") {
                 r.wrong(
                     "ADMIN_ADDR",
-                    format!("expected another port than {name}'s ({})", admin.port()),
+                    format!("expected a port other than {name}'s ({})", admin.port()),
                 );
             }
         }
@@ -237,7 +237,7 @@ fn presence_grace(r: &mut Reader<'_>, presence_ttl: Duration) -> Duration {
     if grace <= presence_ttl || r.is_wrong("PRESENCE_TTL") {
         return grace;
     }
-    // Unset, it follows a shorter PRESENCE_TTL; set, it must fit.
+    // If unset, it follows a shorter PRESENCE_TTL; if set, it must fit.
     if r.text("PRESENCE_GRACE").is_some() && !r.is_wrong("PRESENCE_GRACE") {
         let most = parse::show_duration(presence_ttl);
         r.wrong(
@@ -258,7 +258,7 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     let send_timeout = r.duration("SEND_TIMEOUT", SECOND / 10, HOUR);
     let messages = r.required("RATE_LIMIT_MESSAGES", |text| number(text, 0..=SOME));
     let burst = r.required("RATE_LIMIT_BURST", |text| number(text, 0..=SOME));
-    // A bucket of no size, or one that is never filled, would stop everything: either zero means no limit.
+    // An empty bucket, or one that never refills, would block everything: zero in either means no limit.
     let (rate_limit_messages, rate_limit_burst) = if messages == 0 || burst == 0 {
         (0, 0)
     } else {
@@ -291,7 +291,7 @@ fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {
     let ping_interval = r.duration("PING_INTERVAL", SECOND / 10, HOUR);
     let mut pong_timeout = r.duration("PONG_TIMEOUT", SECOND / 10, HOUR);
     if pong_timeout > ping_interval && !r.is_wrong("PING_INTERVAL") {
-        // Unset, it follows a shorter interval; set, it must fit.
+        // If unset, it follows a shorter interval; if set, it must fit.
         pong_timeout = ping_interval;
         if r.text("PONG_TIMEOUT").is_some() {
             let most = parse::show_duration(ping_interval);

@@ -1,4 +1,4 @@
-//! The log that all nodes share.
+//! Reads the variables for Kafka.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::secret::Secret;
 pub(super) const KAFKA_TLS: bool = cfg!(feature = "kafka-tls");
 
 pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
-    // Both are checked, so that the older name can't hide a mistake that appears when the newer is removed.
+    // Both are checked, so that removing the newer name later cannot reveal a mistake in the older.
     let older = r.optional("KAFKA_BROKER", parse::brokers);
     let brokers = r.optional("KAFKA_BROKERS", parse::brokers).or(older);
 
     let topics = ["KAFKA_TOPIC_MESSAGES", "KAFKA_TOPIC_TYPING", "KAFKA_TOPIC_STATUS"];
     let [topic_messages, topic_typing, topic_status] = topics.map(|name| r.required(name, parse::topic));
-    // Kafka's metrics can't tell a dot from an underscore, so it refuses to have both names.
+    // Kafka's metrics can't tell a dot from an underscore, so it refuses names that differ only in that.
     let key = |topic: &str| topic.replace('.', "_");
     for (name, topic, others) in [
         (topics[1], &topic_typing, vec![(topics[0], &topic_messages)]),
@@ -29,7 +29,7 @@ pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
         ),
     ] {
         if let Some((other, _)) = others.into_iter().find(|(_, other)| key(other) == key(topic)) {
-            r.wrong(name, format!("expected another topic than {other}'s ({topic})"));
+            r.wrong(name, format!("expected a topic other than {other}'s ({topic})"));
         }
     }
     let partitions = r.required("KAFKA_TOPIC_PARTITIONS", |text| number(text, 1..=10_000));

@@ -1,4 +1,4 @@
-//! Where presence is kept: `REDIS_URL`, or one made of the older variables.
+//! Reads the variables for Redis: `REDIS_URL`, or a URL made from the older ones.
 
 use redis::IntoConnectionInfo;
 
@@ -8,7 +8,7 @@ use super::reader::Reader;
 
 const REDIS_PASSWORD_FILE: &str = "REDIS_PASSWORD_FILE";
 
-/// `REDIS_URL`, or one made of the older three.
+/// `REDIS_URL`, or a URL made from the older three variables.
 pub(super) fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
     let port = r.required("REDIS_PORT", |text| number::<u16>(text, 1..=u16::MAX));
     let host = r.optional("REDIS_HOST", |text| {
@@ -38,7 +38,7 @@ pub(super) fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
             }
             None => {}
         }
-        // The URL wins over REDIS_PASSWORD, also where it has none.
+        // The URL overrides REDIS_PASSWORD, even if it has no password.
         let password = password.filter(|_| has_file);
         return Some(RedisConfig { url, password });
     }
@@ -48,7 +48,7 @@ pub(super) fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
                 if r.text(name).is_some() && !r.is_wrong(name) {
                     r.wrong(
                         name,
-                        "only accepted with REDIS_HOST, which is empty (there is no default any more)",
+                        "only accepted with REDIS_HOST, which is empty (it no longer has a default)",
                     );
                 }
             }
@@ -61,13 +61,13 @@ pub(super) fn redis(r: &mut Reader<'_>) -> Option<RedisConfig> {
     })
 }
 
-/// Whether a URL that is right has a password in it.
+/// Whether a valid URL contains a password.
 fn has_password(url: &str) -> bool {
     url.into_connection_info()
         .is_ok_and(|info| info.redis_settings().password().is_some())
 }
 
-/// What is wrong with a URL, told without the URL itself: it may hold a password.
+/// What is wrong with a URL, without quoting it: it may contain a password.
 fn redis_url_problem(url: &str) -> Option<String> {
     const ACCEPTED: &str = "expected redis://[user:password@]host[:port][/db]";
     let Some(parsed) = redis::parse_redis_url(url) else {
@@ -75,14 +75,14 @@ fn redis_url_problem(url: &str) -> Option<String> {
             "{ACCEPTED} (a password's special characters percent-encoded)"
         ));
     };
-    // The parser of URLs would leave these out without a word: a password would be another one.
+    // The URL parser silently drops these, which would change a password.
     if url.contains(|c: char| c.is_control() || c == ' ') {
         return Some(
             "blanks and control characters are not accepted: percent-encode them in a password".to_owned(),
         );
     }
     let wants_tls = matches!(parsed.scheme(), "rediss" | "valkeys");
-    // A password with one of these in plain ends there, and its rest is taken for something else.
+    // An unescaped ? or # ends a password, and the rest would be taken for something else.
     if parsed.has_host()
         && (parsed.query().is_some() || parsed.fragment().is_some_and(|part| part != "insecure"))
     {
@@ -92,16 +92,16 @@ fn redis_url_problem(url: &str) -> Option<String> {
     }
     match parsed.into_connection_info() {
         Ok(info) if info.redis_settings().db() < 0 => {
-            Some(format!("{ACCEPTED}; a database's number is not negative"))
+            Some(format!("{ACCEPTED}; the database number cannot be negative"))
         }
         Ok(_) => None,
-        // The client knows whether it was built with TLS; its other errors don't say what would be right.
+        // The client's other errors do not say what would be accepted.
         Err(_) if wants_tls && !redis_tls() => Some(format!("this build has no TLS for Redis: {ACCEPTED}")),
         Err(_) => Some(ACCEPTED.to_owned()),
     }
 }
 
-/// Whether the Redis client of this build can speak TLS.
+/// Whether this build's Redis client supports TLS.
 pub(super) fn redis_tls() -> bool {
     "rediss://localhost".into_connection_info().is_ok()
 }

@@ -1,4 +1,4 @@
-//! Reads single variables: by their names, with their defaults, and with a note of what was wrong.
+//! Reads single variables by name, with their defaults, and collects the errors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::parse::{self, duration};
 use super::{Problem, Variable};
 use crate::secret::{self, Secret};
 
-/// Reads variables and remembers what was wrong with them.
+/// Reads variables and collects what is wrong with them.
 pub(super) struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     problems: Vec<Problem>,
@@ -25,12 +25,12 @@ impl<'a> Reader<'a> {
         self.problems
     }
 
-    /// The value. None: unset. Some(""): set to nothing.
+    /// The value. None: unset. Some(""): set, but empty.
     pub(super) fn given(&self, name: &str) -> Option<String> {
         let value = (self.lookup)(name)?;
         let is_free_text = Variable::named(name).is_some_and(Variable::is_free_text);
-        // A password, a user or a path may begin or end with a blank, which no number, name or list does. A line break at
-        // its end is the editor's that wrote it.
+        // A password, a user or a path may begin or end with a blank; a number, name or list may not. A final line
+        // break comes from an editor.
         let trimmed = if is_free_text {
             secret::without_line_break(&value)
         } else {
@@ -39,12 +39,12 @@ impl<'a> Reader<'a> {
         Some(trimmed.to_owned())
     }
 
-    /// The value, if there is one that is not empty.
+    /// The value, unless it is unset or empty.
     pub(super) fn text(&self, name: &str) -> Option<String> {
         self.given(name).filter(|value| !value.is_empty())
     }
 
-    /// Notes that the variable is wrong.
+    /// Records that the variable is wrong.
     pub(super) fn wrong(&mut self, name: &str, accepted: impl Into<String>) {
         let value = self.text(name).and_then(|value| shown(name, &value));
         self.problems.push(Problem {
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         self.problems.iter().any(|problem| problem.name == name)
     }
 
-    /// The parsed value; None where it is unset or wrong.
+    /// The parsed value; None if it is unset or wrong.
     pub(super) fn optional<T>(
         &mut self,
         name: &str,
@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The parsed value, or the parsed default of the table where it is unset or wrong.
+    /// The parsed value, or the parsed default from the table if it is unset or wrong.
     pub(super) fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let default = Variable::named(name).map_or("", |variable| variable.default);
         match self.optional(name, &parse) {
@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// As `required`, but set to nothing means none.
+    /// As `required`, but an empty value means none.
     pub(super) fn unless_empty<T>(
         &mut self,
         name: &str,
@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A secret: the variable's own value, or the content of the file that its `_FILE` variable names.
+    /// A secret: the variable's own value, or the content of the file named by its `_FILE` variable.
     pub(super) fn secret(&mut self, name: &'static str, file: &'static str) -> Option<Secret> {
         match (self.text(name), self.text(file)) {
             (Some(_), Some(_)) => {
@@ -115,21 +115,21 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What an error may show of a value.
+/// The part of a value that an error may show.
 fn shown(name: &str, value: &str) -> Option<String> {
     if Variable::named(name).is_some_and(|variable| variable.secret) {
         return None;
     }
-    // A password in the place of its file's path is no path of this machine, whatever slashes it has.
+    // A password given instead of a path does not exist on this machine, whatever slashes it has.
     if name.ends_with("_PASSWORD_FILE") && !is_path_here(Path::new(value)) {
         return None;
     }
-    // Further lines may be another variable's.
+    // Further lines may belong to another variable.
     let line = value.lines().next().unwrap_or_default();
     Some(parse::without_user(line))
 }
 
-/// Whether a path or its folder is there. Every machine has `/`, and every process its own folder: they say nothing.
+/// Whether a path or its folder exists. `/` and the working directory always do, so they prove nothing.
 fn is_path_here(path: &Path) -> bool {
     let folder = path.parent().filter(|folder| folder.file_name().is_some());
     path.exists() || folder.is_some_and(Path::is_dir)

@@ -1,4 +1,4 @@
-//! Where values come from: flags, the environment, and a `.env` file.
+//! The sources of values: flags, the environment, and a `.env` file.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -13,14 +13,14 @@ use super::{Command, Config, ConfigError, Problem, Section, VARIABLES, Variable,
 /// What `--version` prints.
 const VERSION: &str = concat!("livechat-ws ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// Reads the command line, the environment and the `.env` file, in the order of their strength.
+/// Reads the command line, the environment and the `.env` file, strongest first.
 ///
-/// `args` has the program's name first, as [`std::env::args_os`] does, and `env` is [`std::env::vars_os`]. A `.env` file
-/// that does not exist is none.
+/// `args` begins with the program's name, as [`std::env::args_os`] does, and `env` is [`std::env::vars_os`]. The `.env`
+/// file need not exist.
 ///
 /// # Errors
 ///
-/// A malformed command line, or everything that is wrong with the values and with the lines of `.env`.
+/// A malformed command line, or every error in the values and in the lines of `.env`.
 pub fn load(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
@@ -73,7 +73,7 @@ pub fn load(
     })
 }
 
-/// The command line, made of the table.
+/// The command line, built from the table.
 fn command() -> clap::Command {
     let order = |section: Section| {
         VARIABLES
@@ -108,7 +108,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 fn flag(variable: &'static Variable) -> Arg {
     let arg = Arg::new(variable.name)
         .long(variable.flag())
-        // The variable's own spelling, too: --MAX_MESSAGE_BYTES=65536.
+        // Also the variable's own spelling: --MAX_MESSAGE_BYTES=65536.
         .alias(variable.name)
         .value_name(variable.value)
         .help(format!(
@@ -124,7 +124,7 @@ fn flag(variable: &'static Variable) -> Arg {
     }
 }
 
-/// The values of a `.env` file. Lines that are refused, and values that stand there twice, are problems.
+/// The values of a `.env` file. Refused lines, and variables with two values, are problems.
 fn read_dotenv(
     path: &Path,
     problems: &mut Vec<Problem>,
@@ -154,7 +154,7 @@ fn read_dotenv(
             .map_or(place.clone(), |name| format!("{name} ({place})"));
         if is_somebody_elses {
             warnings.push(format!(
-                "{name} is not a variable of this server, and its line is passed over: {}",
+                "{name} is not a variable of this server, and its line is ignored: {}",
                 broken.why
             ));
         } else {
@@ -173,8 +173,8 @@ fn read_dotenv(
         }
         if entry.has_reference {
             warnings.push(format!(
-                "{} ({}, line {}) is taken as it is: $ and a name behind it are not replaced (in single quotes that is \
-                 not warned of)",
+                "{} ({}, line {}) is taken as it is: a $ with a name after it is not substituted (single quotes silence this \
+                 warning)",
                 entry.name,
                 path.display(),
                 entry.line
@@ -184,7 +184,7 @@ fn read_dotenv(
             Some((first, value)) if *value != entry.value => problems.push(Problem {
                 value: None,
                 accepted: format!(
-                    "it has one value on line {first} of {} and another one on line {}: keep one",
+                    "it has one value on line {first} of {} and another on line {}: keep one of them",
                     path.display(),
                     entry.line
                 ),

@@ -1,11 +1,11 @@
-//! What stands around our variables: the environment's other names, those Kubernetes injects, and what to warn of.
+//! The environment around our variables: misspelt names, those that Kubernetes injects, and what to warn about.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::{Config, Environment, Origins, Problem, VARIABLES, Variable};
 
-/// The environment, as far as it concerns us.
+/// The part of the environment that concerns us.
 #[derive(Default)]
 pub(super) struct Surroundings {
     /// Our variables.
@@ -19,7 +19,7 @@ impl Surroundings {
         let mut read = Self::default();
         let mut links = Vec::new();
         for (name, value) in environment {
-            // A name that isn't UTF-8 is none of ours.
+            // A name that is not UTF-8 is not one of ours.
             let Ok(name) = name.into_string() else { continue };
             let is_ours = Variable::named(&name).is_some();
             match value.into_string() {
@@ -34,7 +34,7 @@ impl Surroundings {
                 Err(_) if is_ours => read.problems.push(Problem {
                     name,
                     value: None,
-                    accepted: "its bytes are not UTF-8".to_owned(),
+                    accepted: "the value is not UTF-8".to_owned(),
                 }),
                 _ => read.warnings.extend(unknown(&name)),
             }
@@ -50,7 +50,7 @@ impl Surroundings {
     }
 }
 
-/// Whether Kubernetes has set this variable for a service's sake: `REDIS_PORT=tcp://10.96.12.7:6379`, and beside it
+/// Whether Kubernetes set this variable for a service: `REDIS_PORT=tcp://10.96.12.7:6379`, and with it
 /// `REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP_ADDR` and others.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_of_port = |rest: &str| {
@@ -69,7 +69,7 @@ fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_PORT") && is_link(value)
 }
 
-/// `tcp://10.96.12.7:6379`, an address and nothing else.
+/// Exactly an address: `tcp://10.96.12.7:6379`.
 fn is_link(value: &str) -> bool {
     let address = ["tcp://", "udp://", "sctp://"]
         .iter()
@@ -77,10 +77,10 @@ fn is_link(value: &str) -> bool {
     address.is_some_and(|address| address.parse::<std::net::SocketAddr>().is_ok())
 }
 
-/// Names that look like ours and belong to somebody else.
+/// Names that look like ours and belong to other programs.
 const OTHERS: [&str; 3] = ["NODE_IP", "REDIS_VERSION", "KAFKA_VERSION"];
 
-/// Beginnings that are ours: what else begins so was meant for us. Not `KAFKA_` alone, which is also the broker's.
+/// Our prefixes: any other name with one of them was meant for us. `KAFKA_` alone is not one: brokers use it, too.
 const OURS: [&str; 13] = [
     "REDIS_",
     "KAFKA_TOPIC_",
@@ -97,7 +97,7 @@ const OURS: [&str; 13] = [
     "ALLOWED_ORIGIN",
 ];
 
-/// The warning for a name that is not ours and looks like it.
+/// The warning for a name that is not ours but looks like it.
 pub(super) fn unknown(name: &str) -> Option<String> {
     if OTHERS.contains(&name) || name.starts_with("REDIS_DOWNLOAD_") {
         return None;
@@ -108,7 +108,7 @@ pub(super) fn unknown(name: &str) -> Option<String> {
         .iter()
         .map(|variable| (distance(&plain, variable.name), variable.name))
         .min()?;
-    // One slip in a short name, two in a long one; the shortest names are too near to everything.
+    // One typo in a short name, two in a long one; the shortest names are too similar to others.
     let allowed = match closest.1.len() {
         ..=5 => 0,
         6..=8 => 1,
@@ -122,10 +122,10 @@ pub(super) fn unknown(name: &str) -> Option<String> {
         .then(|| format!("{name} {ignored}: --help lists all of them"))
 }
 
-/// How many insertions, deletions, replacements and swaps of neighbours make one of the other.
+/// How many insertions, deletions, substitutions and swaps of neighbours turn one into the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
-    // Rows for a's first i bytes: two back, one back, this one.
+    // Rows for the first i bytes of a: two back, one back, the current one.
     let mut rows = [
         Vec::new(),
         (0..=b.len()).collect::<Vec<_>>(),
@@ -147,7 +147,7 @@ fn distance(a: &str, b: &str) -> usize {
     rows[1][b.len()]
 }
 
-/// Values that are accepted and mean something else than one might think. `given` has what was set, if not to nothing.
+/// Warnings about accepted values that may not do what was intended. `given` returns values that are set and not empty.
 pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |applies: bool, text: &str| {
@@ -164,7 +164,7 @@ pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>)
     );
     warn(
         !is_production && !is_any,
-        "ALLOWED_ORIGINS is only enforced with ENVIRONMENT=production: now any origin may connect",
+        "ALLOWED_ORIGINS is only enforced with ENVIRONMENT=production: any origin may connect now",
     );
     warn(
         !is_production && config.allow_credentials,
@@ -191,7 +191,7 @@ pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>)
     let is_zero = |name| given(name).is_some_and(|value| value.bytes().all(|b| b == b'0'));
     warn(
         is_zero("RATE_LIMIT_MESSAGES") != is_zero("RATE_LIMIT_BURST"),
-        "RATE_LIMIT_MESSAGES=0 or RATE_LIMIT_BURST=0 means no rate limit at all, whatever the other one is",
+        "RATE_LIMIT_MESSAGES=0 or RATE_LIMIT_BURST=0 means no rate limit at all, whatever the other is",
     );
     warn(
         config.drain_timeout.is_zero(),

@@ -1,4 +1,4 @@
-//! The values of a configuration that are more than a number or a name.
+//! The types of configuration values that are more than a number or a name.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::secret::Secret;
 
-/// Where the server runs, as far as browsers are concerned.
+/// Which browser origins are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Environment {
     /// Any origin may call, none with credentials.
@@ -31,32 +31,32 @@ impl fmt::Display for Environment {
     }
 }
 
-/// Request headers that pages may send in production, beside our own list.
+/// Request headers that pages may send in production, in addition to our own list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHeaders {
-    /// `*`: whatever a page asks for.
+    /// `*`: any header that a page asks for.
     Any,
-    /// These, too.
+    /// These as well.
     List(Vec<String>),
 }
 
-/// How a batch's frames reach their sockets.
+/// How a batch's frames are sent to their sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FanoutIo {
-    /// io_uring where the kernel allows it, else one `send` per socket.
+    /// io_uring if the kernel allows it, else one `send` per socket.
     Auto,
     /// One `send` per socket.
     Send,
-    /// io_uring, or no start.
+    /// io_uring, or the server does not start.
     Uring,
 }
 
-/// What a session's id may look like.
+/// Which session ids are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionIdFormat {
-    /// Whatever contract.md allows in an id.
+    /// Any valid id (docs/PROTOCOL.md).
     Any,
-    /// A UUID only.
+    /// UUIDs only.
     Uuid,
 }
 
@@ -69,12 +69,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where presence is kept.
+/// The presence store.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// A URL that the redis crate has parsed once already. May hold a password: print [`RedisConfig::redacted`].
+    /// A URL that the redis crate accepts. It may contain a password: print [`RedisConfig::redacted`].
     pub url: String,
-    /// The password, where it is not in the URL: it may change while the server runs.
+    /// The password, if it is not in the URL: it may change while the server runs.
     pub password: Option<Secret>,
 }
 
@@ -83,7 +83,7 @@ impl RedisConfig {
     pub fn redacted(&self) -> String {
         match redis::parse_redis_url(&self.url) {
             Some(mut url) => {
-                // A socket's URL may carry its password in the query, and none of the query is needed to recognise it.
+                // A Unix socket's URL may have its password in the query, which is not needed to recognise it.
                 url.set_query(None);
                 if url.password().is_some() {
                     let _ = url.set_password(Some("***"));
@@ -104,7 +104,7 @@ impl fmt::Debug for RedisConfig {
     }
 }
 
-/// The log that all nodes share.
+/// The shared log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaConfig {
     /// `host:port`, comma-separated without blanks: librdkafka's `bootstrap.servers`.
@@ -115,17 +115,17 @@ pub struct KafkaConfig {
     pub topic_typing: String,
     /// Connection status, which other services read.
     pub topic_status: String,
-    /// Partitions of a topic that this server creates.
+    /// The partitions of a topic that this server creates.
     pub partitions: i32,
-    /// Replicas of a topic that this server creates.
+    /// The replicas of a topic that this server creates.
     pub replication: i32,
     /// How long a busy log's records gather for one fetch.
     pub pace: Duration,
-    /// How brokers are spoken to; anything but plaintext needs the cargo feature `kafka-tls`.
+    /// How to connect to brokers; anything but plaintext needs the cargo feature `kafka-tls`.
     pub security: SecurityProtocol,
-    /// Who this server is to the brokers; there exactly with the two SASL protocols.
+    /// The credentials; present exactly with the two SASL protocols.
     pub sasl: Option<Sasl>,
-    /// Certificates to trust (PEM); None: the system's.
+    /// The certificates to trust (PEM); None: the system's.
     pub ssl_ca: Option<PathBuf>,
 }
 
@@ -153,7 +153,7 @@ impl SecurityProtocol {
         }
     }
 
-    /// Whether brokers want a user and a password.
+    /// Whether brokers require a user and a password.
     pub const fn has_sasl(self) -> bool {
         matches!(self, SecurityProtocol::SaslPlaintext | SecurityProtocol::SaslSsl)
     }
@@ -164,14 +164,14 @@ impl SecurityProtocol {
     }
 }
 
-/// librdkafka's `sasl.mechanism`, as far as a user and a password are enough for it.
+/// librdkafka's `sasl.mechanism`, limited to those that need only a user and a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaslMechanism {
-    /// The password goes over the wire.
+    /// The password is sent as it is.
     Plain,
-    /// A challenge, with SHA-256.
+    /// Challenge and response, with SHA-256.
     ScramSha256,
-    /// A challenge, with SHA-512.
+    /// Challenge and response, with SHA-512.
     ScramSha512,
 }
 
@@ -189,7 +189,7 @@ impl SaslMechanism {
 /// A user and a password for Kafka.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sasl {
-    /// How they are proved.
+    /// How they are presented.
     pub mechanism: SaslMechanism,
     /// librdkafka's `sasl.username`.
     pub username: String,
@@ -206,30 +206,30 @@ impl fmt::Debug for Sasl {
     }
 }
 
-/// What one client, and all of them together, may take. Contract 7 says what happens beyond.
+/// The limits for one client and for all of them together. docs/PROTOCOL.md says what happens beyond them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a client's message, all its fragments together: bounds what one client can make us hold and parse.
+    /// Bytes of a client's message with all its fragments: bounds what one client can make the server hold and parse.
     pub max_message_bytes: usize,
-    /// Bytes that may wait for one connection: bounds what a client that doesn't read can make us hold.
+    /// Bytes that may be queued for one connection: bounds what a client that does not read can make the server hold.
     pub send_queue_bytes: usize,
-    /// Bytes that may wait for all connections together: bounds what many such clients can make us hold.
+    /// Bytes that may be queued for all connections together: bounds what many such clients can make the server hold.
     pub send_memory_bytes: usize,
-    /// How long they may wait without any progress: frees a queue that will never drain.
+    /// How long they may wait without progress: frees a queue that will never drain.
     pub send_timeout: Duration,
-    /// Messages a second of one connection, in the long run; 0: no limit, and then the burst is 0 too.
+    /// Messages per second of one connection, in the long run; 0: no limit, and then the burst is 0, too.
     pub rate_limit_messages: u32,
-    /// Messages that may come at once (a bucket's size): people paste, and clients reconnect with a backlog.
+    /// Messages that may arrive at once (the bucket's size): people paste, and clients reconnect with a backlog.
     pub rate_limit_burst: u32,
-    /// Connections of this process, fewer than its descriptors: the reserve keeps `/health`, Kafka and Redis alive.
+    /// Connections of this process, fewer than its descriptors: the reserve keeps `/health`, Kafka and Redis working.
     pub max_connections: usize,
-    /// Connections of one address; 0: no limit, since many customers may share one.
+    /// Connections of one address; 0: no limit, since many customers may share an address.
     pub max_connections_per_ip: usize,
     /// Connections of one user in one session; 0: no limit.
     pub max_connections_per_user: usize,
     /// How often a connection is pinged: shorter than the idle timeouts of common proxies (60 s).
     pub ping_interval: Duration,
-    /// How long the pong may take before the connection counts as dead; at most `ping_interval`, so that no two pings
-    /// are under way.
+    /// How long the pong may take before the connection counts as dead; at most `ping_interval`, so that only one ping
+    /// is outstanding.
     pub pong_timeout: Duration,
 }

@@ -1,14 +1,14 @@
-//! The table of variables: the one place where a name, its default and its meaning are written down.
+//! The table of variables: the only place that defines a name, its default and its meaning.
 //!
-//! `--help`, the parsing of flags and of the environment, `.env.example` and the check of the documentation all read
-//! it, so that none of them can forget a variable or disagree about a default.
+//! `--help`, the parsing of flags and of the environment, `.env.example` and the documentation tests all read it, so
+//! that none of them can miss a variable or disagree about a default.
 
-/// A group of variables that are shown together.
+/// A group of variables that are listed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
     /// Ports and addresses.
     Listeners,
-    /// Who may call from a browser.
+    /// Which browser origins are allowed.
     Origins,
     /// The presence store.
     Redis,
@@ -18,12 +18,12 @@ pub enum Section {
     Node,
     /// Log lines.
     Logging,
-    /// What one client, and all of them, may take.
+    /// The limits for one client and for all of them.
     Limits,
 }
 
 impl Section {
-    /// Every section, in the order in which they are shown.
+    /// Every section, in the order of the listings.
     pub const ALL: &'static [Section] = &[
         Section::Listeners,
         Section::Origins,
@@ -47,7 +47,7 @@ impl Section {
         }
     }
 
-    /// Whether `.env.example` keeps the section's lines commented, because setting one changes the mode of operation.
+    /// Whether `.env.example` comments out the section's lines, because setting one changes the mode of operation.
     pub const fn is_optional(self) -> bool {
         matches!(self, Section::Redis | Section::Kafka)
     }
@@ -58,13 +58,13 @@ impl Section {
 pub struct Variable {
     /// The name in the environment and in `.env`.
     pub name: &'static str,
-    /// What stands for the value in `--help`.
+    /// The placeholder for the value in `--help`.
     pub value: &'static str,
-    /// The default as one would write it; empty where there is none or where it is worked out at start.
+    /// The default as a user would write it; empty if there is none or if it is computed at start.
     pub default: &'static str,
     /// One line of help.
     pub help: &'static str,
-    /// Where it is shown.
+    /// The section that lists it.
     pub section: Section,
     /// A value that must never be printed.
     pub secret: bool,
@@ -76,12 +76,12 @@ impl Variable {
         self.name.to_ascii_lowercase().replace('_', "-")
     }
 
-    /// Whether its value may be any text, so that nothing in it can be told from a comment.
+    /// Whether its value may be any text, so that a comment cannot be told from the value.
     pub fn is_free_text(&self) -> bool {
         self.secret || matches!(self.value, "TEXT" | "FILE" | "URL")
     }
 
-    /// The variable of that name.
+    /// The variable with this name.
     pub fn named(name: &str) -> Option<&'static Variable> {
         VARIABLES.iter().find(|variable| variable.name == name)
     }
@@ -117,7 +117,7 @@ const fn secret(section: Section, name: &'static str, value: &'static str, help:
 
 use Section::{Kafka, Limits, Listeners, Logging, Node, Origins, Redis};
 
-/// Every variable, in the order in which it is shown and checked.
+/// Every variable, in the order of the listings and checks.
 #[rustfmt::skip]
 pub const VARIABLES: &[Variable] = &[
     var(Listeners, "PORT", "PORT", "8082", "HTTP and WebSocket; 0: the system picks a free port"),
