@@ -1,4 +1,4 @@
-//! The `livechat-ws` program: configuration in, exit status out.
+//! The `livechat-ws` program: reads the configuration, runs the server, returns the exit status.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -11,19 +11,19 @@ use livechat_ws::config::{self, Command, Config};
 use livechat_ws::signals::Signals;
 use livechat_ws::{Server, logging, secret};
 
-/// Frames and small tasks come and go on several threads: mimalloc is made for that.
+/// mimalloc is made for this load: frames and small tasks that several threads allocate and free.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// mimalloc's `mi_option_purge_delay`, which the binding does not name.
+/// mimalloc's `mi_option_purge_delay`, which the binding does not export.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// In milliseconds; whole blocks wait for ten times as long. Freed pages go back with a later call, of which an idle node
-/// makes few, so it is not ten, the default; with 0 a connect storm costs a tenth to a fifth more:
+/// In milliseconds; whole blocks wait ten times as long. A later call returns the freed pages, and an idle node makes
+/// few, so the default of ten is too long; with 0 a connect storm costs a tenth to a fifth more:
 /// docs/decisions/0001-allocator.md.
 const PURGE_DELAY_MS: std::ffi::c_long = 1;
 
-/// Gives freed pages back soon. `MIMALLOC_PURGE_DELAY` in the environment still wins.
+/// Returns freed pages to the system soon. `MIMALLOC_PURGE_DELAY` in the environment still wins.
 #[allow(unsafe_code, reason = "the allocator is a C library")]
 fn return_freed_memory() {
     // SAFETY: sets a number in mimalloc's options; it may be called at any time, and no other thread runs yet.
@@ -32,7 +32,7 @@ fn return_freed_memory() {
 
 fn main() -> ExitCode {
     return_freed_memory();
-    // Each connection is a descriptor: the default of MAX_CONNECTIONS is made of this limit.
+    // Each connection takes a descriptor: the default of MAX_CONNECTIONS depends on this limit.
     config::raise_descriptor_limit();
     match config::load(std::env::args_os(), std::env::vars_os(), Some(Path::new(".env"))) {
         Ok(Command::Serve(config)) => serve(*config),
@@ -77,7 +77,7 @@ fn serve(config: Config) -> ExitCode {
         Server::bind(config)?.run(signals.stop()).await;
         Ok(())
     });
-    // What is left is plain HTTP and answers nobody waits for.
+    // Only plain HTTP and answers that nobody waits for are left.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,7 +85,7 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
-/// Told also where LOG_LEVEL lets no error through: nobody would know why there is no server.
+/// Reports the error even if LOG_LEVEL suppresses errors: otherwise nobody would know why the server did not start.
 fn failed(error: &anyhow::Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!("{error:#}");
@@ -95,7 +95,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Asks the running server for its health: what a container's health check calls.
+/// Asks the running server for its health; for a container's health check.
 fn healthcheck(config: &Config) -> ExitCode {
     match ask_health(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,7 +108,7 @@ fn healthcheck(config: &Config) -> ExitCode {
 
 fn ask_health(config: &Config) -> anyhow::Result<()> {
     let public = SocketAddr::new(config.host, config.port);
-    // With the PROXY protocol only balancers are let in by the public port, and the admin port never takes its header.
+    // With the PROXY protocol the public port only accepts balancers, and the admin port never expects its header.
     let (address, introduction, path) = match (config.proxy_protocol, config.admin_addr) {
         (false, _) => (public, "", "/health"),
         (true, Some(admin)) => (admin, "", "/live"),

@@ -35,7 +35,7 @@ use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::{shutdown, supervise};
 
-/// How many members are swept before other tasks get their turn.
+/// How many members are swept before the task yields.
 const SWEEP_SLICE: usize = 512;
 
 /// A server whose listeners are bound.
@@ -50,8 +50,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A listener that can't bind, by the name of its variable; a thread that can't be started; `FANOUT_IO=uring` where
-    /// the kernel has no io_uring for us.
+    /// A listener that can't bind, with the name of its variable; a thread that can't be started; `FANOUT_IO=uring` if
+    /// io_uring is not available.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let ring_in_use = RingInUse::default();
         let backend = backend(config.fanout_io, &ring_in_use)?;
@@ -94,7 +94,7 @@ impl Server {
         })
     }
 
-    /// The bound addresses by their variables: `PORT`, `WS_PORT`, `ADMIN_ADDR`.
+    /// The bound addresses by variable: `PORT`, `WS_PORT`, `ADMIN_ADDR`.
     pub fn addresses(&self) -> &[(&'static str, SocketAddr)] {
         &self.addresses
     }
@@ -130,7 +130,7 @@ impl Server {
     }
 }
 
-/// Makes the parts and joins them.
+/// Creates the parts and connects them.
 fn assemble(
     config: Config,
     port: u16,
@@ -163,7 +163,7 @@ fn assemble(
             kafka.clone(),
             node.clone(),
             config.max_record_bytes,
-            // Frames of typing and status are few.
+            // There are few typing and status frames.
             [router(backend), router(FanoutBackend::Send)],
             Arc::clone(&metrics),
         )?),
@@ -177,7 +177,7 @@ fn assemble(
         node: node.clone(),
     };
     let presence = Presence::start(parts, &config)?;
-    warn_of_halves(&config);
+    warn_of_partial_sharing(&config);
     tracing::info!(
         kafka = bus.health().mode,
         redis = presence.health().mode,
@@ -233,7 +233,7 @@ fn assemble(
     })
 }
 
-/// The limits that are in force, also those that were worked out.
+/// Logs the limits in force, including computed ones.
 fn log_limits(config: &Config) {
     let limits = &config.limits;
     tracing::info!(
@@ -253,7 +253,7 @@ fn log_limits(config: &Config) {
     );
 }
 
-/// How batches leave; says so where that is not as asked.
+/// How batches are sent; logs it if io_uring is not available.
 fn backend(wanted: FanoutIo, in_use: &RingInUse) -> Result<FanoutBackend, StartError> {
     if wanted == FanoutIo::Send {
         return Ok(FanoutBackend::Send);
@@ -262,24 +262,26 @@ fn backend(wanted: FanoutIo, in_use: &RingInUse) -> Result<FanoutBackend, StartE
         (_, Ok(())) => Ok(FanoutBackend::Wanted(in_use.clone())),
         (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
         (_, Err(error)) => {
-            tracing::info!(%error, "no io_uring here: each socket gets a send of its own");
+            tracing::info!(%error, "io_uring is not available: falling back to send");
             Ok(FanoutBackend::Send)
         }
     }
 }
 
-/// Says what a half-shared node does not do.
-fn warn_of_halves(config: &Config) {
+/// Warns about what a node lacks with only one of Kafka and Redis.
+fn warn_of_partial_sharing(config: &Config) {
     match (&config.kafka, &config.redis) {
         (Some(_), None) => {
-            tracing::warn!("Kafka without Redis: connection status is of this node only and not published");
+            tracing::warn!(
+                "Kafka without Redis: connection status covers this node only and is not published"
+            );
         }
         (None, Some(_)) => tracing::warn!("Redis without Kafka: messages stay on this node"),
         _ => {}
     }
 }
 
-/// What happens from time to time: typing and unanswered messages end, connections are swept.
+/// Periodic work: expires typing and unanswered messages, and sweeps connections.
 async fn upkeep(http: Arc<Http>) {
     let mut tick = tokio::time::interval(chat::TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -303,7 +305,7 @@ async fn upkeep(http: Arc<Http>) {
     }
 }
 
-/// One look at every connection, instead of a timer in each.
+/// Checks every connection, instead of a timer in each.
 async fn sweep_connections(chat: &Chat) {
     let mut since_yield = 0;
     for session in chat.registry.all() {

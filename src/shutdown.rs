@@ -1,5 +1,5 @@
-//! The graceful end: not ready, no new upgrades, connections closed with 1001 in batches, the log flushed,
-//! listeners last.
+//! Graceful shutdown: not ready, no new upgrades, connections closed with 1001 in batches, the log flushed, listeners
+//! closed last.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::http::Http;
 use crate::session::Member;
 
-/// In how many steps connections are closed: who reconnects comes to the other nodes, and not all in one moment.
+/// In how many batches connections are closed, so that clients do not all reconnect to other nodes at once.
 const BATCHES: usize = 100;
-/// At least so many connections are closed each second. A few are gone at once: nobody needs protection from them.
+/// How many connections are closed per second at least. A few are closed at once: their reconnecting hurts nobody.
 const MIN_CLOSES_PER_SECOND: f64 = 100.0;
-/// How the grace period is shared: closes are spread over the first part, peers may answer until the end of the
+/// How the grace period is divided: closes are spread over the first part, peers may answer until the end of the
 /// second, and the log has until the end of the third. The rest is for the listeners.
 const SPREAD_UNTIL: f64 = 0.6;
 const PEERS_UNTIL: f64 = 0.8;
 const LOG_UNTIL: f64 = 0.9;
-/// The least that the log is given for its last answers.
+/// The shortest time that the log gets for its last answers.
 const MIN_FLUSH: Duration = Duration::from_secs(1);
 
-/// Ends everything but the listeners, within `DRAIN_TIMEOUT`.
+/// Stops everything but the listeners, within `DRAIN_TIMEOUT`.
 pub async fn drain(http: &Http) {
     let began = Instant::now();
     let patience = http.config.drain_timeout;
@@ -57,7 +57,7 @@ async fn close_all(http: &Http, most: Duration) {
     for (number, members) in members.chunks(batch).enumerate() {
         let jitter = if number == 0 { 0.0 } else { fastrand::f64() - 0.5 };
         let due = began + pause.mul_f64(number as f64 + jitter);
-        // Nobody left means nothing to wait for.
+        // Without connections there is nothing to wait for.
         tokio::select! { () = sleep_until(due) => {}, () = http.tracker.wait() => return }
         for member in members {
             member.writer.close_for_drain();
@@ -65,7 +65,7 @@ async fn close_all(http: &Http, most: Duration) {
     }
 }
 
-/// Over how long so many closes are spread.
+/// The time over which this many closes are spread.
 fn spread(connections: usize, most: Duration) -> Duration {
     most.min(Duration::from_secs_f64(
         connections as f64 / MIN_CLOSES_PER_SECOND,

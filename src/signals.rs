@@ -1,13 +1,13 @@
-//! What the process does when it is sent a signal.
+//! How the process reacts to signals.
 //!
 //! | signal | what happens |
 //! | --- | --- |
 //! | SIGTERM, SIGINT, SIGQUIT | the first drains, the second ends the process at once |
-//! | SIGHUP | the files of secrets are read again; nothing is re-opened |
+//! | SIGHUP | secret files are read again; nothing is reopened |
 //! | SIGUSR1, SIGUSR2, SIGALRM | nothing |
 //!
-//! Each is logged. Without a handler all of them would end the process undrained. SIGPIPE is ignored by the standard
-//! library from the start, and stays silent: every write to a closed pipe sends one.
+//! Each is logged. Without handlers, all of them would kill the process without draining. The standard library ignores
+//! SIGPIPE from the start, and it is not logged: every write to a closed pipe raises one.
 
 use std::io;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use tokio::sync::Notify;
 /// The exit status after a second signal.
 const EXIT_FAILURE: i32 = 1;
 
-/// The signals that are waited for.
+/// The signals that the process handles.
 pub struct Signals {
     term: Signal,
     int: Signal,
     quit: Signal,
-    /// Told at each SIGHUP.
+    /// Notified at each SIGHUP.
     pub reload: Arc<Notify>,
 }
 
@@ -62,23 +62,23 @@ impl Signals {
         })
     }
 
-    /// Resolves with the first signal that asks for the end; the second ends the process at once.
+    /// Resolves at the first termination signal; the second ends the process at once.
     pub async fn stop(mut self) {
-        let name = self.end().await;
+        let name = self.termination().await;
         tracing::info!(
             signal = name,
             "draining; a second signal ends the process at once"
         );
         tokio::spawn(async move {
-            let name = self.end().await;
-            tracing::warn!(signal = name, "second signal: ending without draining");
+            let name = self.termination().await;
+            tracing::warn!(signal = name, "second signal: exiting without draining");
             crate::logging::flush();
             std::process::exit(EXIT_FAILURE);
         });
     }
 
-    /// The next signal that asks for the end.
-    async fn end(&mut self) -> &'static str {
+    /// Waits for the next termination signal.
+    async fn termination(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.int.recv() => "SIGINT",

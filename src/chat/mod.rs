@@ -1,4 +1,4 @@
-//! What each client frame does: the use cases. It sees sessions, the bus and presence, and no sockets.
+//! What each client frame does: the use cases. They work with sessions, the bus and presence, but not with sockets.
 
 mod origin;
 mod pending;
@@ -28,17 +28,17 @@ pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
 
-/// How often expired typists and unanswered messages are looked for.
+/// How often expired typists and unanswered messages are checked.
 pub const TICK: Duration = Duration::from_millis(250);
 
-/// The use cases, and what they share.
+/// The use cases and their shared state.
 pub struct Chat {
     pub registry: Arc<Registry>,
     pub typists: Arc<Typists>,
     pub bus: Arc<Bus>,
     pub presence: Presence,
     pub metrics: Arc<Metrics>,
-    /// `MAX_RECORD_BYTES`: checked before the log does.
+    /// `MAX_RECORD_BYTES`: checked before the log checks it.
     pub max_record_bytes: usize,
     pub pending: PendingAnswers,
 }
@@ -62,12 +62,12 @@ impl Participant {
 }
 
 thread_local! {
-    /// One parser a worker, not one a connection.
+    /// One parser per worker thread, not per connection.
     static READER: RefCell<FrameReader> = RefCell::default();
 }
 
 impl Chat {
-    /// Greets a connection and makes it known to its session.
+    /// Greets a connection and adds it to its session.
     pub fn join(
         &self,
         session_id: &SessionId,
@@ -94,14 +94,14 @@ impl Chat {
         participant
     }
 
-    /// Takes a connection out of its session.
+    /// Removes a connection from its session.
     pub fn leave(&self, participant: &Participant) {
         let Some(is_last) = self.registry.leave(&participant.session, &participant.member) else {
             return;
         };
         let (session_id, user_id) = (&participant.session.id, &participant.member.user_id);
         if is_last {
-            // Who types on another node still does.
+            // A user who is typing on another node still is.
             if self.typists.stop(session_id, user_id) == Some(Home::Here) {
                 self.presence.typing(session_id, user_id, false);
                 self.show_typing(
@@ -127,7 +127,7 @@ impl Chat {
         });
     }
 
-    /// Refuses a frame that came too fast; it is read for the client's marks, so that the answer has them.
+    /// Refuses a frame over the rate limit; it is parsed all the same, so that the error carries the client's ids.
     pub fn refuse_for_rate(&self, participant: &Participant, text: &mut [u8]) {
         self.metrics.frames_received.inc();
         let error = WireError::new(ErrorCode::RateLimited, "Too many messages, slow down");
@@ -162,20 +162,20 @@ impl Chat {
     fn typing(&self, participant: &Participant, is_typing: bool) {
         let at = (&participant.session.id, &participant.member.user_id);
         let user_type = participant.user_type.as_str();
-        let is_news = if is_typing {
+        let has_changed = if is_typing {
             self.typists.start(at, user_type, Home::Here, Instant::now())
         } else {
-            // A stop always passes: the start may have been announced by a node that is gone.
+            // A stop is always passed on: the start may have been announced by a node that is gone.
             self.typists.stop(at.0, at.1);
             true
         };
         self.presence.typing(at.0, at.1, is_typing);
-        if is_news {
+        if has_changed {
             self.show_typing(&participant.session, at.1, user_type, is_typing);
         }
     }
 
-    /// To everyone else in the session, here and on other nodes.
+    /// Shows the others in the session, here and on other nodes, that a user types or has stopped.
     fn show_typing(&self, session: &Session, user_id: &UserId, user_type: &str, is_typing: bool) {
         let at = timestamp();
         broadcast::typing(session, user_id, user_type, is_typing, &at);
@@ -237,16 +237,16 @@ impl Chat {
         self.pending.watch(pending);
     }
 
-    /// Ends presence and the bus: what was published gets its outcome, as far as `patience` allows.
+    /// Stops presence and the bus: published records get their outcome, as far as `patience` allows.
     pub async fn stop(self: &Arc<Self>, patience: Duration) {
         let began = Instant::now();
         self.presence.stop(patience / 2).await;
         let (chat, left) = (Arc::clone(self), patience.saturating_sub(began.elapsed()));
-        // It joins threads and waits for the log: not for a worker of the runtime.
+        // It joins threads and waits for the log, which must not block the runtime.
         let _ = tokio::task::spawn_blocking(move || chat.bus.stop(left)).await;
     }
 
-    /// What happens by itself: typing ends, and messages without an answer get one.
+    /// Periodic work: typing expires, and unanswered messages get an answer.
     pub fn tick(&self) {
         let now = Instant::now();
         if self.pending.expire(now) {
@@ -272,7 +272,7 @@ impl Chat {
     }
 }
 
-/// `attachments`: passed on by value, `[]` where none are given.
+/// `attachments`: passed through by value; `[]` if none are given.
 struct Attachments<'t, 'i>(Option<Passthrough<'t, 'i>>);
 
 impl Serialize for Attachments<'_, '_> {

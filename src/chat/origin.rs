@@ -1,4 +1,4 @@
-//! From where and when a connection came, and the log lines of its beginning and its end.
+//! A connection's address and start time, and the log lines for its start and end.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -7,9 +7,9 @@ use crate::clock;
 use crate::logging;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 
-/// Kept small: every idle connection has one.
+/// Kept small, because every idle connection has one.
 pub struct ConnectionOrigin {
-    /// An IPv4 address is kept as a mapped one.
+    /// An IPv4 address is stored as a mapped one.
     client: Ipv6Addr,
     /// In tenths of a second ([`clock::now_tenths`]).
     at: u32,
@@ -31,8 +31,8 @@ impl ConnectionOrigin {
     }
 }
 
-// The sentences are the old server's, and people search for them: in text they stay as they are. In JSON there are
-// fields beside them.
+// These sentences are the old server's, and people search for them: in text format they stay unchanged. JSON adds
+// fields to them.
 
 pub(super) fn log_connected(participant: &Participant) {
     let (session, user, user_type) = names(participant);

@@ -1,4 +1,4 @@
-//! Messages whose outcome the sender waits for: each is answered exactly once, by the log or by the deadline.
+//! Messages whose senders wait for the outcome: each is answered exactly once, by the log or at the deadline.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +15,14 @@ use crate::protocol::correlation::{Correlation, OwnedCorrelation};
 use crate::protocol::server;
 use crate::writer::ConnectionWriter;
 
-/// How long a sender waits for the log before it is told that the outcome is unknown: with the tick that looks
-/// for it, within five seconds.
+/// How long to wait for the log before the sender gets `outcome_unknown`: within five seconds, including the tick that
+/// checks it.
 const PATIENCE: Duration = Duration::from_millis(4_600);
 
-/// The answer that one `send_message` is owed.
+/// The outstanding answer to a `send_message`.
 pub struct PendingAnswer {
     is_answered: AtomicBool,
-    /// A connection that closes is not kept open by what it is owed: the log may take half a minute.
+    /// Weak, so that an outstanding answer does not keep a closing connection open: the log may take half a minute.
     writer: Weak<ConnectionWriter>,
     message_id: String,
     timestamp: String,
@@ -48,7 +48,7 @@ impl PendingAnswer {
         })
     }
 
-    /// Answers the sender, the first time.
+    /// Answers the sender, unless that was done before.
     pub fn answer(&self, outcome: Result<(), PublishError>) {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return;
@@ -58,7 +58,7 @@ impl PendingAnswer {
                 self.metrics.records_published.inc();
                 server::message_sent(&self.message_id, &self.timestamp, self.correlation.as_ref())
             }
-            Err(PublishError::Unknown) => return self.tell_unknown(),
+            Err(PublishError::Unknown) => return self.answer_unknown(),
             Err(error) => {
                 let code = match error {
                     PublishError::TooLarge => ErrorCode::RecordTooLarge,
@@ -76,16 +76,16 @@ impl PendingAnswer {
         self.send(&frame);
     }
 
-    /// Answers the sender after its patience; false where that was done before.
+    /// Answers the sender after [`PATIENCE`]; false if that was done before.
     fn expire(&self) -> bool {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return false;
         }
-        self.tell_unknown();
+        self.answer_unknown();
         true
     }
 
-    fn tell_unknown(&self) {
+    fn answer_unknown(&self) {
         self.metrics.outcomes_unknown.inc();
         self.metrics.frame_error(ErrorCode::OutcomeUnknown);
         let text = "No answer from the message log in time: the message may still appear";
@@ -104,14 +104,14 @@ impl PendingAnswer {
     }
 }
 
-/// All answers that are owed, in the order of their deadlines: the bus bounds how many there are.
+/// All outstanding answers, in the order of their deadlines; the bus bounds their number.
 #[derive(Default)]
 pub struct PendingAnswers {
     queue: Mutex<VecDeque<(Instant, Arc<PendingAnswer>)>>,
 }
 
 impl PendingAnswers {
-    /// Watches over an answer until it is given.
+    /// Watches an answer until it is given.
     pub fn watch(&self, pending: Arc<PendingAnswer>) {
         if pending.is_answered() {
             return;
@@ -123,7 +123,7 @@ impl PendingAnswers {
         queue.push_back((Instant::now() + PATIENCE, pending));
     }
 
-    /// Answers those that have waited too long. Whether there were any.
+    /// Answers those that have waited too long; returns whether there were any.
     pub fn expire(&self, now: Instant) -> bool {
         let mut has_expired = false;
         loop {

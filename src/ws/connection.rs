@@ -1,9 +1,9 @@
 //! One connection from its upgrade to its end: frames in, and the close handshake.
 //!
-//! Idle, it holds a socket, a small task and no buffer: while it waits it reads into a buffer of its thread, and
-//! fastwebsockets' reader, with its 8 KiB, lives from the first byte of a frame until the connection is between frames
-//! with nothing buffered. What its task keeps meanwhile is [`Connection`], and each byte of it counts ten thousand
-//! times: tests/memory.rs says how many there are.
+//! While idle, it has a socket, a small task and no buffer: it waits with a buffer that belongs to its thread, and
+//! fastwebsockets' reader, with its 8 KiB, only exists from the first byte of a frame until the connection is between
+//! frames with nothing buffered. All that its task keeps is [`Connection`], whose size is multiplied by the number of
+//! connections: tests/memory.rs checks it.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -33,12 +33,12 @@ use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
 use crate::writer::{ConnectionWriter, Queued, WriterLimits};
 
-/// How long, and for how many bytes, a closed connection is read on so that the peer sees our close frame: unread
-/// bytes would turn the end into a reset (RFC 6455, section 7.1.1).
+/// How long, and for how many bytes, a closed connection is still read so that the peer receives our close frame:
+/// unread bytes would make the kernel reset the connection (RFC 6455, section 7.1.1).
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// What a connection that waits is read into: as much as fastwebsockets' own buffer holds.
+/// The size of the buffer for waiting connections: that of fastwebsockets' own buffer.
 const SCRATCH_BYTES: usize = 8 * 1024;
 
 thread_local! {
@@ -55,16 +55,16 @@ pub struct Shared {
     pub max_message_bytes: usize,
 }
 
-/// Who connects, as the path says.
+/// Who connects, according to the path.
 pub struct ConnectParams {
     pub session_id: SessionId,
     pub user_id: UserId,
     pub user_type: UserType,
-    /// Whose connection it is, as `TRUSTED_PROXIES` says.
+    /// The client's address, with `TRUSTED_PROXIES` applied.
     pub client: IpAddr,
 }
 
-/// Takes the connection out of its session, however its task ends.
+/// Removes the connection from its session, however its task ends.
 struct Membership {
     shared: Arc<Shared>,
     participant: Participant,
@@ -81,13 +81,13 @@ pub struct Connection {
     membership: Membership,
     socket: OwnedReadHalf,
     bucket: Bucket,
-    /// What there is of a message whose other fragments have not come.
+    /// The part of a message whose other fragments have not arrived.
     unfinished: Option<Box<Inbound>>,
-    /// What has come and was not read yet: at first what the client sent right behind its handshake.
+    /// Bytes that arrived and are not processed yet: at first those that the client sent right after its handshake.
     early: Option<Box<Bytes>>,
 }
 
-/// What is known of the frames under way.
+/// The state of incomplete frames and messages.
 struct Inbound {
     scanner: Mutex<Scanner>,
     /// The fragments of a message so far.
@@ -104,8 +104,8 @@ enum Burst {
 }
 
 impl Connection {
-    /// Joins with an upgraded socket. `answer` goes out before the greeting, `early` is what the client sent right
-    /// behind its handshake.
+    /// Joins with an upgraded socket. `answer` is sent before the greeting; `early` is what the client sent right after
+    /// its handshake.
     pub fn join(
         socket: TcpStream,
         answer: Bytes,
@@ -123,7 +123,7 @@ impl Connection {
         let participant = shared
             .chat
             .join(&params.session_id, member, params.user_type, origin);
-        // The drain closes whom it finds in the sessions: who joins behind its back is closed here.
+        // The drain closes the connections that it finds in sessions; one that joins later is closed here.
         if shared.lifecycle.is_draining() {
             participant.member.writer.close_for_drain();
         }
@@ -141,14 +141,15 @@ impl Connection {
         &self.membership.participant.member.writer
     }
 
-    /// Serves it to its end; what it `holds` beside itself is let go of last.
+    /// Serves the connection to its end, and drops `holds` last.
     #[allow(
         clippy::manual_async_fn,
-        reason = "an async fn holds its arguments twice: once as they come and once as they are used"
+        reason = "an async fn stores its arguments twice: as passed and as used"
     )]
     pub fn run(mut self, holds: impl Send) -> impl Future<Output = ()> + Send {
         async move {
-            // The parts are boxed, and no bytes are kept over an await, so that the idle task holds no room for them.
+            // The parts are boxed, and no bytes are held across an await, so that the idle task reserves no space for
+            // them.
             loop {
                 let reading = match poll_fn(|cx| self.poll_first(cx)).await {
                     Some(first) => Box::pin(self.read_burst(first)),
@@ -163,7 +164,7 @@ impl Connection {
         }
     }
 
-    /// Waits for bytes; `None` at the end of the connection, whoever ends it.
+    /// Waits for bytes; `None` when either side ends the connection.
     fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self
             .membership
@@ -189,7 +190,7 @@ impl Connection {
         })
     }
 
-    /// Leaves the session and lets go of the socket.
+    /// Leaves the session and closes the socket.
     async fn end(self) {
         let Self {
             membership,
@@ -198,8 +199,8 @@ impl Connection {
         } = self;
         let writer = Arc::clone(&membership.participant.member.writer);
         drop(membership);
-        // However it ended, the socket ends here: a flusher may still hold it for a peer that doesn't read, and from
-        // now on neither the sweep nor MAX_CONNECTIONS would know of it.
+        // The socket is closed here in any case: a flusher may still hold it for a peer that doesn't read, and the
+        // sweep and MAX_CONNECTIONS no longer cover it.
         if writer.is_open() || linger(&mut socket).await {
             writer.gone();
         } else {
@@ -207,7 +208,7 @@ impl Connection {
         }
     }
 
-    /// Reads on from `first` until the connection is between frames with nothing buffered.
+    /// Reads from `first` on, until the connection is between frames with nothing buffered.
     async fn read_burst(&mut self, mut first: Bytes) -> Burst {
         let Self {
             membership: Membership { shared, participant },
@@ -225,7 +226,7 @@ impl Connection {
         let burst = inbound
             .read(&mut first, socket, bucket, participant, shared)
             .await;
-        // The reader takes as much at once as it has room for: where a frame ended there, the rest is still here.
+        // The reader takes only as much as fits its buffer: if a frame ended there, the rest is still here.
         if !first.is_empty() {
             *early = Some(Box::new(first));
         }
@@ -268,19 +269,19 @@ impl Inbound {
     }
 }
 
-/// Reads frames until the connection is between them with nothing buffered; what `scanned` has as its prefix may not
-/// be read to its end then.
+/// Reads frames until the connection is between them with nothing buffered; the prefix of `scanned` may not be used up
+/// by then.
 async fn read_frames<R: AsyncRead + Unpin>(
     scanned: Scanned<'_, R>,
     max_message_bytes: usize,
     mut take: impl FnMut(Frame<'_>) -> ControlFlow<()>,
 ) -> Result<Burst, WebSocketError> {
     let scanner = scanned.scanner;
-    // All writing is the writer's: the reader's own write half goes nowhere.
+    // Only the writer writes: the reader's own write half is a sink.
     let (mut reader, _) = fastwebsockets::after_handshake_split(scanned, tokio::io::sink(), Role::Server);
     reader.set_auto_close(false);
     reader.set_auto_pong(false);
-    // Exclusive, and per frame only: the scanner limits whole messages.
+    // This limit is exclusive and per frame: the scanner limits whole messages.
     reader.set_max_message_size(max_message_bytes.max(125) + 1);
     loop {
         let frame = reader
@@ -297,7 +298,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
     }
 }
 
-/// A client's bytes, each a sign of life: in the midst of a long frame it can't send another.
+/// A socket that reports incoming bytes as signs of life: during a long frame a client can send nothing else.
 struct Heard<'a> {
     socket: &'a mut OwnedReadHalf,
     writer: &'a ConnectionWriter,
@@ -318,7 +319,7 @@ impl AsyncRead for Heard<'_> {
     }
 }
 
-/// Handles one frame; whether the connection goes on.
+/// Handles one frame; returns whether the connection continues.
 fn handle_frame(
     mut frame: Frame<'_>,
     bucket: &mut Bucket,
@@ -352,9 +353,9 @@ fn handle_frame(
         }
     };
     match frame.opcode {
-        // A ping over the rate gets no pong: the next one in time will.
+        // A ping over the rate limit gets no pong; a later one will.
         OpCode::Ping if is_allowed => writer.pong(&frame.payload),
-        // Our own pings bring few; more of them are a flood like any other.
+        // Our own pings cause few pongs; more of them count as a flood like anything else.
         OpCode::Ping | OpCode::Pong => {}
         OpCode::Continuation => {
             let mut message = std::mem::take(partial);
@@ -394,7 +395,7 @@ fn handle_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
     }
 }
 
-/// The reader has failed: says why, where the peer broke a rule.
+/// The reader has failed: closes with the reason, if the peer broke a rule.
 fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, writer: &Arc<ConnectionWriter>) {
     if let Some(violation) = scanner.lock().violation() {
         writer.close(violation.code, violation.reason, Queued::Discard);
@@ -406,15 +407,14 @@ fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, writer: &Arc<Connec
         }
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) => {}
         error => {
-            // The scanner lets nothing pass that the reader refuses.
+            // The scanner should stop everything that the reader refuses.
             tracing::error!(%error, "the reader refused what the scanner let pass");
             writer.close(CloseCode::Internal, "internal error", Queued::Discard);
         }
     }
 }
 
-/// Reads and forgets what a closed connection's peer still sends; whether it ended the connection before our
-/// patience did.
+/// Discards what the peer of a closed connection still sends; returns whether the peer ended the connection in time.
 async fn linger(socket: &mut OwnedReadHalf) -> bool {
     let discard = async {
         let (mut scrap, mut total) = ([0; 2048], 0);

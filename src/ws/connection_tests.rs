@@ -17,7 +17,7 @@ fn frame(size: usize, filler: u8) -> Vec<u8> {
     frame
 }
 
-/// The payloads that are read of a connection that begins with `early`, burst by burst.
+/// The payloads read from a connection that begins with `early`, burst by burst.
 async fn read_all(mut early: Bytes, mut socket: &[u8]) -> Vec<Vec<u8>> {
     let mut payloads = Vec::new();
     while !early.is_empty() || !socket.is_empty() {

@@ -1,5 +1,4 @@
-//! One WebSocket connection: the strict reader and the close handshake. What is written goes through
-//! [`writer`](crate::writer).
+//! One WebSocket connection: the strict reader and the close handshake. Writing is up to [`writer`](crate::writer).
 
 pub mod connection;
 pub mod rate;

@@ -1,10 +1,10 @@
-//! The inbound rate limit: a token bucket (the generic cell rate algorithm) of one connection.
+//! The inbound rate limit of a connection: a token bucket (the generic cell rate algorithm).
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// Refused frames, in units of the burst, after which a flood is taken for one: the connection ends.
+/// How many frames may be refused, in units of the burst, before the connection is closed for flooding.
 const STRIKES_PER_BURST: u32 = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Verdict {
     Allowed,
     /// Refused; the client may try again.
     Refused,
-    /// Refused for so long that the client doesn't listen.
+    /// Refused so often that the client is ignoring it.
     Flood,
 }
 
@@ -41,7 +41,7 @@ impl RateLimit {
 /// One connection's bucket.
 #[derive(Default)]
 pub struct Bucket {
-    /// When the bucket will be full again; in the past while it is.
+    /// When the bucket will be full again; in the past if it is full.
     full_at: Moment,
     strikes: u32,
 }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_stop_is_a_flood_and_who_rests_is_forgiven() {
+    fn a_client_that_does_not_stop_floods_and_a_pause_resets_its_strikes() {
         let limit = RateLimit::new(1, 2);
         let mut bucket = Bucket::default();
         let start = Moment::now();

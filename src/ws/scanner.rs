@@ -1,8 +1,8 @@
-//! The strict layer: reads frame headers in the bytes on their way to fastwebsockets, which is lenient.
+//! The strict layer: checks frame headers before the bytes reach fastwebsockets, which is lenient.
 //!
-//! It checks what RFC 6455 asks of a client's frames (sections 5.1 to 5.5) and what we limit, before a payload is
-//! buffered, and lets bytes pass only up to the first header that breaks a rule. It also knows when the
-//! connection is between frames with nothing buffered, so that the reader's buffer can be given back.
+//! It enforces what RFC 6455 requires of a client's frames (sections 5.1 to 5.5) and our own limits before a payload is
+//! buffered, and passes bytes on only up to the first header that breaks a rule. It also knows when the connection is
+//! between frames with nothing buffered, so that the reader's buffer can be freed.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::protocol::code::CloseCode;
 
-/// The most fragments of one message: beyond it fragments cost more than what they carry.
+/// The most fragments of one message: more of them cost more than they carry.
 const MAX_FRAGMENTS: u32 = 1024;
 
 /// The longest header of a masked frame: 2 + 8 of length + 4 of mask.
@@ -40,12 +40,12 @@ pub struct Scanner {
     have: u8,
     /// Bytes of the payload still to come.
     payload_left: u64,
-    /// Fragments of the message under way; 0 between messages.
+    /// Fragments of the current message; 0 between messages.
     fragments: u32,
-    /// Payload bytes of the message under way.
+    /// Payload bytes of the current message.
     message_bytes: u64,
     max_message_bytes: u64,
-    /// Whole frames that have passed and that the reader has not yet taken.
+    /// Complete frames that were passed on and that the reader has not taken yet.
     frames_ahead: u32,
     violation: Option<Violation>,
 }
@@ -64,7 +64,7 @@ impl Scanner {
         }
     }
 
-    /// The broken rule, once the bytes before it have passed.
+    /// The violation, once the bytes before it were passed on.
     pub fn violation(&self) -> Option<Violation> {
         self.violation
     }
@@ -74,17 +74,17 @@ impl Scanner {
         self.frames_ahead = self.frames_ahead.saturating_sub(1);
     }
 
-    /// Whether the connection is between frames and the reader holds no byte of the next.
+    /// Whether the connection is between frames and the reader has no byte of the next.
     pub fn is_idle(&self) -> bool {
         self.frames_ahead == 0 && self.have == 0 && self.payload_left == 0 && self.violation.is_none()
     }
 
-    /// Whether no fragment waits for the rest of its message: then there is nothing to remember.
+    /// Whether no message is incomplete, so that there is no state to keep.
     pub fn is_between_messages(&self) -> bool {
         self.is_idle() && self.fragments == 0
     }
 
-    /// Follows `bytes` and returns how many may pass: all, or those before a violation.
+    /// Scans `bytes` and returns how many may be passed on: all, or those before a violation.
     pub fn scan(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() && self.violation.is_none() {
@@ -107,7 +107,7 @@ impl Scanner {
         at
     }
 
-    /// Checks the header as far as it is there, and begins the payload when it is whole.
+    /// Checks the header as far as it has arrived, and begins the payload once it is complete.
     fn check_header(&mut self) -> Result<(), Violation> {
         let protocol = |reason| {
             Err(Violation {
@@ -215,7 +215,7 @@ impl Scanner {
     }
 }
 
-/// A byte stream under the scanner's eyes: first what came with the handshake, then the socket.
+/// A scanned byte stream: first what arrived with the handshake, then the socket.
 pub struct Scanned<'a, R> {
     /// Shared with the reader's owner, which counts the frames it takes.
     pub scanner: &'a Mutex<Scanner>,
@@ -249,7 +249,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Scanned<'_, R> {
         let passed = self.scanner.lock().scan(&buf.filled()[before..]);
         buf.set_filled(before + passed);
         if passed == 0 {
-            // Nothing before the violation: an empty read would look like the end of the stream.
+            // There is nothing before the violation, and an empty read would look like the end of the stream.
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         Poll::Ready(Ok(()))
@@ -280,7 +280,7 @@ mod tests {
         out
     }
 
-    /// The code that `bytes` end with, whatever the cut; `None` where all pass.
+    /// The close code for `bytes`, however reads split them; `None` if all pass.
     fn verdict(bytes: &[u8]) -> Option<CloseCode> {
         let whole = {
             let mut scanner = Scanner::new(1000);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_is_between_frames_with_all_taken() {
+    fn idle_means_between_frames_with_all_taken() {
         let mut scanner = Scanner::new(1000);
         assert!(scanner.is_idle());
         let two = [frame(0x81, b"hi"), frame(0x81, b"")].concat();
@@ -375,7 +375,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_get_the_same_verdict_however_cut(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_get_the_same_verdict_however_split(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             verdict(&bytes);
         }
     }
