@@ -1,4 +1,4 @@
-//! The bus in the process: a bounded queue drained by one thread that runs the same router as Kafka's consumer.
+//! The in-process bus: a bounded queue, drained by one thread that runs the same router as Kafka's consumer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use super::{Ack, PublishError, Router, is_full_batch};
 use crate::protocol::record::{Incoming, Outgoing};
 
-/// The most records that wait for delivery.
+/// The most records that may wait for delivery.
 const MAX_RECORDS: usize = 65_536;
-/// The most bytes that wait for delivery.
+/// The most bytes that may wait for delivery.
 const MAX_BYTES: usize = 64 << 20;
 
 pub struct Embedded {
@@ -57,7 +57,7 @@ impl Embedded {
         sent
     }
 
-    /// Delivers what is queued and ends the thread.
+    /// Delivers what is queued, then ends the thread.
     pub fn stop(&self) {
         drop(self.sender.lock().take());
         if let Some(thread) = self.thread.lock().take() {

@@ -1,6 +1,6 @@
-//! The bus: an append-only log of records that every node reads whole, in the process or in Kafka.
+//! The bus: an append-only log of records, in the process or in Kafka. Every node reads all of it.
 //!
-//! Both variants append, acknowledge and hand what they read to the same [`router`], on a thread of their own.
+//! Both variants append and acknowledge records, and pass what they read to the same [`router`] on a dedicated thread.
 
 pub mod embedded;
 pub mod kafka;
@@ -10,7 +10,7 @@ pub use router::Router;
 
 use crate::protocol::record::{Outgoing, Topic};
 
-/// A batch ends when there is nothing more at hand, or here, so that a flood does not hold back its own first record.
+/// A batch ends when no more records are ready, or at these limits, so that a flood does not delay its first record.
 const MAX_BATCH: usize = 1_024;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 
@@ -18,7 +18,7 @@ fn is_full_batch(records: usize, bytes: usize) -> bool {
     records >= MAX_BATCH || bytes >= MAX_BATCH_BYTES
 }
 
-/// Called once with the outcome of a publish, from a thread of the bus: it must not block.
+/// Called once with the outcome of a publish, on a bus thread: it must not block.
 pub type Ack = Box<dyn FnOnce(Result<(), PublishError>) + Send + Sync>;
 
 /// Why a record did not reach the log.
@@ -30,12 +30,12 @@ pub enum PublishError {
     Unavailable,
     #[error("the message is larger than the log accepts")]
     TooLarge,
-    /// It may be there all the same.
+    /// The record may be in the log all the same.
     #[error("no answer from the message log: the message may still appear")]
     Unknown,
 }
 
-/// How a dependency is, as health shows it.
+/// A dependency's status, as health shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Connecting,
@@ -58,12 +58,12 @@ impl Status {
 pub struct Health {
     pub mode: &'static str,
     pub status: Status,
-    /// What is wrong, in a few words for the operator.
+    /// A short description of what is wrong, for the operator.
     pub detail: Option<String>,
 }
 
 impl Health {
-    /// A part that is in the process: it is there when the process is.
+    /// An in-process part, which is up whenever the process is.
     pub fn embedded() -> Self {
         Self {
             mode: "embedded",
@@ -73,24 +73,24 @@ impl Health {
     }
 }
 
-/// Two closed variants and one predictable branch: no trait object.
+/// An enum rather than a trait object: there are only two variants, and the branch is predictable.
 pub enum Bus {
     Embedded(embedded::Embedded),
     Kafka(kafka::Kafka),
 }
 
 impl Bus {
-    /// Appends a record; `ack` hears when the log has it.
+    /// Appends a record; `ack` is called with the outcome.
     pub fn publish(&self, record: Outgoing, ack: Ack) {
         match self {
-            // Other nodes, for whom the other topics are, there are none.
+            // The other topics are for other nodes, and there are none.
             Self::Embedded(_) if record.topic != Topic::Messages => ack(Ok(())),
             Self::Embedded(bus) => bus.publish(record, ack),
             Self::Kafka(bus) => bus.publish(&record, Some(ack)),
         }
     }
 
-    /// Tells other nodes something that is worth nothing later: no acknowledgement, no retry.
+    /// Sends other nodes something short-lived: no acknowledgement, no retry.
     pub fn announce(&self, record: Outgoing) {
         match self {
             // There are no other nodes.
@@ -99,7 +99,7 @@ impl Bus {
         }
     }
 
-    /// A sender has waited in vain for an acknowledgement.
+    /// A sender's wait for an acknowledgement has timed out.
     pub fn unanswered(&self) {
         match self {
             Self::Embedded(_) => {}
@@ -114,12 +114,12 @@ impl Bus {
         }
     }
 
-    /// Waits until everything published has its outcome, or for `patience`, and ends the bus's threads.
+    /// Waits at most `timeout` for the outcomes of everything published, then ends the bus's threads.
     /// Blocks: call it outside the runtime's workers.
-    pub fn stop(&self, patience: std::time::Duration) {
+    pub fn stop(&self, timeout: std::time::Duration) {
         match self {
             Self::Embedded(bus) => bus.stop(),
-            Self::Kafka(bus) => bus.stop(patience),
+            Self::Kafka(bus) => bus.stop(timeout),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! From a record to its session: the same for every bus, on the bus's own thread. A record of a session that is not
-//! here costs a look-up and nothing else; what becomes of the others is the business of [`fanout`](crate::fanout).
+//! Routes records to their sessions, on the thread of the bus that read them. A record of a session that has no
+//! connection here costs only a look-up; the others go to [`fanout`](crate::fanout).
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -17,20 +17,19 @@ use crate::session::Registry;
 use crate::session::typists::{Home, Typists};
 use crate::supervise::catch_panic;
 
-/// Of poison records at most one log line in this time; the metric counts them all.
+/// At most one log line about poison records per interval; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Told of a session whose users have changed on another node.
+/// Called with a session whose users have changed on another node.
 pub type ChangedElsewhere = Box<dyn Fn(&SessionId) + Send>;
 
-/// Decodes records and routes them to their sessions: one for each delivery thread.
+/// Decodes records and routes them to their sessions. Each delivery thread has one.
 pub struct Router {
     registry: Arc<Registry>,
     typists: Arc<Typists>,
-    /// Hears of sessions that have changed on other nodes.
     changed_elsewhere: ChangedElsewhere,
     metrics: Arc<Metrics>,
-    /// This node's mark on what it publishes.
+    /// The value of the node header on this node's records.
     node: String,
     /// `MAX_RECORD_BYTES`.
     max_record_bytes: usize,
@@ -62,8 +61,8 @@ impl Router {
         }
     }
 
-    /// Starts the thread that delivers, and waits until it has what belongs to it: a node that listens then says the
-    /// truth of how its batches leave, and opens no descriptor of its own later.
+    /// Starts the delivery thread and waits until its backend is set up: so `fanout_io` is right by the time the node
+    /// listens, and no descriptor is opened for it later.
     pub fn spawn(
         mut self,
         name: &str,
@@ -75,13 +74,13 @@ impl Router {
             let _ = started.send(());
             run(self);
         })?;
-        let has_ended = |_| io::Error::other("the delivery thread has ended at its start");
+        let has_ended = |_| io::Error::other("the delivery thread ended while starting");
         has_started.recv().map_err(has_ended)?;
         Ok(thread)
     }
 
-    /// Takes a record into the batch. A poison record is counted and skipped, and so is one that makes us panic: the
-    /// thread must not end of it, since nobody else reads the log.
+    /// Adds a record to the batch. A poison record is counted and skipped, and so is one whose handling panics: a panic
+    /// must not end the thread, which is the only one that reads the log.
     pub fn route(&mut self, incoming: &Incoming<'_>) {
         let pushed = catch_panic(|| self.try_route(incoming));
         if let Err(poison) = pushed.unwrap_or(Err(Poison::Internal)) {
@@ -89,7 +88,7 @@ impl Router {
         }
     }
 
-    /// Reading goes on, maybe behind a gap: what other nodes said of their users meanwhile is asked again.
+    /// Called when reading resumes. Status records may have been missed, so every session's users are queried again.
     pub fn resume(&self) {
         for session in self.registry.all() {
             (self.changed_elsewhere)(&session.id);
@@ -140,12 +139,12 @@ impl Router {
         }
     }
 
-    /// Sends the batch to its sessions; false if it was for nobody here.
+    /// Sends the batch to its sessions; false if it had no recipient here.
     pub fn send_batch(&mut self) -> bool {
         self.batch.send()
     }
 
-    /// A session has changed elsewhere. Of our own nodes' records only that is read: presence asks its store.
+    /// A session has changed elsewhere. Records of livechat-ws nodes only signal that: presence then queries its store.
     fn status(&mut self, value: &[u8], is_ours: bool) -> Result<(), Poison> {
         let (session_id, foreign) = self.converter.status(value, is_ours)?;
         let Some(session) = self.registry.get(session_id.as_str()) else {
@@ -158,7 +157,7 @@ impl Router {
         Ok(())
     }
 
-    /// A typist on another node, or of another service.
+    /// Someone is typing on another node or in another service.
     fn typing(&self, typing: &TypingRecord) {
         let Some(session) = self.registry.get(typing.session_id.as_str()) else {
             return;
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_that_makes_us_panic_is_skipped_and_the_others_delivered() {
+    async fn a_record_whose_handling_panics_is_skipped_and_the_others_are_delivered() {
         let (metrics, registry) = (Arc::new(Metrics::default()), Arc::new(Registry::default()));
         let (members, mut clients) = members(1, &metrics).await;
         let greeting = |_| Bytes::new();
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_threads_ring_is_there_when_it_is_said_to_run() {
+    fn spawn_returns_once_the_thread_has_set_up_its_ring() {
         let metrics = Arc::new(Metrics::default());
         let in_use = RingInUse::default();
         let backend = FanoutBackend::Wanted(in_use.clone());

@@ -1,4 +1,5 @@
-//! The watch's audit: positions against the log's ends, for gaps, consumers that stand still, and what can't be read.
+//! The monitor's audit compares positions with the beginning and end of the log. It finds gaps, stalled consumers, and
+//! records that can't be read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,24 +15,24 @@ use super::broker::{ANSWER_TIMEOUT, BrokerClient};
 use super::offsets::{Offsets, Partition};
 use crate::protocol::record::Topic;
 
-/// How often positions are compared with the log's ends.
+/// How often an audit runs.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How long may be looked for what can be read behind what can't; then all up to the end is given up.
+/// How long to search for the next readable record; after that, everything up to the end is skipped.
 const SEARCH: Duration = Duration::from_secs(5);
 
 /// The audits of one reader.
 pub(super) struct Audit {
     reader: Arc<Reader>,
     last: Instant,
-    /// Positions of the partitions that had more to read.
+    /// Positions of the partitions that had more to read at the last audit.
     behind: BTreeMap<Partition, i64>,
-    /// Positions of which nothing was heard.
-    silent: BTreeMap<Partition, i64>,
-    /// Why the last one could not be finished: true until the next one.
+    /// Positions that the last probe got no answer for.
+    unanswered: BTreeMap<Partition, i64>,
+    /// Why the last audit could not be completed.
     pub(super) failed: Option<KafkaError>,
 }
 
-/// A partition that stands still: where, and where it ends.
+/// A partition whose reader has not advanced since the last audit.
 #[derive(Clone, Copy)]
 struct StalledPartition {
     at: Partition,
@@ -39,14 +40,14 @@ struct StalledPartition {
     high: i64,
 }
 
-/// What a consumer is given that begins at a position.
+/// What a consumer that starts at a position receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProbeResult {
-    /// Its offset.
+    /// A record, with its offset.
     Record(i64),
-    /// There are only ends of transactions, or aborted ones: those have offsets and are never delivered.
+    /// Nothing: only transaction markers or aborted records follow, which have offsets and are never delivered.
     End,
-    /// An error that says that it can't be decoded.
+    /// An error: what is there can't be decoded.
     Undecodable,
 }
 
@@ -56,30 +57,30 @@ impl Audit {
             reader,
             last: Instant::now(),
             behind: BTreeMap::new(),
-            silent: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
             failed: None,
         }
     }
 
-    /// Audits the reader where that is due. `skips` are partitions that can't be asked for now.
+    /// Audits the reader if that is due, without the partitions that `skips` names, which can't be queried now.
     pub fn run_when_due(&mut self, broker: &mut BrokerClient, skips: impl Fn(&Partition) -> bool) {
-        // Until the consumer has taken over what was changed, its positions say nothing.
+        // Positions are stale until the consumer has applied the last change.
         if self.reader.offsets.is_resetting() {
             return;
         }
-        if self.reader.offsets.take_suspect() || self.last.elapsed() >= INTERVAL {
+        if self.reader.offsets.take_audit_request() || self.last.elapsed() >= INTERVAL {
             self.last = Instant::now();
             self.failed = None;
             if let Err(error) = self.run(broker, skips) {
                 self.failed = Some(error);
-                // What was suspected is still to be looked at.
-                self.reader.offsets.suspect();
+                // The request still stands.
+                self.reader.offsets.request_audit();
             }
         }
     }
 
-    /// Counts gaps, and makes a consumer anew that has more to read and doesn't (rust-rdkafka issue 597, librdkafka
-    /// issue 5153).
+    /// Counts gaps, and recreates a consumer that has records to read but doesn't read them (rust-rdkafka issue 597,
+    /// librdkafka issue 5153).
     fn run(&mut self, broker: &mut BrokerClient, skips: impl Fn(&Partition) -> bool) -> KafkaResult<()> {
         let reader = Arc::clone(&self.reader);
         let mut before = reader.offsets.all();
@@ -87,7 +88,7 @@ impl Audit {
         let all = |which| before.iter().map(|&(at, _)| (at, which)).collect::<Vec<_>>();
         let lows = broker.list_offsets(&all(Offset::Beginning))?;
         let highs = broker.list_offsets(&all(Offset::End))?;
-        // Nothing below leaves early: what is begun is taken over with the restart that follows it.
+        // No early return from here on: the restart at the end applies the positions set before it.
         let was_missing = reader.offsets.take_missing();
         let was_behind = std::mem::take(&mut self.behind);
         let (mut stalled, mut has_gap) = (Vec::new(), false);
@@ -107,14 +108,14 @@ impl Audit {
             }
         }
         if was_missing && !has_gap {
-            // It is inside again: the log was cut short and has been written again beyond where we are.
+            // The position is in range again: the log was truncated and has since grown beyond it.
             broker.shared.metrics.kafka_gaps.inc();
             tracing::error!(
                 thread = reader.thread,
                 "a Kafka consumer met an offset that was not there: records may be missing, and it is made anew"
             );
         }
-        // What is known to be missing is not kept waiting for a look at the others.
+        // After a gap, the restart does not wait for the probe.
         if has_gap || was_missing || self.probe(broker, &stalled) {
             self.behind.clear();
             reader.offsets.restart();
@@ -122,10 +123,10 @@ impl Audit {
         Ok(())
     }
 
-    /// Reads where partitions stand still. Whether the consumer is to be made anew.
+    /// Reads at the stalled positions. Returns whether the consumer is to be recreated.
     fn probe(&mut self, broker: &mut BrokerClient, stalled: &[StalledPartition]) -> bool {
         let reader = Arc::clone(&self.reader);
-        let was_silent = std::mem::take(&mut self.silent);
+        let was_unanswered = std::mem::take(&mut self.unanswered);
         let (mut is_stalled, mut has_skipped) = (false, false);
         for topic in Topic::ALL {
             let of_topic: Vec<_> = stalled
@@ -137,7 +138,7 @@ impl Audit {
                 .iter()
                 .map(|stalled| (stalled.at.1, stalled.next))
                 .collect();
-            let results = match read_at(broker, topic, &positions) {
+            let results = match probe_positions(broker, topic, &positions) {
                 Ok(results) => results,
                 Err(error) => {
                     self.failed = Some(error);
@@ -146,7 +147,7 @@ impl Audit {
             };
             for one in of_topic {
                 if reader.offsets.get(one.at) != Some(one.next) {
-                    // It has only been slow.
+                    // It was only slow.
                     continue;
                 }
                 match results.get(&one.at.1) {
@@ -157,11 +158,11 @@ impl Audit {
                         Err(error) => self.failed = Some(error),
                     },
                     None => {
-                        // Maybe the consumer's connection, which it then has anew; or else the broker, which is slow or
-                        // has something that nobody can read: that is for health to say, and no reason to skip records.
-                        is_stalled |= was_silent.get(&one.at) != Some(&one.next);
-                        self.silent.insert(one.at, one.next);
-                        self.failed = Some(silence());
+                        // If the consumer's connection is at fault, recreating it helps. Otherwise the broker is slow,
+                        // or has something that can't be read: health reports that, and no records are skipped.
+                        is_stalled |= was_unanswered.get(&one.at) != Some(&one.next);
+                        self.unanswered.insert(one.at, one.next);
+                        self.failed = Some(timed_out());
                     }
                 }
             }
@@ -169,14 +170,14 @@ impl Audit {
         if is_stalled {
             tracing::warn!(
                 thread = reader.thread,
-                "a Kafka consumer stands still although there is more to read: it is made anew"
+                "a Kafka consumer has stalled although there is more to read: recreating it"
             );
         }
         is_stalled || has_skipped
     }
 }
 
-/// Goes on behind what can't be read, with the restart that follows; false where it was read meanwhile.
+/// Skips what can't be read, which takes effect with the next restart. Returns false if it has been read meanwhile.
 ///
 /// # Errors
 ///
@@ -188,7 +189,7 @@ fn skip_undecodable(
 ) -> KafkaResult<bool> {
     let until = Instant::now() + SEARCH;
     let (mut bad, mut good, mut step) = (stalled.next, stalled.high, 1);
-    // A batch is read whole: its offsets are all bad, and behind it they are good.
+    // A batch is decoded as a whole: all of its offsets are bad, and those after it are good.
     while good - bad > 1 {
         if Instant::now() >= until {
             good = stalled.high;
@@ -199,11 +200,11 @@ fn skip_undecodable(
         } else {
             bad + (good - bad) / 2
         };
-        let results = read_at(broker, stalled.at.0, &[(stalled.at.1, at)])?;
+        let results = probe_positions(broker, stalled.at.0, &[(stalled.at.1, at)])?;
         match results.get(&stalled.at.1) {
             Some(ProbeResult::Record(_) | ProbeResult::End) => good = at,
             Some(ProbeResult::Undecodable) => bad = at,
-            None => return Err(silence()),
+            None => return Err(timed_out()),
         }
         step *= 2;
     }
@@ -226,9 +227,8 @@ fn count_gap(broker: &BrokerClient, (topic, partition): Partition, next: i64, st
     );
 }
 
-/// What a consumer is given that begins at these positions of a topic. Partitions of which nothing was heard are
-/// not in the answer.
-fn read_at(
+/// What a consumer that starts at these positions of a topic receives. Partitions without an answer are left out.
+fn probe_positions(
     broker: &mut BrokerClient,
     topic: Topic,
     positions: &[(i32, i64)],
@@ -257,7 +257,7 @@ fn read_at(
                 results.entry(partition).or_insert(ProbeResult::End);
             }
             Some(Err(error)) if is_undecodable(&error) => {
-                // It does not say which: only of one it is known.
+                // The error does not name the partition: it is known only if there is just one.
                 if let [(partition, _)] = positions {
                     results.insert(*partition, ProbeResult::Undecodable);
                 }
@@ -273,16 +273,16 @@ fn read_at(
     refused.map_or(Ok(results), Err)
 }
 
-/// Nothing was heard in time.
-fn silence() -> KafkaError {
+/// There was no answer in time.
+fn timed_out() -> KafkaError {
     KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)
 }
 
-pub(super) fn is_silence(error: &KafkaError) -> bool {
-    *error == silence()
+pub(super) fn is_timeout(error: &KafkaError) -> bool {
+    *error == timed_out()
 }
 
-/// An error of the records themselves: asking again gives the same.
+/// An error of the records themselves, which a retry would only repeat.
 pub(super) fn is_undecodable(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{BadCompression, BadMessage, InvalidMessage, NotImplemented};
     let code = error.rdkafka_error_code();
@@ -292,21 +292,21 @@ pub(super) fn is_undecodable(error: &KafkaError) -> bool {
     )
 }
 
-/// The broker answers, and does not let us read.
+/// The broker answers, but denies us permission to read.
 pub(super) fn is_refusal(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
     let code = error.rdkafka_error_code();
     matches!(code, Some(TopicAuthorizationFailed | ClusterAuthorizationFailed))
 }
 
-/// Where to go on when records are missing between the positions and the log's ends. The position is taken `before`
-/// the ends were asked for and after (`next`): what was delivered in between is no gap.
+/// Where to resume if the position is outside the log. It is taken `before` the log's limits were requested and again
+/// after that (`next`): what was delivered in between is no gap.
 fn start_after_gap(before: i64, next: i64, low: i64, high: i64) -> Option<i64> {
     if next < low {
-        // Behind the oldest: the rest of the log is news.
+        // Before the oldest record: the whole log is new.
         Some(low)
     } else if before > high {
-        // Beyond the newest: the log was cut short, and what is left of it has been read.
+        // Beyond the newest record: the log was truncated, and what is left of it has been read.
         Some(high)
     } else {
         None
@@ -318,10 +318,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_delivered_during_a_look_is_no_gap() {
+    fn what_is_delivered_during_an_audit_is_no_gap() {
         assert_eq!(start_after_gap(28, 29, 0, 28), None);
         assert_eq!(start_after_gap(20, 28, 25, 28), None);
-        assert_eq!(start_after_gap(29, 29, 0, 28), Some(28), "the log was cut short");
-        assert_eq!(start_after_gap(4, 4, 5, 28), Some(5), "the oldest are gone");
+        assert_eq!(start_after_gap(29, 29, 0, 28), Some(28), "the log was truncated");
+        assert_eq!(
+            start_after_gap(4, 4, 5, 28),
+            Some(5),
+            "the oldest records are gone"
+        );
     }
 }

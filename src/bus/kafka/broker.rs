@@ -1,5 +1,4 @@
-//! What the broker is asked by the watch, on a client of its own: where partitions begin and end, and what is read
-//! there.
+//! The monitor's own client, which asks the broker where partitions begin and end, and reads single records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +12,20 @@ use super::credentials::Credentials;
 use super::offsets::Partition;
 use super::reasons::Reasons;
 
-/// How long the broker may take for an answer.
+/// How long to wait for the broker's answer.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What our own client may have to say, of logs and errors, taken in one look.
+/// The most events of our own client, logs and errors, that are drained per probe.
 const MAX_EVENTS: usize = 1_000;
 const DRAIN: Duration = Duration::from_millis(10);
 
-/// There is no record since the time that was asked for.
+/// The answer where there is no record since the time that was asked for.
 pub(super) const NO_RECORD: i64 = -1;
 
 pub(super) struct BrokerClient {
     pub(super) shared: Arc<Shared>,
     client: Option<BaseConsumer<Reasons>>,
-    /// What the client hears of brokers.
+    /// Why brokers can't be reached, as the client reports it.
     pub(super) reasons: Reasons,
     credentials: Credentials,
 }
@@ -41,8 +40,8 @@ impl BrokerClient {
         }
     }
 
-    /// The next question is asked by a new client.
-    pub fn renew(&mut self) {
+    /// Drops the client: the next request creates a new one.
+    pub fn recreate_client(&mut self) {
         self.client = None;
     }
 
@@ -52,11 +51,11 @@ impl BrokerClient {
         }
     }
 
-    /// Takes what the client has to say. Nobody else does: while no broker answers it would pile up.
+    /// Drains the client's events. Nothing else does, and while no broker answers they would pile up.
     pub fn drain(&mut self) {
         let Ok(client) = self.client() else { return };
         for _ in 0..MAX_EVENTS {
-            // With a moment, or it would end at the first log line.
+            // With a timeout of zero, this would stop at the first log line.
             if client.poll(DRAIN).is_none() {
                 break;
             }
@@ -66,7 +65,7 @@ impl BrokerClient {
     pub fn client(&mut self) -> KafkaResult<&BaseConsumer<Reasons>> {
         if self.client.is_none() {
             let mut config = self.shared.consumer_config();
-            // It reads where a reader stands still, one record, and is to know when there is none.
+            // It reads one record where a reader has stalled, and has to know when there is none.
             config
                 .set("queued.max.messages.kbytes", "1024")
                 .set("enable.partition.eof", "true");
@@ -75,15 +74,15 @@ impl BrokerClient {
         self.client.as_ref().ok_or(KafkaError::Canceled)
     }
 
-    /// Where each partition begins or ends now, or has its first record since a time (milliseconds since 1970, as an
-    /// offset), or [`NO_RECORD`]: one request to each of their brokers. `None` where there is no answer.
+    /// The beginning or end of each partition, or the offset of its first record since a time (given as an offset, in
+    /// milliseconds since 1970), or [`NO_RECORD`]. Sends one request to each broker involved. `None`: no answer.
     pub fn list_offsets(&mut self, asked: &[(Partition, Offset)]) -> KafkaResult<Vec<Option<i64>>> {
         if asked.is_empty() {
             return Ok(Vec::new());
         }
         let shared = Arc::clone(&self.shared);
         let positions = shared.positions(asked.iter().copied())?;
-        // A "time" below zero stands for an end of the log.
+        // A negative "time" stands for the beginning or end of the log.
         let answered = match self.client()?.offsets_for_times(positions, ANSWER_TIMEOUT) {
             // None of them has a leader.
             Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {

@@ -1,4 +1,4 @@
-//! What is wrong with Kafka, in plain words: for health, and for the log once in each outage.
+//! What is wrong with Kafka, in plain words: for health, and for the log, once per outage.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,13 +9,14 @@ use crate::bus::Status;
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    /// For everybody: no address, no user.
+    /// Public: names no address and no user.
     text: String,
-    /// How much of the text says which cause it is; the rest names where, which changes while an outage goes on.
+    /// The length of the part of `text` that identifies the cause; the rest names partitions, which may change during
+    /// an outage.
     key: usize,
-    /// What else the log may say: addresses, librdkafka's words.
+    /// Details for the log only: addresses, librdkafka's message.
     more: Option<String>,
-    /// For how long, where that is part of it.
+    /// When it began, if the text is to say how long it has lasted.
     since: Option<Instant>,
 }
 
@@ -24,7 +25,7 @@ impl Cause {
         Self::naming(text, "")
     }
 
-    /// A cause, and the partitions that it concerns at the moment.
+    /// A cause with the partitions it currently affects.
     pub fn naming(text: impl Into<String>, names: &str) -> Self {
         let text = text.into();
         Self {
@@ -35,7 +36,7 @@ impl Cause {
         }
     }
 
-    /// The same for all that is one cause.
+    /// Identifies the cause, whichever partitions it affects.
     fn key(&self) -> &str {
         &self.text[..self.key]
     }
@@ -50,7 +51,7 @@ impl Cause {
         self
     }
 
-    pub fn is_about(&self, word: &str) -> bool {
+    pub fn mentions(&self, word: &str) -> bool {
         self.text.contains(word)
     }
 
@@ -62,14 +63,14 @@ impl Cause {
     }
 }
 
-/// How Kafka is, and what is wrong.
+/// Kafka's status, with the causes if it is not well.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct HealthReport {
     pub status: Status,
     pub causes: Vec<Cause>,
 }
 
-impl Standing {
+impl HealthReport {
     /// `detail` of health.
     pub fn detail(&self) -> Option<String> {
         let details: Vec<_> = self.causes.iter().map(Cause::detail).collect();
@@ -77,29 +78,29 @@ impl Standing {
     }
 }
 
-/// Tells health how it is, and the log what is new: each cause once in an outage, and the end of the outage.
+/// Updates health, and logs changes: each cause once per outage, and the end of the outage.
 #[derive(Default)]
-pub struct Teller {
-    told: BTreeSet<String>,
+pub struct HealthReporter {
+    logged: BTreeSet<String>,
 }
 
-impl Teller {
-    pub fn tell(&mut self, shared: &Shared, status: Status, mut causes: Vec<Cause>) {
+impl HealthReporter {
+    pub fn report(&mut self, shared: &Shared, status: Status, mut causes: Vec<Cause>) {
         let mut seen = BTreeSet::new();
         causes.retain(|cause| seen.insert(cause.text.clone()));
         for cause in &causes {
-            if self.told.insert(cause.key().to_owned()) {
+            if self.logged.insert(cause.key().to_owned()) {
                 let brokers = &shared.config.brokers;
                 let more = cause.more.as_deref();
                 tracing::warn!(cause = cause.text, more, brokers, "Kafka is degraded");
             }
         }
-        let was = shared.status();
-        if status == Status::Ok && was != Status::Ok {
-            self.told.clear();
+        let previous = shared.status();
+        if status == Status::Ok && previous != Status::Ok {
+            self.logged.clear();
             tracing::info!(brokers = shared.config.brokers, "Kafka is connected");
         }
-        shared.set_standing(Standing { status, causes });
+        shared.set_health(HealthReport { status, causes });
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_the_same_wherever_it_is() {
+    fn a_causes_key_does_not_depend_on_its_partitions() {
         let one = Cause::naming("partitions without a leader: ", "a/0,a/1");
         let other = Cause::naming("partitions without a leader: ", "a/1");
         assert_eq!(one.key(), other.key());

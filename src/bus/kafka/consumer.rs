@@ -1,4 +1,4 @@
-//! A consumer thread: polls, and delivers itself.
+//! A consumer thread: polls records and delivers them itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::logging::LogLimit;
 use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
 use crate::supervise::catch_panic;
 
-/// How long a poll waits, and so how soon the thread sees a new assignment or the end.
+/// How long a poll waits, and so how soon the thread notices a new assignment or the stop.
 const POLL: Duration = Duration::from_millis(100);
-/// What librdkafka may hold fetched and undelivered, for each consumer.
+/// How much fetched and undelivered data librdkafka may hold for each consumer.
 const MAX_FETCHED_KIB: &str = "16384";
-/// How long to wait before a consumer that could not be made is tried again.
+/// How long to wait after a consumer could not be created, or after a panic.
 const RETRY: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -39,12 +39,12 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, router: Router) {
         router,
         next: HashMap::new(),
         consumer: None,
-        seen: 0,
+        applied: 0,
         credentials: Credentials::default(),
         error_log: LogLimit::new(LOG_INTERVAL),
     };
     while !thread.shared.is_stopping() {
-        // A node whose thread had ended would be connected and silent.
+        // A panic must not end the thread: the node would stay connected but deliver nothing.
         if catch_panic(|| thread.step()).is_none() {
             thread.recover();
         }
@@ -59,8 +59,8 @@ struct Thread {
     /// The next offset of each partition of the assignment.
     next: HashMap<Partition, i64>,
     consumer: Option<NodeConsumer>,
-    /// The generation of the assignment.
-    seen: u64,
+    /// The generation of the applied assignment.
+    applied: u64,
     credentials: Credentials,
     error_log: LogLimit,
 }
@@ -68,12 +68,12 @@ struct Thread {
 impl Thread {
     fn step(&mut self) {
         let generation = self.reader.offsets.generation();
-        if generation == self.seen {
+        if generation == self.applied {
             self.poll();
             return;
         }
         match self.assign() {
-            Ok(()) => self.seen = generation,
+            Ok(()) => self.applied = generation,
             Err(error) => {
                 self.log_error(&error);
                 thread::sleep(RETRY);
@@ -81,7 +81,7 @@ impl Thread {
         }
     }
 
-    /// After a panic: delivers what had been taken, and goes on behind it with another consumer.
+    /// After a panic: delivers the batch so far, and continues after it with a new consumer.
     fn recover(&mut self) {
         tracing::error!(
             thread = self.reader.thread,
@@ -94,18 +94,18 @@ impl Thread {
         thread::sleep(RETRY);
     }
 
-    /// Assigns what the watch has set, on a new consumer where it says so.
+    /// Applies the monitor's assignment, with a new consumer if a restart was requested.
     fn assign(&mut self) -> KafkaResult<()> {
         if self.reader.offsets.take_restart() {
             if self.consumer.take().is_some() {
                 self.shared.metrics.kafka_reconnects.inc();
             }
-            // What the old one had met is dealt with.
+            // The restart has dealt with what the old consumer reported.
             self.reader.offsets.take_missing();
         }
         let consumer = match self.consumer.take() {
             Some(consumer) => consumer,
-            None => make_consumer(&self.shared, &self.reader)?,
+            None => create_consumer(&self.shared, &self.reader)?,
         };
         self.next = self.reader.offsets.assignment().into_iter().collect();
         let positions = self.next.iter().map(|(&at, &next)| (at, Offset::Offset(next)));
@@ -117,7 +117,7 @@ impl Thread {
         Ok(())
     }
 
-    /// Waits for a record, then takes what else is there: one batch.
+    /// Waits for a record, then reads on while more are ready: one batch.
     fn poll(&mut self) {
         let Some(consumer) = self.consumer.take() else {
             thread::sleep(POLL);
@@ -155,13 +155,13 @@ impl Thread {
         }
     }
 
-    /// Of a batch that somebody here was given, by its first record, which has waited longest.
+    /// Observes the latency of a delivered batch by its first record, which has waited longest.
     fn note_latency(&self, timestamp: Timestamp) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (Some(at), Ok(now)) = (timestamp.to_millis(), i64::try_from(now.as_millis())) else {
             return;
         };
-        // Clocks differ: what comes from the future has taken no time.
+        // Clocks differ: a timestamp in the future counts as no latency.
         let latency_ms = (now - at).max(0);
         let latency = &self.shared.metrics.kafka.delivery_latency;
         latency.observe(latency_ms as f64 / 1_000.0);
@@ -176,7 +176,7 @@ impl Thread {
         let Some(next) = self.next.get_mut(&at) else {
             return;
         };
-        // Fetched again after an assignment: delivered already.
+        // Already delivered, and fetched again after an assignment.
         if message.offset() < *next {
             return;
         }
@@ -184,7 +184,7 @@ impl Thread {
         let (mut frame, mut node) = (None, None);
         for (name, value) in headers::of(message) {
             if name == FRAME_HEADER.as_bytes() {
-                // A header without a value is there all the same.
+                // A header without a value still counts as present.
                 frame = Some(value.unwrap_or_default());
             } else if name == NODE_HEADER.as_bytes() {
                 node = value;
@@ -207,14 +207,14 @@ impl Thread {
         };
         match error.rdkafka_error_code() {
             Some(AutoOffsetReset | OffsetOutOfRange) => self.reader.offsets.note_missing(),
-            Some(UnknownPartition | UnknownTopicOrPartition) => self.reader.offsets.suspect(),
-            _ if is_undecodable(error) || is_refusal(error) => self.reader.offsets.suspect(),
+            Some(UnknownPartition | UnknownTopicOrPartition) => self.reader.offsets.request_audit(),
+            _ if is_undecodable(error) || is_refusal(error) => self.reader.offsets.request_audit(),
             _ => {}
         }
         self.log_error(error);
     }
 
-    /// What the watch tells is said here to whoever debugs.
+    /// Errors that the monitor reports are logged here at debug level only.
     fn log_error(&mut self, error: &KafkaError) {
         if is_of_connection(error) || is_refusal(error) {
             tracing::debug!(%error, "Kafka consumer");
@@ -224,7 +224,7 @@ impl Thread {
     }
 }
 
-/// An error of the way to a broker.
+/// An error of the connection to a broker.
 fn is_of_connection(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         AllBrokersDown, Authentication, BrokerTransportFailure, OperationTimedOut, Resolve, SSL,
@@ -236,17 +236,17 @@ fn is_of_connection(error: &KafkaError) -> bool {
     )
 }
 
-fn make_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> {
+fn create_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> {
     shared
         .consumer_config()
         .set("fetch.min.bytes", "1")
-        .set("queued.min.messages", reader.fetching.few)
+        .set("queued.min.messages", reader.fetch.min_queued)
         .set(
             "fetch.queue.backoff.ms",
             pace::fetch_backoff_ms(shared.config.pace),
         )
-        .set("fetch.wait.max.ms", reader.fetching.wait_ms)
-        // The default rests half a second after an error.
+        .set("fetch.wait.max.ms", reader.fetch.max_wait_ms)
+        // The default pauses for half a second after an error.
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
         .create_with_context(Reasons::default())

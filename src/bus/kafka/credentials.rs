@@ -1,9 +1,9 @@
-//! Gives a client of librdkafka another password while it runs. It asks for one at its next connection to a broker;
-//! those that are there stay. The Rust binding does not have this.
+//! Changes the password of a running librdkafka client. It uses the new one for its next connection to a broker;
+//! existing connections stay. The Rust binding has no function for this.
 
 #![allow(
     unsafe_code,
-    reason = "calls librdkafka's C interface: the error it makes is destroyed here"
+    reason = "calls librdkafka's C interface: the error it returns is destroyed here"
 )]
 
 use std::ffi::{CStr, CString};
@@ -14,14 +14,14 @@ use rdkafka::client::Client;
 
 use super::Shared;
 
-/// Which password a client was given.
+/// Which version of the password a client has.
 #[derive(Default)]
 pub struct Credentials {
     version: u64,
 }
 
 impl Credentials {
-    /// Gives the client the password of now, if it has changed since the last call.
+    /// Gives the client the current password, if it has changed since the last call.
     pub fn refresh<C: ClientContext>(&mut self, shared: &Shared, client: &Client<C>) {
         let Some(sasl) = &shared.config.sasl else {
             return;
@@ -32,7 +32,7 @@ impl Credentials {
         }
         self.version = version;
         if let Err(error) = set(client, &sasl.username, &sasl.password.value()) {
-            tracing::error!(error, "Kafka's client does not take the new password");
+            tracing::error!(error, "the Kafka client does not accept the new password");
         }
     }
 }
@@ -47,11 +47,11 @@ fn set<C: ClientContext>(client: &Client<C>, username: &str, password: &str) -> 
         if error.is_null() {
             return Ok(());
         }
-        let told = CStr::from_ptr(rd_kafka_error_string(error))
+        let message = CStr::from_ptr(rd_kafka_error_string(error))
             .to_string_lossy()
             .into_owned();
         rd_kafka_error_destroy(error);
-        Err(told)
+        Err(message)
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use rdkafka::producer::{BaseProducer, Producer};
 
     #[test]
-    fn a_client_takes_another_password_or_says_why_not() {
+    fn a_client_accepts_another_password_or_returns_an_error() {
         let mut config = ClientConfig::new();
         let make = |config: &ClientConfig| config.create::<BaseProducer>().unwrap();
         let plain = make(config.set("bootstrap.servers", "127.0.0.1:1"));

@@ -1,14 +1,15 @@
-//! The bus in Kafka: two consumer threads that read every partition of three topics, a producer, and a watch that
-//! keeps them honest.
+//! The bus in Kafka: two consumer threads that read every partition of three topics, a producer, and a monitor that
+//! checks them.
 //!
-//! - [`consumer`]: from fetched records to the router, at offsets we keep ourselves
-//! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: what fails of it, and for how long
-//! - [`watch`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: what others leave open
-//! - [`broker`]: what the watch and its audit ask; [`topics`]: what an administrator asks
-//! - [`causes`]: what is wrong, for health and the log (`watch/report.rs`); [`reasons`]: why a broker can't be reached
+//! - [`consumer`]: polls records for the router, at offsets this node keeps itself
+//! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: which writes fail, and for how long
+//! - [`monitor`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: open transactions of others
+//! - [`broker`]: the requests of the monitor and its audit; [`topics`]: admin requests
+//! - [`causes`]: what is wrong, for health and the log (`monitor/report.rs`); [`reasons`]: why a broker can't be
+//!   reached
 //!
-//! Every node reads the whole log: partitions are assigned by the node itself and no consumer group is joined
-//! (with a shared group two nodes would each see half of the messages).
+//! Every node reads the whole log: it assigns itself all partitions and joins no consumer group (in a shared group, two
+//! nodes would each see half of the messages).
 
 mod audit;
 mod broker;
@@ -16,6 +17,7 @@ mod causes;
 mod consumer;
 mod credentials;
 mod headers;
+mod monitor;
 mod native;
 mod offsets;
 mod outcomes;
@@ -24,7 +26,6 @@ mod producer;
 mod reasons;
 mod topics;
 mod transactions;
-mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,37 +43,37 @@ use super::{Ack, Health, Router, Status};
 use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
-use causes::Standing;
+use causes::HealthReport;
 use offsets::{Offsets, Partition};
 use outcomes::Outcomes;
-use pace::Fetching;
+use pace::FetchSettings;
 use producer::Producer;
 use reasons::Reasons;
 
-/// What a record and its batch add to its value on the wire, generously.
+/// A generous bound on what a record and its batch add to its value on the wire.
 const RECORD_OVERHEAD: usize = 4 * 1024;
 
 pub struct Kafka {
     shared: Arc<Shared>,
     producer: Arc<Producer>,
     consumers: Mutex<Vec<JoinHandle<()>>>,
-    watch: Thread,
+    monitor: Thread,
 }
 
 /// What one consumer thread reads.
 struct Reader {
     thread: &'static str,
     topics: &'static [Topic],
-    fetching: Fetching,
+    fetch: FetchSettings,
     offsets: Offsets,
 }
 
 impl Reader {
-    fn new(thread: &'static str, topics: &'static [Topic], fetching: Fetching) -> Arc<Self> {
+    fn new(thread: &'static str, topics: &'static [Topic], fetch: FetchSettings) -> Arc<Self> {
         Arc::new(Self {
             thread,
             topics,
-            fetching,
+            fetch,
             offsets: Offsets::default(),
         })
     }
@@ -87,18 +88,18 @@ struct Shared {
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
     readers: [Arc<Reader>; 2],
-    standing: Mutex<Standing>,
+    health: Mutex<HealthReport>,
     outcomes: Arc<Outcomes>,
-    /// What the producer hears of brokers.
-    writing: Reasons,
-    /// The watch is to look now.
-    look: AtomicBool,
+    /// Connection errors of the producer.
+    producer_errors: Reasons,
+    /// Set to make the monitor probe at once.
+    probe_now: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Kafka {
-    /// Starts the threads. A broker that is down is no error: the bus says degraded and connects when it is up.
-    /// `messages` delivers those, `signals` typing and status.
+    /// Starts the threads. A broker that is down is no error: the bus connects when it is up.
+    /// The first router delivers messages, the second one typing and status.
     pub fn start(
         config: KafkaConfig,
         node: String,
@@ -106,29 +107,29 @@ impl Kafka {
         [messages, signals]: [Router; 2],
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        // Messages have a consumer of their own, since each fetch costs by the partitions it asks for, whether they have
-        // anything or not; and what typing and status do is then nothing to them.
+        // Messages have a consumer of their own: the cost of a fetch grows with its partitions, even empty ones, and
+        // typing and status then can't delay messages.
         let readers = [
             Reader::new("bus", &[Topic::Messages], pace::MESSAGES),
             Reader::new("bus-signals", &[Topic::Typing, Topic::Status], pace::SIGNALS),
         ];
         let shared = Arc::new(Shared::new(config, node, max_record_bytes, metrics, readers));
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
-        let watch = watch::Watch::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
+        let monitor = monitor::Monitor::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
         let mut consumers = Vec::new();
         for (reader, router) in shared.readers.iter().zip([messages, signals]) {
             let (for_thread, reader) = (Arc::clone(&shared), Arc::clone(reader));
             let thread = reader.thread;
             consumers.push(router.spawn(thread, move |router| consumer::run(for_thread, reader, router))?);
         }
-        let watch = thread::Builder::new()
-            .name("bus-watch".into())
-            .spawn(move || watch.run())?;
+        let monitor = thread::Builder::new()
+            .name("bus-monitor".into())
+            .spawn(move || monitor.run())?;
         Ok(Self {
             shared,
             producer,
             consumers: Mutex::new(consumers),
-            watch: watch.thread().clone(),
+            monitor: monitor.thread().clone(),
         })
     }
 
@@ -136,28 +137,28 @@ impl Kafka {
         self.producer.publish(record, ack);
     }
 
-    /// A sender has waited in vain: the watch is to find out why.
+    /// A sender's wait has timed out: the monitor is to find out why.
     pub fn unanswered(&self) {
-        if self.shared.outcomes.unanswered() {
-            self.shared.look.store(true, Ordering::SeqCst);
-            self.watch.unpark();
+        if self.shared.outcomes.note_unanswered() {
+            self.shared.probe_now.store(true, Ordering::SeqCst);
+            self.monitor.unpark();
         }
     }
 
     pub fn health(&self) -> Health {
-        let standing = self.shared.standing.lock();
+        let health = self.shared.health.lock();
         Health {
             mode: "kafka",
-            status: standing.status,
-            detail: standing.detail(),
+            status: health.status,
+            detail: health.detail(),
         }
     }
 
-    pub fn stop(&self, patience: Duration) {
-        // Nobody is left to be delivered to, and the watch, which may be waiting for a broker, ends by itself.
+    pub fn stop(&self, timeout: Duration) {
+        // No recipients are left. The monitor may be waiting for a broker and is not joined: it ends by itself.
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.watch.unpark();
-        self.producer.stop(patience);
+        self.monitor.unpark();
+        self.producer.stop(timeout);
         for consumer in self.consumers.lock().drain(..) {
             let _ = consumer.join();
         }
@@ -178,23 +179,23 @@ impl Shared {
             max_record_bytes,
             metrics,
             readers,
-            standing: Mutex::new(Standing {
+            health: Mutex::new(HealthReport {
                 status: Status::Connecting,
                 causes: Vec::new(),
             }),
             outcomes: Arc::default(),
-            writing: Reasons::default(),
-            look: AtomicBool::new(false),
+            producer_errors: Reasons::default(),
+            probe_now: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
     }
 
     fn status(&self) -> Status {
-        self.standing.lock().status
+        self.health.lock().status
     }
 
-    fn set_standing(&self, standing: Standing) {
-        *self.standing.lock() = standing;
+    fn set_health(&self, health: HealthReport) {
+        *self.health.lock() = health;
     }
 
     fn is_stopping(&self) -> bool {
@@ -209,7 +210,7 @@ impl Shared {
         }
     }
 
-    /// Partitions with offsets, as librdkafka takes them.
+    /// Partitions with offsets, as librdkafka expects them.
     fn positions(
         &self,
         partitions: impl IntoIterator<Item = (Partition, Offset)>,
@@ -221,7 +222,7 @@ impl Shared {
         Ok(list)
     }
 
-    /// What every client of ours has set.
+    /// The settings that all our clients share.
     fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -250,16 +251,16 @@ impl Shared {
         config
     }
 
-    /// What every consumer of ours has set; `assign` needs a group's name, though none is joined.
+    /// The settings that all our consumers share. `assign` needs a group id, though no group is joined.
     fn consumer_config(&self) -> ClientConfig {
         let mut config = self.client_config();
         config
             .set("group.id", format!("livechat-ws-{}", self.node))
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            // A gap is found and counted by us, never jumped over in silence.
+            // The audit finds and counts gaps: librdkafka must not skip them silently.
             .set("auto.offset.reset", "error")
-            // Topics are created by the watch, with settings of ours.
+            // The monitor creates topics, with our settings.
             .set("allow.auto.create.topics", "false");
         config
     }

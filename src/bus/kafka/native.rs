@@ -1,11 +1,11 @@
-//! What librdkafka has and the Rust binding does not: a topic's id and what we may do with it (DescribeTopics), the ends of
-//! partitions with open transactions (ListOffsets), and what is known of a record's outcome.
+//! Functions of librdkafka that the Rust binding lacks: a topic's id and our permissions on it (DescribeTopics), high
+//! watermarks (ListOffsets), and details of a record's outcome.
 //!
-//! A topic that is deleted and made again under its name is another one, with offsets of its own (KIP-516).
+//! A topic that is deleted and recreated under its old name has another id, and its own offsets (KIP-516).
 
 #![allow(
     unsafe_code,
-    reason = "calls librdkafka's C interface: every pointer is made and destroyed here"
+    reason = "calls librdkafka's C interface: every pointer is created and destroyed here"
 )]
 
 use std::ffi::{CStr, CString};
@@ -21,16 +21,16 @@ use rdkafka::types::RDKafkaRespErr;
 /// 128 bits; zero where the broker is too old to have ids (before 2.8).
 pub type TopicId = (i64, i64);
 
-/// A topic as DescribeTopics tells it.
+/// A topic as DescribeTopics describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Described {
+pub struct TopicDescription {
     pub id: TopicId,
-    /// Whether we may read and write it, where the broker says so.
+    /// Whether we may read and write it; `None` if the broker doesn't say.
     pub may_read: Option<bool>,
     pub may_write: Option<bool>,
 }
 
-/// Destroys what librdkafka has made, whichever way the function is left.
+/// Destroys an object of librdkafka's on drop.
 struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
 
 impl<T> Drop for Owned<T> {
@@ -42,7 +42,7 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// An event goes before the queue it came from: fields are dropped in this order.
+/// An event must be destroyed before the queue it came from: fields are dropped in this order.
 struct Answer {
     event: Owned<rd_kafka_event_t>,
     _queue: Owned<rd_kafka_queue_t>,
@@ -57,18 +57,23 @@ fn failed<T>(code: RDKafkaRespErr) -> KafkaResult<T> {
 /// # Errors
 ///
 /// The broker does not answer in time, or does not know the topic.
-pub fn describe(client: &Client<super::Reasons>, topic: &str, patience: Duration) -> KafkaResult<Described> {
+pub fn describe(
+    client: &Client<super::Reasons>,
+    topic: &str,
+    timeout: Duration,
+) -> KafkaResult<TopicDescription> {
     let name = CString::new(topic)?;
     let operation = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-    // SAFETY: as `ask` demands; the collection lives until the answer is there. What belongs to the event is read before
-    // it is destroyed: the list of topics with its length, and the operations with theirs, which are numbers of 32 bits.
+    // SAFETY: as `send_request` demands; the collection lives until the answer has arrived. What belongs to the event
+    // is read before the event is destroyed: the topics and the operations, each with their count. Operations are
+    // 32-bit numbers.
     unsafe {
         let mut names = [name.as_ptr()];
         let topics = Owned(
             rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()),
             rd_kafka_TopicCollection_destroy,
         );
-        let answer = ask(client, operation, patience, |handle, options, queue| {
+        let answer = send_request(client, operation, timeout, |handle, options, queue| {
             let error = Owned(
                 rd_kafka_AdminOptions_set_include_authorized_operations(options, 1),
                 rd_kafka_error_destroy,
@@ -101,11 +106,11 @@ pub fn describe(client: &Client<super::Reasons>, topic: &str, patience: Duration
         } else {
             std::slice::from_raw_parts(operations.cast::<u32>(), count)
         };
-        // Who describes a topic may do that at least: a list without it says nothing.
+        // A client that can describe a topic has DESCRIBE at least: a list without it means that none was returned.
         let has = |operation: rd_kafka_AclOperation_t| operations.contains(&(operation as u32));
-        let is_told = has(rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE);
-        let may = |operation| is_told.then(|| has(operation));
-        Ok(Described {
+        let is_reported = has(rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE);
+        let may = |operation| is_reported.then(|| has(operation));
+        Ok(TopicDescription {
             id: (
                 rd_kafka_Uuid_most_significant_bits(id),
                 rd_kafka_Uuid_least_significant_bits(id),
@@ -116,8 +121,8 @@ pub fn describe(client: &Client<super::Reasons>, topic: &str, patience: Duration
     }
 }
 
-/// Where partitions end, with what open transactions have written: topic, partition, offset. Those that can't be asked are
-/// left out.
+/// The ends of partitions, records of open transactions included, as topic, partition and offset. Partitions that
+/// can't be queried are left out.
 ///
 /// # Errors
 ///
@@ -125,7 +130,7 @@ pub fn describe(client: &Client<super::Reasons>, topic: &str, patience: Duration
 pub fn high_watermarks(
     client: &Client<super::Reasons>,
     partitions: &TopicPartitionList,
-    patience: Duration,
+    timeout: Duration,
 ) -> KafkaResult<Vec<(String, i32, i64)>> {
     let mut asked = TopicPartitionList::new();
     for partition in partitions.elements() {
@@ -133,11 +138,11 @@ pub fn high_watermarks(
         asked.add_partition_offset(partition.topic(), partition.partition(), latest)?;
     }
     let operation = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-    // SAFETY: as `ask` demands; the list lives until the answer is there, and librdkafka makes a copy of it. What belongs
-    // to the event is read before it is destroyed.
+    // SAFETY: as `send_request` demands; the list lives until the answer has arrived, and librdkafka copies it. What
+    // belongs to the event is read before the event is destroyed.
     unsafe {
-        // Uncommitted is what these requests ask for by default; `Offset::End` is their "latest".
-        let answer = ask(client, operation, patience, |handle, options, queue| {
+        // The isolation level of these requests is "read uncommitted" by default; `Offset::End` is their "latest".
+        let answer = send_request(client, operation, timeout, |handle, options, queue| {
             rd_kafka_ListOffsets(handle, asked.ptr(), options, queue);
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
         })?;
@@ -159,22 +164,21 @@ pub fn high_watermarks(
     }
 }
 
-/// Makes a request and waits for its answer, which has no error as a whole.
+/// Sends a request and waits for its answer, which is returned if it has no error as a whole.
 ///
 /// # Safety
 ///
-/// `request` may use its pointers only while it is called, and must hand the queue to one request. What it gives to
-/// librdkafka lives until this returns.
-unsafe fn ask(
+/// `request` may use its pointers only during the call, and must pass the queue to one request. What it passes to
+/// librdkafka must live until this returns.
+unsafe fn send_request(
     client: &Client<super::Reasons>,
     operation: rd_kafka_admin_op_t,
-    patience: Duration,
+    timeout: Duration,
     request: impl FnOnce(*mut rd_kafka_t, *mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t) -> RDKafkaRespErr,
 ) -> KafkaResult<Answer> {
-    let patience_ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: `client` lives across all calls and so does its native handle. Each object is null-checked or accepted as
-    // null by the calls it is given to, and destroyed once, by `Owned`, in the reverse order of
-    // its making.
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `client`, and so its native handle, lives across all calls. Each object is null-checked, or passed only
+    // to functions that accept null, and destroyed once, by `Owned`, in the reverse order of creation.
     unsafe {
         let handle = client.native_ptr();
         let options = Owned(
@@ -182,12 +186,8 @@ unsafe fn ask(
             rd_kafka_AdminOptions_destroy,
         );
         let mut error = [0; 256];
-        let set = rd_kafka_AdminOptions_set_request_timeout(
-            options.0,
-            patience_ms,
-            error.as_mut_ptr(),
-            error.len(),
-        );
+        let set =
+            rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, error.as_mut_ptr(), error.len());
         if set != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return failed(set);
         }
@@ -196,7 +196,7 @@ unsafe fn ask(
         if asked != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return failed(asked);
         }
-        let event = Owned(rd_kafka_queue_poll(queue.0, patience_ms), rd_kafka_event_destroy);
+        let event = Owned(rd_kafka_queue_poll(queue.0, timeout_ms), rd_kafka_event_destroy);
         if event.0.is_null() {
             return failed(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT);
         }
@@ -208,16 +208,16 @@ unsafe fn ask(
     }
 }
 
-/// Whether a record that failed is certainly not in the log.
-pub fn is_surely_lost(message: &BorrowedMessage<'_>) -> bool {
-    // SAFETY: the message lives.
+/// Whether a failed record is certainly not in the log.
+pub fn is_not_persisted(message: &BorrowedMessage<'_>) -> bool {
+    // SAFETY: the message is alive.
     let status = unsafe { rd_kafka_message_status(message.ptr()) };
     status == rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED
 }
 
 /// How long a record took from [`BaseProducer::send`](rdkafka::producer::BaseProducer::send) to its outcome.
 pub fn latency(message: &BorrowedMessage<'_>) -> Option<Duration> {
-    // SAFETY: the message lives. Microseconds; -1 where it is not known.
+    // SAFETY: the message is alive. In microseconds; -1 if unknown.
     let latency = unsafe { rd_kafka_message_latency(message.ptr()) };
     u64::try_from(latency).ok().map(Duration::from_micros)
 }

@@ -1,4 +1,4 @@
-//! Where each partition is read next: kept by us, so that a consumer made anew goes on where the old one was.
+//! The next offset of each partition, kept here so that a recreated consumer continues where the old one stopped.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,21 +13,21 @@ pub type Partition = (Topic, i32);
 #[derive(Default)]
 pub struct Offsets {
     next: Mutex<BTreeMap<Partition, i64>>,
-    /// Offsets that aren't there any more, and where to go on instead: taken over with the next assignment, since
-    /// until then the consumer still writes where it was.
+    /// New positions of partitions that are being read. The next assignment applies them: until then the consumer still
+    /// advances the old ones.
     resets: Mutex<BTreeMap<Partition, i64>>,
-    /// Grows with each change of the watch's: the consumer assigns anew when it sees a new one.
+    /// Incremented with each change by the monitor: the consumer reassigns when it sees a new one.
     generation: AtomicU64,
-    /// The consumer is to be made anew.
+    /// The consumer is to be recreated.
     restart: AtomicBool,
-    /// The watch is to look at once.
-    suspect: AtomicBool,
-    /// The consumer has met an offset that isn't there, and reads that partition no more.
+    /// The monitor is to audit this reader with its next probe.
+    audit_requested: AtomicBool,
+    /// The consumer has met an offset out of range, and no longer reads that partition.
     is_missing: AtomicBool,
 }
 
 impl Offsets {
-    /// What the consumer is to assign: [`Offsets::all`] after all resets.
+    /// Applies the resets and returns what the consumer is to assign.
     pub fn assignment(&self) -> Vec<(Partition, i64)> {
         let mut next = self.next.lock();
         for (at, to) in std::mem::take(&mut *self.resets.lock()) {
@@ -52,15 +52,15 @@ impl Offsets {
     pub fn advance<'a>(&self, delivered: impl IntoIterator<Item = (&'a Partition, &'a i64)>) {
         let mut next = self.next.lock();
         for (at, &delivered) in delivered {
-            // A partition that the watch has taken away meanwhile stays away.
+            // A partition that the monitor has removed meanwhile stays removed.
             if let Some(known) = next.get_mut(at) {
                 *known = (*known).max(delivered);
             }
         }
     }
 
-    /// Where to read a partition from: at once where it is new, with the next assignment where it is being read.
-    /// [`Offsets::changed`] or [`Offsets::restart`] tells the consumer.
+    /// Sets where to read a partition from: at once if it is new, with the next assignment if it is being read.
+    /// Call [`Offsets::changed`] or [`Offsets::restart`] to notify the consumer.
     pub fn start_at(&self, partition: Partition, at: i64) {
         match self.next.lock().entry(partition) {
             Entry::Occupied(_) => drop(self.resets.lock().insert(partition, at)),
@@ -69,12 +69,12 @@ impl Offsets {
     }
 
     /// Forgets the partitions that a topic no longer has.
-    pub fn keep(&self, topic: Topic, partitions: &[i32]) {
+    pub fn retain(&self, topic: Topic, partitions: &[i32]) {
         let is_kept = |at: &Partition| at.0 != topic || partitions.contains(&at.1);
         self.next.lock().retain(|at, _| is_kept(at));
     }
 
-    /// Whether the consumer has yet to take over an offset.
+    /// Whether the consumer has yet to apply a new position.
     pub fn is_resetting(&self) -> bool {
         !self.resets.lock().is_empty()
     }
@@ -96,21 +96,21 @@ impl Offsets {
         self.restart.swap(false, Ordering::SeqCst)
     }
 
-    pub fn suspect(&self) {
-        self.suspect.store(true, Ordering::SeqCst);
+    pub fn request_audit(&self) {
+        self.audit_requested.store(true, Ordering::SeqCst);
     }
 
     pub fn note_missing(&self) {
         self.is_missing.store(true, Ordering::SeqCst);
-        self.suspect();
+        self.request_audit();
     }
 
     pub fn take_missing(&self) -> bool {
         self.is_missing.swap(false, Ordering::SeqCst)
     }
 
-    pub fn take_suspect(&self) -> bool {
-        self.suspect.swap(false, Ordering::SeqCst)
+    pub fn take_audit_request(&self) -> bool {
+        self.audit_requested.swap(false, Ordering::SeqCst)
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_consumer_only_moves_forward_on_partitions_it_was_given() {
+    fn a_consumer_only_advances_partitions_that_are_assigned() {
         let offsets = Offsets::default();
         offsets.advance([(&(Topic::Messages, 0), &5)]);
         assert_eq!(offsets.get((Topic::Messages, 0)), None);
@@ -137,7 +137,7 @@ mod tests {
             offsets.assignment(),
             vec![((Topic::Messages, 0), 2), ((Topic::Typing, 1), 9)]
         );
-        offsets.keep(Topic::Typing, &[0]);
+        offsets.retain(Topic::Typing, &[0]);
         assert_eq!(offsets.all().len(), 1);
     }
 }

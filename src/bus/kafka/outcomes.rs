@@ -1,4 +1,4 @@
-//! What becomes of the records that we write: how long they take, and what fails for how long.
+//! The outcomes of the records this node writes: which writes fail, and for how long.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::error::RDKafkaErrorCode;
 
-/// Sends that fail for so long make health degraded; the watch, which looks every 1.5 s, adds to it.
-const LONG: Duration = Duration::from_millis(3_500);
-/// What has not failed again for so long is over, where no success says so: longer than a record waits for the log.
-const FORGOTTEN: Duration = Duration::from_secs(35);
-/// Senders that waited in vain are remembered for so long after the last one, whatever else succeeds.
-const RECENT: Duration = Duration::from_secs(5);
+/// Writes that fail for this long make health degraded; up to 1.5 s, the monitor's interval, come on top.
+const LASTING: Duration = Duration::from_millis(3_500);
+/// A failure that has not recurred for this long is forgotten, even without a success: longer than a record may wait
+/// for the log.
+const FAILURE_TTL: Duration = Duration::from_secs(35);
+/// How long a sender's timeout is remembered, whatever else succeeds.
+const UNANSWERED_TTL: Duration = Duration::from_secs(5);
 
-/// Failures at one partition, or at a whole topic (-1), without a success since.
+/// Failures on one partition, or on a whole topic (-1), without a success since.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure {
     pub code: RDKafkaErrorCode,
@@ -31,48 +32,49 @@ pub struct Failing {
 
 #[derive(Default)]
 pub struct Outcomes {
-    /// Something below is set: as long as it is not, a success costs a look at it.
-    is_troubled: AtomicBool,
-    trouble: Mutex<Trouble>,
+    /// Whether anything in `state` is set: as long as nothing is, a success only costs this check.
+    is_failing: AtomicBool,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Trouble {
+struct State {
     failures: BTreeMap<(String, i32), Failure>,
-    /// When a sender has last waited in vain.
+    /// When a sender's wait last timed out.
     unanswered: Option<Instant>,
-    /// When the newest record was sent that the log has acknowledged, of those in times of trouble.
+    /// The latest send time among the records acknowledged while anything here was set.
     acknowledged: Option<Instant>,
 }
 
 impl Failure {
-    /// Whether it is more than an accident. An answer says by itself what is wrong, and silence when it has come again.
+    /// Whether the failure has lasted long enough to report. An error counts from its first occurrence until now, a
+    /// timeout only until its last occurrence.
     fn has_lasted(&self, now: Instant) -> bool {
-        let is_silence = self.code == RDKafkaErrorCode::MessageTimedOut;
-        let until = if is_silence { self.last } else { now };
-        until.duration_since(self.since) >= LONG
+        let is_timeout = self.code == RDKafkaErrorCode::MessageTimedOut;
+        let until = if is_timeout { self.last } else { now };
+        until.duration_since(self.since) >= LASTING
     }
 }
 
 impl Outcomes {
-    /// The log has a record, `latency` after it was sent.
+    /// The log has acknowledged a record, `latency` after it was sent.
     pub fn succeeded(&self, topic: &str, partition: i32, latency: Option<Duration>) {
-        if !self.is_troubled.load(Ordering::Relaxed) {
+        if !self.is_failing.load(Ordering::Relaxed) {
             return;
         }
         let now = Instant::now();
-        let mut trouble = self.trouble.lock();
+        let mut state = self.state.lock();
         for partition in [partition, -1] {
-            trouble.failures.remove(&(topic.to_owned(), partition));
+            state.failures.remove(&(topic.to_owned(), partition));
         }
         let sent = now.checked_sub(latency.unwrap_or_default()).unwrap_or(now);
-        trouble.acknowledged = trouble.acknowledged.max(Some(sent));
+        state.acknowledged = state.acknowledged.max(Some(sent));
     }
 
     pub fn failed(&self, topic: &str, partition: i32, code: RDKafkaErrorCode) {
         let now = Instant::now();
-        let mut trouble = self.trouble.lock();
-        let failure = trouble
+        let mut state = self.state.lock();
+        let failure = state
             .failures
             .entry((topic.to_owned(), partition))
             .or_insert(Failure {
@@ -81,50 +83,51 @@ impl Outcomes {
                 last: now,
             });
         (failure.code, failure.last) = (code, now);
-        self.is_troubled.store(true, Ordering::Relaxed);
+        self.is_failing.store(true, Ordering::Relaxed);
     }
 
-    /// A sender has waited in vain. Whether it is the first one.
-    pub fn unanswered(&self) -> bool {
-        let mut trouble = self.trouble.lock();
-        self.is_troubled.store(true, Ordering::Relaxed);
-        trouble.unanswered.replace(Instant::now()).is_none()
+    /// A sender's wait has timed out. Returns whether it is the first one.
+    pub fn note_unanswered(&self) -> bool {
+        let mut state = self.state.lock();
+        self.is_failing.store(true, Ordering::Relaxed);
+        state.unanswered.replace(Instant::now()).is_none()
     }
 
-    /// Forgets what is over by `now`. `is_mended` says which failures are, of those before `asked`. Whether there is
-    /// anything left.
-    pub fn look(
+    /// Forgets what is over by `now`; a failure from before the probe `started` is over if it `is_resolved`. Returns
+    /// whether anything is left.
+    pub fn expire(
         &self,
         now: Instant,
-        asked: Instant,
-        is_mended: impl Fn(&str, RDKafkaErrorCode) -> bool,
+        started: Instant,
+        is_resolved: impl Fn(&str, RDKafkaErrorCode) -> bool,
     ) -> bool {
-        if !self.is_troubled.load(Ordering::Relaxed) {
+        if !self.is_failing.load(Ordering::Relaxed) {
             return false;
         }
-        let mut trouble = self.trouble.lock();
-        let acknowledged = trouble.acknowledged;
-        trouble.failures.retain(|(topic, _), failure| {
-            let is_mended = failure.last < asked && is_mended(topic, failure.code);
-            now.duration_since(failure.last) < FORGOTTEN && !is_mended
+        let mut state = self.state.lock();
+        let acknowledged = state.acknowledged;
+        state.failures.retain(|(topic, _), failure| {
+            let is_resolved = failure.last < started && is_resolved(topic, failure.code);
+            now.duration_since(failure.last) < FAILURE_TTL && !is_resolved
         });
-        trouble.unanswered.take_if(|last| {
+        state.unanswered.take_if(|last| {
             let quiet = now.duration_since(*last);
-            quiet >= FORGOTTEN || (quiet >= RECENT && acknowledged > Some(*last))
+            quiet >= FAILURE_TTL || (quiet >= UNANSWERED_TTL && acknowledged > Some(*last))
         });
-        let is_over = trouble.failures.is_empty() && trouble.unanswered.is_none();
-        if is_over {
-            trouble.acknowledged = None;
-            self.is_troubled.store(false, Ordering::Relaxed);
+        let is_clear = state.failures.is_empty() && state.unanswered.is_none();
+        if is_clear {
+            state.acknowledged = None;
+            self.is_failing.store(false, Ordering::Relaxed);
         }
-        !is_over
+        !is_clear
     }
 
-    /// Topics whose records fail, with the newest reason of each, once that has lasted; refusals at once.
+    /// Topics on which writing fails, with the newest error of each: refusals at once, other errors once they have
+    /// lasted.
     pub fn failing(&self, now: Instant) -> Vec<Failing> {
-        let trouble = self.trouble.lock();
+        let state = self.state.lock();
         let mut failing: Vec<Failing> = Vec::new();
-        for ((topic, _), failure) in &trouble.failures {
+        for ((topic, _), failure) in &state.failures {
             let is_failing = failure.has_lasted(now) || is_refusal(failure.code);
             let found = Failing {
                 topic: topic.clone(),
@@ -137,28 +140,28 @@ impl Outcomes {
         failing
     }
 
-    /// Whether senders wait in vain.
+    /// Whether senders' waits time out.
     pub fn is_unanswered(&self) -> bool {
-        self.is_troubled.load(Ordering::Relaxed) && self.trouble.lock().unanswered.is_some()
+        self.is_failing.load(Ordering::Relaxed) && self.state.lock().unanswered.is_some()
     }
 
-    /// Whether a partition's records have been given up, one after the other and for lack of any answer, for as long as
-    /// one may wait: then nothing is under way that was sent before that began.
+    /// Whether a partition's records have kept timing out, for as long as a record may wait: then nothing is in flight
+    /// that was sent before that began.
     pub fn is_stuck(&self, now: Instant) -> bool {
-        let trouble = self.trouble.lock();
+        let state = self.state.lock();
         let is_stuck =
             |failure: &Failure| failure.code == RDKafkaErrorCode::MessageTimedOut && failure.has_lasted(now);
-        trouble.failures.values().any(is_stuck)
+        state.failures.values().any(is_stuck)
     }
 
-    /// Another producer: what the last one met says nothing of it.
-    pub fn restart(&self) {
-        let mut trouble = self.trouble.lock();
-        trouble.failures.clear();
+    /// Forgets the failures of the producer that was replaced.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        state.failures.clear();
     }
 }
 
-/// The broker answers, and does not let us write.
+/// The broker answers, but denies us permission to write.
 pub fn is_refusal(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
     matches!(code, TopicAuthorizationFailed | ClusterAuthorizationFailed)
@@ -174,14 +177,14 @@ mod tests {
 
     fn timed_out_at(outcomes: &Outcomes, topic: &str, partition: i32, at: Instant) {
         outcomes.failed(topic, partition, RDKafkaErrorCode::MessageTimedOut);
-        let mut trouble = outcomes.trouble.lock();
-        let failure = trouble.failures.get_mut(&(topic.to_owned(), partition));
+        let mut state = outcomes.state.lock();
+        let failure = state.failures.get_mut(&(topic.to_owned(), partition));
         let failure = failure.expect("it has just failed");
         (failure.since, failure.last) = (failure.since.min(at), at);
     }
 
     #[test]
-    fn one_record_that_times_out_alone_is_no_outage() {
+    fn a_single_timed_out_record_is_not_reported() {
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         timed_out_at(&outcomes, "t", 0, start);
         for seconds in [5, 34] {
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_lasts_until_a_success_at_its_partition_or_long_silence() {
+    fn a_failure_lasts_until_a_success_on_its_partition_or_its_expiry() {
         use RDKafkaErrorCode::MessageSizeTooLarge;
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         let topics = |seconds| {
@@ -203,50 +206,53 @@ mod tests {
         };
         outcomes.failed("u", -1, MessageSizeTooLarge);
         for seconds in [0, 4] {
-            assert!(topics(1).is_empty(), "that may pass");
+            assert!(topics(1).is_empty(), "it has not lasted yet");
             timed_out_at(&outcomes, "t", 1, after(start, seconds));
             timed_out_at(&outcomes, "t", 2, after(start, seconds));
         }
         assert_eq!(topics(5), ["t", "u"]);
         outcomes.succeeded("t", 1, None);
         outcomes.succeeded("u", 0, None);
-        assert_eq!(topics(5), ["t"], "the other partition fails on");
-        outcomes.look(after(start, 38), start, |_, _| false);
+        assert_eq!(topics(5), ["t"], "the other partition still fails");
+        outcomes.expire(after(start, 38), start, |_, _| false);
         assert_eq!(topics(38), ["t"]);
-        assert!(!outcomes.look(after(start, 40), start, |_, _| false));
+        assert!(!outcomes.expire(after(start, 40), start, |_, _| false));
         assert!(topics(40).is_empty());
     }
 
     #[test]
-    fn a_refusal_is_told_at_once_and_over_when_it_is_mended() {
+    fn a_refusal_is_reported_at_once_and_forgotten_once_resolved() {
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         outcomes.failed("t", 0, RDKafkaErrorCode::TopicAuthorizationFailed);
         assert_eq!(outcomes.failing(start).len(), 1);
-        let is_mended = |topic: &str, code| topic == "t" && is_refusal(code);
+        let is_resolved = |topic: &str, code| topic == "t" && is_refusal(code);
         assert!(
-            outcomes.look(after(start, 1), start, is_mended),
-            "it may have been mended before"
+            outcomes.expire(after(start, 1), start, is_resolved),
+            "the probe started before the failure"
         );
-        outcomes.look(after(start, 2), after(start, 1), is_mended);
+        outcomes.expire(after(start, 2), after(start, 1), is_resolved);
         assert!(outcomes.failing(after(start, 1)).is_empty());
     }
 
     #[test]
-    fn waiting_in_vain_is_over_when_what_was_sent_later_is_acknowledged() {
+    fn a_senders_timeout_is_forgotten_once_a_later_record_is_acknowledged() {
         let (outcomes, start) = (Outcomes::default(), Instant::now());
-        outcomes.unanswered();
+        outcomes.note_unanswered();
         outcomes.succeeded("t", 0, Some(Duration::from_secs(3_600)));
-        outcomes.look(after(start, 6), start, |_, _| false);
-        assert!(outcomes.is_unanswered(), "it had been sent before");
+        outcomes.expire(after(start, 6), start, |_, _| false);
+        assert!(
+            outcomes.is_unanswered(),
+            "that record was sent before the timeout"
+        );
         outcomes.succeeded("t", 0, Some(Duration::ZERO));
-        outcomes.look(after(start, 1), start, |_, _| false);
+        outcomes.expire(after(start, 1), start, |_, _| false);
         assert!(outcomes.is_unanswered(), "others may still wait");
-        outcomes.look(after(start, 6), start, |_, _| false);
+        outcomes.expire(after(start, 6), start, |_, _| false);
         assert!(!outcomes.is_unanswered());
     }
 
     #[test]
-    fn only_records_that_nobody_answers_for_make_a_producer_stuck() {
+    fn only_repeated_timeouts_make_a_producer_stuck() {
         use RDKafkaErrorCode::NotEnoughReplicas;
         let (outcomes, start) = (Outcomes::default(), Instant::now());
         outcomes.failed("t", 0, NotEnoughReplicas);

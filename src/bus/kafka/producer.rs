@@ -21,59 +21,59 @@ use crate::metrics::Latency;
 use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
 use crate::supervise::catch_panic;
 
-/// How long a record may wait for the log. The sender has been told "outcome unknown" long before; a message that
-/// appears even later than this would only puzzle.
+/// How long a record may wait for the log. The sender has got "outcome unknown" long before; a message that appears
+/// even later would only confuse.
 const MESSAGE_TIMEOUT_MS: &str = "30000";
-/// What may wait for the log, in records and KiB: beyond it senders are told to try again.
+/// The most records and KiB that may wait for the log; beyond that, senders get an error that asks them to try again.
 const MAX_QUEUED: &str = "100000";
 const MAX_QUEUED_KIB: &str = "65536";
-/// A batch of several records is at most so large: a topic refuses a batch over its `max.message.bytes` with all that is
-/// in it. A record that is longer leaves alone.
+/// The most bytes of a batch of several records: a topic refuses a batch over its `max.message.bytes` with all records
+/// in it. A longer record is sent alone.
 const MAX_BATCH: &str = "131072";
 
-/// How soon a producer that has failed for good is made anew, and how much later each time that it fails again.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A producer that has not failed for so long is well: what it fails of it does at its start.
-const WELL: Duration = Duration::from_secs(10);
+/// How soon a producer is recreated after a fatal error. The delay doubles with each further one, up to the maximum.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// A producer without a fatal error for this long is healthy: lasting problems show soon after its start.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// How long a producer that was replaced is kept for what it has under way: as long as a record may wait.
+/// How long a replaced producer is kept for its records in flight: as long as a record may wait.
 const RETIREMENT: Duration = Duration::from_secs(31);
 
-/// When all else is well and nothing is acknowledged, a new producer may help. That it did not help is seen only after
-/// that long, so it is tried seldom.
-const LAST_RESORT_PAUSE: Duration = Duration::from_secs(120);
-/// For how long all else must have been well: longer than a record waits, so that a broker that was away or merely paused
-/// has had its time to answer for all that an idempotent producer would still bring to it.
-pub(super) const LAST_RESORT_PATIENCE: Duration = Duration::from_secs(35);
+/// If all else is well but nothing is acknowledged, a new producer may help. It takes a while to see whether it did, so
+/// this is tried only once per interval.
+const LAST_RESORT_INTERVAL: Duration = Duration::from_secs(120);
+/// How long all else must have been well before that: longer than a record may wait, so that a broker that was down or
+/// paused has had time to acknowledge everything that an idempotent producer would still retry.
+pub(super) const LAST_RESORT_AFTER: Duration = Duration::from_secs(35);
 
-/// How long one look for acknowledgements lasts. librdkafka waits for whole milliseconds, and the binding spins for what
-/// they leave of it: of 500 ms, of which a moment has passed when it asks, the last one. The little more here is over
-/// when the wait is.
-const LOOK: Duration = Duration::from_micros(500_050);
+/// How long one poll for acknowledgements lasts. librdkafka waits whole milliseconds, and the binding spins for the
+/// remainder: with 500 ms it would spin for the last millisecond, since a few microseconds have passed by then. The
+/// extra 50 µs prevent that.
+const POLL_TIMEOUT: Duration = Duration::from_micros(500_050);
 
 type NodeProducer = BaseProducer<Acks>;
 
 pub(super) struct Producer {
     shared: Arc<Shared>,
-    /// `None` while it can't be made.
+    /// `None` while it can't be created.
     current: RwLock<Option<Arc<NodeProducer>>>,
-    /// What the watch alone uses.
+    /// Used by the monitor only.
     upkeep: Mutex<Upkeep>,
 }
 
 struct Upkeep {
     credentials: Credentials,
-    /// Hears of the current one's acknowledgements.
-    listener: Option<JoinHandle<()>>,
-    made: Instant,
-    /// How long to wait before a producer that fails for good again is replaced.
-    pause: Duration,
-    /// Why there is none.
-    not_made: Option<String>,
-    /// Why the last one failed, until the next one is well.
+    /// Polls the current producer for acknowledgements.
+    poller: Option<JoinHandle<()>>,
+    created: Instant,
+    /// How long to wait before a producer is replaced after a fatal error.
+    retry_delay: Duration,
+    /// Why there is no producer.
+    create_error: Option<String>,
+    /// The last fatal error, until a new producer is healthy.
     fatal: Option<(RDKafkaErrorCode, String)>,
-    /// Replaced ones that may still hear of what they have under way.
+    /// Replaced producers that may still get acknowledgements.
     retired: Vec<(Instant, Arc<NodeProducer>)>,
     last_resort: Option<Instant>,
 }
@@ -85,10 +85,10 @@ impl Producer {
             current: RwLock::new(None),
             upkeep: Mutex::new(Upkeep {
                 credentials: Credentials::default(),
-                listener: None,
-                made: Instant::now(),
-                pause: FIRST_PAUSE,
-                not_made: None,
+                poller: None,
+                created: Instant::now(),
+                retry_delay: INITIAL_RETRY_DELAY,
+                create_error: None,
                 fatal: None,
                 retired: Vec::new(),
                 last_resort: None,
@@ -131,10 +131,10 @@ impl Producer {
         }
     }
 
-    /// Replaces a producer that has failed for good (only an idempotent one can), or one that nobody answers although all
-    /// has been well since `well_since`, and lets go of those that were replaced. One that is well is told a password that
-    /// has changed.
-    pub fn check(&self, well_since: Option<Instant>) {
+    /// Replaces a producer that has had a fatal error (only an idempotent one can), or that gets no acknowledgements
+    /// although all else has been well since `healthy_since`; drops replaced producers that have nothing in flight; and
+    /// passes on a changed password.
+    pub fn check(&self, healthy_since: Option<Instant>) {
         if self.shared.is_stopping() {
             return;
         }
@@ -143,25 +143,25 @@ impl Producer {
         upkeep.retired.retain(|(since, retired)| {
             retired.in_flight_count() > 0 && now.duration_since(*since) < RETIREMENT
         });
-        if upkeep.not_made.is_some() {
+        if upkeep.create_error.is_some() {
             return self.replace(&mut upkeep);
         }
         let current = self.current.read().clone();
         if let Some(producer) = &current {
             upkeep.credentials.refresh(&self.shared, producer.client());
         }
-        let age = now.duration_since(upkeep.made);
+        let age = now.duration_since(upkeep.created);
         match current.as_ref().map(|producer| producer.client().fatal_error()) {
             Some(None) => {
-                if age >= WELL {
-                    (upkeep.fatal, upkeep.pause) = (None, FIRST_PAUSE);
+                if age >= STABLE_AFTER {
+                    (upkeep.fatal, upkeep.retry_delay) = (None, INITIAL_RETRY_DELAY);
                 }
-                let is_well =
-                    well_since.is_some_and(|since| now.duration_since(since) >= LAST_RESORT_PATIENCE);
+                let is_healthy =
+                    healthy_since.is_some_and(|since| now.duration_since(since) >= LAST_RESORT_AFTER);
                 let is_due = upkeep
                     .last_resort
-                    .is_none_or(|last| now.duration_since(last) >= LAST_RESORT_PAUSE);
-                if is_well && is_due && self.shared.outcomes.is_stuck(now) {
+                    .is_none_or(|last| now.duration_since(last) >= LAST_RESORT_INTERVAL);
+                if is_healthy && is_due && self.shared.outcomes.is_stuck(now) {
                     tracing::error!(
                         "Kafka answers, and acknowledges no record of this node: its producer is made anew"
                     );
@@ -171,8 +171,8 @@ impl Producer {
             }
             Some(Some((code, reason))) => {
                 upkeep.fatal = Some((code, reason));
-                if age >= upkeep.pause {
-                    upkeep.pause = (2 * upkeep.pause).min(LONGEST_PAUSE);
+                if age >= upkeep.retry_delay {
+                    upkeep.retry_delay = (2 * upkeep.retry_delay).min(MAX_RETRY_DELAY);
                     self.replace(&mut upkeep);
                 }
             }
@@ -180,17 +180,17 @@ impl Producer {
         }
     }
 
-    /// A topic is another one: the client library would take the new one's leaders for older than those it knows, and
-    /// send to these for ever (librdkafka issue 4898).
-    pub fn renew(&self) {
+    /// Call this when a topic was recreated: librdkafka would take the new topic's leader epochs for outdated ones, and
+    /// keep sending to the old leaders (issue 4898).
+    pub fn recreate(&self) {
         self.replace(&mut self.upkeep.lock());
     }
 
-    /// What is wrong with it, if there is none or it has failed for good.
+    /// What is wrong, if there is no producer or it has had a fatal error.
     pub fn fatal(&self) -> Option<Cause> {
         let upkeep = self.upkeep.lock();
-        if let Some(why) = &upkeep.not_made {
-            return Some(Cause::new("the producer cannot be made").with(why.as_str()));
+        if let Some(why) = &upkeep.create_error {
+            return Some(Cause::new("the producer cannot be created").with(why.as_str()));
         }
         let (code, reason) = upkeep.fatal.clone()?;
         let cause = if is_refusal(code) {
@@ -199,14 +199,14 @@ impl Producer {
             )
         } else {
             Cause::new(format!(
-                "the producer has failed for good and is made anew: {code}"
+                "the producer had a fatal error and is being recreated: {code}"
             ))
         };
         Some(cause.with(reason))
     }
 
-    /// Makes a new producer. What the old one has not sent yet is answered at once: it is not in the log. What it has
-    /// sent may be there, so nobody sends it again, and the old one hears of it as long as that may take.
+    /// Creates a new producer. Records that the old one has not sent yet fail at once: they are not in the log. Those
+    /// in flight may be in it, so they are not sent again, and the old producer is kept to get their outcomes.
     fn replace(&self, upkeep: &mut Upkeep) {
         let made = self
             .shared
@@ -224,27 +224,28 @@ impl Producer {
                 (self.shared.max_record_bytes + RECORD_OVERHEAD).to_string(),
             )
             .create_with_context::<_, NodeProducer>(Acks::new(&self.shared));
-        let listened = made.map_err(|error| error.to_string()).and_then(listen);
-        upkeep.made = Instant::now();
-        match listened {
-            Ok((producer, listener)) => {
-                upkeep.not_made = None;
+        let started = made.map_err(|error| error.to_string()).and_then(spawn_poller);
+        upkeep.created = Instant::now();
+        match started {
+            Ok((producer, poller)) => {
+                upkeep.create_error = None;
                 let old = self.current.write().replace(producer);
-                upkeep.listener = Some(listener);
-                self.shared.outcomes.restart();
+                upkeep.poller = Some(poller);
+                self.shared.outcomes.reset();
                 if let Some(old) = old {
                     self.shared.metrics.kafka.producer_restarts.inc();
                     old.purge(PurgeConfig::default().queue());
                     upkeep.retired.push((Instant::now(), old));
                 }
             }
-            Err(error) => upkeep.not_made = Some(error),
+            Err(error) => upkeep.create_error = Some(error),
         }
     }
 
-    /// Waits until everything published has its outcome, and lets go of the client library before the process ends.
-    pub fn stop(&self, patience: Duration) {
-        let until = Instant::now() + patience;
+    /// Waits at most `timeout` for the outcomes of everything published, and releases the client library before the
+    /// process ends.
+    pub fn stop(&self, timeout: Duration) {
+        let until = Instant::now() + timeout;
         let mut upkeep = self.upkeep.lock();
         let retired = upkeep.retired.drain(..).map(|(_, retired)| retired);
         let all: Vec<_> = self.current.read().clone().into_iter().chain(retired).collect();
@@ -256,35 +257,35 @@ impl Producer {
                 let left = producer.in_flight_count();
                 tracing::warn!(
                     left,
-                    "records without an answer from Kafka at the end of the grace period"
+                    "Kafka has not acknowledged all records by the end of the grace period"
                 );
             }
         }
         *self.current.write() = None;
         drop(all);
-        if let Some(listener) = upkeep.listener.take() {
-            // It ends with its look, and whatever the library waits for is not worth more.
-            let until = Instant::now() + 2 * LOOK;
-            while !listener.is_finished() && Instant::now() < until {
+        if let Some(poller) = upkeep.poller.take() {
+            // It ends after its current poll; the wait is bounded in case the library blocks for longer.
+            let until = Instant::now() + 2 * POLL_TIMEOUT;
+            while !poller.is_finished() && Instant::now() < until {
                 thread::sleep(Duration::from_millis(5));
             }
         }
     }
 }
 
-/// Gives the producer a thread that hears of acknowledgements, and ends soon after the producer is let go.
-fn listen(producer: NodeProducer) -> Result<(Arc<NodeProducer>, JoinHandle<()>), String> {
+/// Starts a thread that polls the producer for acknowledgements. It ends soon after the producer is dropped.
+fn spawn_poller(producer: NodeProducer) -> Result<(Arc<NodeProducer>, JoinHandle<()>), String> {
     let producer = Arc::new(producer);
-    let heard = Arc::downgrade(&producer);
-    let listener = thread::Builder::new()
+    let weak = Arc::downgrade(&producer);
+    let poller = thread::Builder::new()
         .name("producer".into())
         .spawn(move || {
-            while let Some(producer) = Weak::upgrade(&heard) {
-                producer.poll(LOOK);
+            while let Some(producer) = Weak::upgrade(&weak) {
+                producer.poll(POLL_TIMEOUT);
             }
         })
         .map_err(|error| error.to_string())?;
-    Ok((producer, listener))
+    Ok((producer, poller))
 }
 
 fn acknowledge(ack: Option<Ack>, outcome: Result<(), PublishError>) {
@@ -303,7 +304,7 @@ fn reason(error: &KafkaError) -> PublishError {
     }
 }
 
-/// Hears of each record's outcome, on the producer's own thread.
+/// Receives each record's outcome, on the producer's polling thread.
 struct Acks {
     outcomes: Arc<Outcomes>,
     reasons: Reasons,
@@ -314,7 +315,7 @@ impl Acks {
     fn new(shared: &Shared) -> Self {
         Self {
             outcomes: Arc::clone(&shared.outcomes),
-            reasons: shared.writing.clone(),
+            reasons: shared.producer_errors.clone(),
             publish_latency: shared.metrics.kafka.publish_latency.clone(),
         }
     }
@@ -347,19 +348,19 @@ impl ProducerContext for Acks {
             Err((error, message)) => {
                 let code = error.rdkafka_error_code();
                 match code {
-                    // By ourselves: what it had met before is known.
+                    // Purged by ourselves: earlier failures have been noted.
                     None | Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {}
                     Some(code) => self.outcomes.failed(message.topic(), message.partition(), code),
                 }
                 Err(match reason(error) {
-                    PublishError::Unavailable if !native::is_surely_lost(message) => PublishError::Unknown,
+                    PublishError::Unavailable if !native::is_not_persisted(message) => PublishError::Unknown,
                     reason => reason,
                 })
             }
         };
-        // Unwinding would end the thread, and with it all other records' acknowledgements.
+        // A panic would end the thread, and so the acknowledgements of all other records.
         if catch_panic(|| acknowledge(*ack, outcome)).is_none() {
-            tracing::error!("an acknowledgement has failed: please report this bug");
+            tracing::error!("handling an acknowledgement failed: please report this bug");
         }
     }
 }
@@ -376,11 +377,11 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn a_producer_that_can_not_be_made_is_told() {
+    fn a_producer_that_cannot_be_created_is_reported() {
         let broker = |name: &str| (name == "KAFKA_BROKERS").then(|| "127.0.0.1:1".to_owned());
-        let config = Config::from_lookup(&broker).expect("it is right");
+        let config = Config::from_lookup(&broker).expect("the configuration is valid");
         let mut kafka = config.kafka.expect("there is a broker");
-        // Gone since the configuration was read, or of a build without TLS.
+        // Deleted since the configuration was read, or the build has no TLS.
         kafka.ssl_ca = Some("/nowhere/ca.pem".into());
         let readers = ["a", "b"].map(|thread| Reader::new(thread, &[], pace::MESSAGES));
         let shared = Shared::new(
@@ -391,8 +392,8 @@ mod tests {
             readers,
         );
         let producer = Producer::new(Arc::new(shared));
-        let cause = producer.fatal().expect("health says so");
-        assert!(cause.is_about("cannot be made"), "{cause:?}");
+        let cause = producer.fatal().expect("there is no producer");
+        assert!(cause.mentions("cannot be created"), "{cause:?}");
     }
 
     fn acks() -> Acks {
@@ -404,16 +405,16 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_that_panics_is_not_the_end_of_the_others() {
-        // Nobody answers there: both records wait until they are given up.
+    fn a_panicking_acknowledgement_does_not_stop_the_others() {
+        // No broker answers at this address: both records wait until they are purged.
         let made = ClientConfig::new()
             .set("bootstrap.servers", "127.0.0.1:1")
             .create_with_context::<_, NodeProducer>(acks());
-        let (producer, listener) = listen(made.unwrap()).unwrap();
-        let (heard, outcomes) = mpsc::channel();
+        let (producer, poller) = spawn_poller(made.unwrap()).unwrap();
+        let (sender, outcomes) = mpsc::channel();
         let acks: [Ack; 2] = [
             Box::new(|_| panic!("the first fails")),
-            Box::new(move |outcome| heard.send(outcome).unwrap()),
+            Box::new(move |outcome| sender.send(outcome).unwrap()),
         ];
         for ack in acks {
             let record = BaseRecord::with_opaque_to("topic", Box::new(Some(ack)))
@@ -424,6 +425,6 @@ mod tests {
         producer.purge(PurgeConfig::default().queue());
         let second = outcomes.recv_timeout(Duration::from_secs(10));
         assert_eq!(second, Ok(Err(PublishError::Unavailable)));
-        assert!(!listener.is_finished());
+        assert!(!poller.is_finished());
     }
 }

@@ -1,4 +1,4 @@
-//! Why brokers can't be reached, in plain words: librdkafka says it in the text of its errors only.
+//! Why brokers can't be reached, in plain words: librdkafka gives the reason only in the text of its errors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,24 +9,24 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-/// As many brokers are remembered.
+/// The most brokers remembered.
 const MAX_BROKERS: usize = 32;
 
-/// What a client of ours has last heard of each broker. It hears only while it is polled.
+/// The last error of each broker that a client has reported. It reports only while it is polled.
 #[derive(Clone, Default)]
 pub struct Reasons {
     by_broker: Arc<Mutex<BTreeMap<String, Reason>>>,
 }
 
-/// One broker's trouble.
+/// Why one broker can't be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     kind: Kind,
-    /// librdkafka's words, with the address.
-    words: String,
+    /// librdkafka's message, which contains the address.
+    message: String,
 }
 
-/// What is wrong, the most telling first.
+/// The kinds of reasons, the most specific first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Password,
@@ -46,7 +46,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Without an address: everybody may read it in health.
+    /// Contains no address: health shows it publicly.
     fn text(self) -> &'static str {
         match self {
             Self::Password => "wrong or missing user name or password (SASL)",
@@ -66,13 +66,13 @@ impl Kind {
         }
     }
 
-    fn of(code: Option<RDKafkaErrorCode>, words: &str) -> Self {
+    fn of(code: Option<RDKafkaErrorCode>, message: &str) -> Self {
         use RDKafkaErrorCode as Code;
-        let says = |what: &str| words.contains(what);
-        if let Some(size) = response_size(words) {
+        let says = |what: &str| message.contains(what);
+        if let Some(size) = response_size(message) {
             return match size.to_be_bytes() {
                 [b'H', b'T', b'T', b'P'] => Self::Http,
-                // An alert of TLS: what we say is no handshake.
+                // A TLS alert: the broker expected a TLS handshake.
                 [0x15, 3, ..] => Self::WantsTls,
                 _ => Self::NotKafka,
             };
@@ -107,33 +107,34 @@ impl Kind {
     }
 }
 
-/// The size of an answer, which is no answer of Kafka's: its first four bytes.
-fn response_size(words: &str) -> Option<u32> {
-    let (_, rest) = words.split_once("Invalid response size ")?;
+/// The response size in the message. If the peer is not Kafka, these are the first four bytes it sent.
+fn response_size(message: &str) -> Option<u32> {
+    let (_, rest) = message.split_once("Invalid response size ")?;
     let size = rest.split([' ', ':']).next()?.parse::<i64>().ok()?;
-    // It is read as a signed number.
+    // librdkafka prints it as a signed number.
     Some(size as u32)
 }
 
 impl Reasons {
-    fn note(&self, error: &KafkaError, words: &str) {
-        // `tls://10.0.0.1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms …)`. What
-        // does not name a broker only counts the others.
-        let Some((broker, _)) = words.split_once(": ") else {
+    fn note(&self, error: &KafkaError, message: &str) {
+        // `tls://10.0.0.1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms …)`.
+        // A message that names no broker only summarizes others.
+        let Some((broker, _)) = message.split_once(": ") else {
             return;
         };
         if !broker.contains(':') || broker.contains(' ') {
             return;
         }
-        let kind = Kind::of(error.rdkafka_error_code(), words);
+        let kind = Kind::of(error.rdkafka_error_code(), message);
         let mut by_broker = self.by_broker.lock();
         if let Some(known) = by_broker.get_mut(broker) {
-            // The newest, but what is vague does not replace what is certain: a broker that refuses a password hangs up.
+            // The newest wins, but a vague reason does not replace a specific one: a broker that refuses a password
+            // then closes the connection.
             let is_vague = kind >= Kind::HungUp;
             if !(is_vague && known.kind < Kind::Unresolved) {
                 *known = Reason {
                     kind,
-                    words: words.to_owned(),
+                    message: message.to_owned(),
                 };
             }
         } else if by_broker.len() < MAX_BROKERS {
@@ -141,18 +142,18 @@ impl Reasons {
                 broker.to_owned(),
                 Reason {
                     kind,
-                    words: words.to_owned(),
+                    message: message.to_owned(),
                 },
             );
         }
     }
 
-    /// All is well: what was heard is over.
+    /// Forgets all reasons: the brokers answer.
     pub fn clear(&self) {
         self.by_broker.lock().clear();
     }
 
-    /// The most telling one.
+    /// The most specific reason.
     pub fn first(&self) -> Option<Reason> {
         self.by_broker
             .lock()
@@ -163,18 +164,19 @@ impl Reasons {
 }
 
 impl Reason {
-    /// For everybody.
+    /// Public: contains no address.
     pub fn text(&self) -> &'static str {
         self.kind.text()
     }
 
-    /// For the log: with the address.
-    pub fn words(&self) -> &str {
-        &self.words
+    /// For the log: contains the address.
+    pub fn message(&self) -> &str {
+        &self.message
     }
 }
 
-/// librdkafka repeats itself while a broker is away: the watch says once what matters.
+/// librdkafka repeats its messages while a broker is down, so they are logged at debug level; the monitor logs each
+/// cause once.
 impl ClientContext for Reasons {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, "librdkafka: {message}");
@@ -192,16 +194,16 @@ impl ConsumerContext for Reasons {}
 mod tests {
     use super::*;
 
-    fn heard(errors: &[(RDKafkaErrorCode, &str)]) -> Option<&'static str> {
+    fn reason_for(errors: &[(RDKafkaErrorCode, &str)]) -> Option<&'static str> {
         let reasons = Reasons::default();
-        for (code, words) in errors {
-            reasons.note(&KafkaError::Global(*code), words);
+        for (code, message) in errors {
+            reasons.note(&KafkaError::Global(*code), message);
         }
         reasons.first().map(|reason| reason.text())
     }
 
     #[test]
-    fn reasons_are_told_from_what_librdkafka_says() {
+    fn librdkafka_messages_map_to_reasons() {
         use RDKafkaErrorCode as Code;
         let cases = [
             (
@@ -254,14 +256,17 @@ mod tests {
                 "the broker does not answer in time",
             ),
         ];
-        for (code, words, text) in cases {
-            assert_eq!(heard(&[(code, words)]), Some(text), "{words}");
+        for (code, message, text) in cases {
+            assert_eq!(reason_for(&[(code, message)]), Some(text), "{message}");
         }
-        assert_eq!(heard(&[(Code::AllBrokersDown, "1/1 brokers are down")]), None);
+        assert_eq!(
+            reason_for(&[(Code::AllBrokersDown, "1/1 brokers are down")]),
+            None
+        );
     }
 
     #[test]
-    fn the_most_telling_reason_is_told() {
+    fn the_most_specific_reason_is_reported() {
         use RDKafkaErrorCode as Code;
         let silent = (
             Code::OperationTimedOut,
@@ -271,24 +276,24 @@ mod tests {
             Code::BrokerTransportFailure,
             "b:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused",
         );
-        assert_eq!(heard(&[refused, silent]), Some("connection refused"));
-        assert_eq!(heard(&[silent, refused]), Some("connection refused"));
+        assert_eq!(reason_for(&[refused, silent]), Some("connection refused"));
+        assert_eq!(reason_for(&[silent, refused]), Some("connection refused"));
         let wrong = (
             Code::Authentication,
             "a:1/bootstrap: SASL authentication error: Authentication failed",
         );
         let password = Some("wrong or missing user name or password (SASL)");
         assert_eq!(
-            heard(&[wrong, silent]),
+            reason_for(&[wrong, silent]),
             password,
-            "the vague one is its consequence"
+            "the timeout is a consequence"
         );
         let again = (
             Code::BrokerTransportFailure,
             "a:1/bootstrap: Connect to a failed: Connection refused",
         );
         assert_eq!(
-            heard(&[again, silent]),
+            reason_for(&[again, silent]),
             Some("the broker does not answer in time")
         );
     }

@@ -1,5 +1,4 @@
-//! What the watch asks for in the name of an administrator: it creates topics, and reads their settings where they may
-//! say why writing fails.
+//! The monitor's admin requests: it creates topics, and reads their settings where those may explain why writing fails.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,18 +10,18 @@ use rdkafka::error::RDKafkaErrorCode;
 use tokio::runtime::Handle;
 
 use super::broker::ANSWER_TIMEOUT;
-use super::causes::{Cause, Standing};
+use super::causes::{Cause, HealthReport};
 use super::outcomes::is_refusal;
 use super::{RECORD_OVERHEAD, Shared};
 use crate::bus::Status;
 use crate::protocol::record::Topic;
 
-/// Typing and status are worth nothing later: an hour helps whoever looks into an incident.
+/// Typing and status records are short-lived: an hour of them helps to investigate an incident.
 const SHORT_RETENTION_MS: &str = "3600000";
-/// Kafka's default of `max.message.bytes`: the largest batch that a topic takes. One that we create takes
+/// Kafka's default of `max.message.bytes`, the largest batch that a topic accepts. A topic that we create accepts
 /// `MAX_RECORD_BYTES`.
 const KAFKA_DEFAULT_MAX_BYTES: usize = 1_048_588;
-/// Settings are asked for again after so long.
+/// How long settings are cached.
 const SETTINGS_AGE: Duration = Duration::from_secs(30);
 
 /// A topic's settings that can make writing fail.
@@ -33,12 +32,12 @@ pub(super) struct Settings {
     pub max_bytes: Option<usize>,
 }
 
-/// An administrator's questions.
+/// Creates topics and reads their settings.
 pub(super) struct TopicAdmin {
     shared: Arc<Shared>,
     runtime: Handle,
     /// Why topics could not be created.
-    pub not_created: Option<String>,
+    pub create_error: Option<String>,
     settings: HashMap<Topic, Settings>,
 }
 
@@ -47,18 +46,18 @@ impl TopicAdmin {
         Self {
             shared,
             runtime,
-            not_created: None,
+            create_error: None,
             settings: HashMap::new(),
         }
     }
 
     fn admin(&self) -> Option<AdminClient<DefaultClientContext>> {
         let made = self.shared.client_config().create();
-        made.inspect_err(|error| tracing::error!(%error, "cannot make a Kafka admin client"))
+        made.inspect_err(|error| tracing::error!(%error, "cannot create a Kafka admin client"))
             .ok()
     }
 
-    /// Creates topics. Whether they are all there now; where one can't be created, health says why.
+    /// Creates topics. Returns whether they all exist now; if one can't be created, health says why.
     pub fn create(&mut self, topics: &[Topic]) -> bool {
         let Some(admin) = self.admin() else { return false };
         let (partitions, replication) = (self.shared.config.partitions, self.shared.config.replication);
@@ -83,38 +82,38 @@ impl TopicAdmin {
             .operation_timeout(Some(ANSWER_TIMEOUT))
             .request_timeout(Some(2 * ANSWER_TIMEOUT));
         let created = self.runtime.block_on(admin.create_topics(&new, &options));
-        self.not_created = None;
+        self.create_error = None;
         for result in created.unwrap_or_else(|error| {
-            self.not_created = Some(error.to_string());
+            self.create_error = Some(error.to_string());
             Vec::new()
         }) {
             match result {
                 Ok(name) => tracing::info!(topic = name, "Kafka topic created"),
-                // Another node was quicker.
+                // Another node has created it.
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((_, code)) if is_refusal(code) => {
-                    self.not_created = Some("no permission (CREATE)".to_owned());
+                    self.create_error = Some("no permission (CREATE)".to_owned());
                 }
                 Err((_, RDKafkaErrorCode::InvalidReplicationFactor)) => {
-                    self.not_created = Some(format!(
+                    self.create_error = Some(format!(
                         "there are fewer brokers than KAFKA_TOPIC_REPLICATION ({replication})"
                     ));
                 }
-                Err((_, code)) => self.not_created = Some(code.to_string()),
+                Err((_, code)) => self.create_error = Some(code.to_string()),
             }
         }
-        self.not_created.is_none()
+        self.create_error.is_none()
     }
 
-    /// A topic's settings, if the broker tells them. Where it has to be asked, which may take a while, health says
-    /// `meanwhile`.
+    /// A topic's settings, if the broker returns them. They may take a while to fetch; `meanwhile` is what health says
+    /// until then.
     pub fn settings(&mut self, topic: Topic, meanwhile: &str) -> Option<Settings> {
         let known = self.settings.get(&topic).copied();
         if known.is_some_and(|known| known.asked.elapsed() < SETTINGS_AGE) {
             return known;
         }
         if self.shared.status() == Status::Ok {
-            self.shared.set_standing(Standing {
+            self.shared.set_health(HealthReport {
                 status: Status::Degraded,
                 causes: vec![Cause::new(meanwhile)],
             });

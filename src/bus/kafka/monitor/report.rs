@@ -1,43 +1,43 @@
-//! What the watch has found and what becomes of our records, as causes in plain words.
+//! Turns the results of a probe and the outcomes of our writes into causes, in plain words.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use super::Watch;
+use super::Monitor;
 use crate::bus::Status;
-use crate::bus::kafka::audit::{is_refusal, is_silence};
+use crate::bus::kafka::audit::{is_refusal, is_timeout};
 use crate::bus::kafka::broker::ANSWER_TIMEOUT;
 use crate::bus::kafka::causes::Cause;
-use crate::bus::kafka::native::Described;
+use crate::bus::kafka::native::TopicDescription;
 use crate::bus::kafka::offsets::Partition;
 use crate::bus::kafka::outcomes::Failing;
 use crate::bus::kafka::{Shared, outcomes};
 use crate::protocol::record::Topic;
 
-/// As many partitions are named.
+/// The most partitions named in a cause.
 const MAX_NAMED: usize = 8;
 
-/// What a look has found.
+/// What a probe has found.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct ClusterState {
     /// Topics that do not exist.
     pub absent: Vec<Topic>,
-    /// Partitions that nobody leads: their brokers are away.
+    /// Partitions without a leader: their brokers are down.
     pub leaderless: Vec<Partition>,
-    /// The absent ones have just been created.
+    /// Whether the absent topics have just been created.
     pub has_created: bool,
-    /// What we may not do (`READ`).
+    /// Operations that we lack permission for, such as `READ`.
     pub denied: Vec<(Topic, &'static str)>,
-    /// Topics of which it is known that we may write them.
+    /// Topics that we are known to have permission to write.
     pub writable: Vec<Topic>,
-    /// How many replicas are in sync.
+    /// The number of in-sync replicas of each partition.
     pub in_sync: Vec<(Partition, usize)>,
 }
 
-impl Found {
-    pub fn note_permissions(&mut self, topic: Topic, described: &Described) {
+impl ClusterState {
+    pub fn note_permissions(&mut self, topic: Topic, described: &TopicDescription) {
         if described.may_read == Some(false) {
             self.denied.push((topic, "READ"));
         }
@@ -48,7 +48,7 @@ impl Found {
         }
     }
 
-    fn causes(&self, shared: &Shared, not_created: Option<&str>) -> Vec<Cause> {
+    fn causes(&self, shared: &Shared, create_error: Option<&str>) -> Vec<Cause> {
         let mut causes = Vec::new();
         if !self.absent.is_empty() {
             let names: Vec<_> = self
@@ -56,7 +56,7 @@ impl Found {
                 .iter()
                 .map(|&topic| shared.topic_name(topic))
                 .collect();
-            let why = not_created.map_or(String::new(), |why| format!(" (cannot be created: {why})"));
+            let why = create_error.map_or(String::new(), |why| format!(" (cannot be created: {why})"));
             causes.push(Cause::new(format!(
                 "topics are missing: {}{why}",
                 names.join(",")
@@ -73,11 +73,11 @@ impl Found {
         causes
     }
 
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.absent.is_empty() && self.leaderless.is_empty() && self.denied.is_empty()
     }
 
-    /// What keeps this node from reading.
+    /// Whether no lack of permissions keeps this node from reading.
     fn is_readable(&self) -> bool {
         self.denied.iter().all(|(_, operation)| *operation == "WRITE")
     }
@@ -100,8 +100,8 @@ fn named(shared: &Shared, partitions: impl Iterator<Item = Partition>) -> String
     names.join(",")
 }
 
-/// An error that passes while leaders are being chosen, as those of a new topic are.
-fn is_still_moving(error: &KafkaError) -> bool {
+/// An error that passes once leaders are elected, as for a new topic.
+fn is_electing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         FencedLeaderEpoch, LeaderNotAvailable, NotLeaderForPartition, UnknownLeaderEpoch,
         UnknownTopicOrPartition,
@@ -119,21 +119,21 @@ fn is_still_moving(error: &KafkaError) -> bool {
     )
 }
 
-impl Watch {
+impl Monitor {
     fn has_just_created(&self) -> bool {
         self.last_create.is_some_and(|at| at.elapsed() < ANSWER_TIMEOUT)
     }
 
-    /// Tells health, and the log where something is new. The look began at `asked`.
-    pub(super) fn report(&mut self, looked: &KafkaResult<Found>, asked: Instant) {
-        let is_up = looked.as_ref().is_ok_and(Found::is_readable);
+    /// Updates health and logs changes, after a probe that was started at `started`.
+    pub(super) fn report(&mut self, probed: &KafkaResult<ClusterState>, started: Instant) {
+        let is_up = probed.as_ref().is_ok_and(ClusterState::is_readable);
         self.shared.metrics.kafka_up.set(is_up.into());
-        match looked {
-            // The next look, in a moment, finds what was created, and who leads it.
-            Ok(found) if found.has_created => return,
-            Ok(found)
-                if !(found.absent.is_empty() && found.leaderless.is_empty())
-                    && self.topics.not_created.is_none()
+        match probed {
+            // The next probe will find what was created, with its leaders.
+            Ok(state) if state.has_created => return,
+            Ok(state)
+                if !(state.absent.is_empty() && state.leaderless.is_empty())
+                    && self.topics.create_error.is_none()
                     && self.has_just_created() =>
             {
                 return;
@@ -141,46 +141,46 @@ impl Watch {
             Err(_) if self.has_just_created() => return,
             _ => {}
         }
-        let is_still_moving = looked.as_ref().is_err_and(is_still_moving);
-        let was_still_moving = std::mem::replace(&mut self.was_still_moving, is_still_moving);
-        if is_still_moving && !was_still_moving {
+        let is_electing = probed.as_ref().is_err_and(is_electing);
+        let was_electing = std::mem::replace(&mut self.was_electing, is_electing);
+        if is_electing && !was_electing {
             return;
         }
         let now = Instant::now();
-        let mut causes = match looked {
-            Ok(found) => {
+        let mut causes = match probed {
+            Ok(state) => {
                 self.broker.reasons.clear();
-                found.causes(&self.shared, self.topics.not_created.as_deref())
+                state.causes(&self.shared, self.topics.create_error.as_deref())
             }
             Err(error) => vec![self.unreachable(error)],
         };
-        let is_well = causes.is_empty();
-        self.well_since = is_well.then(|| self.well_since.unwrap_or(now));
-        self.report_writing(looked, asked, &mut causes);
+        let is_healthy = causes.is_empty();
+        self.healthy_since = is_healthy.then(|| self.healthy_since.unwrap_or(now));
+        self.report_writing(probed, started, &mut causes);
         self.report_transactions(now, &mut causes);
-        let status = match looked {
+        let status = match probed {
             Err(_) if self.shared.status() == Status::Connecting => Status::Connecting,
             _ if causes.is_empty() => Status::Ok,
             _ => Status::Degraded,
         };
-        self.teller.tell(&self.shared, status, causes);
+        self.reporter.report(&self.shared, status, causes);
     }
 
-    /// Why there was no answer.
+    /// Why a probe got no answer.
     fn unreachable(&mut self, error: &KafkaError) -> Cause {
         if is_refusal(error) {
             return Cause::new("no permission to read a topic (READ, DESCRIBE)").with(error.to_string());
         }
         if let KafkaError::ClientCreation(why) = error {
-            return Cause::new("a Kafka client cannot be made").with(why.as_str());
+            return Cause::new("a Kafka client cannot be created").with(why.as_str());
         }
-        // What the client has heard meanwhile it says when it is polled.
+        // The client reports its errors only when it is polled.
         self.broker.drain();
         use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
         let code = error.rdkafka_error_code();
         match (self.broker.reasons.first(), code) {
-            _ if is_silence(error) => Cause::new("the broker has records and does not deliver them"),
-            (Some(reason), _) => Cause::new(reason.text()).with(reason.words()),
+            _ if is_timeout(error) => Cause::new("the broker has records and does not deliver them"),
+            (Some(reason), _) => Cause::new(reason.text()).with(reason.message()),
             (None, Some(code))
                 if !matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut) =>
             {
@@ -190,28 +190,33 @@ impl Watch {
         }
     }
 
-    /// What keeps our records from the log.
-    fn report_writing(&mut self, looked: &KafkaResult<Found>, asked: Instant, causes: &mut Vec<Cause>) {
+    /// Adds what keeps our records out of the log.
+    fn report_writing(
+        &mut self,
+        probed: &KafkaResult<ClusterState>,
+        started: Instant,
+        causes: &mut Vec<Cause>,
+    ) {
         let now = Instant::now();
         if let Some(fatal) = self.producer.fatal() {
-            // Which permission it is that it lacks is known of the topics themselves, on brokers that tell.
-            if !causes.iter().any(|cause| cause.is_about("WRITE")) {
+            // The probe may already name the topic whose WRITE permission is missing.
+            if !causes.iter().any(|cause| cause.mentions("WRITE")) {
                 causes.push(fatal);
             }
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let writable: Vec<_> = looked.iter().flat_map(|found| &found.writable).collect();
-        let is_troubled = shared.outcomes.look(now, asked, |name, code| {
+        let writable: Vec<_> = probed.iter().flat_map(|state| &state.writable).collect();
+        let is_failing = shared.outcomes.expire(now, started, |name, code| {
             outcomes::is_refusal(code) && writable.iter().any(|&&topic| shared.topic_name(topic) == name)
         });
-        if !is_troubled {
-            shared.writing.clear();
+        if !is_failing {
+            shared.producer_errors.clear();
             return;
         }
-        // Records wait in vain for what is known already.
+        // The causes so far explain why records are not acknowledged.
         let is_explained = !causes.is_empty();
-        let mut is_silent = shared.outcomes.is_unanswered();
+        let mut is_unacknowledged = shared.outcomes.is_unanswered();
         for Failing { topic: name, code } in shared.outcomes.failing(now) {
             use RDKafkaErrorCode as Code;
             let topic = Topic::ALL
@@ -219,7 +224,7 @@ impl Watch {
                 .find(|&topic| shared.topic_name(topic) == name);
             let text = match code {
                 Code::MessageTimedOut | Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
-                    is_silent = true;
+                    is_unacknowledged = true;
                     continue;
                 }
                 Code::Fatal => continue,
@@ -240,48 +245,48 @@ impl Watch {
             };
             causes.push(Cause::new(text));
         }
-        if is_silent && causes.is_empty() {
-            causes.push(self.why_silent(looked));
+        if is_unacknowledged && causes.is_empty() {
+            causes.push(self.unacknowledged_cause(probed));
         }
     }
 
-    /// Why nobody answers for our records although the broker answers the watch.
-    fn why_silent(&mut self, looked: &KafkaResult<Found>) -> Cause {
-        const SILENT: &str = "Kafka answers, but does not acknowledge messages";
-        let in_sync = looked.as_ref().map(|found| found.in_sync.clone());
+    /// Why our records are not acknowledged although the broker answers the monitor.
+    fn unacknowledged_cause(&mut self, probed: &KafkaResult<ClusterState>) -> Cause {
+        const UNACKNOWLEDGED: &str = "Kafka answers, but does not acknowledge messages";
+        let in_sync = probed.as_ref().map(|state| state.in_sync.clone());
         for topic in Topic::ALL {
             let least = self
                 .topics
-                .settings(topic, SILENT)
+                .settings(topic, UNACKNOWLEDGED)
                 .and_then(|settings| settings.min_in_sync);
             let is_short = |&&((of, _), in_sync): &&(Partition, usize)| {
                 of == topic && least.is_some_and(|least| in_sync < least)
             };
             let short: Vec<_> = in_sync.iter().flatten().filter(is_short).collect();
             if let (Some((_, in_sync)), Some(least)) = (short.first(), least) {
-                // No new producer helps there.
-                self.well_since = None;
+                // A new producer would not help.
+                self.healthy_since = None;
                 let names = named(&self.shared, short.iter().map(|(at, _)| *at));
                 let text =
                     format!("not enough in-sync replicas ({in_sync} of min.insync.replicas {least}): ");
                 return Cause::naming(text, &names);
             }
         }
-        match self.shared.writing.first() {
+        match self.shared.producer_errors.first() {
             Some(reason) => Cause::new(format!(
                 "a broker cannot be reached for writing: {}",
                 reason.text()
             ))
-            .with(reason.words()),
-            None => Cause::new(SILENT),
+            .with(reason.message()),
+            None => Cause::new(UNACKNOWLEDGED),
         }
     }
 
     fn report_transactions(&self, now: Instant, causes: &mut Vec<Cause>) {
-        let held = self.held.longest(now).as_secs();
+        let held = self.transactions.oldest_age(now).as_secs();
         let held = i64::try_from(held).unwrap_or(i64::MAX);
         self.shared.metrics.kafka.open_transaction.set(held);
-        let long: Vec<_> = self.held.long(now).collect();
+        let long: Vec<_> = self.transactions.long_lived(now).collect();
         if let Some(since) = long.iter().map(|(_, since)| *since).min() {
             let names = named(&self.shared, long.iter().map(|(at, _)| *at));
             let text = "a transaction that a producer has left open holds back ";
