@@ -1,6 +1,6 @@
-//! How the chunks of a batch are sent: one `send` per socket, or many in one submission of io_uring.
+//! How the chunks of a batch are sent: one `send` per socket, or many in one io_uring submission.
 //!
-//! Both ways give the same outcome for each socket, and what a socket does not take is queued by its writer.
+//! Both have the same outcome for each socket; what a socket does not take is queued by its writer.
 
 use std::io;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use super::uring::{self, Ring};
 use crate::session::Member;
 use crate::writer::{BorrowedChunk, Chunk, Reservation, Sent};
 
-/// Fewer sends than this go out one by one: a submission costs more than it saves.
+/// Fewer sends than this are made one by one: a submission would cost more than it saves.
 const MIN_RING: usize = 4;
 
-/// Whether a delivery thread's ring is in use: what health and metrics say of it.
+/// Whether a delivery thread's ring is in use, for health and metrics.
 #[derive(Clone, Default)]
 pub struct RingInUse(Arc<AtomicBool>);
 
@@ -28,7 +28,7 @@ impl RingInUse {
     }
 }
 
-/// What became of a chunk.
+/// How many sockets took a chunk at once, and how many queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivered {
     pub written: usize,
@@ -36,7 +36,7 @@ pub struct Delivered {
 }
 
 impl Delivered {
-    /// The connections that have it or will.
+    /// The number of connections that have got the chunk or will get it.
     pub fn received(&self) -> usize {
         self.written + self.queued
     }
@@ -61,12 +61,12 @@ impl std::ops::AddAssign for Delivered {
 pub enum FanoutBackend {
     /// One `send` per socket.
     Send,
-    /// io_uring is wanted: the ring is made by the thread that uses it.
+    /// io_uring is wanted: the thread that uses the ring is to create it.
     Wanted(RingInUse),
     Ring(Box<Rings>),
 }
 
-/// A ring and where its results go: kept, so that a batch allocates nothing for them.
+/// A ring and a reused buffer for its results.
 pub struct Rings {
     ring: Ring,
     results: Vec<io::Result<usize>>,
@@ -74,7 +74,7 @@ pub struct Rings {
 }
 
 impl FanoutBackend {
-    /// Makes the ring where one is wanted and gives up one that has failed.
+    /// Creates the ring if one is wanted, and drops one that has failed.
     pub fn prepare(&mut self) {
         *self = match std::mem::replace(self, Self::Send) {
             Self::Wanted(in_use) => match Ring::new() {
@@ -87,12 +87,12 @@ impl FanoutBackend {
                     }))
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "io_uring is not available: each socket gets a send of its own");
+                    tracing::warn!(%error, "io_uring is not available: using one send per socket");
                     Self::Send
                 }
             },
             Self::Ring(rings) if rings.ring.is_broken() => {
-                tracing::warn!("io_uring has failed: each socket gets a send of its own");
+                tracing::warn!("io_uring has failed: using one send per socket");
                 rings.in_use.set(false);
                 Self::Send
             }
@@ -101,15 +101,15 @@ impl FanoutBackend {
     }
 }
 
-/// The sends of one batch, which end with [`Self::submit`]. Dropped before it, as by a panic, they are queued.
+/// The sends of one batch, completed by [`Self::submit`]. If it is dropped before that, as by a panic, they are queued.
 pub struct SendBatch<'a> {
     backend: &'a mut FanoutBackend,
     budget: &'a mut WaitBudget,
-    /// What became of the chunks, by their slots.
+    /// The outcomes, by slot.
     delivered: &'a mut [Delivered],
-    /// Reserved and not yet completed.
+    /// The reserved sockets that have not been completed.
     reserved: Vec<(usize, &'a Member, BorrowedChunk<'a>)>,
-    /// Whether the ring has sent them: then its results say what of them is gone.
+    /// Whether the ring has sent the chunks; its results then say how much of each.
     is_sent: bool,
 }
 
@@ -133,7 +133,7 @@ impl<'a> SendBatch<'a> {
         }
     }
 
-    /// Sends a chunk to each of `members`, now or at the next submission, and counts what became of it in `slot`.
+    /// Sends a chunk to each of `members`, now or with the next submission, and counts the outcomes in `slot`.
     pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: BorrowedChunk<'a>) {
         if !matches!(self.backend, FanoutBackend::Ring(_)) {
             for member in members {
@@ -151,7 +151,7 @@ impl<'a> SendBatch<'a> {
                     }
                 }
                 Reservation::Done(Sent::Full) => {
-                    // It may be waited for, and the others should not wait with it.
+                    // This may wait for the reader: submit first, so that the others don't wait with it.
                     self.submit();
                     let sent = send_or_close(member, &chunk, self.budget);
                     self.delivered[slot].count(sent);
@@ -167,7 +167,7 @@ impl<'a> SendBatch<'a> {
             return;
         };
         if self.reserved.len() < MIN_RING {
-            // A reservation leaves the list only to be completed, here and below.
+            // A reservation leaves the list only when it is completed, here and below.
             while let Some((_, member, chunk)) = self.reserved.last() {
                 let result = member.writer.send_now(chunk);
                 self.complete_last(result);
@@ -206,7 +206,7 @@ impl<'a> SendBatch<'a> {
 
 impl Drop for SendBatch<'_> {
     fn drop(&mut self) {
-        // After a panic no reserved socket may stay without a writer, and no chunk may be sent twice.
+        // After a panic, no reserved socket may be left without a writer, and no chunk may be sent twice.
         while !self.reserved.is_empty() {
             let result = self.last_result();
             if let Some((_, member, chunk)) = self.reserved.pop() {
@@ -241,9 +241,9 @@ mod tests {
         delivered[0]
     }
 
-    /// Whatever becomes of the ring, each socket gets each chunk once, and in order.
+    /// Even if the ring breaks, each socket gets each chunk once, and in order.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_ring_that_breaks_loses_nothing() {
+    async fn a_broken_ring_loses_nothing() {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(MEMBERS, &metrics).await;
         let in_use = RingInUse::default();
@@ -270,8 +270,8 @@ mod tests {
         }
     }
 
-    /// As many as go by the way that is told, of whom the last to be completed makes us panic.
-    async fn a_panic_half_way(count: usize) {
+    /// Sends to `count` members, and panics while counting the outcomes.
+    async fn panic_while_sending(count: usize) {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(count, &metrics).await;
         let mut backend = FanoutBackend::Wanted(RingInUse::default());
@@ -283,7 +283,7 @@ mod tests {
             let mut send_batch = SendBatch::new(&mut backend, &mut budget, &mut delivered);
             let (first, others) = members.split_at(1);
             send_batch.send(0, first, BorrowedChunk::new(&one, &copy));
-            // There is no such slot.
+            // This slot does not exist.
             send_batch.send(1, others, BorrowedChunk::new(&one, &copy));
             send_batch.submit();
         }));
@@ -293,7 +293,7 @@ mod tests {
         for client in &mut clients {
             let mut got = Vec::new();
             client.read_to_end(&mut got).await.unwrap();
-            // By a send each, whoever comes behind the panic gets nothing of the first.
+            // With one `send` per socket, those after the panic don't get the first chunk.
             let is_by_send = matches!(backend, FanoutBackend::Send) && got == b"two ";
             assert!(
                 got == b"one two " || is_by_send,
@@ -304,8 +304,8 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_panic_half_way_leaves_no_socket_without_a_writer() {
-        a_panic_half_way(MIN_RING - 1).await;
-        a_panic_half_way(MIN_RING + 2).await;
+    async fn a_panic_while_sending_leaves_no_socket_without_a_writer() {
+        panic_while_sending(MIN_RING - 1).await;
+        panic_while_sending(MIN_RING + 2).await;
     }
 }

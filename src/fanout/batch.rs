@@ -1,4 +1,4 @@
-//! What a batch of records has for each session, and how it is sent.
+//! Groups a batch of records by session and sends it.
 //!
 //! The frames of one session in a batch become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
 
@@ -19,7 +19,7 @@ use crate::supervise::catch_panic;
 pub struct Batch {
     sessions: Vec<SessionChunks>,
     spare: Spare,
-    /// What became of the chunks of each session.
+    /// The outcome for each session.
     delivered: Vec<Delivered>,
     /// The index of each session in `sessions`, by its address: the batch keeps it alive.
     index: HashMap<usize, usize, RandomState>,
@@ -28,17 +28,17 @@ pub struct Batch {
     metrics: Arc<Metrics>,
 }
 
-/// What a batch has for one session.
+/// A batch's frames for one session.
 struct SessionChunks {
     session: Arc<Session>,
     records: u64,
     chunks: Chunks,
-    /// The recipients, once it is sealed.
+    /// The recipients, once sealed.
     members: Option<Arc<Vec<Member>>>,
 }
 
 impl SessionChunks {
-    /// Ends the last chunk and takes the members of this moment: nothing more is added.
+    /// Ends the last chunk and takes a snapshot of the members; nothing more is added.
     fn seal(&mut self) {
         self.chunks.cut();
         self.members = Some(self.session.members());
@@ -62,12 +62,12 @@ impl Batch {
         }
     }
 
-    /// Makes the ring, where one is wanted, on the thread that will use it.
+    /// Sets up the backend, on the thread that will use it.
     pub fn prepare(&mut self) {
         self.backend.prepare();
     }
 
-    /// Appends the payload of a frame to what the batch has for its session.
+    /// Adds a frame with this payload for a session.
     pub fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
         let address = Arc::as_ptr(&session) as usize;
         let at = *self.index.entry(address).or_insert_with(|| {
@@ -84,8 +84,8 @@ impl Batch {
         pending.chunks.push(payload);
     }
 
-    /// Sends the batch to the members that its sessions have now; false if there is nothing to send. What is left of a
-    /// batch when sending it panics is counted and given up.
+    /// Sends the batch to the current members of its sessions; false if there is nothing to send. If sending panics,
+    /// the rest of the batch is counted and abandoned.
     pub fn send(&mut self) -> bool {
         if self.sessions.is_empty() {
             return false;

@@ -1,5 +1,5 @@
-//! One frame to every member of a session, from whichever thread has it: a status frame, a typing indicator. It waits
-//! for no reader.
+//! Sends one frame, such as a status frame or a typing indicator, to every member of a session, from any thread. Never
+//! waits for a reader.
 
 use bytes::Bytes;
 
@@ -12,16 +12,16 @@ use crate::writer::SharedChunk;
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
-/// What becomes of a frame for a reader whose queue is full, where nobody may wait for it.
+/// What to do with a frame for a reader whose queue is full.
 #[derive(Clone, Copy)]
 pub enum OverflowPolicy {
-    /// The frame is left out.
+    /// Drop the frame.
     Drop,
-    /// The frame goes over the limit once more; beyond that the reader is closed.
+    /// Queue it beyond the limit, up to twice the limit; beyond that, close the connection.
     Require,
 }
 
-/// Shows everyone in the session but the typist that the typist types, or has stopped.
+/// Sends a typing indicator to everyone in the session except the typist.
 pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) {
     let frame = server::typing_indicator(&TypingIndicator {
         session_id: session.id.as_str(),
@@ -35,7 +35,7 @@ pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: b
     }
 }
 
-/// Sends `chunk` to each of `members` but those of `except`.
+/// Sends `chunk` to each of `members` except the user `except`.
 pub fn deliver(
     members: &[Member],
     chunk: &Bytes,
@@ -65,7 +65,7 @@ fn deliver_shared(
     delivered
 }
 
-/// [`deliver`] on the runtime: after each slice other tasks get their turn.
+/// [`deliver`] for tasks on the runtime: yields after each slice.
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     let (mut delivered, chunk) = (Delivered::default(), SharedChunk::new(chunk.clone()));
     for slice in members.chunks(SLICE) {

@@ -1,5 +1,5 @@
-//! The frames of one session in a batch, one after the other in a buffer that is reused: allocating and freeing memory
-//! of this size costs more than filling it (docs/decisions/0002-fan-out.md).
+//! The frames of one session in a batch, contiguous in a reused buffer: allocating and freeing memory of this size
+//! costs more than filling it (docs/decisions/0002-fan-out.md).
 
 use std::cell::OnceCell;
 
@@ -12,8 +12,8 @@ use crate::writer::BorrowedChunk;
 /// size, so this bounds how far behind a healthy reader can be.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// How much is kept for the next batches. A batch is at most a mebibyte plus its last record, and a buffer can be twice
-/// as large as its content. A buffer larger than that is freed: it would leave no room for those of other sessions.
+/// How much buffer space is kept for later batches. A batch is at most a mebibyte plus its last record, and a buffer's
+/// capacity can be twice its content. A larger buffer is freed: it would leave no room for those of other sessions.
 const SPARE_BYTES: usize = 4 << 20;
 const MAX_SPARE_BUFFER: usize = 2 << 20;
 
@@ -26,7 +26,7 @@ pub struct Chunks {
 
 struct Cut {
     end: usize,
-    /// The copy that queues share, for sockets that can't take the chunk at once.
+    /// The copy shared by the queues of sockets that can't take the chunk at once.
     copy: OnceCell<Bytes>,
 }
 
@@ -40,7 +40,7 @@ impl Chunks {
         frame::put_text(&mut self.bytes, payload);
     }
 
-    /// Ends a chunk.
+    /// Ends the current chunk.
     pub fn cut(&mut self) {
         self.cuts.push(Cut {
             end: self.bytes.len(),
@@ -52,7 +52,7 @@ impl Chunks {
         self.cuts.last().map_or(0, |cut| cut.end)
     }
 
-    /// The chunks that have ended.
+    /// All chunks but the current one.
     pub fn iter(&self) -> impl Iterator<Item = BorrowedChunk<'_>> {
         let mut start = 0;
         self.cuts.iter().map(move |cut| {
@@ -68,7 +68,7 @@ impl Chunks {
     }
 }
 
-/// Buffers between two batches.
+/// Buffers kept for later batches.
 #[derive(Default)]
 pub struct Spare {
     buffers: Vec<Chunks>,
@@ -83,7 +83,7 @@ impl Spare {
         chunks
     }
 
-    /// Keeps a buffer for later, or frees it if there are enough.
+    /// Keeps a buffer for later, or frees it if enough are kept or it is too large.
     pub fn give_back(&mut self, mut chunks: Chunks) {
         let bytes = self.bytes + chunks.bytes.capacity();
         if bytes <= SPARE_BYTES && chunks.bytes.capacity() <= MAX_SPARE_BUFFER {
@@ -102,8 +102,8 @@ mod tests {
     use crate::writer::Chunk;
 
     proptest! {
-        /// However they are cut, all frames are there and in order, and each chunk begins and ends with one; who keeps
-        /// a chunk keeps that one.
+        /// However they are cut, all frames are there and in order, chunks end at frame boundaries, and the copy of a
+        /// chunk equals it.
         #[test]
         fn chunks_are_the_frames(lengths in prop::collection::vec(0usize..40_000, 1..20)) {
             let mut chunks = Chunks::default();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_longer_than_a_chunk_goes_alone() {
+    fn a_frame_longer_than_a_chunk_gets_its_own_chunk() {
         let mut chunks = Chunks::default();
         for length in [10, CHUNK_BYTES + 1, 10] {
             chunks.push(&vec![0; length]);

@@ -1,10 +1,10 @@
-//! From a batch of records to sockets, on the thread that read them.
+//! Sends a batch of records to sockets, on the thread that read them.
 //!
-//! - [`batch`]: what a batch has for each session, and the order in which it is sent
+//! - [`batch`]: the frames of a batch for each session, and the order in which they are sent
 //! - [`chunks`]: the frames of one session in a batch, in one buffer
-//! - [`backend`]: how they leave: a `send` per socket, or many in one submission of io_uring ([`uring`])
-//! - [`slow_readers`]: what is done about a reader whose queue is full
-//! - [`broadcast`]: one frame to a session, outside of any batch
+//! - [`backend`]: how they are sent: one `send` per socket, or many in one io_uring submission ([`uring`])
+//! - [`slow_readers`]: the policy for a reader whose queue is full
+//! - [`broadcast`]: one frame to a session, outside any batch
 
 pub mod backend;
 pub mod batch;

@@ -1,4 +1,5 @@
-//! What a delivery thread does about a reader whose queue is full: it waits a little, within a budget, or closes it.
+//! What a delivery thread does about a reader whose queue is full: it waits briefly, within a budget, or closes the
+//! connection.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,16 +8,16 @@ use crate::protocol::code::CloseCode;
 use crate::session::Member;
 use crate::writer::{Chunk, Queued, Sent};
 
-/// How long delivery waits for one reader without any progress. It waits only for a reader that drains and has used up
-/// its overdraft (see `writer::write_queue`): the consumer pauses rather than close that connection.
+/// How long delivery waits for one reader without any progress. It waits only for a reader that drains but has used up
+/// its overdraft (see `writer::write_queue`): pausing the consumer is better than closing that connection.
 const MAX_STALL: Duration = Duration::from_millis(100);
 const WAIT_STEP: Duration = Duration::from_millis(1);
-/// The share of its time that a delivery thread may spend on such waits, for all readers together, and how much of it
-/// may be saved up: slow readers must not delay everybody else.
+/// The share of its time (1/20) that a delivery thread may spend on such waits, for all readers together, and how much
+/// of it may be saved up: slow readers must not delay all others.
 const WAIT_SHARE: u32 = 20;
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// The time a delivery thread may still wait for slow readers.
+/// How long a delivery thread may still wait for slow readers.
 pub struct WaitBudget {
     left: Duration,
     refilled: Instant,
@@ -48,7 +49,7 @@ impl WaitBudget {
     }
 }
 
-/// Sends a chunk on the delivery thread, which may pause: a burst of ours must not close a healthy reader.
+/// Sends a chunk on the delivery thread, which may wait: a burst of messages must not close a healthy connection.
 pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
     let mut sent = member.writer.send(chunk);
     if sent == Sent::Full {
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_has_a_budget() {
+    fn waits_are_limited_by_a_budget_that_refills() {
         let mut budget = WaitBudget {
             left: Duration::from_millis(2),
             refilled: Instant::now(),

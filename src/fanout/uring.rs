@@ -1,21 +1,21 @@
-//! Many sends in one system call (io_uring), for a batch's fan-out. The only `unsafe` of the message path.
+//! Many sends in one system call (io_uring), for the fan-out of a batch. The only `unsafe` on the message path.
 //!
-//! Each send is `MSG_DONTWAIT`: the kernel does it while it takes the submission, or refuses it as `send` would, so
-//! that nothing is under way when [`Ring::send_all`] returns.
+//! Each send is `MSG_DONTWAIT`: the kernel executes it during the submission, or fails it as `send` would, so nothing
+//! is in flight when [`Ring::send_all`] returns.
 
-#![allow(unsafe_code, reason = "the kernel is given buffers by address")]
+#![allow(unsafe_code, reason = "passes buffers to the kernel by address")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode, types};
 
-/// Sends of one submission: more would hold back what the first recipients have to answer.
+/// The most sends of one submission: with more, the first recipients' replies would wait too long.
 pub const MAX_SENDS: usize = 256;
 
-/// `MSG_DONTWAIT | MSG_NOSIGNAL` of Linux.
+/// Linux's `MSG_DONTWAIT | MSG_NOSIGNAL`.
 const FLAGS: i32 = 0x40 | 0x4000;
-/// So many calls in which the kernel does nothing, for want of memory say, are one too many.
+/// After this many calls without progress, for lack of memory for example, the ring is given up.
 const MAX_IDLE_ROUNDS: u32 = 100;
 
 const EINTR: i32 = 4;
@@ -25,16 +25,16 @@ const EBUSY: i32 = 16;
 /// One thread's ring.
 pub struct Ring {
     ring: IoUring,
-    /// The kernel has refused a submission for good.
+    /// A submission has failed: the ring must not be used again.
     is_broken: bool,
 }
 
 impl Ring {
-    /// Makes a ring for the calling thread, which must be the only one to use it.
+    /// Creates a ring for the calling thread, which must be the only one to use it.
     ///
     /// # Errors
     ///
-    /// A kernel older than 6.1, or one that forbids io_uring, as containers often do.
+    /// The kernel is older than 6.1, or io_uring is forbidden, as in many containers.
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -46,11 +46,11 @@ impl Ring {
         })
     }
 
-    /// Whether this kernel does what is needed: a ring is made, used and dropped.
+    /// Checks whether the kernel supports what is needed: creates a ring, uses it and drops it.
     ///
     /// # Errors
     ///
-    /// What the kernel says against it.
+    /// The kernel's error.
     pub fn probe() -> io::Result<()> {
         use std::io::Read;
         use std::os::fd::AsFd;
@@ -62,7 +62,7 @@ impl Ring {
         near.read_exact(&mut [0])
     }
 
-    /// As if the kernel had refused a submission.
+    /// Simulates a failed submission.
     #[cfg(test)]
     pub fn break_it(&mut self) {
         self.is_broken = true;
@@ -81,7 +81,7 @@ impl Ring {
     ) {
         results.clear();
         let mut is_usable = !self.is_broken;
-        // Broken until it is through: a panic of the iterator's would leave addresses in the queue.
+        // Marked as broken until done: if the iterator panics, addresses stay in the queue.
         self.is_broken = true;
         let mut count = 0;
         for (number, (socket, bytes)) in sends.enumerate() {
@@ -94,7 +94,7 @@ impl Ring {
                 .build()
                 .user_data(number as u64);
             // SAFETY: the socket and the buffer are borrowed for longer than this call, and `finish` does not return
-            // while the kernel may still look at them. A queue that is not finished is never submitted again.
+            // while the kernel may still access them. A queue left behind by a panic is never submitted.
             is_usable = unsafe { self.ring.submission().push(&send) }.is_ok();
             count += usize::from(is_usable);
         }
@@ -130,12 +130,12 @@ impl Ring {
         }
     }
 
-    /// The kernel takes no more. What it has not taken goes with the ring; what it has is done, as every send is
-    /// `MSG_DONTWAIT`.
+    /// The kernel accepts no more. Entries it has not taken are dropped with the ring; those it has taken are done, as
+    /// every send is `MSG_DONTWAIT`.
     fn give_up(&mut self, left: usize) {
         self.is_broken = true;
         if self.ring.submission().len() < left {
-            // It holds buffers that are about to be used again. No kernel is known to do this.
+            // The kernel holds buffers that are about to be reused. No kernel is known to do this.
             std::process::abort();
         }
     }
@@ -149,14 +149,14 @@ mod tests {
 
     use super::*;
 
-    /// A ring; `None` where the kernel forbids it, unless `TEST_REQUIRE_IO_URING` is set.
+    /// A ring; `None` if the kernel forbids it, unless `TEST_REQUIRE_IO_URING` is set.
     fn ring() -> Option<Ring> {
         let ring = Ring::new();
-        assert_eq!(ring.is_ok(), Ring::probe().is_ok(), "the probe says what is so");
+        assert_eq!(ring.is_ok(), Ring::probe().is_ok(), "the probe is right");
         let is_required = std::env::var_os("TEST_REQUIRE_IO_URING").is_some();
         assert!(
             ring.is_ok() || !is_required,
-            "io_uring is not there: {:?}",
+            "io_uring is not available: {:?}",
             ring.err()
         );
         ring.ok()
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ring_is_sent_whole() {
+    fn a_full_ring_is_sent_and_excess_sends_are_refused() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let sends = |count| std::iter::repeat_n((far.as_fd(), &b"x"[..]), count);
         let mut results = Vec::new();
@@ -216,7 +216,7 @@ mod tests {
         assert!(results[..MAX_SENDS].iter().all(Result::is_ok));
         assert!(results[MAX_SENDS].is_err(), "one too many is not sent");
         near.read_exact(&mut [0; MAX_SENDS]).unwrap();
-        // A panic half way leaves addresses in the queue: they are never submitted.
+        // A panic of the iterator leaves addresses in the queue, which are never submitted.
         let half = sends(3).inspect(|_| panic!("half way"));
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             ring.send_all(sends(2).chain(half), &mut Vec::new());

@@ -1,11 +1,11 @@
-//! Without io_uring (another system than Linux, or built without the feature): the same interface, which always refuses.
+//! The interface of `uring` without io_uring (other systems, or built without the feature): always an error.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 pub const MAX_SENDS: usize = 256;
 
-/// A ring that can't be made.
+/// A ring that can't be created.
 pub enum Ring {}
 
 impl Ring {
