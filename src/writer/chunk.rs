@@ -1,4 +1,4 @@
-//! What is sent: whole frames, which most sockets take at once. Only for those that don't is a chunk copied or counted.
+//! Chunks: whole frames, which most sockets take at once. A chunk is copied and counted only for those that don't.
 
 use std::cell::OnceCell;
 use std::sync::OnceLock;
@@ -9,12 +9,12 @@ use bytes::Bytes;
 pub trait Chunk {
     fn bytes(&self) -> &[u8];
 
-    /// The same bytes for a queue, which keeps them longer than the caller does. `hold` counts their memory, once for
-    /// all queues that share them.
+    /// The same bytes for a queue, which outlives the borrow. `hold` counts their memory, once for all queues that
+    /// share them.
     fn to_bytes(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes;
 }
 
-/// For one recipient.
+/// A frame for one recipient.
 impl Chunk for Bytes {
     fn bytes(&self) -> &[u8] {
         self
@@ -50,8 +50,8 @@ impl Chunk for SharedChunk {
     }
 }
 
-/// Frames in a buffer that is reused for the next batch. All queues share one copy, of exactly this length, so a
-/// stalled client never pins the buffer.
+/// Frames in a buffer that is reused for the next batch. All queues share one copy of exactly this length, so a stalled
+/// client never pins the buffer.
 #[derive(Clone, Copy)]
 pub struct BorrowedChunk<'a> {
     bytes: &'a [u8],

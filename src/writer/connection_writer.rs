@@ -1,8 +1,8 @@
 //! The only writer of a connection's socket.
 //!
-//! Without a backlog a frame goes straight to the socket, from whichever thread delivers it: no wake, no hop, no
-//! reference count. What the socket does not take is queued, and a flusher task lives as long as the backlog.
-//! One small lock guards backlog and phase; it is never held across an await.
+//! Without a backlog, a frame goes straight to the socket, on the thread that delivers it: no task is woken, and no
+//! reference count changes. What the socket does not take is queued, and a flusher task runs as long as there is a
+//! backlog. One small lock guards backlog and phase; it is never held across an await.
 
 mod closing;
 
@@ -30,14 +30,15 @@ use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
 
-/// How long after our close frame a peer may keep the connection before it is dropped.
+/// How long after our close frame a peer may keep the connection open before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A close frame without a code, and no close frame at all (RFC 6455, section 7.4.1): they are shown, never sent.
+/// The codes for a close frame without a code, and for no close frame at all (RFC 6455, section 7.4.1): they are
+/// logged, but never sent.
 const NO_STATUS: u16 = 1005;
 const NO_CLOSE_FRAME: u16 = 1006;
 
-/// What all writers of a server share: limits, runtime, metrics.
+/// Shared by all writers of a server: limits, runtime, metrics.
 pub struct WriterLimits {
     pub queue: QueueLimits,
     pub ping_interval: Duration,
@@ -48,31 +49,30 @@ pub struct WriterLimits {
     pub leaving: LeavingWriters,
 }
 
-/// What became of a frame.
+/// The outcome of sending a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     Written,
     Queued,
-    /// The queue is over its limit: nothing was taken. The sender decides between waiting and
-    /// [`ConnectionWriter::close`].
+    /// The queue is full, and nothing was queued. The sender decides between waiting and [`ConnectionWriter::close`].
     Full,
-    /// The connection is closing: nothing more goes out.
+    /// The connection is closing: nothing more is sent.
     Closed,
 }
 
 /// Whether the caller may write a chunk itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reservation {
-    /// It may, and ends the reservation with [`ConnectionWriter::complete`]; until then everything else is queued.
+    /// It may, and must end the reservation with [`ConnectionWriter::complete`]; until then everything else is queued.
     Reserved,
     Done(Sent),
 }
 
-/// One connection's way out.
+/// Writes one connection's socket.
 pub struct ConnectionWriter {
     socket: OwnedWriteHalf,
     state: Mutex<State>,
-    /// Set before each ping of ours is written, cleared by any byte of the client's.
+    /// Set before each of our pings is written, cleared by any byte from the client.
     awaiting_pong: AtomicBool,
     limits: Arc<WriterLimits>,
 }
@@ -82,17 +82,17 @@ struct State {
     write_queue: WriteQueue,
     pulse: Pulse,
     phase: Phase,
-    /// Whether somebody writes the socket without holding this lock: a flusher, or whoever has reserved it. It changes
-    /// under this lock only, so that no backlog is left without one.
+    /// Whether the socket is being written without holding this lock: by a flusher, or by the holder of a reservation.
+    /// It changes only under this lock, so that no backlog is left without a writer.
     is_writing: bool,
     /// The code of the close frame, sent or echoed; 0: there was none.
     close_code: u16,
-    /// Wakes the reader when somebody else closes the connection.
+    /// Wakes the reading task when the connection is closed elsewhere.
     reader: Option<Waker>,
 }
 
 impl State {
-    /// Whether what is to be sent must be queued behind something.
+    /// Whether a new frame must be queued.
     fn is_busy(&self) -> bool {
         self.is_writing || !self.write_queue.is_empty()
     }
@@ -118,11 +118,11 @@ enum Phase {
     Open,
     /// The close frame is queued or sent; nothing follows it.
     Closing { since: u32, queued: Queued },
-    /// The socket is of no more use.
+    /// The socket can no longer be used.
     Dead,
 }
 
-/// Which of the queued frames still precede a close frame.
+/// What happens to queued frames when a close frame is sent.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Queued {
     Deliver,
@@ -130,7 +130,7 @@ pub enum Queued {
 }
 
 impl ConnectionWriter {
-    /// `answer`, to the handshake, goes out with the first frame.
+    /// `answer`, the response to the handshake, is sent with the first frame.
     pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<WriterLimits>) -> Arc<Self> {
         let mut state = State::default();
         if !answer.is_empty() {
@@ -144,13 +144,13 @@ impl ConnectionWriter {
         })
     }
 
-    /// Sends frames of the session: one chunk of whole frames. An empty queue takes a chunk of any size.
+    /// Sends a chunk of the session's frames. An empty queue takes a chunk of any size.
     pub fn send(self: &Arc<Self>, chunk: &impl Chunk) -> Sent {
         self.send_locked(self.state.lock(), chunk)
     }
 
-    /// Sends a frame that must not be left out, without waiting: an answer to the client's own frame, or a status
-    /// frame. It may exceed the limit by as much again; beyond that the reader is closed as slow.
+    /// Sends a frame that must not be dropped, without waiting: an answer to the client's own frame, or a status frame.
+    /// The queue may reach twice its limit; beyond that, the connection is closed as too slow.
     pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
@@ -164,8 +164,8 @@ impl ConnectionWriter {
         self.send_locked(state, frame)
     }
 
-    /// Sends `first` before anything that others send: `publish`, which makes the connection known to them, runs first,
-    /// and they wait until it is written or queued.
+    /// Makes the connection known to other senders with `publish`, and sends `first` before anything of theirs: they
+    /// wait for the lock until it is written or queued.
     pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
         let mut state = self.state.lock();
         publish();
@@ -185,7 +185,7 @@ impl ConnectionWriter {
     }
 
     /// Reserves the socket for a chunk that the caller writes itself, without holding a lock: the chunks of many
-    /// sockets go to the kernel together.
+    /// sockets are passed to the kernel together.
     pub fn reserve(&self, chunk: &impl Chunk) -> Reservation {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
@@ -208,18 +208,18 @@ impl ConnectionWriter {
         self.finish_send(state, chunk, result)
     }
 
-    /// One `send`, past the runtime's notes on the socket: one cache line less for each recipient. The flusher, if it
-    /// comes to one, finds out by itself that the socket is full.
+    /// One `send` that bypasses the runtime's readiness state, which saves a cache line per recipient. If a flusher is
+    /// needed, it finds out by itself that the socket is full.
     pub fn send_now(&self, chunk: &impl Chunk) -> io::Result<usize> {
         SockRef::from(self.socket.as_ref()).send(chunk.bytes())
     }
 
-    /// The socket, for whoever has reserved it.
+    /// The socket, for the holder of a reservation.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_ref().as_fd()
     }
 
-    /// Queues what is left of a chunk after its send, and makes sure that somebody writes it.
+    /// Queues what is left of a chunk after its send, and makes sure that it will be written.
     fn finish_send(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
@@ -242,7 +242,8 @@ impl ConnectionWriter {
             }
         };
         let is_whole = written == chunk.bytes().len();
-        // Somebody may have closed meanwhile, and what nothing was sent of may then be left out like what was queued.
+        // The connection may have been closed meanwhile: a chunk of which nothing was sent is then dropped like those
+        // that were queued.
         let discards = matches!(
             state.phase,
             Phase::Closing {
@@ -258,7 +259,7 @@ impl ConnectionWriter {
             let hold = |chunk| self.limits.queue.memory.hold(chunk);
             state.write_queue.push_partly_sent(chunk.to_bytes(hold), written);
         }
-        // Something may have been queued while the chunk was under way: often the socket takes that, too.
+        // Frames may have been queued while the chunk was being sent: often the socket takes those, too.
         let is_done = state.write_queue.is_empty() || (is_whole && self.write_backlog(&mut state));
         if !is_done {
             self.start_flusher(state);
@@ -266,7 +267,7 @@ impl ConnectionWriter {
         if is_whole { Sent::Written } else { Sent::Queued }
     }
 
-    /// Answers a ping. At most one pong waits, whatever the peer sends.
+    /// Answers a ping. At most one pong waits, however many pings the peer sends.
     pub fn pong(self: &Arc<Self>, payload: &[u8]) {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
@@ -276,19 +277,19 @@ impl ConnectionWriter {
         self.write_now(state);
     }
 
-    /// Drops the connection without a word; what the kernel still holds for it is given up.
+    /// Drops the connection without a close frame; what the kernel still holds for it is discarded.
     pub fn abort(&self) {
         let mut state = self.state.lock();
         let _ = SockRef::from(self.socket.as_ref()).set_linger(Some(Duration::ZERO));
         self.fail(&mut state);
     }
 
-    /// Notes that the peer is gone: nothing more goes out.
+    /// Notes that the peer is gone: nothing more is sent.
     pub fn gone(&self) {
         self.fail(&mut self.state.lock());
     }
 
-    /// How the connection ended: the code of the close frame, or what RFC 6455 has for none.
+    /// How the connection ended: the code of the close frame, or RFC 6455's code for a missing one.
     pub fn close_code(&self) -> u16 {
         match self.state.lock().close_code {
             0 => NO_CLOSE_FRAME,
@@ -296,12 +297,12 @@ impl ConnectionWriter {
         }
     }
 
-    /// Whether anything more can go out.
+    /// Whether more can be sent.
     pub fn is_open(&self) -> bool {
         self.state.lock().phase == Phase::Open
     }
 
-    /// Ready once somebody has closed the connection; the last task to ask is woken then.
+    /// Ready once the connection is closing; wakes the last task that polled.
     pub fn poll_closing(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
@@ -314,15 +315,15 @@ impl ConnectionWriter {
         Poll::Pending
     }
 
-    /// Notes that something has come from the client, be it a byte: it lives.
+    /// Notes that something has been received from the client: it is alive.
     pub fn heard(&self) {
-        // Most of the time the flag is down, and a load is cheaper than a store for the neighbours' cache line.
+        // The flag is rarely set, and a load does not invalidate the cache line as a store would.
         if self.awaiting_pong.load(Ordering::Relaxed) {
             self.awaiting_pong.store(false, Ordering::Relaxed);
         }
     }
 
-    /// What has to be done from time to time: pings, and an end for whoever doesn't answer, read or leave.
+    /// Periodic work: sends pings, and closes a connection whose client doesn't answer, read or close.
     pub fn sweep(self: &Arc<Self>) {
         let state = self.state.lock();
         match state.phase {
@@ -339,9 +340,9 @@ impl ConnectionWriter {
         let is_awaiting = self.awaiting_pong.load(Ordering::Relaxed);
         let is_behind = !state.write_queue.is_empty();
         if is_awaiting || is_behind {
-            state.pulse.look(kernel::stream(self.socket()));
+            state.pulse.update(kernel::stream(self.socket()));
         }
-        // Our own queue's progress shows in large steps, since the kernel asks for more in such steps.
+        // The queue shrinks in large steps, since the kernel accepts more only in large steps.
         let stalled = state
             .write_queue
             .stalled_for()
@@ -352,15 +353,15 @@ impl ConnectionWriter {
             self.close(CloseCode::SlowConsumer, reason, Queued::Discard);
         } else if is_awaiting {
             let silent = state.pulse.silent_for().min(state.write_queue.since_progress());
-            // A ping that has not been written yet is waited for by the send timeout.
+            // For a ping that has not been written yet, the send timeout applies.
             if !state.write_queue.has_ping() && silent > self.limits.pong_timeout {
                 drop(state);
                 self.close(CloseCode::NoPong, "no pong in time", Queued::Discard);
             }
         } else if state.pulse.is_ping_due(self.limits.ping_interval) {
-            state.pulse.ping_asked_for();
+            state.pulse.ping_requested();
             state.write_queue.set_ping();
-            // Before it is written: its pong may be faster than we are.
+            // Before writing: the pong may arrive before the write returns.
             self.awaiting_pong.store(true, Ordering::Relaxed);
             self.write_now(state);
         }
@@ -371,7 +372,7 @@ impl ConnectionWriter {
         self.state.lock().write_queue.bytes()
     }
 
-    /// Queued bytes that could be given up.
+    /// Queued bytes that could be discarded.
     pub fn spare_backlog(&self) -> usize {
         let state = self.state.lock();
         match state.phase {
@@ -390,7 +391,7 @@ impl ConnectionWriter {
         state.phase == Phase::Open && state.write_queue.is_worth_waiting_for(&self.limits.queue)
     }
 
-    /// Writes what the socket takes. True when nothing is left to write (or nobody to write to).
+    /// Writes what the socket takes. True if nothing is left to write, or the socket is broken.
     fn write_backlog(&self, state: &mut State) -> bool {
         while let Some(written) = state
             .write_queue
@@ -411,13 +412,14 @@ impl ConnectionWriter {
             }
         }
         if matches!(state.phase, Phase::Closing { .. }) {
-            // After the close frame nothing follows: say so, and let the reader see the peer's end (RFC 6455, 7.1.1).
+            // Nothing follows the close frame: shut down writing; the reader then sees the peer's end (RFC 6455,
+            // 7.1.1).
             let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write);
         }
         true
     }
 
-    /// Writes what is queued, unless somebody else does, and makes sure that the rest is written later.
+    /// Writes what is queued, unless it is being written already, and makes sure that the rest is written later.
     fn write_now(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.is_writing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
@@ -457,7 +459,7 @@ impl ConnectionWriter {
 
 impl Drop for ConnectionWriter {
     fn drop(&mut self) {
-        // What the backlog has overdrawn is given back, however the connection ended.
+        // Release the queue's memory, however the connection ended.
         self.state.get_mut().write_queue.clear(&self.limits.queue);
     }
 }

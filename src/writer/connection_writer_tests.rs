@@ -1,4 +1,4 @@
-//! What happens to a chunk that is under way while others close, ask or give up.
+//! What happens to a chunk that is being sent while other tasks close, ping or abort.
 
 use std::io;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ async fn one() -> (Arc<ConnectionWriter>, TcpStream) {
     (writers.remove(0), clients.remove(0))
 }
 
-/// Reserves a socket, does something meanwhile, and completes the send with `written` bytes; what the client gets.
-async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>)) -> (Sent, Vec<u8>) {
+/// Reserves a socket, calls `meanwhile`, completes the send with `written` bytes, and returns what the client gets.
+async fn send_while(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>)) -> (Sent, Vec<u8>) {
     let (writer, mut client) = one().await;
     assert_eq!(writer.reserve(&CHUNK), Reservation::Reserved);
     assert_eq!(
@@ -32,7 +32,7 @@ async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>
         written => writer.send_now(&CHUNK.slice(..written)),
     };
     let sent = writer.complete(&CHUNK, result);
-    // A flusher, if there is one, holds it until it is done.
+    // A flusher, if there is one, keeps it alive until it is done.
     drop(writer);
     let mut got = Vec::new();
     let _ = client.read_to_end(&mut got).await;
@@ -40,7 +40,7 @@ async fn under_way(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
+async fn a_close_follows_the_chunk_being_sent_and_replaces_the_queued_ones() {
     let close = frame::close(CloseCode::SlowConsumer, "why");
     let closing = |queued| {
         move |writer: &Arc<ConnectionWriter>| {
@@ -54,7 +54,7 @@ async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
         (0, Queued::Deliver, 2),
         (3, Queued::Deliver, 2),
     ] {
-        let (sent, got) = under_way(written, closing(queued)).await;
+        let (sent, got) = send_while(written, closing(queued)).await;
         let expected = [&CHUNK.repeat(chunks), &close[..]].concat();
         assert_eq!(got, expected, "{written} bytes were written");
         assert_eq!(sent == Sent::Closed, chunks == 0);
@@ -62,9 +62,9 @@ async fn a_close_waits_for_what_is_under_way_and_drops_what_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pong_goes_behind_what_is_under_way_and_before_the_rest() {
+async fn a_pong_follows_the_chunk_being_sent_and_precedes_the_queued_ones() {
     for written in [3, CHUNK.len()] {
-        let (_, got) = under_way(written, |writer| {
+        let (_, got) = send_while(written, |writer| {
             writer.pong(b"older");
             writer.pong(b"newer");
         })
@@ -74,21 +74,21 @@ async fn a_pong_goes_behind_what_is_under_way_and_before_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_follows_on_a_socket_that_was_given_up_meanwhile() {
+async fn nothing_more_is_sent_on_a_socket_that_was_aborted_meanwhile() {
     for give_up in [ConnectionWriter::gone, ConnectionWriter::abort] {
         for written in [0, 3] {
-            let (sent, got) = under_way(written, |writer| give_up(writer)).await;
+            let (sent, got) = send_while(written, |writer| give_up(writer)).await;
             assert_eq!((sent, &got[..]), (Sent::Closed, &b""[..]));
         }
     }
 }
 
-/// An idle connection's ping goes out at once; it is asked for again only when it was answered.
+/// An idle connection's ping is sent at once, and the next one only after something was received.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ping_is_sent_once_until_something_comes() {
+async fn a_second_ping_is_sent_only_after_something_was_received() {
     let (writer, mut client) = one().await;
     let ask = || {
-        writer.state.lock().pulse = Pulse::asked_long_ago();
+        writer.state.lock().pulse = Pulse::requested_long_ago();
         writer.sweep();
     };
     ask();

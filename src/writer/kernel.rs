@@ -1,10 +1,10 @@
-//! What the kernel knows of a connection's stream that we don't: how much of it the peer has acknowledged.
+//! What the kernel knows about a connection's stream: how much of it the peer has acknowledged.
 
 #![allow(unsafe_code, reason = "TCP_INFO has no safe binding")]
 
 use std::os::fd::BorrowedFd;
 
-/// Positions in what was written, counted from the beginning of the connection and wrapping: compare by difference.
+/// Positions in the bytes written, counted from the beginning of the connection and wrapping: compare by difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     /// Up to where the peer has acknowledged.
@@ -13,7 +13,7 @@ pub struct Stream {
     pub written: u32,
 }
 
-/// `None` where the kernel doesn't say: Linux says so since 4.19.
+/// `None` if the kernel doesn't say: Linux does since 4.19.
 #[cfg(target_os = "linux")]
 pub fn stream(socket: BorrowedFd<'_>) -> Option<Stream> {
     use std::mem::{MaybeUninit, offset_of};
@@ -35,7 +35,7 @@ pub fn stream(socket: BorrowedFd<'_>) -> Option<Stream> {
     if result != 0 || (len as usize) < offset_of!(libc::tcp_info, tcpi_bytes_retrans) + size_of::<u64>() {
         return None;
     }
-    // SAFETY: it is integers only, and was zeroed before.
+    // SAFETY: all fields are integers, and were zeroed.
     let info = unsafe { info.assume_init() };
     let sent = info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans);
     Some(Stream {
@@ -67,14 +67,14 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_what_is_written_and_what_is_acknowledged() {
+    fn the_kernel_reports_what_is_written_and_what_is_acknowledged() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         socket.connect(&listener.local_addr().unwrap().into()).unwrap();
         let mut peer = TcpStream::from(socket);
         let (mut ours, _) = listener.accept().unwrap();
-        let start = stream(ours.as_fd()).expect("Linux says it");
+        let start = stream(ours.as_fd()).expect("Linux reports it");
         ours.write_all(b"hello").unwrap();
         let acked = || stream(ours.as_fd()).unwrap().acked.wrapping_sub(start.acked);
         eventually("all is acknowledged", || acked() == 5);

@@ -1,8 +1,8 @@
 //! The memory of all outbound queues together (`SEND_MEMORY_BYTES`).
 //!
-//! Memory is counted, not the length of each queue: a chunk in many queues is one copy and counts once, from the first
-//! queue that takes it until the last one drops it. In addition each queue counts the entries of its list. Frames that
-//! a socket takes at once never get here and cost nothing.
+//! This counts memory, not queue lengths: a chunk in many queues is one copy and counts once, from the first queue that
+//! takes it until the last one drops it. In addition, the entries of each queue's list count. Frames that a socket
+//! takes at once are never counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// What a chunk costs beside its bytes: the owner that counts it, the allocator's rounding.
+/// What a chunk costs besides its bytes: its owner, which counts it, and the allocator's rounding.
 const CHUNK_OVERHEAD: usize = 96;
 
-/// What a chunk costs each queue that has it: an entry of a list that doubles as it grows.
+/// What a chunk costs each queue that has it: an entry in a list whose capacity doubles as it grows.
 const ENTRY_BYTES: usize = 2 * size_of::<Bytes>();
 
 /// The memory of all queues. `session::relief` says what happens above its limit.
@@ -32,7 +32,7 @@ impl SendMemory {
         })
     }
 
-    /// The same bytes, counted until nobody has them any more.
+    /// The same bytes, counted until the last reference is dropped.
     pub fn hold(self: &Arc<Self>, chunk: Bytes) -> Bytes {
         self.charge(chunk.len() + CHUNK_OVERHEAD);
         Bytes::from_owner(Held {
@@ -75,12 +75,12 @@ impl SendMemory {
         self.used() > self.limit
     }
 
-    /// Whether it is so far over its limit that only small queues may grow: whoever makes room is late.
+    /// Whether it is a quarter over its limit: then only small queues may grow, since `session::relief` lags behind.
     pub fn is_scarce(&self) -> bool {
         self.used() > self.limit + self.limit / 4
     }
 
-    /// Whether there is twice as much as there should be: then nothing more is queued.
+    /// Whether it is at more than twice its limit: then nothing more is queued.
     pub fn is_exhausted(&self) -> bool {
         self.used() > 2 * self.limit
     }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_chunk_counts_once_until_the_last_has_let_go() {
+    async fn a_chunk_counts_once_until_its_last_reference_is_dropped() {
         let memory = SendMemory::new(1_000);
         let one = memory.hold(Bytes::from(vec![0; 1_000]));
         let many: Vec<_> = (0..100).map(|_| one.clone()).collect();

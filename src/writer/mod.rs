@@ -1,9 +1,9 @@
-//! The only writer of a connection's socket, and what the socket has not taken yet.
+//! The only writer of a connection's socket, with the queue of what the socket has not taken yet.
 //!
-//! - [`connection_writer`]: sends, queues what is left, and closes
-//! - [`write_queue`]: what waits for one socket; [`memory`]: what waits for all of them together
+//! - [`connection_writer`]: sends, queues the rest, and closes
+//! - [`write_queue`]: what waits for one socket; [`memory`]: the memory of all queues together
 //! - [`chunk`]: whole frames, borrowed until a queue needs them
-//! - `pulse`, `kernel`: whether a client still lives, and what its kernel has acknowledged
+//! - `pulse`, `kernel`: whether a client is alive, and what its kernel has acknowledged
 
 pub mod chunk;
 pub mod connection_writer;

@@ -1,25 +1,25 @@
-//! Whether a client lives: what counts as a sign, and since when there was none.
+//! Whether a client is alive: what counts as a sign of life, and when the last one was.
 //!
-//! Any byte from the client is a sign, noted where it is read
-//! ([`ConnectionWriter::heard`](super::ConnectionWriter::heard)). So is progress of what the client is owed: a slow
-//! link may take longer for what is ahead of our ping than a pong may take. What is ahead of it is in our queue first,
-//! and then in the kernel, which says how much of it the peer has acknowledged. What comes behind the ping is no sign
-//! by being acknowledged: the kernel of a client that has stopped does that, too.
+//! Any byte from the client is a sign of life, noted where it is read
+//! ([`ConnectionWriter::heard`](super::ConnectionWriter::heard)). So is progress with the data ahead of our ping, for
+//! which a slow link may need longer than the pong timeout. This data is first in our queue and then in the kernel,
+//! which says how much of it the peer has acknowledged. Acknowledged data after the ping is no sign of life: the kernel
+//! of a client that has stopped acknowledges it, too.
 
 use std::time::Duration;
 
 use super::kernel::Stream;
 use crate::clock;
 
-/// Times are [`clock::now_ms`], positions are of [`Stream`].
+/// Times are as in [`clock::now_ms`], positions as in [`Stream`].
 pub struct Pulse {
-    /// When the last ping was asked for.
+    /// When the last ping was requested.
     pinged_at: u32,
-    /// When the last ping was written, or the last sign since then that is not a byte of the client's.
+    /// When the last ping was written, or the last sign of life since then that is not a byte from the client.
     sign_at: u32,
-    /// Where the last ping begins.
+    /// The position of the last ping.
     ping_start: u32,
-    /// What the peer had acknowledged when it was last looked at, and when that last changed.
+    /// What the peer had acknowledged at the last update, and when that last changed.
     acked: u32,
     acked_at: u32,
 }
@@ -38,9 +38,9 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// As if the last ping had been asked for an hour ago.
+    /// As if the last ping had been requested an hour ago.
     #[cfg(test)]
-    pub fn asked_long_ago() -> Self {
+    pub fn requested_long_ago() -> Self {
         Self {
             pinged_at: clock::now_ms().wrapping_sub(3_600_000),
             ..Self::default()
@@ -52,14 +52,14 @@ impl Pulse {
         clock::since(self.pinged_at) >= interval
     }
 
-    pub fn ping_asked_for(&mut self) {
+    pub fn ping_requested(&mut self) {
         self.pinged_at = clock::now_ms();
     }
 
-    /// So many bytes were written from the ping's beginning on, itself included: the pong's time begins.
+    /// The ping has been written, and `since_ping` bytes from its beginning on: the pong timeout starts.
     pub fn ping_written(&mut self, since_ping: usize, stream: Option<Stream>) {
         self.sign_at = clock::now_ms();
-        // Where the kernel says nothing, nothing is ahead of it.
+        // If the kernel doesn't say, nothing is assumed to be ahead of the ping.
         self.ping_start = self.acked;
         if let Some(stream) = stream {
             self.note_acked(stream.acked);
@@ -67,8 +67,8 @@ impl Pulse {
         }
     }
 
-    /// Looks at what the peer has acknowledged meanwhile.
-    pub fn look(&mut self, stream: Option<Stream>) {
+    /// Notes what the peer has acknowledged meanwhile.
+    pub fn update(&mut self, stream: Option<Stream>) {
         let Some(stream) = stream else { return };
         let has_been_ahead = is_before(self.acked, self.ping_start);
         if self.note_acked(stream.acked) && has_been_ahead {
@@ -84,18 +84,18 @@ impl Pulse {
         has_changed
     }
 
-    /// How long the peer has acknowledged nothing, as far as was looked.
+    /// How long the peer has acknowledged nothing, as of the last update.
     pub fn unacknowledged_for(&self) -> Duration {
         clock::since(self.acked_at)
     }
 
-    /// How long there was no sign since the ping was written but maybe the queue's own progress.
+    /// How long ago the last sign of life was, the ping's writing included but not the progress of the queue.
     pub fn silent_for(&self) -> Duration {
         clock::since(self.sign_at)
     }
 }
 
-/// Of two positions less than 2 GiB apart.
+/// For two positions less than 2 GiB apart.
 fn is_before(one: u32, other: u32) -> bool {
     (other.wrapping_sub(one) as i32) > 0
 }
@@ -110,7 +110,7 @@ mod tests {
         Some(Stream { acked, written })
     }
 
-    /// As if the time since then had passed.
+    /// As if [`LONG`] had passed.
     fn age(pulse: &mut Pulse) {
         let by = LONG.as_millis() as u32;
         pulse.sign_at = pulse.sign_at.wrapping_sub(by);
@@ -118,39 +118,42 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ahead_of_the_ping_is_a_sign_and_what_is_behind_is_not() {
+    fn acknowledged_data_is_a_sign_of_life_before_the_ping_but_not_after_it() {
         for base in [0, u32::MAX - 500] {
             let at = |position: u32| base.wrapping_add(position);
             let mut pulse = Pulse::default();
-            pulse.look(stream(at(0), at(0)));
+            pulse.update(stream(at(0), at(0)));
             pulse.ping_written(2, stream(at(100), at(1_002)));
             age(&mut pulse);
-            pulse.look(stream(at(100), at(1_002)));
+            pulse.update(stream(at(100), at(1_002)));
             assert!(pulse.silent_for() >= LONG, "nothing has moved");
-            pulse.look(stream(at(500), at(1_002)));
-            assert!(pulse.silent_for() < LONG, "it takes what is ahead");
+            pulse.update(stream(at(500), at(1_002)));
+            assert!(pulse.silent_for() < LONG, "it takes what is ahead of the ping");
             age(&mut pulse);
-            pulse.look(stream(at(1_002), at(1_002)));
+            pulse.update(stream(at(1_002), at(1_002)));
             assert!(pulse.silent_for() < LONG, "it has taken the ping");
             age(&mut pulse);
-            pulse.look(stream(at(2_000), at(3_000)));
-            assert!(pulse.silent_for() >= LONG, "its kernel takes what is behind");
+            pulse.update(stream(at(2_000), at(3_000)));
+            assert!(
+                pulse.silent_for() >= LONG,
+                "its kernel takes what follows the ping"
+            );
             assert!(pulse.unacknowledged_for() < LONG);
         }
     }
 
     #[test]
-    fn a_ping_with_nothing_ahead_is_timed_from_its_writing() {
+    fn without_data_ahead_the_pong_timeout_starts_when_the_ping_is_written() {
         let mut pulse = Pulse::default();
         pulse.ping_written(2, stream(1_000, 1_002));
         age(&mut pulse);
-        pulse.look(stream(1_002, 1_002));
+        pulse.update(stream(1_002, 1_002));
         assert!(pulse.silent_for() >= LONG);
-        // As well where the kernel says nothing.
+        // The same if the kernel doesn't say.
         let mut pulse = Pulse::default();
         pulse.ping_written(2, None);
         age(&mut pulse);
-        pulse.look(None);
+        pulse.update(None);
         assert!(pulse.silent_for() >= LONG);
     }
 }

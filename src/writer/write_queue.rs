@@ -1,10 +1,10 @@
-//! What one socket has not taken yet, and how much of it there may be.
+//! The queue of what one socket has not taken yet, and its limits.
 //!
-//! `SEND_QUEUE_BYTES` is the limit of a reader that doesn't drain. One that drains may go over it for a burst of
-//! ours, say after the log was away: for at most `SEND_TIMEOUT`, by at most [`MAX_OVERDRAFT`], and as long as all
-//! queues together are within `SEND_MEMORY_BYTES` (see [`memory`](super::memory)).
+//! `SEND_QUEUE_BYTES` limits the queue of a reader that doesn't drain. A draining reader's queue may exceed it in a
+//! burst of messages, such as after an outage of the log: for at most `SEND_TIMEOUT`, by at most [`MAX_OVERDRAFT`], and
+//! as long as all queues together are within `SEND_MEMORY_BYTES` (see [`memory`](super::memory)).
 //!
-//! Control frames have places of their own: a full queue refuses no ping, pong or close.
+//! Control frames have their own slots: a full queue refuses no ping, pong or close.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -18,26 +18,25 @@ use super::memory::SendMemory;
 use crate::clock;
 use crate::protocol::frame;
 
-/// How many queued chunks one `writev` takes.
+/// The most chunks in one `writev`.
 const MAX_IOVECS: usize = 64;
 
-/// What one connection may queue beyond `SEND_QUEUE_BYTES`.
+/// How much one connection may queue beyond `SEND_QUEUE_BYTES`.
 const MAX_OVERDRAFT: usize = 8 << 20;
 
-/// A queue of at most so much is not what fills the memory: it still takes a chunk when memory is scarce.
+/// A queue of at most this size still takes a chunk when memory is scarce: such queues are not what fills it.
 const SMALL_QUEUE: usize = 64 << 10;
 
-/// A reader that takes nothing for so long is not draining: a second is many round trips, and short of a person's
-/// patience.
+/// A reader that takes nothing for this long is not draining: a second is many round trips.
 const STALL: Duration = Duration::from_secs(1);
 
 /// The limits of all backlogs.
 pub struct QueueLimits {
     /// `SEND_QUEUE_BYTES`.
     pub queue_bytes: usize,
-    /// `SEND_TIMEOUT`: a backlog that doesn't shrink for so long means a dead reader.
+    /// `SEND_TIMEOUT`: a backlog that doesn't shrink for this long means that the reader is dead.
     pub send_timeout: Duration,
-    /// `SEND_MEMORY_BYTES`, and what is used of it.
+    /// `SEND_MEMORY_BYTES`, and how much of it is used.
     pub memory: Arc<SendMemory>,
 }
 
@@ -54,31 +53,31 @@ impl QueueLimits {
 #[derive(Default)]
 pub struct WriteQueue {
     queue: VecDeque<Bytes>,
-    /// Bytes of the first chunk that are written: nothing may come between them and the rest.
+    /// How many bytes of the first chunk are written: the rest must follow directly.
     offset: usize,
-    /// Whether the first chunk is the answer to the handshake, without which the rest means nothing.
+    /// Whether the first chunk is the answer to the handshake, which must always be sent.
     has_answer: bool,
     /// Bytes queued and unwritten.
     bytes: usize,
-    /// What of them is beyond `SEND_QUEUE_BYTES`, by leave.
+    /// How many of them are allowed beyond `SEND_QUEUE_BYTES`.
     overdrawn: usize,
-    /// When the queue last went over its limit, and when it began or last shrank ([`clock::now_ms`]).
+    /// When the queue last exceeded its limit, and when it was started or last shrank ([`clock::now_ms`]).
     over_since: u32,
     progress_at: u32,
     /// Entries of the queue that are counted in [`QueueLimits::memory`].
     counted: u32,
-    /// Whether any of this backlog was taken.
+    /// Whether any of this backlog has been written.
     has_shrunk: bool,
     control: Control,
 }
 
-/// Control frames that wait for the socket. They go before all but a chunk that nothing may come before.
+/// Control frames that wait for the socket. They precede all chunks but one that is partly written, or the handshake's
+/// answer.
 #[derive(Default)]
 struct Control {
-    /// A ping of ours.
+    /// One of our pings.
     ping: bool,
-    /// The answer to the newest ping of the client's (RFC 6455, section 5.5.3).
-    /// Boxed, since few connections ever have one.
+    /// The answer to the client's newest ping (RFC 6455, section 5.5.3). Boxed, since few connections ever have one.
     pong: Option<Box<Bytes>>,
 }
 
@@ -87,7 +86,7 @@ impl Control {
         !self.ping && self.pong.is_none()
     }
 
-    /// In the order in which they go.
+    /// In the order in which they are sent.
     fn frames(&self) -> impl Iterator<Item = &[u8]> {
         let ping = self.ping.then_some(frame::PING_BYTES);
         ping.into_iter().chain(self.pong.as_ref().map(|pong| &pong[..]))
@@ -107,12 +106,12 @@ impl WriteQueue {
         self.queue.is_empty() && self.control.is_empty()
     }
 
-    /// Bytes that wait, but for control frames.
+    /// Bytes that wait, control frames not included.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How long nothing has been written although there is something to write.
+    /// How long nothing has been written although something waits.
     pub fn stalled_for(&self) -> Duration {
         if self.is_empty() {
             Duration::ZERO
@@ -121,26 +120,26 @@ impl WriteQueue {
         }
     }
 
-    /// How long ago anything was last taken of a backlog, this one or the one before.
+    /// How long ago anything of a backlog, this one or the last, was written.
     pub fn since_progress(&self) -> Duration {
         clock::since(self.progress_at)
     }
 
-    /// Whether the reader takes what it gets, and has not been behind for too long.
+    /// Whether the reader makes progress and has not been over the limit for too long.
     fn is_draining(&self, limits: &QueueLimits) -> bool {
         let has_been_behind = self.overdrawn > 0 && clock::since(self.over_since) >= limits.send_timeout;
         self.stalled_for() < STALL && !has_been_behind
     }
 
-    /// Whether waiting for this reader makes sense: it drains, and has shown it since the backlog began.
+    /// Whether waiting for this reader makes sense: it is draining, and has already taken some of this backlog.
     pub fn is_worth_waiting_for(&self, limits: &QueueLimits) -> bool {
         self.has_shrunk && self.is_draining(limits)
     }
 
-    /// Puts a chunk of which `written` bytes are sent before whatever was queued meanwhile: an empty queue
-    /// takes one of any size.
+    /// Puts a chunk, `written` bytes of which are sent, before what was queued meanwhile. An empty queue takes a chunk
+    /// of any size.
     pub fn push_partly_sent(&mut self, chunk: Bytes, written: usize) {
-        self.wake_up();
+        self.start_backlog();
         self.bytes += chunk.len() - written;
         self.offset = written;
         self.queue.push_front(chunk);
@@ -152,22 +151,22 @@ impl WriteQueue {
         self.has_answer = true;
     }
 
-    /// How many chunks nothing may come before and that are never left out: 0 or 1.
+    /// How many chunks must stay first and are never discarded: 0 or 1.
     fn fixed(&self) -> usize {
         usize::from(self.offset > 0 || self.has_answer)
     }
 
-    /// The time of a backlog counts from its first chunk.
-    fn wake_up(&mut self) {
+    /// Starts the timing of a backlog with its first chunk or control frame.
+    fn start_backlog(&mut self) {
         if self.is_empty() {
             self.progress_at = clock::now_ms();
             self.has_shrunk = false;
         }
     }
 
-    /// Queues a chunk whatever the limit: for what must be said.
+    /// Queues a chunk regardless of the limit.
     pub fn push(&mut self, chunk: Bytes) {
-        self.wake_up();
+        self.start_backlog();
         self.bytes += chunk.len();
         self.queue.push_back(chunk);
     }
@@ -187,7 +186,7 @@ impl WriteQueue {
         self.push_counted(chunk, limits)
     }
 
-    /// Queues a chunk beyond the limit, up to as much again.
+    /// Queues a chunk beyond the limit, up to twice the limit.
     pub fn push_required(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
         if self.try_push(chunk, limits) {
             return true;
@@ -197,7 +196,8 @@ impl WriteQueue {
     }
 
     fn push_counted(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
-        // The largest queues are closed to make room: who is barely behind need not pay for them.
+        // The connections with the largest queues are closed to make room; those that are barely behind need not
+        // suffer.
         if limits.memory.is_scarce() && (self.bytes > SMALL_QUEUE || limits.memory.is_exhausted()) {
             return false;
         }
@@ -206,7 +206,7 @@ impl WriteQueue {
         true
     }
 
-    /// Offers what waits to `write`; `None` when there is nothing.
+    /// Passes what waits to `write`; `None` if there is nothing.
     pub fn write_to(
         &self,
         write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
@@ -227,7 +227,7 @@ impl WriteQueue {
         Some(write(&slices[..count]))
     }
 
-    /// Notes what is written. Where a ping of ours was in it: how many bytes there were from its beginning on.
+    /// Removes what has been written. If one of our pings was in it, returns the number of bytes from its beginning on.
     pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> Option<usize> {
         let mut left = self.pop_written(written, self.fixed());
         let mut since_ping = None;
@@ -247,14 +247,14 @@ impl WriteQueue {
         }
         self.pop_written(left, usize::MAX);
         if self.queue.is_empty() {
-            // Its memory grew with the backlog, and an idle connection should hold almost nothing.
+            // Free the memory that grew with the backlog: an idle connection should hold almost nothing.
             self.queue = VecDeque::new();
         }
         self.release_excess(limits);
         since_ping
     }
 
-    /// Takes written bytes off the front, from at most so many chunks; those that are left.
+    /// Removes written bytes from the front, from at most `chunks` chunks; returns how many are left.
     fn pop_written(&mut self, mut written: usize, chunks: usize) -> usize {
         if written > 0 && chunks > 0 && !self.queue.is_empty() {
             self.progress_at = clock::now_ms();
@@ -288,24 +288,24 @@ impl WriteQueue {
         limits.memory.recount_entries(&mut self.counted, self.queue.len());
     }
 
-    /// Asks for a ping of ours.
+    /// Queues one of our pings.
     pub fn set_ping(&mut self) {
-        self.wake_up();
+        self.start_backlog();
         self.control.ping = true;
     }
 
-    /// Whether a ping of ours waits to be written.
+    /// Whether one of our pings waits to be written.
     pub fn has_ping(&self) -> bool {
         self.control.ping
     }
 
-    /// Answers a client's ping; the answer to an older one that still waits is left out.
+    /// Queues the answer to a client's ping; it replaces an older one that still waits.
     pub fn set_pong(&mut self, pong: Bytes) {
-        self.wake_up();
+        self.start_backlog();
         self.control.pong = Some(Box::new(pong));
     }
 
-    /// Forgets everything that may be left out.
+    /// Discards everything but what must stay first.
     pub fn discard(&mut self, limits: &QueueLimits) {
         self.control = Control::default();
         self.queue.truncate(self.fixed());
@@ -313,7 +313,7 @@ impl WriteQueue {
         self.release_excess(limits);
     }
 
-    /// Forgets what stands before the last chunk and may be left out.
+    /// The same, but keeps the last chunk.
     pub fn discard_but_last(&mut self, limits: &QueueLimits) {
         if self.queue.len() <= self.fixed() {
             return;
@@ -325,7 +325,7 @@ impl WriteQueue {
         }
     }
 
-    /// Forgets everything.
+    /// Discards everything.
     pub fn clear(&mut self, limits: &QueueLimits) {
         self.queue = VecDeque::new();
         self.recount(limits);

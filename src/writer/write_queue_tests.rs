@@ -19,7 +19,7 @@ fn waiting(queue: &WriteQueue) -> Vec<u8> {
 }
 
 #[test]
-fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
+fn a_draining_reader_may_overdraw_but_a_stalled_one_may_not() {
     let chunk = Bytes::from(vec![0; 60]);
     let patient = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
@@ -33,7 +33,7 @@ fn a_draining_reader_may_overdraw_and_a_stopped_one_not() {
     queue.progress_at = clock::now_ms().wrapping_sub(2_000);
     assert!(
         !queue.try_push(&chunk, &patient),
-        "nothing was taken for two seconds"
+        "nothing has been written for two seconds"
     );
     // Over the limit for longer than the timeout, draining or not: no more.
     let strict = limits(100, Duration::ZERO);
@@ -56,7 +56,8 @@ fn an_overdraft_has_bounds() {
     assert!(queue.overdrawn <= MAX_OVERDRAFT && queue.overdrawn > MAX_OVERDRAFT / 2);
 }
 
-/// Over the limit of all queues nobody overdraws; far over it only small queues grow, and at twice the limit none.
+/// Above the limit of all queues together, no queue may overdraw; far above it, only small queues grow, and at twice
+/// the limit none.
 #[test]
 fn all_queues_together_have_a_limit() {
     const LIMIT: usize = 1 << 20;
@@ -87,7 +88,7 @@ fn all_queues_together_have_a_limit() {
 }
 
 #[test]
-fn the_answer_to_the_handshake_comes_first_and_stays() {
+fn the_handshake_answer_comes_first_and_is_never_discarded() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
     queue.push_handshake_answer(Bytes::from_static(b"101 "));
@@ -103,9 +104,9 @@ fn the_answer_to_the_handshake_comes_first_and_stays() {
     assert!(queue.is_empty());
 }
 
-/// Whatever of a chunk goes meanwhile, of several pongs only the newest is there when it has gone.
+/// While a chunk is being written, only the newest of several pongs waits.
 #[test]
-fn one_pong_waits_the_newest() {
+fn only_the_newest_pong_waits() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
     queue.push_partly_sent(Bytes::from_static(b"a chunk"), 1);
@@ -115,15 +116,15 @@ fn one_pong_waits_the_newest() {
         assert_eq!(queue.advance(1, &limits), None);
     }
     assert_eq!(waiting(&queue), b"unk three more");
-    // One that is partly sent is finished; the next waits behind it.
+    // A partly sent pong is finished; the next one waits behind it.
     queue.advance(5, &limits);
     queue.set_pong(Bytes::from(" four"));
     assert_eq!(waiting(&queue), b"hree four more");
 }
 
-/// A full queue refuses no ping, and says when it was written.
+/// A full queue takes a ping and reports when it was written.
 #[test]
-fn a_ping_has_a_place_of_its_own() {
+fn a_full_queue_takes_a_ping() {
     let limits = limits(10, Duration::ZERO);
     let mut queue = WriteQueue::default();
     queue.push_partly_sent(Bytes::from_static(b"more than is allowed"), 5);
@@ -132,16 +133,16 @@ fn a_ping_has_a_place_of_its_own() {
     queue.set_ping();
     assert!(queue.has_ping());
     assert_eq!(queue.advance(15, &limits), None, "not yet");
-    assert_eq!(queue.advance(1, &limits), Some(1), "it is begun");
+    assert_eq!(queue.advance(1, &limits), Some(1), "its first byte is written");
     assert!(!queue.has_ping());
     assert_eq!(waiting(&queue), frame::PING_BYTES[1..]);
     assert_eq!(queue.advance(1, &limits), None);
     assert!(queue.is_empty());
 }
 
-/// What goes out behind a ping in the same write is not ahead of it.
+/// What follows a ping in the same write is not ahead of it.
 #[test]
-fn a_ping_begins_where_it_does() {
+fn advance_counts_the_bytes_from_the_ping_on() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
     queue.push_partly_sent(Bytes::from_static(b"a chunk"), 1);
@@ -152,9 +153,9 @@ fn a_ping_begins_where_it_does() {
     assert_eq!(behind, Some(frame::PING.len() + 4));
 }
 
-/// A pong that waits alone is a backlog of its own: nothing of it was taken, whatever was of the one before.
+/// A pong that waits alone is a new backlog, of which nothing has been written.
 #[test]
-fn a_pong_alone_begins_a_backlog() {
+fn a_pong_alone_starts_a_backlog() {
     let limits = limits(100, Duration::from_secs(10));
     let mut queue = WriteQueue::default();
     queue.push(Bytes::from_static(b"before"));
@@ -164,12 +165,12 @@ fn a_pong_alone_begins_a_backlog() {
     queue.set_pong(Bytes::from_static(b"pong"));
     assert!(queue.stalled_for() < Duration::from_secs(1));
     queue.push(Bytes::from_static(b"behind"));
-    assert!(!queue.is_worth_waiting_for(&limits), "it has taken nothing");
+    assert!(!queue.is_worth_waiting_for(&limits), "nothing has been written");
 }
 
 proptest! {
-    /// Whatever is written in whatever pieces: frames stay whole, chunks in order, a pong is the newest of its
-    /// time, and what is counted is what is there.
+    /// However the queue is written: frames stay whole, chunks stay in order, a pong is the newest of its time, and the
+    /// counts are right.
     #[test]
     fn the_queue_keeps_frames_whole(steps in prop::collection::vec((0u8..6, 1usize..40), 1..60)) {
         const PONG: u8 = 250;

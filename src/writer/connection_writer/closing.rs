@@ -1,4 +1,4 @@
-//! How a connection is closed: by a close frame that comes behind what is queued, or instead of it.
+//! Closing a connection: the close frame follows what is queued, or replaces it.
 
 use std::sync::{Arc, Weak};
 
@@ -10,7 +10,7 @@ use crate::clock;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
 
-/// Connections that close once their clients have taken what is queued: no session knows of them any more.
+/// Connections that close once their clients have taken what is queued. They no longer belong to a session.
 #[derive(Default)]
 pub struct LeavingWriters(Mutex<Vec<Weak<ConnectionWriter>>>);
 
@@ -44,7 +44,7 @@ impl ConnectionWriter {
         self.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
     }
 
-    /// Echoes the client's close.
+    /// Echoes the client's close frame.
     pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
         let shown = code.unwrap_or(NO_STATUS);
         if self.close_with(shown, frame::close_echo(code), Queued::Discard) {
@@ -74,7 +74,7 @@ impl ConnectionWriter {
         true
     }
 
-    /// Leaves out what still precedes the close frame; false where nothing may be.
+    /// Discards what still precedes the close frame; false if there is nothing to discard.
     pub fn discard_backlog(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         let Phase::Closing { queued, .. } = &mut state.phase else {
