@@ -1,25 +1,25 @@
-//! The monotonic clock in few bytes: milliseconds in four of them for a connection's state, a [`Moment`] for a user's.
+//! Compact monotonic timestamps: four bytes for a connection's state, a [`Moment`] of eight bytes for a user's.
 
 use std::ops::Add;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Milliseconds since the process first asked, wrapping after 49 days: compare by [`since`] only.
+/// Milliseconds since the first call, wrapping after 49 days: compare with [`since`] only.
 pub fn now_ms() -> u32 {
     start().elapsed().as_millis() as u32
 }
 
-/// Tenths of a second since the process first asked: enough for thirteen years.
+/// Tenths of a second since the first call: enough for thirteen years.
 pub fn now_tenths() -> u32 {
     (start().elapsed().as_millis() / 100) as u32
 }
 
-/// How long ago `then` was, right across a wrap for spans below 49 days.
+/// How long ago `then` was; correct across a wrap for spans below 49 days.
 pub fn since(then: u32) -> Duration {
     Duration::from_millis(now_ms().wrapping_sub(then).into())
 }
 
-/// A moment of the monotonic clock in eight bytes, for what is kept of each user.
+/// An instant of the monotonic clock in eight bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
@@ -32,7 +32,7 @@ impl Moment {
         start() + Duration::from_nanos(self.0)
     }
 
-    /// How long until then; nothing when it is over.
+    /// How long until this moment; zero if it has passed.
     pub fn left(self, now: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(now.0))
     }

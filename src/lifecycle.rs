@@ -1,9 +1,9 @@
-//! Where the process is between its start and its end.
+//! The phases of the process: starting, running, draining.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a start may wait for its dependencies before it says ready without them.
+/// How long the start waits for dependencies before the node reports ready without them.
 const MAX_STARTING: Duration = Duration::from_secs(10);
 
 pub struct Lifecycle {
@@ -35,7 +35,7 @@ impl Lifecycle {
         self.started.elapsed()
     }
 
-    /// Whether the start is over: once every dependency has answered, or has been waited for long enough.
+    /// Whether the start is over: every dependency has answered, or [`MAX_STARTING`] has passed.
     pub fn has_started(&self, is_connecting: impl FnOnce() -> bool) -> bool {
         if self.has_started.load(Ordering::Relaxed) {
             return true;

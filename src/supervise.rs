@@ -4,7 +4,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
 /// How long to wait before a task that panicked is restarted, so that it does not panic in a tight loop.
-const REST: Duration = Duration::from_secs(1);
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs `step`; `None` if it panics. The panic hook has logged the panic, and the caller deals with what was left half
 /// done.
@@ -21,7 +21,7 @@ pub fn spawn<F: Future<Output = ()> + Send + 'static>(
     tokio::spawn(async move {
         while let Err(error) = AbortOnDrop(tokio::spawn(task())).join().await {
             tracing::error!(task = name, %error, "a task has failed and begins anew: please report this bug");
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(RESTART_DELAY).await;
         }
     })
 }
