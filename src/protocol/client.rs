@@ -1,4 +1,4 @@
-//! Text frames a client sends: `{type, data?, request_id?}`; who speaks and where comes from the path, so that
+//! Text frames that clients send: `{type, data?, request_id?}`. The session and the user are known from the path, so
 //! `session_id`, `user_id`, `user_type` and `timestamp` in a body are ignored, as are unknown fields.
 
 use simd_json::prelude::*;
@@ -9,7 +9,7 @@ use super::correlation::{self, Correlation, MAX_TOKEN_LEN, RequestId};
 use super::json::{self, Passthrough};
 use super::surrogates;
 
-/// What a client asks for.
+/// A client's request.
 pub enum Request<'t, 'i> {
     JoinSession,
     /// `typing_start`, `agent_typing` and `typing_stop`.
@@ -29,17 +29,17 @@ pub struct SendMessage<'t, 'i> {
     pub client_message_id: Option<&'i str>,
 }
 
-/// Reads frames; keeps its buffers.
+/// Reads frames, reusing its buffers.
 #[derive(Default)]
 pub struct FrameReader {
     reader: json::Reader,
-    /// A frame with escapes, as it came: the parser decodes them in place.
+    /// The original of a frame with escapes, since the parser decodes them in place.
     original: Vec<u8>,
 }
 
 impl FrameReader {
-    /// Reads one frame, parsed in its own buffer, and hands it on. The client's marks come beside the result, since an
-    /// error is answered with them, too.
+    /// Parses one frame in its own buffer and passes it to `take`. The client's ids are passed separately, since error
+    /// answers repeat them, too.
     pub fn read<T>(
         &mut self,
         text: &mut [u8],
@@ -212,7 +212,7 @@ fn invalid(text: &'static str) -> WireError {
     WireError::new(ErrorCode::InvalidField, text)
 }
 
-/// An unknown type as it is shown back: at most 64 characters, so that an answer stays small.
+/// An unknown type, cut to 64 characters so that the answer stays small.
 fn shortened(text: &str) -> &str {
     text.char_indices().nth(64).map_or(text, |(end, _)| &text[..end])
 }

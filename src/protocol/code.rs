@@ -1,11 +1,11 @@
-//! Why a connection ends and why a frame is refused: one table each, documented in docs/PROTOCOL.md.
+//! Close codes and error codes, documented in docs/PROTOCOL.md.
 
 use std::borrow::Cow;
 
 /// Close codes we send. 1000-1015 are RFC 6455, section 7.4.1; 4000-4999 are private use (7.4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
-    /// The client's own close, echoed.
+    /// Echoes the client's own close frame.
     Normal,
     /// This node is draining: reconnect at once.
     GoingAway,
@@ -13,16 +13,16 @@ pub enum CloseCode {
     /// A binary frame: this protocol is text only.
     Unsupported,
     InvalidUtf8,
-    /// A limit was ignored for long: reconnect with back-off, after mending the client.
+    /// The client kept exceeding a limit: fix the client, and reconnect with back-off.
     Policy,
     TooBig,
-    /// A bug of ours.
+    /// A bug in the server.
     Internal,
     /// No pong in time.
     NoPong,
     /// The outbound queue is full and the client does not read.
     SlowConsumer,
-    /// A newer connection of the same user took its place: never reconnect by itself.
+    /// A newer connection of the same user has replaced it: do not reconnect automatically.
     Replaced,
 }
 
@@ -92,7 +92,7 @@ pub enum ErrorCode {
     RecordTooLarge,
     BusUnavailable,
     OutcomeUnknown,
-    /// A bug of ours.
+    /// A bug in the server.
     Internal,
 }
 
@@ -147,7 +147,7 @@ impl WireError {
         }
     }
 
-    /// A bug of ours kept us from doing what was asked for.
+    /// A bug in the server prevented the operation.
     pub fn internal() -> Self {
         Self::new(ErrorCode::Internal, "Internal error")
     }
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn close_codes_a_client_may_send() {
+    fn clients_may_send_only_defined_or_private_close_codes() {
         let bad = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535];
         assert!(bad.iter().all(|&code| !is_sendable_close_code(code)));
         let good = [1000, 1003, 1007, 1014, 3000, 4000, 4999];
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_of_ours_is_a_legal_close_code() {
+    fn all_our_close_codes_are_legal() {
         assert!(
             CloseCode::ALL
                 .iter()

@@ -1,4 +1,4 @@
-//! The client's own marks on a frame, by which it knows the answer: `request_id`, and `client_message_id` in `data`.
+//! The client's ids on a frame, by which it recognizes the answer: `request_id`, and `client_message_id` in `data`.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The longest `request_id`, `client_message_id` and `message_type`, in bytes: they are echoed and kept.
+/// The longest `request_id`, `client_message_id` and `message_type`, in bytes, since they are echoed and kept.
 pub const MAX_TOKEN_LEN: usize = 128;
 
 /// A string of at most 128 bytes or an integer.
@@ -17,7 +17,7 @@ pub enum RequestId<'i> {
     Number(i64),
 }
 
-/// What of a frame an answer carries, an `error` too: each where it could be read.
+/// The ids of a frame that its answer, or `error`, repeats, as far as they could be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Correlation<'i> {
     pub request_id: Option<RequestId<'i>>,
@@ -73,11 +73,11 @@ pub fn is_token(text: &str) -> bool {
     (1..=MAX_TOKEN_LEN).contains(&text.len())
 }
 
-/// Reads the marks of a frame that is not JSON by our rules: it reads up to the first fault, and knows no limit of depth
-/// or of numbers. Its rules for what is an id, and for duplicate keys, are those of every other frame.
+/// Reads the ids of a frame that is not JSON by our rules, up to the first syntax error, without limits on depth or
+/// numbers. Ids and duplicate keys are treated as in every other frame.
 pub fn salvage(text: &[u8]) -> OwnedCorrelation {
     let mut found = OwnedCorrelation::default();
-    // An error is what it expects: what was read before it stays.
+    // An error is expected: what was read before it is kept.
     let _ = serde_json::Deserializer::from_slice(text).deserialize_map(Frame(&mut found));
     found
 }
@@ -125,7 +125,7 @@ impl<'de> DeserializeSeed<'de> for Data<'_> {
     }
 }
 
-/// What is no object has no marks, and what follows it has.
+/// Values that are not objects have no ids and are skipped.
 impl<'de> Visitor<'de> for Data<'_> {
     type Value = ();
 
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_before_the_fault_is_read() {
+    fn ids_before_the_syntax_error_are_read() {
         let (r, c) = (Some(RequestId::Text("r\n")), Some("c"));
         let whole = r#"{"request_id":"r\n","x":[[]],"data":{"y":1e999,"client_message_id":"c"}} "#;
         let (after_request, after_client) = (whole.find(",\"x").unwrap(), whole.find("}} ").unwrap());
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_not_read() {
+    fn values_that_are_not_ids_are_ignored() {
         let long = "x".repeat(MAX_TOKEN_LEN + 1);
         for id in [
             "{}",

@@ -1,4 +1,4 @@
-//! WebSocket frame headers for what the server sends (RFC 6455, section 5.2): unmasked, never fragmented.
+//! WebSocket frames that the server sends (RFC 6455, section 5.2): unmasked, never fragmented.
 
 use bytes::Bytes;
 
@@ -57,7 +57,7 @@ pub fn text(payload: &[u8]) -> Bytes {
     out.into()
 }
 
-/// A pong with the ping's payload (at most 125 bytes; the strict reader has checked that).
+/// A pong with the ping's payload, which is at most 125 bytes, as the reader has checked.
 pub fn pong(payload: &[u8]) -> Bytes {
     control(FIN_PONG, payload)
 }
@@ -66,7 +66,7 @@ pub fn pong(payload: &[u8]) -> Bytes {
 pub fn close(code: CloseCode, reason: &str) -> Bytes {
     let mut payload = Vec::with_capacity(2 + reason.len());
     payload.extend_from_slice(&code.code().to_be_bytes());
-    // A control frame holds 125 bytes, two of them the code (RFC 6455, section 5.5).
+    // A control frame's payload is at most 125 bytes, two of which are the code (RFC 6455, section 5.5).
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {
         end -= 1;
@@ -75,7 +75,7 @@ pub fn close(code: CloseCode, reason: &str) -> Bytes {
     control(FIN_CLOSE, &payload)
 }
 
-/// The echo of a client's close: the same code without a reason, or empty where it gave none.
+/// The echo of a client's close frame: the same code without a reason, or empty if the client sent none.
 pub fn close_echo(code: Option<u16>) -> Bytes {
     match code {
         Some(code) => control(FIN_CLOSE, &code.to_be_bytes()),
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_take_the_shortest_form() {
+    fn lengths_are_encoded_in_the_shortest_form() {
         for (len, header) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10)] {
             let frame = text(&vec![b'x'; len]);
             assert_eq!(frame.len(), len + header);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_echoed_by_its_code() {
+    fn a_close_frame_is_echoed_with_its_code() {
         assert_eq!(close_echo(None).as_ref(), [0x88, 0]);
         assert_eq!(close_echo(Some(1000)).as_ref(), [0x88, 2, 0x03, 0xE8]);
     }

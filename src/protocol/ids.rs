@@ -1,4 +1,4 @@
-//! Ids that clients choose: checked once, when they come in, so that none reaches Redis, Kafka or a log unchecked.
+//! Ids chosen by clients, validated once on input, so that none reaches Redis, Kafka or a log unchecked.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -15,14 +15,14 @@ pub const MAX_ID_LEN: usize = 128;
 /// The length of a UUID with its hyphens.
 const UUID_LEN: usize = 36;
 
-/// A session id that is reserved: no client's session and no record's may have it.
+/// A reserved session id, which neither clients nor records may use.
 pub const LOBBY: &str = "@lobby";
 
-/// The text of a session id in its one spelling, borrowed where it already has it: looking a session up allocates
+/// A session id in its canonical spelling, borrowed if it is already spelled so: looking up a session allocates
 /// nothing.
 pub enum SessionKey<'a> {
     AsWritten(&'a str),
-    /// A UUID that was written with capital letters.
+    /// A UUID that was written with upper-case letters.
     Lowered([u8; UUID_LEN]),
 }
 
@@ -36,7 +36,7 @@ impl<'a> SessionKey<'a> {
         is_valid.then(|| Self::spell(id))
     }
 
-    /// The same UUID is the same session, however it is written: in lower case.
+    /// UUIDs are converted to lower case, so that all spellings of one mean the same session.
     fn spell(id: &'a str) -> Self {
         if let Ok(mut lowered) = <[u8; UUID_LEN]>::try_from(id.as_bytes())
             && lowered.iter().any(u8::is_ascii_uppercase)
@@ -66,27 +66,28 @@ impl Deref for SessionKey<'_> {
 pub struct SessionId(Arc<str>);
 
 impl SessionId {
-    /// Takes a valid id, in its one spelling; `None` for any other text.
+    /// Parses a valid id into its canonical spelling; `None` for any other text.
     pub fn parse(id: &str) -> Option<Self> {
         SessionKey::parse(id).map(|key| Self((*key).into()))
     }
 }
 
-/// A session id has only ASCII letters, digits and `._@+=~-`: it can stand anywhere as it is.
+/// A session id has only ASCII letters, digits and `._@+=~-`, so it never needs quoting.
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// A user's id within a session, compared byte for byte. It has no `Display`: whoever shows one chooses between
-/// [`UserId::as_str`] and [`UserId::in_log`].
+/// A user's id within a session, compared byte for byte. It has no `Display`: choose between [`UserId::as_str`] and
+/// [`UserId::in_log`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct UserId(Arc<str>);
 
 impl UserId {
-    /// Takes a valid id; `None` for any other text. Valid are 1 to 128 bytes without control and format characters,
-    /// line and paragraph separators and ``/ \ % " < > { } ` ``, not `.` or `..`, and without a space at either end.
+    /// Parses a valid id; `None` for any other text. An id has 1 to 128 bytes; it contains no control or format
+    /// characters, no line or paragraph separators and none of ``/ \ % " < > { } ` ``; it is not `.` or `..`, and does
+    /// not start or end with a space.
     pub fn parse(id: &str) -> Option<Self> {
         let is_valid = (1..=MAX_ID_LEN).contains(&id.len())
             && id.chars().all(may_be_in_a_user_id)
@@ -96,8 +97,7 @@ impl UserId {
         is_valid.then(|| Self(id.into()))
     }
 
-    /// As a line of text for people shows it: in quotation marks, which no id has, where it could be taken for
-    /// something else.
+    /// The id for text that people read: in quotation marks, which no id contains, if it could be misread.
     pub fn in_log(&self) -> InLog<'_> {
         InLog(&self.0)
     }
@@ -134,7 +134,7 @@ macro_rules! id_type {
             }
         }
 
-        // `str` hashes as the id does, so that a map is asked without making an id.
+        // `str` hashes as the id does, so a map can be queried without allocating an id.
         impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
@@ -157,13 +157,13 @@ pub fn is_uuid(id: &str) -> bool {
     id.len() == UUID_LEN && uuid::Uuid::try_parse(id).is_ok()
 }
 
-/// What a user is in a session.
+/// A user's role in a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UserType {
     Customer,
     Agent,
-    /// An observer: receives everything, is listed, counted in neither total.
+    /// An observer: receives everything and is listed, but counts in neither total.
     Admin,
 }
 
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn session_ids_as_the_contract_writes_them() {
+    fn only_valid_session_ids_are_accepted() {
         let long = "x".repeat(MAX_ID_LEN + 1);
         for good in [
             "session_123",
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn user_ids_as_the_contract_writes_them() {
+    fn only_valid_user_ids_are_accepted() {
         let long = "é".repeat(MAX_ID_LEN / 2);
         for good in [
             "auth0|1",
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_quoted_in_logs_where_they_need_it() {
+    fn ids_that_could_be_misread_are_quoted_in_logs() {
         let shown = |id: &str| UserId::parse(id).unwrap().in_log().to_string();
         for plain in ["auth0|1", "user:42", "A.b_c@d+e=f~g-h"] {
             assert_eq!(shown(plain), plain);
@@ -301,9 +301,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against the classes of another library.
+        /// Compared with the character classes of another library.
         #[test]
-        fn user_ids_have_no_character_that_is_refused(
+        fn user_ids_contain_no_refused_character(
             id in "[^\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}` ]{1,32}",
             inner in "[^\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}`]{0,32}",
             refused in "[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}/\\\\%\"<>{}`]",
@@ -312,12 +312,12 @@ mod tests {
             let is_short = |id: &str| id.len() <= MAX_ID_LEN;
             prop_assert_eq!(is_user(&id), is_short(&id) && id != "." && id != "..");
             prop_assert_eq!(is_user(&format!("a{inner}b")), is_short(&format!("a{inner}b")));
-            for spoilt in [id.clone() + &refused, refused + &id, id.clone() + " ", " ".to_owned() + &id] {
-                prop_assert!(!is_user(&spoilt));
+            for invalid in [id.clone() + &refused, refused + &id, id.clone() + " ", " ".to_owned() + &id] {
+                prop_assert!(!is_user(&invalid));
             }
             for id in [id, any_id] {
                 let Some(parsed) = UserId::parse(&id) else { continue };
-                // It comes back from JSON and from a path as it was.
+                // It survives a round trip through JSON and through a path.
                 let json = serde_json::to_string(&parsed).unwrap();
                 prop_assert_eq!(&serde_json::from_str::<String>(&json).unwrap(), &id);
                 let path = percent_encoding::utf8_percent_encode(&id, percent_encoding::NON_ALPHANUMERIC).to_string();
@@ -336,7 +336,7 @@ mod tests {
                     prop_assert_eq!(serde_json::to_string(&parsed).unwrap(), format!("\"{parsed}\""));
                     let special = id.contains([':', '/', '{', '}', '%', '*']);
                     prop_assert!(!special);
-                    // It is its own spelling.
+                    // It is in its canonical spelling.
                     prop_assert_eq!(SessionId::parse(parsed.as_str()), Some(parsed));
                 }
             }
@@ -353,7 +353,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_uuid_keeps_its_case(id in "[A-F0-9-]{35,37}") {
+        fn an_id_that_is_not_a_uuid_keeps_its_case(id in "[A-F0-9-]{35,37}") {
             prop_assume!(!is_uuid(&id));
             prop_assert_eq!(session(&id), Some(id));
         }

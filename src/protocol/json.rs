@@ -1,9 +1,9 @@
-//! The one JSON reader: clients' frames and Kafka's records go through it, so that they know the same rules.
+//! The JSON reader for both client frames and Kafka records, so that the same rules apply to both.
 //!
-//! - Text is UTF-8, nested at most [`MAX_DEPTH`] deep; a number beyond `f64` or beyond 64-bit integers, and anything
-//!   after the value are errors (RFC 8259; section 9 allows such limits).
+//! - Text is UTF-8, nested at most [`MAX_DEPTH`] deep. Numbers beyond the range of `f64` or of 64-bit integers are
+//!   errors, and so is anything after the value (RFC 8259; section 9 allows such limits).
 //! - An unpaired surrogate is read as U+FFFD.
-//! - Of duplicate keys in what we read, the last one wins. What is only passed on is passed on as it stands.
+//! - Of duplicate keys in what we interpret, the last one wins. Values that are only passed on keep them all.
 
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use simd_json::prelude::*;
@@ -11,15 +11,15 @@ use simd_json::tape::{Object, Tape, Value};
 
 use super::surrogates;
 
-/// How deep objects and arrays may nest; simd-json allows 1,024 and serde_json 128, we allow the same everywhere.
+/// How deep objects and arrays may nest. The libraries' limits differ (simd-json: 1,024, serde_json: 128).
 pub const MAX_DEPTH: usize = 32;
 
-/// A text that isn't JSON by our rules. The parser's words are for logs: they may change between versions.
+/// The text is not JSON by our rules. The parser's message is for logs: it may change between versions.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct JsonError(String);
 
-/// A parser with buffers that are kept from one text to the next.
+/// A parser that reuses its buffers.
 pub struct Reader {
     buffers: simd_json::Buffers,
 }
@@ -39,8 +39,8 @@ impl Reader {
         self.parse_paired(text)
     }
 
-    /// [`Reader::parse`] where [`surrogates::replace_unpaired`] has been called. It changes no more of `text` than
-    /// strings with escapes, also when it fails.
+    /// [`Reader::parse`] for a text on which [`surrogates::replace_unpaired`] has been called. It changes only strings
+    /// with escapes, even when it fails.
     pub fn parse_paired<'a>(&mut self, text: &'a mut [u8]) -> Result<Tape<'a>, JsonError> {
         simd_json::to_tape_with_buffers(text, &mut self.buffers).map_err(|error| JsonError(error.to_string()))
     }
@@ -51,7 +51,7 @@ pub fn object<'t, 'i>(tape: &'t Tape<'i>) -> Option<Object<'t, 'i>> {
     tape.as_value().as_object()
 }
 
-/// The string that a value is: it lives as long as the parsed text.
+/// A value's string, which lives as long as the parsed text; `None` for every other type.
 pub fn text<'i>(value: Value<'_, 'i>) -> Option<&'i str> {
     value.into_string()
 }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn invalid_or_excessive_json_is_refused() {
         let deep = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert!(read(&deep(MAX_DEPTH)).is_ok());
         assert!(read(&deep(MAX_DEPTH + 1)).is_err());

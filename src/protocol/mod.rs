@@ -1,15 +1,15 @@
-//! The wire: every type that a frontend, a backend or another node sees, and nothing else of ours.
+//! The wire protocol: every type that a frontend, a backend or another node sees, and nothing internal.
 //!
-//! | file | what it knows |
+//! | module | contents |
 //! | --- | --- |
 //! | [`ids`] | session and user ids, user types |
-//! | [`json`] | the one JSON reader, its limits and its rules |
-//! | [`surrogates`] | half characters in JSON text |
-//! | [`client`] | text frames a client sends |
-//! | [`correlation`] | the ids by which a client knows an answer |
-//! | [`server`] | text frames a client receives |
+//! | [`json`] | the JSON reader with its limits and rules |
+//! | [`surrogates`] | unpaired surrogates in JSON text |
+//! | [`client`] | text frames that clients send |
+//! | [`correlation`] | the ids by which a client recognizes an answer |
+//! | [`server`] | text frames that clients receive |
 //! | [`record`] | Kafka records, native and old |
-//! | [`status`] | who is connected, as frames and REST show it |
+//! | [`status`] | connected users, as frames and REST show them |
 //! | [`code`] | close codes and error codes |
 //! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
 
@@ -24,8 +24,8 @@ pub mod server;
 pub mod status;
 pub mod surrogates;
 
-/// A value of ours as JSON. Ours have string keys and `Serialize` impls that do not fail, so `None` is a bug: it is logged,
-/// and whoever calls this sends an error or nothing, never an empty frame or record.
+/// Encodes a value as JSON. Our values have string keys and `Serialize` impls that do not fail, so `None` means a bug,
+/// which is logged: the caller sends an error or nothing, never an empty frame or record.
 pub(crate) fn encode(value: &impl serde::Serialize) -> Option<Vec<u8>> {
     let encoded = serde_json::to_vec(value);
     if let Err(error) = &encoded {
@@ -34,7 +34,7 @@ pub(crate) fn encode(value: &impl serde::Serialize) -> Option<Vec<u8>> {
     encoded.ok()
 }
 
-/// The current time as the wire writes it: RFC 3339 in UTC with milliseconds, `2026-01-31T09:30:00.000Z`.
+/// The current time in the wire's format: RFC 3339 in UTC with milliseconds, `2026-01-31T09:30:00.000Z`.
 pub fn timestamp() -> String {
     format_timestamp(jiff::Timestamp::now())
 }

@@ -19,7 +19,7 @@ pub const FRAME_HEADER: &str = "livechat-frame";
 pub const FRAME_NATIVE: &[u8] = b"1";
 /// The header with the message's id.
 pub const ID_HEADER: &str = "livechat-id";
-/// The header with the publishing node's name and boot id: a node skips its own echo by it.
+/// The header with the publishing node's name and boot id, by which a node recognizes and skips its own records.
 pub const NODE_HEADER: &str = "livechat-node";
 
 /// The longest `user_type` and `timestamp` of a typing record, in bytes.
@@ -46,7 +46,7 @@ impl Topic {
     }
 }
 
-/// What the header says of a record's form.
+/// A record's form, according to its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The value is the WebSocket text payload.
@@ -66,7 +66,7 @@ impl Form {
     }
 }
 
-/// A record as it comes from the log.
+/// A record read from the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
     pub topic: Topic,
@@ -79,7 +79,7 @@ pub struct Incoming<'a> {
     pub node: Option<&'a [u8]>,
 }
 
-/// A record on its way to the log, keyed by its session.
+/// A record to be appended to the log, keyed by its session.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub topic: Topic,
@@ -100,7 +100,7 @@ pub enum Poison {
     UnknownForm,
     BadKey,
     MissingField,
-    /// Our own failure over it.
+    /// A bug in the server.
     Internal,
 }
 
@@ -137,7 +137,7 @@ pub fn native_session(key: Option<&[u8]>) -> Result<SessionKey<'_>, Poison> {
     key.and_then(SessionKey::parse).ok_or(Poison::BadKey)
 }
 
-/// Whether a record has the reserved key, which no record may have, whatever else says where it belongs.
+/// Whether a record has the reserved key, which is refused whatever session its value names.
 pub fn is_reserved(key: Option<&[u8]>) -> bool {
     key == Some(LOBBY.as_bytes())
 }
@@ -146,7 +146,7 @@ pub fn is_reserved(key: Option<&[u8]>) -> bool {
 #[derive(Default)]
 pub struct Converter {
     reader: Reader,
-    /// simd-json parses in place and a Kafka payload may not be written to.
+    /// simd-json parses in place, and a Kafka payload must not be written to.
     copy: Vec<u8>,
 }
 
@@ -194,11 +194,11 @@ impl Converter {
         })
     }
 
-    /// A record of the typing topic, ours or another service's.
+    /// A record of the typing topic, from a node or another service.
     pub fn typing(&mut self, value: &[u8]) -> Result<TypingRecord, Poison> {
         self.read(value, |record| {
             let text = |name| last(&record, name).and_then(json::text);
-            // What is kept of a typist is small, whatever another service writes.
+            // Limits the memory kept for each typing user, whatever another service writes.
             let label = |name| match text(name) {
                 Some(label) if label.len() > MAX_LABEL => Err(Poison::TooBig),
                 label => Ok(label),
@@ -219,7 +219,7 @@ impl Converter {
         })
     }
 
-    /// A record of the status topic: its session, and, where another service wrote it, the frame it stands for.
+    /// A record of the status topic: its session and, if another service wrote it, the payload of its frame.
     pub fn status(&mut self, value: &[u8], is_ours: bool) -> Result<(SessionId, Option<Vec<u8>>), Poison> {
         self.read(value, |record| {
             let text = |name| last(&record, name).and_then(json::text);
@@ -266,7 +266,7 @@ fn last<'t, 'i>(record: &Object<'t, 'i>, name: &str) -> Option<Value<'t, 'i>> {
 /// The old record's fields under their new names; unknown ones follow by value.
 struct OldMessage<'r, 't, 'i> {
     id: Value<'t, 'i>,
-    /// In its one spelling.
+    /// In its canonical spelling.
     session_id: &'r SessionId,
     record: &'r Object<'t, 'i>,
 }

@@ -41,7 +41,7 @@ fn mapped_names_win_over_unknown_fields() {
     assert_eq!(frame["data"]["timestamp"], "2026-01-01 10:00:00+07");
 }
 
-/// Half an emoji, wherever the backend or another service wrote it.
+/// Half an emoji, in any field of a record of the backend or of another service.
 #[test]
 fn an_unpaired_surrogate_is_no_poison() {
     let text = r#"{"id":"m\ud83d","session_id":"s1","sender_id":"\uDE00","message":"cut \ud83d","attachments":["\ud83d\ud83d\ude00"],
@@ -91,7 +91,7 @@ fn a_uuid_is_written_in_lower_case() {
 }
 
 #[test]
-fn what_must_be_there() {
+fn records_without_their_required_fields_are_poison() {
     for name in ["id", "session_id", "message"] {
         for value in [None, Some(json!(null)), Some(json!({}))] {
             let mut record = old_record();

@@ -1,4 +1,4 @@
-//! Text frames a client receives: `{type, success, data, error?, request_id?}`, each encoded once.
+//! Text frames that clients receive: `{type, success, data, error?, request_id?}`, each encoded once.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -23,7 +23,7 @@ struct Envelope<'a, D: Serialize> {
     request_id: Option<RequestId<'a>>,
 }
 
-/// The payload of a successful frame; `None` where it can't be encoded.
+/// The payload of a successful frame; `None` if it can't be encoded.
 fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<RequestId<'_>>) -> Option<Vec<u8>> {
     encode(&Envelope {
         kind,
@@ -34,7 +34,7 @@ fn payload<D: Serialize>(kind: &'static str, data: D, request_id: Option<Request
     })
 }
 
-/// A frame that answers a request, or follows none. Where it can't be encoded its client gets an error instead.
+/// A frame for one client. If it can't be encoded, the client gets an error instead.
 fn answer<D: Serialize>(kind: &'static str, data: D, correlation: Correlation<'_>) -> Bytes {
     match payload(kind, data, correlation.request_id) {
         Some(payload) => frame::text(&payload),
@@ -42,7 +42,7 @@ fn answer<D: Serialize>(kind: &'static str, data: D, correlation: Correlation<'_
     }
 }
 
-/// Who a connection is: part of several answers.
+/// A connection's session and user, which several answers contain.
 #[derive(Clone, Copy, Serialize)]
 pub struct Identity<'a> {
     pub session_id: &'a SessionId,
@@ -105,10 +105,10 @@ pub fn message_sent(message_id: &str, timestamp: &str, correlation: Correlation<
     answer("message_sent", data, correlation)
 }
 
-/// What a client gets where not even an error can be encoded.
+/// What a client gets if not even an error can be encoded.
 const UNENCODABLE: &str = r#"{"type":"error","success":false,"data":{"code":"internal_error","retryable":false},"error":"Internal error"}"#;
 
-/// A refusal, with all that is known of what it refuses.
+/// The error that answers a refused frame, with the frame's ids as far as they are known.
 pub fn error(error: &WireError, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
@@ -150,12 +150,12 @@ pub struct NewMessage<'a, A: Serialize> {
     pub client_message_id: Option<&'a str>,
 }
 
-/// The payload of `new_message`: the value of a native record, byte for byte what the sockets get.
+/// The payload of `new_message`, which is also the value of a native record, byte for byte.
 pub fn new_message<A: Serialize>(message: &NewMessage<'_, A>) -> Option<Vec<u8>> {
     payload("new_message", message, None)
 }
 
-/// The payload of any successful frame, for records that are converted.
+/// The payload of a frame that a record is converted to.
 pub(super) fn converted<D: Serialize>(kind: &'static str, data: D) -> Option<Vec<u8>> {
     payload(kind, data, None)
 }
@@ -174,8 +174,8 @@ pub fn typing_indicator(data: &TypingIndicator<'_>) -> Option<Bytes> {
     payload("typing_indicator", data, None).map(|payload| frame::text(&payload))
 }
 
-/// `connection_status_update`: once per window and session, with the window's net changes, or, with no events,
-/// a snapshot for a connection whose join changed nothing.
+/// `connection_status_update`: once per window and session, with the window's net changes; or, without events, a
+/// snapshot for a connection whose join changed nothing.
 pub fn connection_status_update(
     session_id: &SessionId,
     status: &ConnectionStatus,
@@ -186,7 +186,7 @@ pub fn connection_status_update(
     payload("connection_status_update", data, None).map(|payload| frame::text(&payload))
 }
 
-/// The payload of a status that another service wrote: passed on, without events.
+/// The payload for a status record of another service: passed on, without events.
 pub(super) fn foreign_status(
     session_id: &SessionId,
     status: Passthrough<'_, '_>,
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_greeting_is_as_the_old_server_wrote_it() {
+    fn the_greeting_is_that_of_the_old_server() {
         let (session_id, user_id) = ids();
         let who = Identity {
             session_id: &session_id,
@@ -256,7 +256,7 @@ mod tests {
         );
     }
 
-    /// What can't be encoded, as a bug of ours would have it.
+    /// A value that can't be encoded, as a bug would produce it.
     struct Broken;
 
     impl Serialize for Broken {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_encoded_is_an_error_and_never_empty() {
+    fn an_unencodable_answer_becomes_an_error_and_never_an_empty_frame() {
         let (session_id, sender_id) = ids();
         let message = NewMessage {
             message_id: "m",

@@ -1,4 +1,4 @@
-//! Who is connected: the snapshot that REST answers with and that `connection_status_update` carries.
+//! Who is connected: the snapshot in REST answers and in `connection_status_update`.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::ids::{SessionId, UserId, UserType};
 
-/// Above this many users a status frame carries totals and no list, at most once a second.
+/// With more users than this, a status frame carries totals without a list, and is sent at most once a second.
 pub const MAX_LISTED_USERS: usize = 100;
 
 /// The most entries of `events` in one status frame.
 pub const MAX_LISTED_EVENTS: usize = 100;
 
-/// A connected user. Redis readers know these names.
+/// A connected user. Readers of Redis rely on these field names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConnectedUser {
     pub user_id: UserId,
@@ -32,7 +32,7 @@ pub struct ConnectionStatus {
 }
 
 impl ConnectionStatus {
-    /// Whether it is shown without its list.
+    /// Whether the list of users is left out.
     pub fn is_large(&self) -> bool {
         self.users.len() > MAX_LISTED_USERS
     }
@@ -54,8 +54,7 @@ impl ConnectionStatus {
     }
 }
 
-/// A session's status and its net changes, as frames and records carry them: without the list of users where that
-/// is long.
+/// A session's status and its net changes, as frames and records carry them. A long list of users is left out.
 #[derive(Serialize)]
 pub(super) struct StatusChange<'a> {
     session_id: &'a SessionId,
@@ -99,13 +98,13 @@ impl<'a> StatusChange<'a> {
             users_truncated,
             timestamp,
             last: events.last(),
-            // The newest are kept: event_* are the last of the list.
+            // The newest are kept; `event_*` repeat the last one.
             events: &events[events.len().saturating_sub(MAX_LISTED_EVENTS)..],
         }
     }
 }
 
-/// Whether a user came or went.
+/// Whether a user connected or disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
@@ -113,12 +112,12 @@ pub enum EventType {
     UserDisconnected,
 }
 
-/// One net change of a window.
+/// A net change within a window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StatusEvent {
     pub event_type: EventType,
     pub event_user_id: UserId,
-    /// In records only: whoever reads them knows a repeated one by it. Unique within the session.
+    /// In records only, so that readers recognize duplicates. Unique within the session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! Unpaired surrogates in JSON text: half a character, as `"cut 😀".slice(0, 5)` leaves it in JavaScript.
+//! Unpaired surrogates in JSON text: half a character, as `"cut 😀".slice(0, 5)` leaves behind in JavaScript.
 //!
-//! No UTF-8 string can hold one, so parsers refuse the whole text for it. Go's `encoding/json`, which the old server
-//! had, reads U+FFFD instead, and so do we: an escape is as long as `\ufffd`, so it is replaced in place.
+//! No UTF-8 string can contain one, so parsers reject the whole text. Go's `encoding/json`, which the old server used,
+//! reads U+FFFD instead, and so does this server. The escape is as long as `\ufffd` and is replaced in place.
 
 const REPLACEMENT: &[u8; 6] = b"\\ufffd";
 
@@ -11,14 +11,14 @@ enum Half {
     Low,
 }
 
-/// Replaces the escape of each unpaired surrogate. Whether there are any escapes: a text without them costs one search
-/// for a backslash.
+/// Replaces the escape of each unpaired surrogate. Returns whether the text has any escapes; one without costs only a
+/// search for a backslash.
 pub fn replace_unpaired(text: &mut [u8]) -> bool {
     let mut at = 0;
     while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr(b'\\', rest)) {
         at += found;
         at += match surrogate(&text[at..]) {
-            // Two bytes at least: the second of `\\` begins no escape.
+            // At least two bytes: the second backslash of `\\` does not start an escape.
             None => 2,
             Some(Half::High) if surrogate(&text[at + REPLACEMENT.len()..]) == Some(Half::Low) => 12,
             Some(_) => {
@@ -30,7 +30,7 @@ pub fn replace_unpaired(text: &mut [u8]) -> bool {
     at > 0
 }
 
-/// The surrogate whose escape `text` begins with.
+/// The surrogate whose escape `text` starts with.
 fn surrogate(text: &[u8]) -> Option<Half> {
     let [b'\\', b'u', b'd' | b'D', kind, third, fourth, ..] = text else {
         return None;
@@ -71,7 +71,7 @@ mod tests {
             (r"\ud83d\\ude00", r"\ufffd\\ude00"),
             (r"\\ud83d", r"\\ud83d"),
             (r"\\\ud83d", r"\\\ufffd"),
-            // No escapes, and so an error of the parser's.
+            // Not valid escapes: the parser will report an error.
             (r"\ud83", r"\ud83"),
             (r"\ud8 d", r"\ud8 d"),
             (r"\uD83d\ude0", r"\ufffd\ude0"),
@@ -109,9 +109,9 @@ mod tests {
     }
 
     proptest! {
-        /// The reference is UTF-16 with each unpaired surrogate replaced, as Go reads it: in a value, a key, and nested.
+        /// The reference is UTF-16 with unpaired surrogates replaced, as in Go: in a value, a key, and nested.
         #[test]
-        fn a_text_is_read_as_go_reads_it(pieces in prop::collection::vec(piece(), 0..12)) {
+        fn unpaired_surrogates_are_read_as_in_go(pieces in prop::collection::vec(piece(), 0..12)) {
             let text: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
             let units: Vec<u16> = pieces.iter().flat_map(|(_, units)| units.iter().copied()).collect();
             let meaning = String::from_utf16_lossy(&units);
@@ -120,9 +120,9 @@ mod tests {
             prop_assert_eq!(read, serde_json::json!({meaning.as_str(): [meaning.as_str(), {"a": meaning.as_str()}]}));
         }
 
-        /// What is no JSON for another reason stays none, and nothing else is changed.
+        /// Text that is invalid for another reason stays invalid, and nothing else is changed.
         #[test]
-        fn nothing_else_is_touched(text in r#"[\\udD8eE0"a{}]{0,40}"#) {
+        fn nothing_else_is_changed(text in r#"[\\udD8eE0"a{}]{0,40}"#) {
             let after = replaced(&text);
             let is_lone = |at: usize| after.get(at..at + 6) == Some("\\ufffd");
             let mut at = 0;
