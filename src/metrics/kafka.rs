@@ -1,4 +1,4 @@
-//! What is measured of Kafka.
+//! Kafka metrics.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -8,10 +8,9 @@ use prometheus_client::registry::Registry;
 use super::{Count, Level, Name};
 use crate::protocol::record::Topic;
 
-/// Seconds.
+/// In seconds.
 pub type Latency = Histogram;
 
-/// From what nobody notices to what everybody does.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -48,31 +47,30 @@ impl Default for KafkaMetrics {
 }
 
 impl KafkaMetrics {
-    /// Shows them on the page.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "kafka_producer_restarts",
-            "Times the Kafka producer was made anew",
+            "Times the Kafka producer was recreated",
             self.producer_restarts.clone(),
         );
         registry.register(
             "kafka_publish_latency_seconds",
-            "From a record's sending to its acknowledgement",
+            "Time from sending a record to its acknowledgement",
             self.publish_latency.clone(),
         );
         registry.register(
             "kafka_delivery_latency_seconds",
-            "From the timestamp of a message's record to its delivery, of the first record of each batch",
+            "Time from a message record's timestamp to its delivery, for the first record of each batch",
             self.delivery_latency.clone(),
         );
         registry.register(
             "kafka_consumer_lag",
-            "Offsets between what this node has delivered and the end of the log, of all partitions",
+            "Offsets between what this node has delivered and the end of the log, over all partitions",
             self.lag.clone(),
         );
         registry.register(
             "kafka_open_transaction_seconds",
-            "How long a transaction that another producer has left open has held records back",
+            "How long another producer's open transaction has held records back",
             self.open_transaction.clone(),
         );
     }

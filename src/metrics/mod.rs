@@ -1,5 +1,5 @@
-//! Counters, resolved once at start and bumped once per batch where the message path is concerned; no label by
-//! session or user.
+//! Metrics. Counters are resolved once, at the start, and the message path updates them once per batch. No metric has a
+//! label by session or user.
 
 mod kafka;
 pub mod page;
@@ -45,7 +45,7 @@ impl EncodeLabelValue for Name {
     }
 }
 
-/// State that others hold, as it is when the page is asked for.
+/// State held elsewhere, read when the page is requested.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
     pub connections: usize,
@@ -54,7 +54,6 @@ pub struct Now {
     pub is_ring_in_use: bool,
 }
 
-/// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
     connections: Level,
@@ -91,14 +90,14 @@ pub struct Metrics {
     pub kafka: KafkaMetrics,
 }
 
-/// Which dependencies there are: one that there is not is neither up nor down.
+/// Which dependencies are configured: only those have metrics.
 struct Dependencies {
     kafka: bool,
     redis: bool,
 }
 
 impl Default for Metrics {
-    /// With every metric, and without limits.
+    /// With all metrics except the limits.
     fn default() -> Self {
         Self::with(&Dependencies {
             kafka: true,
@@ -120,7 +119,7 @@ impl Metrics {
     fn with(dependencies: &Dependencies) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(process::Process));
-        // The prefix is for what is registered by hand: the collector's names are whole.
+        // The prefix applies to the metrics registered here: the collector's names are complete.
         let r = registry.sub_registry_with_prefix("livechat");
         let count = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Count::default();
@@ -135,7 +134,7 @@ impl Metrics {
         let family = |registry: &mut Registry, name: &str, help: &str, reasons: &[&'static str]| {
             let family = Family::<Reason, Count>::default();
             for reason in reasons {
-                // A series that exists from the start can be watched for its first increase.
+                // Create each series at the start, so that its first increase is visible.
                 drop(family.get_or_create(&Reason { reason: Name(reason) }));
             }
             registry.register(name, help, family.clone());
@@ -145,8 +144,8 @@ impl Metrics {
         if dependencies.kafka {
             kafka.register(r);
         }
-        let unless_absent = |registry: &mut Registry, is_there: bool, name: &str, help: &str| {
-            if is_there {
+        let level_if = |registry: &mut Registry, is_configured: bool, name: &str, help: &str| {
+            if is_configured {
                 level(registry, name, help)
             } else {
                 Level::default()
@@ -165,30 +164,34 @@ impl Metrics {
             sessions: level(
                 r,
                 "sessions",
-                "Sessions with a connection, or a user in the grace, on this node",
+                "Sessions with a connection or a user in the grace period on this node",
             ),
             connections_opened: count(r, "connections_opened", "WebSocket connections opened"),
             connections_closed: family(
                 r,
                 "connections_closed",
-                "Connections closed by us or by the client's close frame",
+                "Connections closed by the server or by the client's close frame",
                 &closes,
             ),
             requests_refused: family(
                 r,
                 "requests_refused",
-                "HTTP requests refused, but for those of a WebSocket's path",
+                "HTTP requests refused, except WebSocket upgrades",
                 &requests,
             ),
             upgrades_refused: family(
                 r,
                 "upgrades_refused",
-                "Requests for a WebSocket refused",
+                "WebSocket upgrades refused",
                 &UpgradeRefusal::ALL.map(UpgradeRefusal::name),
             ),
             frame_errors: family(r, "frame_errors", "Client frames answered with an error", &errors),
             frames_received: count(r, "frames_received", "Text frames received from clients"),
-            records: count(r, "records_delivered", "Log records that had a connection here"),
+            records: count(
+                r,
+                "records_delivered",
+                "Log records delivered to a session with connections here",
+            ),
             deliveries_written: count(
                 r,
                 "deliveries_written",
@@ -203,25 +206,29 @@ impl Metrics {
             records_published: count(
                 r,
                 "records_published",
-                "Clients' messages the log has acknowledged",
+                "Clients' messages that the log has acknowledged",
             ),
-            publish_failures: count(r, "publish_failures", "Clients' messages the log has refused"),
+            publish_failures: count(
+                r,
+                "publish_failures",
+                "Clients' messages that the log has refused",
+            ),
             outcomes_unknown: count(
                 r,
                 "outcomes_unknown",
-                "Clients' messages the log did not answer for in time",
+                "Clients' messages that the log did not acknowledge in time",
             ),
             status_frames: count(r, "status_frames", "connection_status_update frames encoded"),
             accept_errors: count(r, "accept_errors", "Failures to accept a connection"),
             sockets_evicted: count(
                 r,
                 "sockets_evicted",
-                "Sockets without a WebSocket closed since their descriptor was needed",
+                "Sockets without a WebSocket that were closed because their descriptor was needed",
             ),
             client_addresses_unread: count(
                 r,
                 "client_addresses_unread",
-                "Handshakes whose client address a trusted proxy gave in no readable form",
+                "Handshakes in which a trusted proxy gave no readable client address",
             ),
             proxy_headers_refused: family(
                 r,
@@ -232,24 +239,24 @@ impl Metrics {
             kafka_reconnects: count(
                 r,
                 "kafka_consumer_restarts",
-                "Times a Kafka consumer was made anew",
+                "Times a Kafka consumer was recreated",
             ),
             kafka_gaps: count(
                 r,
                 "kafka_gaps",
-                "Times offsets were missing from a partition: its records are lost to this node",
+                "Times records were missing from a partition or could not be read: this node has lost them",
             ),
-            kafka_up: unless_absent(
+            kafka_up: level_if(
                 r,
                 dependencies.kafka,
                 "kafka_up",
                 "Whether the broker answered the last probe",
             ),
-            redis_up: unless_absent(
+            redis_up: level_if(
                 r,
                 dependencies.redis,
                 "redis_up",
-                "Whether Redis answered the last time",
+                "Whether Redis answered the last request",
             ),
             redis_pipelines: count(
                 r,
@@ -269,12 +276,12 @@ impl Metrics {
             nodes_reaped: count(
                 r,
                 "nodes_reaped",
-                "Dead nodes whose users this node has taken out of Redis",
+                "Dead nodes whose users this node has removed from Redis",
             ),
             fanout_io_uring: level(
                 r,
                 "fanout_io_uring",
-                "Whether the sends of a batch of messages go to the kernel together",
+                "Whether a batch's sends are passed to the kernel together",
             ),
             send_memory_bytes: level(
                 r,
@@ -282,7 +289,7 @@ impl Metrics {
                 "Memory of the frames that wait for clients",
             ),
             kafka,
-            draining: level(r, "draining", "Whether this node sends its connections away"),
+            draining: level(r, "draining", "Whether this node is draining"),
             registry,
         }
     }
@@ -311,24 +318,24 @@ impl Metrics {
         bump(&self.poison_records, poison.name());
     }
 
-    /// Records that were given up because of a bug.
+    /// Records that were abandoned because of a bug.
     pub fn records_abandoned(&self, records: u64) {
         add(&self.poison_records, Poison::Internal.name(), records);
     }
 
-    /// One delivered batch: how many records, and how many chunks sockets took at once or had queued.
+    /// Counts a delivered batch: its records, and the chunks that were written at once or queued.
     pub fn batch(&self, records: u64, written: usize, queued: usize) {
         self.records.inc_by(records);
         self.deliveries_written.inc_by(written as u64);
         self.deliveries_queued.inc_by(queued as u64);
     }
 
-    /// The page in the classic format, without what others hold.
+    /// The page in the classic format, without the state held elsewhere.
     pub fn page(&self) -> String {
         self.page_of(&Now::default(), Format::Classic)
     }
 
-    /// The page that Prometheus reads, with the state of this moment.
+    /// The page that Prometheus reads.
     pub fn page_of(&self, now: &Now, format: Format) -> String {
         self.connections.set(now.connections as i64);
         self.sessions.set(now.sessions as i64);
@@ -344,7 +351,7 @@ impl Metrics {
     }
 }
 
-/// The limits that are in force, as numbers to draw beside what they limit. 0: no limit.
+/// The limits in force, to be plotted with the values they limit. 0: no limit.
 fn register_limits(registry: &mut Registry, config: &Config) {
     let limits = &config.limits;
     let build = [
@@ -363,62 +370,62 @@ fn register_limits(registry: &mut Registry, config: &Config) {
     for (name, help, value) in [
         (
             "limit_connections",
-            "Connections of this process at most",
+            "Maximum number of connections of this process",
             limits.max_connections as f64,
         ),
         (
             "limit_connections_per_ip",
-            "Connections of one address at most",
+            "Maximum number of connections per address",
             limits.max_connections_per_ip as f64,
         ),
         (
             "limit_connections_per_user",
-            "Connections of one user in one session at most",
+            "Maximum number of connections per user and session",
             limits.max_connections_per_user as f64,
         ),
         (
             "limit_message_bytes",
-            "Size of a client's message at most",
+            "Maximum size of a client's message",
             limits.max_message_bytes as f64,
         ),
         (
             "limit_record_bytes",
-            "Size of a log record at most",
+            "Maximum size of a log record",
             config.max_record_bytes as f64,
         ),
         (
             "limit_send_queue_bytes",
-            "What may wait for one client at most",
+            "Maximum number of bytes that may wait for one client",
             limits.send_queue_bytes as f64,
         ),
         (
             "limit_send_memory_bytes",
-            "What may wait for all clients together at most",
+            "Maximum number of bytes that may wait for all clients together",
             limits.send_memory_bytes as f64,
         ),
         (
             "limit_send_timeout_seconds",
-            "How long it may wait without progress",
+            "How long a client's queue may make no progress",
             limits.send_timeout.as_secs_f64(),
         ),
         (
             "limit_messages_per_second",
-            "Messages of one connection in the long run",
+            "Sustained message rate allowed per connection",
             limits.rate_limit_messages.into(),
         ),
         (
             "limit_burst_messages",
-            "Messages of one connection at once",
+            "Burst of messages allowed per connection",
             limits.rate_limit_burst.into(),
         ),
         (
             "limit_ping_interval_seconds",
-            "How long a connection may be quiet before it is pinged",
+            "Interval between pings to a connection",
             limits.ping_interval.as_secs_f64(),
         ),
         (
             "limit_pong_timeout_seconds",
-            "How long the answer to a ping may take",
+            "How long the pong may take",
             limits.pong_timeout.as_secs_f64(),
         ),
     ] {

@@ -1,7 +1,7 @@
-//! The page that Prometheus reads: its classic text format, or OpenMetrics for whoever asks for it.
+//! The formats of the metrics page: Prometheus' classic text format, or OpenMetrics on request.
 //!
-//! The library writes OpenMetrics only. In the classic format a counter's family has the name of its samples, and
-//! there is neither a type for information nor a unit.
+//! The library writes only OpenMetrics. In the classic format, a counter family has the name of its samples, and there
+//! is no info type and no unit.
 
 use std::fmt::Write;
 
@@ -15,8 +15,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a request accepts. OpenMetrics has to be named: `*/*` is not enough, and the classic format must not be
-    /// preferred.
+    /// The format for a request. OpenMetrics has to be named explicitly (`*/*` is not enough), and the classic format
+    /// must not be preferred.
     pub fn accepted(headers: &HeaderMap) -> Self {
         let (mut open_metrics, mut classic) = (0.0_f32, 0.0_f32);
         let values = headers
@@ -60,10 +60,10 @@ impl Format {
     }
 }
 
-/// The same page in the classic format.
+/// Converts a page to the classic format.
 pub fn classic(open_metrics: &str) -> String {
     let mut page = String::with_capacity(open_metrics.len());
-    // The name in a HELP line depends on the type, which is said in the next line.
+    // The name in a HELP line depends on the type, which follows in the next line.
     let mut help = None;
     for line in open_metrics.lines() {
         // Writing to a String does not fail.
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_metrics_is_for_whoever_asks_for_it() {
+    fn open_metrics_is_served_only_on_request() {
         let accepted = |accept: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in accept {
@@ -119,7 +119,7 @@ mod tests {
             assert_eq!(accepted(classic), Format::Classic, "{classic:?}");
         }
         for open_metrics in [
-            // Prometheus 2 and 3, as they ask by default.
+            // The defaults of Prometheus 2 and 3.
             &[
                 "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
             ][..],
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classic_page_names_families_as_their_samples() {
+    fn the_classic_page_names_families_after_their_samples() {
         let open_metrics = "# HELP a_records Records.\n# TYPE a_records counter\na_records_total{reason=\"x # y\"} 1\n\
                             # HELP a_build Build.\n# TYPE a_build info\na_build_info{version=\"1\"} 1\n\
                             # HELP a_time_seconds Time.\n# TYPE a_time_seconds histogram\n# UNIT a_time_seconds seconds\n\

@@ -1,4 +1,4 @@
-//! What the kernel says of this process, asked at each scrape; names and units are Prometheus' own conventions.
+//! Process metrics, read from the kernel at each scrape; names and units follow Prometheus' conventions.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl Collector for Process {
         };
         show(
             "livechat_log_lines_lost",
-            "Log lines that were lost because nobody read them fast enough",
+            "Log lines lost because they were not read fast enough or could not be written",
             &ConstCounter::new(logging::lost_lines()),
         )?;
         show(
@@ -63,7 +63,7 @@ impl Collector for Process {
     }
 }
 
-/// What is read of /proc.
+/// Values read from /proc.
 struct Usage {
     cpu_seconds: f64,
     start_time_seconds: f64,
@@ -89,7 +89,7 @@ impl Usage {
         })
     }
 
-    /// Elsewhere there is no /proc.
+    /// Other systems have no /proc.
     #[cfg(not(target_os = "linux"))]
     fn read() -> Option<Self> {
         None

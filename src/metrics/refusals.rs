@@ -1,10 +1,10 @@
-//! Why HTTP requests are refused, with the label of each reason; `http/refusal.rs` has the answers.
+//! Why HTTP requests are refused, with the label of each reason; `http/refusal.rs` has the responses.
 
-/// The labels of what hyper refuses before we see a request: it answers 400 and 431 itself.
+/// The labels of requests that hyper refuses itself, with 400 and 431.
 pub const MALFORMED: &str = "malformed";
 pub const HEAD_TOO_BIG: &str = "head_too_big";
 
-/// What a request is refused for before its route is known, or on any route but the WebSocket's.
+/// Why a request is refused before its route is known, or on any route except the WebSocket's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestRefusal {
     AmbiguousLength,
@@ -15,7 +15,7 @@ pub enum RequestRefusal {
     SessionId,
 }
 
-/// What a request for a WebSocket is refused for, in the order of the checks.
+/// Why a WebSocket upgrade is refused, in the order of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpgradeRefusal {
     SessionId,
@@ -26,7 +26,7 @@ pub enum UpgradeRefusal {
     Capacity,
     PerIp,
     PerUser,
-    /// A plain GET: nothing else was wrong.
+    /// A plain GET without an upgrade; nothing else was wrong.
     NoUpgrade,
     Version,
     Body,
