@@ -1,5 +1,5 @@
-//! Secrets, given as they are or in a file. A file is read again at SIGHUP, and every few seconds: a secret can be
-//! changed while the server runs. Whoever needs one asks for its value each time and keeps none.
+//! Secrets, given as values or in files. A file is read again at SIGHUP and every few seconds, so a secret can be
+//! changed while the server runs. Code that needs a secret gets its value each time and never keeps it.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -12,13 +12,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// How often files are looked at: a change counts within ten seconds. Their content is compared, because mounted
-/// secrets are replaced by turning a link, which a watch on the file would miss.
+/// How often files are read: a change takes effect within ten seconds. Contents are compared, because mounted secrets
+/// are replaced by changing a symbolic link, which a watch on the file would miss.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// A longer file is no secret of ours.
+/// A longer file is refused.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A value that is never printed. Clones share it, and its changes.
+/// A value that is never printed. Clones share it and its changes.
 #[derive(Clone)]
 pub struct Secret(Arc<Inner>);
 
@@ -37,12 +37,12 @@ struct Source {
 
 struct Current {
     value: Arc<str>,
-    /// The last attempt to read it failed, and that has been logged.
+    /// Whether the last attempt to read it failed, which has been logged.
     is_failing: bool,
 }
 
 impl Secret {
-    /// A secret that stays as it is.
+    /// A secret that never changes.
     pub fn fixed(value: String) -> Self {
         Self::new(None, value)
     }
@@ -51,7 +51,7 @@ impl Secret {
     ///
     /// # Errors
     ///
-    /// What was expected instead, and why the file is not that.
+    /// The message says what kind of file was expected.
     pub fn from_file(variable: &'static str, path: &Path) -> Result<Self, String> {
         let value = read(path)?;
         let path = path.to_owned();
@@ -70,17 +70,17 @@ impl Secret {
         }))
     }
 
-    /// The value as it is now.
+    /// The current value.
     pub fn value(&self) -> Arc<str> {
         Arc::clone(&self.0.current.lock().value)
     }
 
-    /// Another number than before where the value may have changed since.
+    /// A number that differs from before if the value may have changed.
     pub fn version(&self) -> u64 {
         self.0.version.load(Ordering::Acquire)
     }
 
-    /// Reads the file again, if there is one. A file that can't be read leaves the value as it was.
+    /// Reads the file again, if there is one. If it can't be read, the value does not change.
     pub fn read_again(&self) {
         let Some(Source { variable, path }) = &self.0.source else {
             return;
@@ -128,7 +128,7 @@ impl PartialEq for Secret {
 
 impl Eq for Secret {}
 
-/// Reads the files again from time to time, and when `reload` says so. Ends at once where no secret has a file.
+/// Reads the files again periodically, and when `reload` is notified. Returns at once if no secret has a file.
 pub async fn watch(secrets: Vec<Secret>, reload: Arc<Notify>) {
     let files: Arc<[Secret]> = secrets
         .into_iter()
@@ -151,7 +151,7 @@ pub async fn watch(secrets: Vec<Secret>, reload: Arc<Notify>) {
 
 fn read(path: &Path) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("expected a readable file: {error}");
-    // Asked before it is opened: to open a pipe that nobody writes waits for ever.
+    // Checked before opening: opening a pipe without a writer blocks forever.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err("expected a regular file, which can be read again".to_owned());
     }
@@ -172,7 +172,7 @@ fn read(path: &Path) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// The text without one line break at its end: editors and `echo` put one there.
+/// The text without one line break at its end, such as editors and `echo` append.
 pub fn without_line_break(text: &str) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
@@ -198,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_told_without_its_content() {
+    fn an_invalid_secret_is_refused_without_showing_its_content() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
-        let told = |content: &[u8]| {
+        let error_for = |content: &[u8]| {
             fs::write(&path, content).unwrap();
             Secret::from_file("X_FILE", &path).unwrap_err()
         };
@@ -212,7 +212,7 @@ mod tests {
             (b"hunter2\0", "NUL"),
             (&vec![b'x'; (MAX_BYTES + 1) as usize], "1 MiB"),
         ] {
-            let why = told(content);
+            let why = error_for(content);
             assert!(why.contains(word) && !why.contains("hunter2"), "{why}");
         }
         let none = Secret::from_file("X_FILE", &dir.path().join("none")).unwrap_err();
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_is_another_value_and_a_lost_one_is_not() {
+    fn a_changed_file_changes_the_value_and_a_missing_or_empty_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         fs::write(&path, "first\n").unwrap();
@@ -232,7 +232,7 @@ mod tests {
         secret.read_again();
         assert_eq!(shared.version(), 0, "nothing has changed");
 
-        // Being written anew: nothing for a moment.
+        // While it is being rewritten, the file may be missing or empty.
         for gone in [true, false] {
             let _ = if gone {
                 fs::remove_file(&path)
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_are_read_again_when_that_is_asked_for() {
+    async fn files_are_read_again_on_request() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         fs::write(&path, "first").unwrap();

@@ -1,6 +1,6 @@
-//! Log lines on standard error: text for people, or one JSON object a line.
+//! Log lines on standard error: text for people, or one JSON object per line.
 //!
-//! Nothing waits for whoever reads them. Lines go into a bounded [`queue`], and a thread of its own writes them.
+//! Logging never blocks: lines go into a bounded [`queue`], which a dedicated thread writes out.
 
 mod queue;
 
@@ -16,13 +16,13 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogFormat};
 use queue::Queue;
 
-/// How long the end of the process may wait for its last lines to be written.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the process may wait at its end for its last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 static IS_JSON: AtomicBool = AtomicBool::new(false);
 
-/// Lets a line that may come often be written at most once in an interval.
+/// Limits a frequent log line to one per interval.
 pub struct LogLimit {
     interval: Duration,
     last: Option<Instant>,
@@ -33,7 +33,7 @@ impl LogLimit {
         Self { interval, last: None }
     }
 
-    /// Whether the line may be written now; then the next may not be for an interval.
+    /// Whether the line may be written now. If so, the next one may be only after an interval.
     pub fn allows(&mut self) -> bool {
         let is_due = self.last.is_none_or(|at| at.elapsed() >= self.interval);
         if is_due {
@@ -43,7 +43,7 @@ impl LogLimit {
     }
 }
 
-/// Flushes the queue when the process ends, also by a panic in `main`.
+/// Flushes the queue when the process ends, even by a panic in `main`.
 #[must_use = "without it the last lines are lost"]
 pub struct FlushOnDrop(());
 
@@ -53,7 +53,7 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Installs the subscriber for the whole process, and a panic hook that writes by it.
+/// Installs the subscriber for the whole process, and a panic hook that logs through it.
 ///
 /// # Errors
 ///
@@ -83,37 +83,37 @@ fn subscribe(config: &Config, queue: Arc<Queue>) {
     };
 }
 
-/// Whether lines are JSON objects: some have fields only there, and in text a sentence that may not change.
+/// Whether lines are JSON objects: only then do some lines have extra fields, since their text form is fixed.
 pub fn is_json() -> bool {
     IS_JSON.load(Ordering::Relaxed)
 }
 
-/// Writes a line whatever the level is.
+/// Writes a line regardless of the log level.
 pub fn write_line(line: &str) {
     if let Some(queue) = QUEUE.get() {
-        // It takes all, or counts it as lost.
+        // This never fails: a line that does not fit counts as lost.
         let _ = (&**queue).write_all(format!("{line}\n").as_bytes());
     }
 }
 
-/// Waits until every line so far is written, but not for long: whoever should read them may not.
+/// Waits until all lines so far are written, but at most [`FLUSH_TIMEOUT`]: their reader may have stalled.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
-        queue.flush(FLUSH_PATIENCE);
+        queue.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// Lines that were lost since the start: the queue was full, or standard error could not be written.
+/// The number of lines lost since the start, because the queue was full or standard error could not be written.
 pub fn lost_lines() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.lost_lines())
 }
 
-/// The standard hook writes to standard error itself, and would wait for its reader.
+/// Replaces the standard hook, which writes to standard error itself and would wait for its reader.
 fn log_panic(info: &PanicHookInfo<'_>) {
     thread_local! {
         static IS_LOGGING: Cell<bool> = const { Cell::new(false) };
     }
-    // A panic while one is logged is in the logging itself.
+    // A panic while a panic is being logged comes from the logging itself.
     if IS_LOGGING.replace(true) {
         return;
     }
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limited_line_comes_at_once_and_then_seldom() {
+    fn a_limited_line_is_allowed_once_per_interval() {
         let mut limit = LogLimit::new(Duration::from_secs(3_600));
         assert_eq!([limit.allows(), limit.allows()], [true, false]);
         let mut limit = LogLimit::new(Duration::ZERO);

@@ -1,5 +1,6 @@
-//! Lines that wait for the thread that writes them. Of our own, since tracing-appender bounds the number of lines and
-//! not their bytes, doesn't count what can't be written, and can't be flushed before `std::process::exit`.
+//! The queue of lines for the thread that writes them. tracing-appender is not used because it bounds the number of
+//! lines rather than bytes, doesn't count lines that can't be written, and can't be flushed before
+//! `std::process::exit`.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -11,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// The most that waits: some 20,000 lines, so that a reader that pauses for a moment misses none.
+/// The most bytes that may wait: some 20,000 lines, so that none are lost when the reader pauses briefly.
 const MAX_BYTES: usize = 4 << 20;
-/// An empty buffer of more than this is given back.
+/// A larger buffer is freed once it is empty.
 const MAX_KEPT_BYTES: usize = 64 << 10;
-/// How long to wait before standard error is tried again where it is a pipe that doesn't block.
+/// How long to wait before a retry if standard error is a full non-blocking pipe.
 const RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct Queue {
@@ -29,7 +30,7 @@ pub(super) struct Queue {
 struct State {
     waiting: Vec<u8>,
     waiting_lines: u64,
-    /// Whether the thread is writing what it has taken.
+    /// Whether the thread is writing lines that it has dequeued.
     is_writing: bool,
     lost: u64,
 }
@@ -37,7 +38,7 @@ struct State {
 impl Queue {
     /// Starts the thread that writes to standard error.
     pub(super) fn start() -> io::Result<Arc<Self>> {
-        // A descriptor of its own: std's lock on standard error would be held while a write blocks.
+        // A duplicate descriptor: otherwise std's lock on standard error would be held while a write blocks.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let is_terminal = stderr.is_terminal();
         Self::start_with(stderr, is_terminal)
@@ -53,13 +54,13 @@ impl Queue {
         let for_thread = Arc::clone(&queue);
         thread::Builder::new()
             .name("log".into())
-            .spawn(move || for_thread.write_for_ever(&mut out))?;
+            .spawn(move || for_thread.write_forever(&mut out))?;
         Ok(queue)
     }
 
-    fn write_for_ever(&self, out: &mut impl Write) {
+    fn write_forever(&self, out: &mut impl Write) {
         let mut lines = Vec::new();
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             let mut state = self.state.lock();
             while state.waiting.is_empty() {
@@ -84,19 +85,19 @@ impl Queue {
             let lost = state.lost;
             drop(state);
             self.is_written.notify_all();
-            if is_written && lost > told {
+            if is_written && lost > reported {
                 tracing::warn!(
-                    lines = lost - told,
+                    lines = lost - reported,
                     "log lines were lost: nobody reads them fast enough"
                 );
-                told = lost;
+                reported = lost;
             }
         }
     }
 
-    /// Waits until every line so far is written, or for `patience`.
-    pub(super) fn flush(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
+    /// Waits at most `timeout` until all lines so far are written.
+    pub(super) fn flush(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
         while state.is_writing || !state.waiting.is_empty() {
             if self.is_written.wait_until(&mut state, deadline).timed_out() {
@@ -121,7 +122,7 @@ impl Write for &Queue {
         }
         state.waiting.extend_from_slice(&safe);
         state.waiting_lines += 1;
-        // While the thread writes it looks again by itself.
+        // After each write the thread checks the queue by itself.
         let is_idle = !state.is_writing;
         drop(state);
         if is_idle {
@@ -135,11 +136,12 @@ impl Write for &Queue {
     }
 }
 
-/// The line with control characters escaped, as in JSON they are already: whatever a panic or a library says stays in its
-/// line. The subscriber colours a terminal's lines, and escapes what would in their texts.
+/// The line with control characters escaped, so that a message of a panic or a library can't break out of its line. In
+/// JSON they are escaped already. On a terminal, escape characters are kept: the subscriber uses them for colours, and
+/// has escaped those in messages.
 fn escaped(line: &[u8], is_terminal: bool) -> Cow<'_, [u8]> {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
-    // Those beyond ASCII (U+0080 to U+009F) begin with 0xC2 in UTF-8.
+    // Control characters beyond ASCII (U+0080 to U+009F) start with 0xC2 in UTF-8.
     let may_be = |byte: &u8| byte.is_ascii_control() || *byte == 0xc2;
     if !text.iter().any(may_be) {
         return Cow::Borrowed(line);
@@ -176,7 +178,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes each write when it is told to, and answers what it is told.
+    /// A writer that completes each write with the result sent through `gate`.
     struct Gated {
         gate: Receiver<io::Result<()>>,
         out: Arc<Mutex<Vec<u8>>>,
@@ -185,7 +187,7 @@ mod tests {
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.gate.recv().unwrap_or(Ok(()))?;
-            // In pieces, as a pipe may.
+            // A partial write, as with a pipe.
             let taken = bytes.len().div_ceil(2);
             self.out.lock().extend_from_slice(&bytes[..taken]);
             Ok(taken)
@@ -206,29 +208,29 @@ mod tests {
         (queue, open, out)
     }
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
     #[test]
-    fn nobody_waits_for_a_reader_that_does_not_read() {
+    fn a_stalled_reader_does_not_block_logging() {
         let (queue, open, out) = gated();
         let line = [b'x'; 1024];
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 0..3 * MAX_BYTES / line.len() {
             (&*queue).write_all(&line).unwrap();
         }
         queue.flush(Duration::from_millis(20));
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TIMEOUT);
         let lost = queue.lost_lines();
         assert!(lost > 0, "the queue is bounded");
         let state = queue.state.lock();
         assert!(state.waiting.len() <= MAX_BYTES);
         drop(state);
 
-        // It reads again: what was kept comes whole, and what is new comes behind it.
+        // Once it reads again, the kept lines arrive whole, followed by the new one.
         drop(open);
-        queue.flush(PATIENCE);
+        queue.flush(TIMEOUT);
         (&*queue).write_all(b"the end").unwrap();
-        queue.flush(PATIENCE);
+        queue.flush(TIMEOUT);
         let out = out.lock();
         assert!(out.ends_with(b"xthe end"));
         let kept = 3 * MAX_BYTES / line.len() - usize::try_from(lost).unwrap();
@@ -236,33 +238,33 @@ mod tests {
     }
 
     #[test]
-    fn what_a_line_says_is_in_one_line() {
+    fn control_characters_are_escaped() {
         let (queue, open, out) = gated();
         drop(open);
         for line in [
-            "as it is: \u{e9} \"\\\"\n",
+            "unchanged: \u{e9} \"\\\"\n",
             "panicked: a\r\nb\t\0\u{1b}[31m\u{7f}\u{9b}\u{e9}\n",
             "no end",
         ] {
             (&*queue).write_all(line.as_bytes()).unwrap();
         }
-        queue.flush(PATIENCE);
+        queue.flush(TIMEOUT);
         let expected =
-            "as it is: \u{e9} \"\\\"\npanicked: a\\r\\nb\\t\\0\\u{1b}[31m\\u{7f}\\u{9b}\u{e9}\nno end";
+            "unchanged: \u{e9} \"\\\"\npanicked: a\\r\\nb\\t\\0\\u{1b}[31m\\u{7f}\\u{9b}\u{e9}\nno end";
         assert_eq!(String::from_utf8_lossy(&out.lock()), expected);
     }
 
     #[test]
-    fn what_can_not_be_written_is_counted_and_the_next_is_tried() {
+    fn a_line_that_cannot_be_written_is_counted_as_lost_and_the_next_is_written() {
         let (queue, open, out) = gated();
         (&*queue).write_all(b"lost\n").unwrap();
         open.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
-        queue.flush(PATIENCE);
+        queue.flush(TIMEOUT);
         assert_eq!(queue.lost_lines(), 1);
         (&*queue).write_all(b"written\n").unwrap();
         open.send(Err(io::ErrorKind::WouldBlock.into())).unwrap();
         drop(open);
-        queue.flush(PATIENCE);
+        queue.flush(TIMEOUT);
         assert_eq!(out.lock().as_slice(), b"written\n");
         assert_eq!(queue.lost_lines(), 1);
     }
