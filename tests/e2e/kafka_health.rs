@@ -138,7 +138,7 @@ async fn kafka_permissions_that_are_missing_are_named_until_they_are_given() {
         ann.until("the message", |heard| heard.has_text(&said)).await;
         assert_eq!(lines(&server, &text), 1, "{:#?}", server.log());
     }
-    let others = ["ERROR", "made anew"];
+    let others = ["ERROR", "made anew", "recreat"];
     let noise: Vec<_> = server.log();
     let noise: Vec<_> = noise
         .iter()
