@@ -12,16 +12,7 @@ use crate::writer::SharedChunk;
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
 
-/// What to do with a frame for a reader whose queue is full.
-#[derive(Clone, Copy)]
-pub enum OverflowPolicy {
-    /// Drop the frame.
-    Drop,
-    /// Queue it beyond the limit, up to twice the limit; beyond that, close the connection.
-    Require,
-}
-
-/// Sends a typing indicator to everyone in the session except the typist.
+/// Sends a typing indicator to everyone in the session except the typist. A client whose queue is full does not get it.
 pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: bool, at: &str) {
     let frame = server::typing_indicator(&TypingIndicator {
         session_id: session.id.as_str(),
@@ -30,46 +21,22 @@ pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: b
         is_typing,
         timestamp: at,
     });
-    if let Some(frame) = frame {
-        deliver(&session.members(), &frame, Some(user_id), OverflowPolicy::Drop);
+    let Some(frame) = frame else { return };
+    let chunk = SharedChunk::new(frame);
+    let members = session.members();
+    for member in members.iter().filter(|member| member.user_id != *user_id) {
+        member.writer.send(&chunk);
     }
 }
 
-/// Sends `chunk` to each of `members` except the user `except`.
-pub fn deliver(
-    members: &[Member],
-    chunk: &Bytes,
-    except: Option<&UserId>,
-    overflow: OverflowPolicy,
-) -> Delivered {
-    deliver_shared(members, &SharedChunk::new(chunk.clone()), except, overflow)
-}
-
-fn deliver_shared(
-    members: &[Member],
-    chunk: &SharedChunk,
-    except: Option<&UserId>,
-    overflow: OverflowPolicy,
-) -> Delivered {
-    let mut delivered = Delivered::default();
-    for member in members {
-        if except.is_some_and(|user_id| *user_id == member.user_id) {
-            continue;
-        }
-        let sent = match overflow {
-            OverflowPolicy::Drop => member.writer.send(chunk),
-            OverflowPolicy::Require => member.writer.send_required(chunk),
-        };
-        delivered.count(sent);
-    }
-    delivered
-}
-
-/// [`deliver`] for tasks on the runtime: yields after each slice.
+/// Sends `chunk` to each of `members` on the runtime, and yields after each slice. The queue of a client may exceed its
+/// limit for it, up to twice the limit; beyond that, the connection is closed.
 pub async fn deliver_in_slices(members: &[Member], chunk: &Bytes) -> Delivered {
     let (mut delivered, chunk) = (Delivered::default(), SharedChunk::new(chunk.clone()));
     for slice in members.chunks(SLICE) {
-        delivered += deliver_shared(slice, &chunk, None, OverflowPolicy::Require);
+        for member in slice {
+            delivered.count(member.writer.send_required(&chunk));
+        }
         if members.len() > SLICE {
             tokio::task::yield_now().await;
         }
