@@ -3,7 +3,6 @@
 //! One binary, as with `tests/e2e`: with fat LTO each would take minutes to link.
 
 #![allow(
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a benchmark fails where it panics"

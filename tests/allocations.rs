@@ -3,12 +3,7 @@
 //! Batches go through the real delivery to real sockets. Only what the delivering thread allocates counts, so that
 //! readers and other tests don't disturb. `CONTRIBUTING.md` has the rule that this keeps.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails where it panics"
-)]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails where it panics")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

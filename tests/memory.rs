@@ -2,12 +2,7 @@
 //!
 //! `cargo test --release --test memory -- --nocapture` prints the sizes of what is held.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails where it panics"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails where it panics")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;

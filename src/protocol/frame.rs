@@ -4,9 +4,6 @@ use bytes::Bytes;
 
 use super::code::CloseCode;
 
-/// The longest header of an unmasked frame, in bytes.
-pub const MAX_HEADER: usize = 10;
-
 const FIN_TEXT: u8 = 0x81;
 const FIN_CLOSE: u8 = 0x88;
 const FIN_PING: u8 = 0x89;

@@ -12,7 +12,7 @@ use simd_json::tape::{Object, Tape, Value};
 use super::surrogates;
 
 /// How deep objects and arrays may nest. The libraries' limits differ (simd-json: 1,024, serde_json: 128).
-pub const MAX_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// The text is not JSON by our rules. The parser's message is for logs: it may change between versions.
 #[derive(Debug, thiserror::Error)]

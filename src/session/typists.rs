@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::protocol::ids::{SessionId, UserId};
 
 /// Typing ends by itself after this.
-pub const TYPING_TTL: Duration = Duration::from_secs(30);
+const TYPING_TTL: Duration = Duration::from_secs(30);
 /// A start of the same typist is passed on at most so often.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A remote typist's own node says when typing ends; only when that node has died do we, a little later.

@@ -38,7 +38,7 @@ const ACKNOWLEDGE: &str = include_str!("acknowledge.lua");
 const DEPART: &str = include_str!("depart.lua");
 
 /// At most so many sessions of a node's list in one answer: each arrives within [`SHORT`], however long the list is.
-pub const PAGE: usize = 100;
+const PAGE: usize = 100;
 /// After damage to a session's keys, how long the nodes have to rewrite what they hold before anybody is announced as
 /// having left: by then all have checked ([`super::checks::CYCLE`]).
 pub const SUSPICION: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@
 //! Nothing here sleeps to prove an absence: [`Client::expect_none`] and friends wait for a fence, an answer that would
 //! have come after the unwanted frame.
 
-#![allow(dead_code, unused_imports)] // Each test file uses its own part of this module.
+#![allow(dead_code)] // Each test file uses its own part of this module.
 
 pub mod client;
 pub mod http;

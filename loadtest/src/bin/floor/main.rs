@@ -4,8 +4,6 @@
 //!
 //! Messages come over a connection of their own (see [`livechat_loadtest::feed`]), or with `--kafka` from a topic.
 
-#![deny(unsafe_code)]
-
 mod kafka;
 mod net;
 mod rooms;
