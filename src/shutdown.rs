@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_takes_what_its_connections_need_and_never_more_than_its_share() {
+    fn a_drain_takes_as_long_as_its_connections_need_and_never_more_than_its_share() {
         let most = Duration::from_secs(18);
         assert_eq!(spread(0, most), Duration::ZERO);
         assert_eq!(spread(2, most), Duration::from_millis(20));

@@ -20,7 +20,7 @@ pub fn spawn<F: Future<Output = ()> + Send + 'static>(
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         while let Err(error) = AbortOnDrop(tokio::spawn(task())).join().await {
-            tracing::error!(task = name, %error, "a task has failed and begins anew: please report this bug");
+            tracing::error!(task = name, %error, "a task has failed and is restarted: please report this bug");
             tokio::time::sleep(RESTART_DELAY).await;
         }
     })
@@ -47,7 +47,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn a_panic_is_not_the_end() {
+    async fn a_task_is_restarted_after_a_panic() {
         let runs = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&runs);
         let task = super::spawn("test", move || {

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn errors_name_the_mistake() {
         for text in [
             "",
             "/",
@@ -125,7 +125,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_is_read_back(bits: u128, prefix in 0u8..=128) {
+        fn a_shown_network_is_read_back(bits: u128, prefix in 0u8..=128) {
             let network = Network(IpNet::new(Ipv6Addr::from_bits(bits).into(), prefix).unwrap().trunc());
             prop_assume!(network.0.addr().to_canonical().is_ipv6());
             prop_assert_eq!(network.to_string().parse::<Network>().unwrap(), network);

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin() {
+    fn malformed_origins_are_refused() {
         for wrong in [
             "chat.example.com",
             "https://",
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asterisk_is_one_label_or_more() {
+    fn an_asterisk_matches_one_label_or_more() {
         let list = origins("https://*.example.com, http://*.dev.test:3000, http://*.localhost");
         for good in [
             "https://a.example.com",

@@ -3,7 +3,7 @@
 use super::tests::{read, wrong};
 
 #[test]
-fn what_a_redis_url_would_lose_is_refused() {
+fn characters_that_a_redis_url_would_lose_are_refused() {
     for url in [
         "redis://:pa#hunter2@cache",
         "redis://user:12#hunter2@cache",
@@ -30,7 +30,7 @@ fn what_a_redis_url_would_lose_is_refused() {
 }
 
 #[test]
-fn a_secret_where_none_belongs_is_not_shown() {
+fn a_misplaced_secret_is_not_shown() {
     for (name, value) in [
         ("REDIS_HOST", "redis://:hunter2@cache:6379"),
         ("REDIS_HOST", "bob:hunter2@cache"),
@@ -46,7 +46,7 @@ fn a_secret_where_none_belongs_is_not_shown() {
 }
 
 #[test]
-fn a_password_in_the_place_of_its_file_is_not_shown() {
+fn a_password_given_instead_of_its_file_is_not_shown() {
     for value in ["hunter2", "hun/ter2hunter2", "/hunter2", "/hunter2/hunter2"] {
         for name in ["REDIS_PASSWORD_FILE", "KAFKA_SASL_PASSWORD_FILE"] {
             for more in [&[][..], &[("REDIS_HOST", "h"), ("REDIS_PASSWORD", "x")]] {
@@ -65,7 +65,7 @@ fn a_password_in_the_place_of_its_file_is_not_shown() {
 }
 
 #[test]
-fn what_follows_a_line_break_is_not_shown() {
+fn text_after_a_line_break_is_not_shown() {
     let (_, message) = wrong(&[("PORT", "8082\nREDIS_PASSWORD=hunter2")]);
     assert!(
         message.contains("PORT=\"8082") && !message.contains("hunter2"),

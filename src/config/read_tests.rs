@@ -36,7 +36,7 @@ pub(super) fn wrong(pairs: &[(&str, &str)]) -> (Vec<String>, String) {
 }
 
 #[test]
-fn nothing_set_is_the_contract() {
+fn defaults_are_those_of_the_contract() {
     let config = read(&[]).unwrap();
     assert_eq!((config.port, config.ws_port), (8082, Some(8081)));
     assert_eq!(config.host.to_string(), "0.0.0.0");
@@ -75,7 +75,7 @@ fn nothing_set_is_the_contract() {
 }
 
 #[test]
-fn every_variable_empty_is_nothing_set_except_the_two_listeners() {
+fn empty_variables_count_as_unset_except_for_the_two_listeners() {
     let all: Vec<(&str, &str)> = VARIABLES.iter().map(|variable| (variable.name, "")).collect();
     let empty = read(&all).unwrap();
     assert_eq!((empty.ws_port, empty.admin_addr), (None, None));
@@ -102,7 +102,7 @@ fn every_default_in_the_table_is_accepted_when_written_out() {
 
 #[test]
 fn every_variable_is_read() {
-    // Nonsense for each: whoever accepts anything else than these few doesn't look.
+    // Nonsense for each variable: only these few may accept it.
     let free_text = ["REDIS_PASSWORD", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"];
     for variable in VARIABLES {
         let (names, message) = wrong(&[(variable.name, "\u{1}?")]);
@@ -118,7 +118,7 @@ fn every_variable_is_read() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_in_the_tables_order() {
+fn all_problems_are_reported_at_once_in_the_tables_order() {
     let (names, message) = wrong(&[
         ("LOG_FORMAT", "xml"),
         ("PORT", "99999"),
@@ -225,7 +225,7 @@ fn a_secret_may_come_from_a_file() {
         password(&[("REDIS_URL", "rediss://cache"), of_file]).unwrap(),
         "pa$ss "
     );
-    // The URL wins over the variable, and a file beside its own password is a contradiction.
+    // The URL overrides the variable, and a file beside its own password is a contradiction.
     assert_eq!(
         password(&[("REDIS_URL", "redis://cache"), ("REDIS_PASSWORD", "x")]),
         None
@@ -240,7 +240,7 @@ fn a_secret_may_come_from_a_file() {
 }
 
 #[test]
-fn a_secret_and_its_file_are_one_too_many() {
+fn a_secret_and_its_file_exclude_each_other() {
     let (dir, path) = file("hunter2");
     let missing = dir.path().join("missing");
     for (name, of_file) in [
@@ -260,7 +260,7 @@ fn a_secret_and_its_file_are_one_too_many() {
 }
 
 #[test]
-fn tls_for_redis_is_taken_or_refused_clearly() {
+fn tls_for_redis_is_accepted_or_clearly_refused() {
     let url = [("REDIS_URL", "rediss://:hunter2@cache")];
     if redis_tls() {
         assert_eq!(

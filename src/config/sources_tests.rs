@@ -27,7 +27,7 @@ fn dotenv(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn flag_over_environment_over_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let file =
         dotenv("PORT=1\nWS_PORT=1\nENVIRONMENT=production # a comment\nLOG_FORMAT='json'\nPRESENCE_TTL=5s\n");
     // Empty: unset, and the file's value is hidden.
@@ -61,7 +61,7 @@ fn both_spellings_of_a_flag() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_without_its_values() {
+fn a_command_line_error_does_not_show_values() {
     for wrong in [
         &["--redis-pasword=hunter2"][..],
         &["--port"],
@@ -114,14 +114,14 @@ fn help_names_every_variable_with_its_default() {
 }
 
 #[test]
-fn a_missing_file_is_no_file_and_an_unreadable_one_is_an_error() {
+fn a_missing_file_is_ignored_and_an_unreadable_one_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     served(load(args(&[]), NO_ENV, Some(&folder.path().join(".env"))));
     assert!(load(args(&[]), NO_ENV, Some(folder.path())).is_err());
 }
 
 #[test]
-fn broken_lines_are_told_by_number_without_their_text() {
+fn broken_lines_are_reported_by_number_without_their_text() {
     let broken = |text: &str| {
         let file = dotenv(text);
         let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
@@ -154,7 +154,7 @@ fn broken_lines_are_told_by_number_without_their_text() {
 }
 
 #[test]
-fn what_another_reader_would_replace_is_warned_of() {
+fn references_to_variables_cause_a_warning() {
     for (line, is_told) in [
         ("REDIS_PASSWORD=hunter$two", true),
         ("REDIS_PASSWORD=hunter${TWO}", true),
@@ -171,7 +171,7 @@ fn what_another_reader_would_replace_is_warned_of() {
 }
 
 #[test]
-fn an_open_quote_shows_nobodys_secret() {
+fn an_unclosed_quote_shows_no_secret() {
     for text in [
         "PORT='8082\nREDIS_HOST=h\nREDIS_PASSWORD=hunter2'\n",
         "LOG_FORMAT=\"json\nREDIS_HOST=h\nREDIS_PASSWORD=hunter2\"\n",
@@ -185,7 +185,7 @@ fn an_open_quote_shows_nobodys_secret() {
 }
 
 #[test]
-fn a_broken_line_of_somebody_elses_variable_is_warned_of() {
+fn a_broken_line_of_another_programs_variable_causes_a_warning() {
     for line in ["BUILD='hunter2", "BUILD='hunter2' x", "BUILD=a\u{7}b"] {
         let file = dotenv(&format!("{line}\nPORT=1\n"));
         let config = served(load(args(&[]), NO_ENV, Some(file.path())));
@@ -250,7 +250,7 @@ fn a_line_break_at_the_end_of_a_secret_is_trimmed() {
 }
 
 #[test]
-fn two_values_of_one_variable_are_one_too_many() {
+fn two_values_of_one_variable_are_refused() {
     let file = dotenv("REDIS_HOST=r\nREDIS_PASSWORD=hunter2\nREDIS_PASSWORD=hunter3\nREDIS_HOST=r\n");
     let error = load(args(&[]), NO_ENV, Some(file.path())).unwrap_err();
     assert_eq!(error.names(), ["REDIS_PASSWORD"]);
@@ -301,7 +301,7 @@ fn a_service_link_counts_as_unset() {
 }
 
 #[test]
-fn what_surprises_is_warned_of() {
+fn surprising_settings_cause_a_warning() {
     let warnings = |env: &[(&str, &str)]| {
         let config = served(load(args(&[]), env.iter().copied(), None));
         config.warnings.join("\n")

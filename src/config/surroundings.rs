@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_like_ours_are_warned_of() {
+    fn misspelt_names_cause_a_warning() {
         for (name, meant) in [
             ("KAFKA_BROKRS", "KAFKA_BROKERS"),
             ("KAFKA_BROKRES", "KAFKA_BROKERS"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn others_names_are_left_alone() {
+    fn names_of_other_programs_are_ignored() {
         for name in [
             "PATH",
             "HOME",

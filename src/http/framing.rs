@@ -52,7 +52,7 @@ impl HeadScanner {
     }
 
     /// Whether a head has begun and is not complete.
-    pub fn is_under_way(&self) -> bool {
+    pub fn is_in_progress(&self) -> bool {
         !self.is_over && (self.has_line || self.has_text)
     }
 
@@ -277,22 +277,22 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_under_way_from_its_first_byte_to_its_last() {
+    fn a_head_is_in_progress_from_its_first_byte_to_its_last() {
         let mut heads = HeadScanner::default();
         for byte in b"\r\n\r\n" {
             heads.scan(&[*byte]);
-            assert!(!heads.is_under_way());
+            assert!(!heads.is_in_progress());
         }
         for byte in b"GET / HTTP/1.1\r\nContent-Length: 2\r\n\r" {
             heads.scan(&[*byte]);
-            assert!(heads.is_under_way());
+            assert!(heads.is_in_progress());
         }
         heads.scan(b"\n");
-        assert!(!heads.is_under_way());
+        assert!(!heads.is_in_progress());
         assert_eq!(heads.count(), 1);
         heads.scan(b"ab");
-        assert!(!heads.is_under_way());
+        assert!(!heads.is_in_progress());
         heads.scan(b"G");
-        assert!(heads.is_under_way());
+        assert!(heads.is_in_progress());
     }
 }

@@ -118,7 +118,7 @@ impl FramingGuard {
         }
         if self.heads.count() > before {
             self.state.pace.answering();
-        } else if self.heads.is_under_way() {
+        } else if self.heads.is_in_progress() {
             self.state.pace.head_begun();
         }
     }
@@ -160,7 +160,7 @@ impl AsyncWrite for FramingGuard {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.has_written && self.state.served.load(Ordering::Relaxed) >= self.heads.count() {
             self.has_written = false;
-            self.state.pace.answered(self.heads.is_under_way());
+            self.state.pace.answered(self.heads.is_in_progress());
         }
         Pin::new(&mut self.socket).poll_flush(cx)
     }

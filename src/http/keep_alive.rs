@@ -17,8 +17,7 @@ use super::places::{Evicted, Kind, Place, Places};
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a response may make no progress: a peer that doesn't read would keep its place for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much longer a connection is kept than its client is told, so that a request sent at the last moment still
-/// arrives.
+/// How much longer a connection is kept than announced, so that a request sent at the last moment still arrives.
 const LATE: Duration = Duration::from_millis(1_500);
 /// Announces how long a connection is kept. The header is old, but clients with connection pools read it.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

@@ -138,7 +138,7 @@ pub async fn serve(listener: Listener, kind: ListenerKind, http: Arc<Http>, stop
             if !evictions.make_room() {
                 http.metrics.accept_errors.inc();
                 if log.allows() {
-                    tracing::warn!(%peer, "no descriptor is left, and no connection can be closed for this one: refused it");
+                    tracing::warn!(%peer, "no descriptor is left, and no other connection can be closed: refused a new one");
                 }
                 continue;
             }
