@@ -1,10 +1,11 @@
-//! The pages people read, against the code: variables, codes, routes, metrics, links, and frames of a running server.
+//! Compares the documentation with the code: variables, codes, routes, metrics, links, and frames of a running server.
 //!
-//! What is compared comes from the library's own tables or from its sources, never from a list kept here.
+//! Expected values come from the library's own tables or its sources, never from a list kept here.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+mod pages;
+
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use livechat_ws::config::{VARIABLES, Variable};
 use livechat_ws::protocol::code::{CloseCode, ErrorCode};
@@ -12,6 +13,7 @@ use livechat_ws::protocol::record::Poison;
 use serde_json::{Value, json};
 
 use crate::support::{Client, Http, Server};
+use pages::{blocks, cells, code_spans, pages, prose, read, root, row};
 
 /// The widest line of prose, in characters.
 const WIDTH: usize = 120;
@@ -26,111 +28,6 @@ const FOLDERS: [&str; 7] = [
     "docs/",
     ".ci/",
 ];
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = root().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn markdown_in(folder: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(root().join(folder)).expect("a folder of pages") {
-        let name = entry
-            .expect("an entry")
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
-        if name.ends_with(".md") {
-            names.push(format!("{folder}{name}"));
-        }
-    }
-    names.sort();
-    assert!(!names.is_empty(), "no pages in {folder:?}");
-    names
-}
-
-/// Every page, by its path.
-fn pages() -> BTreeMap<String, String> {
-    let paths = ["./", "docs/", "docs/decisions/"]
-        .into_iter()
-        .flat_map(markdown_in);
-    let paths = paths.map(|path| path.trim_start_matches("./").to_owned());
-    paths.map(|path| (path.clone(), read(&path))).collect()
-}
-
-/// A page's lines outside of code blocks, with their numbers.
-fn prose(page: &str) -> Vec<(usize, &str)> {
-    let mut in_block = false;
-    let mut lines = Vec::new();
-    for (number, line) in page.lines().enumerate() {
-        if line.starts_with("```") {
-            in_block = !in_block;
-        } else if !in_block {
-            lines.push((number + 1, line));
-        }
-    }
-    assert!(!in_block, "a code block is not closed");
-    lines
-}
-
-/// The texts of a page's code blocks of this language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let mut blocks: Vec<String> = Vec::new();
-    let mut open: Option<bool> = None;
-    for line in page.lines() {
-        match (line.strip_prefix("```"), open) {
-            (Some(_), Some(_)) => open = None,
-            (Some(name), None) => {
-                open = Some(name == language);
-                if name == language {
-                    blocks.push(String::new());
-                }
-            }
-            (None, Some(true)) => {
-                let block = blocks.last_mut().expect("an open block");
-                block.push_str(line);
-                block.push('\n');
-            }
-            (None, _) => {}
-        }
-    }
-    blocks
-}
-
-/// What stands between single backticks, also across a line break.
-fn code_spans(page: &str) -> Vec<String> {
-    let text: Vec<&str> = prose(page).into_iter().map(|(_, line)| line).collect();
-    let text = text.join("\n");
-    // Paragraphs and table rows: a span never goes beyond one.
-    let parts = text.split("\n\n").flat_map(|part| part.split("\n|"));
-    parts
-        .flat_map(|part| part.split('`').skip(1).step_by(2))
-        .map(str::to_owned)
-        .collect()
-}
-
-/// The cells of a table's row.
-fn cells(line: &str) -> Option<Vec<&str>> {
-    let row = line.trim().strip_prefix('|')?.strip_suffix('|')?;
-    Some(row.split('|').map(str::trim).collect())
-}
-
-/// The cells of the row that begins with `first`.
-fn row<'a>(page: &'a str, first: &str) -> Vec<&'a str> {
-    let mut rows = prose(page)
-        .into_iter()
-        .filter_map(|(_, line)| cells(line))
-        .filter(|cells| cells[0] == first);
-    let row = rows
-        .next()
-        .unwrap_or_else(|| panic!("no row begins with {first}"));
-    assert!(rows.next().is_none(), "two rows begin with {first}");
-    row
-}
 
 #[test]
 fn docs_the_readme_names_every_variable_with_its_default() {

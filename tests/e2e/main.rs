@@ -60,6 +60,7 @@ mod kafka_delivery;
 mod kafka_faults;
 mod kafka_health;
 mod kafka_large;
+mod kafka_poison;
 mod kafka_producers;
 mod kafka_records;
 mod kafka_shutdown;

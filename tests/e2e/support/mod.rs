@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod http;
+mod lines;
 pub mod raw;
 pub mod server;
 pub mod wire;

@@ -1,11 +1,10 @@
 //! One server process: started from a clean environment, watched through its log, killed when dropped.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::lines::Lines;
 use super::{Http, PATIENCE, Response};
 
 /// How a server is to be started. By default: embedded, ports drawn by the kernel on 127.0.0.1, no second listener,
@@ -250,14 +250,14 @@ impl Server {
         response.json()["data"].clone()
     }
 
-    /// Nobody reads the server's log any more after the line that `log` makes it write: what comes next fails.
+    /// Closes the pipe of the server's log after the line that `log` causes: further writes fail.
     pub fn close_log(&self, log: impl FnOnce()) {
-        self.stderr.state.lock().unwrap().is_closing = true;
+        self.stderr.close_after_next();
         log();
         self.stderr.wait_end();
     }
 
-    /// From now on the server's log is a pipe that nobody reads, until [`Self::resume_log`].
+    /// Stops reading the pipe of the server's log until [`Self::resume_log`].
     pub fn stall_log(&self) {
         self.stderr.stall(true);
     }
@@ -345,7 +345,7 @@ impl Server {
 
     /// All log lines so far, without colours.
     pub fn log(&self) -> Vec<String> {
-        self.stderr.state.lock().unwrap().lines.clone()
+        self.stderr.all()
     }
 
     /// Waits for a log line that contains `text`, and returns it. Lines already there count.
@@ -406,100 +406,6 @@ pub fn field(line: &str, name: &str) -> Option<String> {
         Some(quoted) => quoted.split('"').next()?.to_owned(),
         None => value.split_whitespace().next()?.to_owned(),
     })
-}
-
-/// Lines of a pipe, drained by a thread so that the child never blocks on writing.
-struct Lines {
-    state: Mutex<State>,
-    more: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    lines: Vec<String>,
-    /// The next line is the last one that is read.
-    is_closing: bool,
-    /// Nothing more is read for now.
-    is_stalled: bool,
-    ended: bool,
-}
-
-impl Lines {
-    fn drain(pipe: impl Read + Send + 'static) -> Arc<Self> {
-        let lines = Arc::new(Self {
-            state: Mutex::default(),
-            more: Condvar::new(),
-        });
-        let shared = Arc::clone(&lines);
-        std::thread::spawn(move || {
-            let mut pipe = BufReader::new(pipe);
-            let mut line = Vec::new();
-            while pipe.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-                let text = plain(String::from_utf8_lossy(&line).trim_end());
-                let mut state = shared.state.lock().unwrap();
-                state.lines.push(text);
-                let is_last = state.is_closing;
-                shared.more.notify_all();
-                drop(shared.more.wait_while(state, |state| state.is_stalled).unwrap());
-                line.clear();
-                if is_last {
-                    break;
-                }
-            }
-            // Before it is said: who waits for the end finds the pipe closed.
-            drop(pipe);
-            shared.state.lock().unwrap().ended = true;
-            shared.more.notify_all();
-        });
-        lines
-    }
-
-    fn wait(&self, matches: &dyn Fn(&str) -> bool) -> Option<String> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut state = self.state.lock().unwrap();
-        let mut seen = 0;
-        loop {
-            if let Some(line) = state.lines[seen..].iter().find(|line| matches(line)) {
-                return Some(line.clone());
-            }
-            seen = state.lines.len();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if state.ended || left.is_zero() {
-                return None;
-            }
-            state = self.more.wait_timeout(state, left).unwrap().0;
-        }
-    }
-
-    fn stall(&self, is_stalled: bool) {
-        self.state.lock().unwrap().is_stalled = is_stalled;
-        self.more.notify_all();
-    }
-
-    /// Waits until the pipe is closed and read to its end (or a grandchild holds it for more than some seconds).
-    fn wait_end(&self) {
-        let state = self.state.lock().unwrap();
-        drop(
-            self.more
-                .wait_timeout_while(state, Duration::from_secs(5), |state| !state.ended)
-                .unwrap(),
-        );
-    }
-
-    fn text(&self) -> String {
-        self.state.lock().unwrap().lines.join("\n")
-    }
-}
-
-/// The line without terminal colours.
-fn plain(line: &str) -> String {
-    let mut text = String::with_capacity(line.len());
-    let mut parts = line.split('\x1b');
-    text.push_str(parts.next().unwrap_or_default());
-    for part in parts {
-        text.push_str(part.split_once('m').map_or("", |(_, rest)| rest));
-    }
-    text
 }
 
 /// Whether a process of that id exists; for tests of guards.
