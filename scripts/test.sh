@@ -52,5 +52,5 @@ run_tests "$@"
 # Delivery once more by the way that FANOUT_IO=auto has not taken, where the kernel has io_uring.
 if [ $# -eq 0 ]; then
     export TEST_FANOUT_IO=send
-    run_tests --test e2e -- joining slow_ chat_ scale_ kafka_delivery kafka_records limits_
+    run_tests --test e2e -- joining slow_ chat_ scale_ kafka_delivery kafka_records kafka_poison limits_
 fi

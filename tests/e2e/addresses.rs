@@ -40,7 +40,7 @@ fn same_client(server: &Server, all: &[Headers<'_>], other: Headers<'_>) {
 }
 
 #[test]
-fn addresses_with_ports_are_clients_of_their_own() {
+fn addresses_may_have_ports() {
     let server = behind_a_proxy();
     let clients: Vec<_> = (1..=8)
         .map(|n| {
@@ -52,7 +52,7 @@ fn addresses_with_ports_are_clients_of_their_own() {
 }
 
 #[test]
-fn addresses_in_x_forwarded_for_are_read_however_they_are_written() {
+fn addresses_in_x_forwarded_for_are_read_in_all_spellings() {
     let server = behind_a_proxy();
     const NAME: &str = "X-Forwarded-For";
     same_client(
@@ -125,7 +125,7 @@ fn addresses_in_forwarded_are_read() {
 
 /// What can't be read counts as the last hop that could be, and is told.
 #[test]
-fn addresses_that_cannot_be_read_are_counted_and_warned_of() {
+fn unreadable_addresses_are_counted_and_logged() {
     let server = behind_a_proxy();
     let unread: [Headers<'_>; 8] = [
         &[("X-Forwarded-For", "unknown")],
@@ -169,7 +169,7 @@ fn addresses_that_cannot_be_read_are_counted_and_warned_of() {
 
 /// Nobody but a trusted proxy is believed, and nothing is said of what others send.
 #[test]
-fn addresses_that_strangers_send_mean_nothing() {
+fn addresses_from_untrusted_peers_are_ignored() {
     let server = Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .env("MAX_CONNECTIONS_PER_IP", 1)

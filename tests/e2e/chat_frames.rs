@@ -62,7 +62,7 @@ async fn chat_join_session_and_ping_are_answered() {
 }
 
 #[tokio::test]
-async fn chat_the_path_says_who_speaks_not_the_body() {
+async fn chat_the_sender_is_taken_from_the_path_not_the_body() {
     let server = Server::start();
     let mut victim = Client::connect(&server, "theirs", "victim", "agent").await;
     let mut other = Client::connect(&server, "s1", "other", "agent").await;
@@ -191,7 +191,7 @@ async fn chat_a_message_has_defaults() {
 }
 
 #[tokio::test]
-async fn chat_messages_keep_their_order_for_everyone() {
+async fn chat_messages_reach_everyone_in_the_same_order() {
     let server = unlimited();
     let mut senders = Vec::new();
     for number in 0..4 {
@@ -251,7 +251,7 @@ async fn chat_a_message_that_makes_too_large_a_record_is_refused() {
 }
 
 #[tokio::test]
-async fn chat_an_error_reaches_nobody_else() {
+async fn chat_an_error_reaches_only_its_sender() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let mut other = Client::connect(&server, "s1", "u2", "agent").await;
@@ -313,7 +313,7 @@ async fn chat_no_token_is_ever_logged() {
 }
 
 #[tokio::test]
-async fn chat_the_old_sentences_are_logged() {
+async fn chat_the_old_servers_log_lines_are_kept() {
     let server = Server::builder().env("LOG_LEVEL", "debug").start();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     server.wait_log("WebSocket client connected: u1 (customer) to session s1");

@@ -27,7 +27,7 @@ async fn chat_an_unknown_type_is_named() {
 }
 
 #[tokio::test]
-async fn chat_what_is_no_json_object_gets_an_error() {
+async fn chat_a_frame_that_is_not_a_json_object_gets_an_error() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let deep_array = "[".repeat(10_000) + &"]".repeat(10_000);
@@ -144,11 +144,12 @@ async fn chat_the_last_of_duplicate_keys_wins() {
 }
 
 #[tokio::test]
-async fn chat_odd_json_is_an_error_or_passes_by_value() {
+async fn chat_unusual_json_is_refused_or_passed_on_by_value() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let mut other = Client::connect(&server, "s1", "u2", "agent").await;
-    // A text, and what it means where it is accepted; None: it is no JSON, or has no value in 64 bits, so it is refused.
+    // A text, and what it means where it is accepted; None: it is no JSON, or has no value in 64 bits, so it is
+    // refused.
     let texts = [
         (r#""a\u0000b""#, Some(json!("a\0b"))),
         (r#""\ud83d\ude00""#, Some(json!("\u{1F600}"))),
@@ -215,7 +216,7 @@ async fn chat_odd_json_is_an_error_or_passes_by_value() {
 }
 
 #[tokio::test]
-async fn chat_request_ids_are_echoed_as_they_are() {
+async fn chat_request_ids_are_echoed_unchanged() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     for id in [

@@ -86,7 +86,7 @@ async fn refused(client: &mut Client, text: &str, code: &str, request_id: Value,
 }
 
 #[tokio::test]
-async fn chat_an_error_says_which_message_it_is_about() {
+async fn chat_an_error_names_the_message_it_refuses() {
     let server = unlimited();
     let mut client = Client::connect(&server, "s1", "u1", "customer").await;
     let deep = "[".repeat(40) + &"]".repeat(40);
@@ -118,8 +118,8 @@ async fn chat_an_error_says_which_message_it_is_about() {
         (format!(r#"{{"type":"dance",{ids}}}}}"#), "unknown_type"),
         (format!(r#"{{"type":7,{ids}}}}}"#), "invalid_frame"),
         (format!(r#"{{{ids}}}}}"#), "invalid_frame"),
-        // It is not JSON by our rules, but what is before the fault can be read, and what is behind a number that is too
-        // large or an array that is too deep.
+        // It is not JSON by our rules, but what is before the fault can be read, and what is behind a number that is
+        // too large or an array that is too deep.
         (
             format!(r#"{{"type":"send_message",{ids},"attachments":[1e999]}}}}"#),
             "invalid_json",

@@ -30,7 +30,7 @@ fn is(user: &str, typing: bool) -> (String, bool) {
 }
 
 #[tokio::test]
-async fn typing_reaches_the_others_and_never_the_typists_own_tabs() {
+async fn typing_reaches_everyone_but_the_users_own_tabs() {
     let server = Server::start();
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;
     let mut tab = Client::connect(&server, "s1", "cust", "customer").await;
@@ -68,7 +68,7 @@ async fn typing_reaches_the_others_and_never_the_typists_own_tabs() {
 }
 
 #[tokio::test]
-async fn typing_has_three_spellings() {
+async fn typing_start_agent_typing_and_typing_stop_are_understood() {
     let server = unlimited();
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     let mut customer = Client::connect(&server, "s1", "cust", "customer").await;
@@ -128,7 +128,7 @@ async fn typing_is_repeated_at_most_once_a_second() {
 }
 
 #[tokio::test]
-async fn typing_that_goes_on_is_repeated_after_a_second() {
+async fn continued_typing_is_repeated_after_a_second() {
     let server = unlimited();
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
@@ -155,7 +155,7 @@ async fn typing_that_goes_on_is_repeated_after_a_second() {
 }
 
 #[tokio::test]
-async fn typing_ends_when_the_typist_leaves() {
+async fn typing_ends_when_the_user_leaves() {
     let server = Server::start();
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     for properly in [true, false] {
@@ -172,7 +172,7 @@ async fn typing_ends_when_the_typist_leaves() {
 }
 
 #[tokio::test]
-async fn typing_of_somebody_who_stopped_does_not_end_twice() {
+async fn typing_that_was_stopped_does_not_end_twice() {
     let server = Server::start();
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
     let mut other = Client::connect(&server, "s1", "other", "agent").await;
@@ -197,7 +197,7 @@ async fn typing_of_somebody_who_stopped_does_not_end_twice() {
 }
 
 #[tokio::test]
-async fn typing_ends_by_itself_after_thirty_seconds() {
+async fn typing_ends_automatically_after_thirty_seconds() {
     // Nobody is pinged, so that a typist who is not read meanwhile is not taken for dead.
     let server = Server::builder().env("PING_INTERVAL", "300s").start();
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;

@@ -130,7 +130,7 @@ fn config_check_accepts_the_defaults_and_exits() {
 }
 
 #[test]
-fn config_check_accepts_what_the_contract_names() {
+fn config_check_accepts_every_documented_variable() {
     for (name, value) in [
         ("REDIS_HOST", "redis.internal"),
         ("REDIS_URL", "redis://:secret@redis.internal:6380/2"),
@@ -249,7 +249,7 @@ fn config_passwords_are_never_printed() {
 }
 
 #[test]
-fn config_a_secret_file_that_is_missing_or_beside_its_variable_exits_64() {
+fn config_a_missing_secret_file_or_one_with_its_variable_set_exits_64() {
     let with_file = || {
         bare()
             .env("REDIS_HOST", "localhost")
@@ -282,7 +282,7 @@ fn config_a_secret_file_that_is_missing_or_beside_its_variable_exits_64() {
 }
 
 #[test]
-fn config_a_flag_wins_over_the_environment_and_that_over_the_file() {
+fn config_flags_override_the_environment_which_overrides_the_file() {
     let node_id = |builder: ServerBuilder| builder.start().health()["node_id"].clone();
     let file = "# the file of a developer\nNODE_ID=from-file\nLOG_LEVEL=debug\n";
     assert_eq!(node_id(Server::builder().file(".env", file)), "from-file");
@@ -333,7 +333,7 @@ fn config_a_busy_port_is_fatal_and_named() {
 }
 
 #[test]
-fn config_what_is_fatal_is_told_at_any_log_level() {
+fn config_fatal_errors_are_logged_at_any_log_level() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = taken.local_addr().expect("its address").port().to_string();
     for level in ["off", "livechat_ws=off", "hyper=info"] {
@@ -382,7 +382,7 @@ fn config_a_port_is_free_again_after_a_stop() {
 }
 
 #[test]
-fn config_says_at_start_that_it_is_embedded() {
+fn config_the_embedded_mode_is_logged_at_the_start() {
     let server = Server::start();
     server.wait_log_where("which mode it is in", |line| {
         let line = line.to_ascii_lowercase();
@@ -400,7 +400,7 @@ fn config_json_logs_are_json() {
 }
 
 #[test]
-fn config_healthcheck_asks_the_server_of_the_same_configuration() {
+fn config_healthcheck_queries_the_server_with_the_same_configuration() {
     let port = free_port();
     let check = || Server::builder().env("PORT", port).arg("--healthcheck").run();
     assert_eq!(check().code, Some(1), "nobody is there");

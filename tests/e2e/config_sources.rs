@@ -1,4 +1,5 @@
-//! Where values come from, as an operator meets it: `.env` files, secrets, Kubernetes' variables, and what is warned of.
+//! Where values come from, as an operator meets it: `.env` files, secrets, Kubernetes' variables, and what is warned
+//! of.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -35,7 +36,7 @@ fn password_sent(configured: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Str
 }
 
 #[test]
-fn config_a_password_in_the_file_is_taken_whole() {
+fn config_a_password_in_the_file_is_taken_literally() {
     for (line, password) in [
         ("REDIS_PASSWORD=pa$ss", "pa$ss"),
         ("REDIS_PASSWORD=pa${PATH}ss\\n", "pa${PATH}ss\\n"),
@@ -49,7 +50,7 @@ fn config_a_password_in_the_file_is_taken_whole() {
 }
 
 #[test]
-fn config_a_password_in_the_environment_is_taken_whole_but_for_a_line_break() {
+fn config_a_password_in_the_environment_is_taken_literally_without_its_line_break() {
     for (given, password) in [
         ("pa$ss\n", "pa$ss"),
         (" p#a ss ", " p#a ss "),
@@ -61,7 +62,7 @@ fn config_a_password_in_the_environment_is_taken_whole_but_for_a_line_break() {
 }
 
 #[test]
-fn config_what_would_be_cut_in_the_file_is_refused_by_name() {
+fn config_ambiguous_values_in_the_file_are_refused_by_name() {
     for line in [
         "REDIS_PASSWORD=hunter2 #ss",
         "REDIS_PASSWORD='hunter2",
@@ -106,7 +107,7 @@ fn config_kubernetes_service_links_count_as_unset() {
 }
 
 #[test]
-fn config_warns_of_what_it_accepts_and_is_odd() {
+fn config_questionable_values_cause_warnings() {
     let server = Server::builder()
         .env("KAFKA_BROKRS", "kafka:9092")
         .env("KAFKA_HEAP_OPTS", "-Xmx1g")
@@ -119,7 +120,7 @@ fn config_warns_of_what_it_accepts_and_is_odd() {
 }
 
 #[test]
-fn config_says_at_start_what_it_is_and_what_it_allows() {
+fn config_the_version_and_the_limits_are_logged_at_the_start() {
     let server = Server::builder().env("MAX_CONNECTIONS", 77).start();
     let line = server.wait_log("livechat-ws starts");
     assert!(line.contains(env!("CARGO_PKG_VERSION")), "{line}");

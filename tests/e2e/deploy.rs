@@ -234,7 +234,7 @@ fn named_volumes_are_declared_and_used() {
 }
 
 #[test]
-fn kafkas_listeners_agree_with_who_uses_them() {
+fn kafkas_listeners_match_their_clients() {
     let compose = compose();
     let service = &compose["services"]["kafka"];
     let kafka = environment(service);
@@ -272,7 +272,7 @@ fn kafkas_listeners_agree_with_who_uses_them() {
 }
 
 #[test]
-fn docker_gives_a_drain_its_time_and_connections_their_descriptors() {
+fn compose_allows_time_for_draining_and_enough_descriptors() {
     let compose = compose();
     let config = server_config(&compose);
     let server = &compose["services"]["server"];
@@ -289,7 +289,7 @@ fn docker_gives_a_drain_its_time_and_connections_their_descriptors() {
 }
 
 #[test]
-fn the_image_exposes_the_default_ports_and_runs_as_nobody_special() {
+fn the_image_exposes_the_default_ports_and_runs_unprivileged() {
     let config = Config::from_lookup(&|_| None).unwrap();
     assert_eq!(
         last("EXPOSE"),

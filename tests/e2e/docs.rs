@@ -144,7 +144,7 @@ fn docs_every_error_code_is_documented() {
 }
 
 #[test]
-fn docs_every_reason_for_poison_is_documented() {
+fn docs_every_poison_reason_is_documented() {
     let page = read("docs/PROTOCOL.md");
     for poison in Poison::ALL {
         assert!(!row(&page, &format!("`{}`", poison.name()))[1].is_empty());

@@ -17,7 +17,7 @@ fn fanout_io_is_shown_in_health() {
 }
 
 #[test]
-fn fanout_io_uring_is_used_or_refused_at_start() {
+fn fanout_io_uring_is_used_or_the_start_fails() {
     let exit = Server::builder()
         .env("FANOUT_IO", "uring")
         .env("DRAIN_TIMEOUT", "0s")
@@ -108,7 +108,7 @@ async fn fanout_io_send_reaches_all_once_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fanout_io_uring_reaches_all_once_in_order() {
     let auto = Server::builder().env("FANOUT_IO", "auto").start();
-    // Where the kernel forbids it, `fanout_io_uring_is_used_or_refused_at_start` says that this is said.
+    // Where the kernel forbids it, `fanout_io_uring_is_used_or_the_start_fails` says that this is said.
     if auto.health()["fanout_io"] == "io_uring" {
         many_get_everything_once_in_order("uring").await;
     }
@@ -172,12 +172,12 @@ fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
 }
 
 #[test]
-fn fanout_io_send_to_full_sockets() {
+fn fanout_io_send_queues_for_full_sockets() {
     full_sockets_get_everything_once_in_order("send");
 }
 
 /// `auto`: where the kernel forbids io_uring it is the test above once more.
 #[test]
-fn fanout_io_auto_to_full_sockets() {
+fn fanout_io_auto_queues_for_full_sockets() {
     full_sockets_get_everything_once_in_order("auto");
 }

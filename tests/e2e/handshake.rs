@@ -49,7 +49,7 @@ fn handshake_answers_with_the_right_key() {
 }
 
 #[test]
-fn handshake_reads_headers_as_browsers_and_proxies_write_them() {
+fn handshake_accepts_the_headers_of_browsers_and_proxies() {
     let server = Server::start();
     for (name, value) in [
         ("Connection", "keep-alive, Upgrade"),
@@ -89,7 +89,7 @@ fn handshake_negotiates_no_extension_and_no_protocol() {
 }
 
 #[test]
-fn handshake_greets_first() {
+fn handshake_is_followed_by_the_greeting_first() {
     let server = Server::start();
     for (id, meaning) in GOOD_IDS {
         for user_type in ["customer", "agent", "admin"] {
@@ -118,7 +118,7 @@ fn handshake_greets_first() {
 
 /// One write of the server's is one read here: a storm costs half of the packets.
 #[test]
-fn handshake_and_greeting_come_together() {
+fn handshake_and_greeting_are_sent_in_one_write() {
     let server = Server::start();
     let mut socket = TcpStream::connect(server.http_addr()).expect("a connection");
     socket
@@ -168,7 +168,7 @@ fn handshake_refuses_bad_ids_and_types_with_400() {
 }
 
 #[test]
-fn handshake_narrows_sessions_to_uuids_but_not_users() {
+fn handshake_can_restrict_session_ids_to_uuids() {
     let server = Server::builder().env("SESSION_ID_FORMAT", "uuid").start();
     open(&server, "/ws/s1/u1/customer", &HANDSHAKE).assert_error(400);
     let path = "/ws/018f4e3a-7c1e-7000-8000-000000000000/u1/customer";
@@ -176,7 +176,7 @@ fn handshake_narrows_sessions_to_uuids_but_not_users() {
 }
 
 #[test]
-fn handshake_refuses_what_is_no_upgrade_with_426() {
+fn handshake_refuses_requests_without_an_upgrade_with_426() {
     let server = Server::start();
     let plain = open(&server, PATH, &[]);
     plain.assert_error(426);
@@ -294,7 +294,7 @@ fn handshake_checks_the_origin_in_production() {
 }
 
 #[test]
-fn handshake_checks_no_origin_in_development_or_with_a_star() {
+fn handshake_accepts_any_origin_in_development_or_with_a_star() {
     let origin = [&HANDSHAKE[..], &[("Origin", "https://anything.example")]].concat();
     let development = Server::builder()
         .env("ALLOWED_ORIGINS", "https://a.example")
@@ -342,7 +342,7 @@ fn handshake_frames_in_the_same_segment_are_processed_in_order() {
 }
 
 #[test]
-fn handshake_cut_anywhere_is_the_same() {
+fn handshake_may_be_split_anywhere() {
     let server = Server::start();
     let mut bytes = handshake(PATH, &[]).into_bytes();
     let head = bytes.len();
@@ -402,7 +402,7 @@ fn handshake_works_on_the_second_listener_too() {
 /// A request before the handshake makes the server read in larger portions: what is behind the handshake is then more
 /// than the WebSocket's reader takes at once.
 #[test]
-fn handshake_with_many_frames_behind_it_on_a_kept_connection() {
+fn handshake_followed_by_many_frames_on_a_kept_connection() {
     const FRAMES: usize = 400;
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
     let mut http = Http::connect(server.http_addr());

@@ -10,7 +10,7 @@ use crate::support::{Frame, Http, Opcode, RawWs, Server};
 /// Frames that come in one piece with the end of a handshake: whichever of them straddles the end of a buffer, none
 /// overtakes another.
 #[test]
-fn handshake_frames_in_one_piece_with_it_keep_their_order() {
+fn frames_sent_with_the_handshake_keep_their_order() {
     const FRAMES: usize = 400;
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
     for size in (56..=72).chain([125, 131, 200, 1_000]) {

@@ -69,7 +69,7 @@ fn handshake_with_a_body_is_refused_and_counted() {
 }
 
 #[test]
-fn handshake_answers_livechat_v1_where_it_is_offered() {
+fn handshake_accepts_the_subprotocol_livechat_v1_if_offered() {
     let server = Server::start();
     let name = "Sec-WebSocket-Protocol";
     for offers in [
@@ -147,7 +147,7 @@ fn handshake_never_shows_or_logs_a_token_or_a_query() {
 
 /// RFC 9110, sections 7.6.1 and 7.8: lists of tokens, in any case, over several headers.
 #[test]
-fn handshake_reads_lists_of_tokens() {
+fn handshake_accepts_lists_of_tokens() {
     let server = Server::start();
     let good: [&[(&str, &str)]; 9] = [
         &[("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")],
@@ -190,7 +190,7 @@ fn handshake_reads_lists_of_tokens() {
 }
 
 #[test]
-fn handshake_has_one_version() {
+fn handshake_accepts_only_version_13() {
     let server = Server::start();
     let version = "Sec-WebSocket-Version";
     for versions in [

@@ -14,7 +14,7 @@ const EVIL: (&str, &str) = ("Origin", "https://evil.example");
 /// A browser can't see why a handshake failed: it asks the same path by a plain GET, and 426 says that nothing else
 /// was wrong.
 #[test]
-fn handshake_faults_are_found_in_the_contracts_order() {
+fn handshake_checks_are_made_in_the_documented_order() {
     let server = Server::builder()
         .envs([
             ("ADMIN_ADDR", "127.0.0.1:0"),
@@ -72,7 +72,7 @@ fn handshake_faults_are_found_in_the_contracts_order() {
 }
 
 #[test]
-fn handshake_limits_come_before_the_upgrades_headers() {
+fn handshake_limits_are_checked_before_the_upgrade_headers() {
     let server = Server::builder()
         .envs([("ADMIN_ADDR", "127.0.0.1:0"), ("MAX_CONNECTIONS_PER_IP", "1")])
         .start();

@@ -256,7 +256,7 @@ fn cors_production_allows_the_headers_that_are_configured() {
 
 /// For REST and for WebSockets alike.
 #[test]
-fn cors_production_knows_null_any_scheme_and_subdomains() {
+fn cors_production_accepts_null_any_scheme_and_subdomains() {
     let origins = "null, capacitor://localhost, file://, chrome-extension://abcdefghijklmnop, \
         https://*.example.com, http://*.dev.test:3000";
     let server = production(origins, "false");
@@ -296,7 +296,7 @@ fn cors_production_knows_null_any_scheme_and_subdomains() {
 }
 
 #[test]
-fn cors_production_refuses_patterns_that_mean_nothing() {
+fn cors_production_refuses_invalid_patterns() {
     let refused = |origins: &str, credentials: &str| {
         let server = Server::builder()
             .env("ENVIRONMENT", "production")

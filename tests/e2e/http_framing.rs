@@ -219,7 +219,7 @@ fn expect_refusal(http: &mut Http, after: &str) {
 }
 
 #[test]
-fn framing_is_watched_after_every_kind_of_answer() {
+fn framing_is_enforced_after_every_kind_of_answer() {
     let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
     for address in [server.http_addr(), server.admin_addr()] {
         for first in firsts() {
@@ -245,7 +245,7 @@ fn framing_is_watched_after_every_kind_of_answer() {
 
 /// A body of a known length ends where it says: the connection is kept, and what follows is watched.
 #[test]
-fn framing_of_known_bodies_keeps_the_connection() {
+fn bodies_of_known_length_keep_the_connection_open() {
     let server = Server::start();
     let mut http = Http::connect(server.http_addr());
     for length in [0, 1, 5, 200] {

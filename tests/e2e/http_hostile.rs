@@ -149,7 +149,7 @@ fn http_an_upgrade_with_a_body_is_400_or_closed() {
 }
 
 #[test]
-fn http_one_host_is_asked_for_and_two_are_400() {
+fn http_a_missing_host_or_two_hosts_are_400() {
     let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -204,7 +204,7 @@ fn http_garbage_is_400_or_closed() {
 }
 
 #[test]
-fn http_old_and_odd_request_lines_do_no_harm() {
+fn http_unusual_request_lines_do_no_harm() {
     let server = Server::start();
     // HTTP/1.0 is served, and closed afterwards.
     let mut http = Http::connect(server.http_addr());
@@ -242,7 +242,7 @@ fn http_old_and_odd_request_lines_do_no_harm() {
 }
 
 #[test]
-fn http_a_body_that_nobody_reads_does_no_harm() {
+fn http_an_unread_body_does_no_harm() {
     let server = Server::start();
     let mut http = Http::connect(server.http_addr());
     http.write(head("POST", "/health", &[("Content-Length", "11")]).as_bytes());
@@ -317,7 +317,7 @@ fn http_a_slow_head_is_closed() {
 }
 
 #[test]
-fn http_descriptors_of_refused_clients_are_given_back() {
+fn http_descriptors_of_refused_clients_are_freed() {
     let server = Server::start();
     server.get("/health");
     let before = server.fd_count();

@@ -119,7 +119,7 @@ fn keep_alive_ends_with_an_answer_while_draining() {
 
 /// The longest idle connection goes first when descriptors run out, so that health answers whoever comes.
 #[test]
-fn keep_alive_gives_way_when_descriptors_run_out() {
+fn idle_connections_are_closed_when_descriptors_run_out() {
     let server = Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .descriptors(128)

@@ -96,7 +96,7 @@ fn http_unknown_paths_are_404_for_every_method() {
 }
 
 #[test]
-fn http_wrong_methods_are_405_and_say_what_is_allowed() {
+fn http_wrong_methods_are_405_with_allow() {
     let server = Server::start();
     // The bad ids and types show that the method is checked before them.
     let paths = [
@@ -123,7 +123,7 @@ fn http_wrong_methods_are_405_and_say_what_is_allowed() {
 }
 
 #[test]
-fn http_head_answers_as_get_without_a_body() {
+fn http_head_is_answered_like_get_without_a_body() {
     let server = Server::start();
     for path in [
         "/health",
@@ -208,7 +208,7 @@ async fn http_encoded_and_plain_ids_are_the_same_session() {
 }
 
 #[test]
-fn http_session_ids_may_be_narrowed_to_uuids() {
+fn http_session_ids_can_be_restricted_to_uuids() {
     let server = Server::builder().env("SESSION_ID_FORMAT", "uuid").start();
     for id in [
         "session_123",
@@ -227,7 +227,7 @@ fn http_session_ids_may_be_narrowed_to_uuids() {
 }
 
 #[test]
-fn http_health_is_as_the_old_server_wrote_it_and_more() {
+fn http_health_contains_the_old_servers_fields() {
     let server = Server::builder().env("NODE_ID", "node-a").start();
     let health = server.health();
     assert_eq!(health["status"], "ok", "{health}");
@@ -372,7 +372,7 @@ async fn http_a_live_session_lists_its_users() {
 }
 
 #[test]
-fn http_a_connection_serves_many_requests_also_pipelined() {
+fn http_a_connection_serves_many_requests_even_pipelined() {
     let server = Server::start();
     let mut http = Http::connect(server.http_addr());
     for _ in 0..20 {
@@ -398,7 +398,7 @@ fn http_requests_are_logged_at_debug_level() {
 
 /// The old server's `/health` had the variable's value, not a list made of it.
 #[test]
-fn http_health_shows_origins_as_they_are_configured() {
+fn http_health_shows_the_configured_origins() {
     for origins in [
         "https://a.example.com,https://b.example.com:8443",
         "https://a.example.com , https://b.example.com",

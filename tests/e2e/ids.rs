@@ -120,7 +120,7 @@ async fn ids_of_users_are_compared_byte_for_byte() {
 }
 
 #[test]
-fn ids_of_users_that_are_refused() {
+fn ids_of_users_that_are_invalid_are_refused() {
     let server = Server::start();
     let long = "é".repeat(64);
     let path = |id: &str| format!("/ws/s1/{}/customer", encoded(id));
@@ -139,7 +139,7 @@ fn ids_of_users_that_are_refused() {
 
 /// As browsers send them: they encode neither `|` nor `:`; some clients encode nothing at all.
 #[test]
-fn ids_of_users_may_stand_in_a_path_as_they_are() {
+fn ids_of_users_may_be_unencoded_in_a_path() {
     let server = Server::start();
     for id in [
         "auth0|1",
@@ -195,7 +195,7 @@ async fn ids_of_sessions_that_are_uuids_are_the_same_in_any_case() {
 
 /// One line each, in which nobody can pretend to be somebody else.
 #[tokio::test]
-async fn ids_in_the_log_are_quoted_where_they_could_mislead() {
+async fn ids_in_the_log_are_quoted_if_ambiguous() {
     let server = Server::builder().env("LOG_LEVEL", "debug").start();
     for (id, shown) in [
         ("auth0|1", "auth0|1"),

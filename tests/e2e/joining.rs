@@ -105,7 +105,7 @@ async fn joining_an_empty_session_again_and_again_always_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn joining_from_many_sides_at_once_always_works() {
+async fn joining_concurrently_always_works() {
     let server = Arc::new(Server::builder().env("RATE_LIMIT_MESSAGES", 0).start());
     let mut tasks = JoinSet::new();
     for task in 0..8u64 {
@@ -137,7 +137,7 @@ async fn joining_from_many_sides_at_once_always_works() {
 }
 
 #[test]
-fn joining_and_speaking_in_one_segment_hears_itself() {
+fn a_message_sent_with_the_handshake_reaches_its_sender() {
     let server = Server::start();
     for number in 0..50 {
         let mut http = crate::support::Http::connect(server.http_addr());

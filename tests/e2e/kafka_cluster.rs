@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::services::{Heard, Kafka, Tap, Topics, TwoBrokers, at_last, unique};
 
-/// A new topic's leader epochs begin at 0, which is older than what the producer knows of the old topic (librdkafka issue
-/// 4898): it would send to the old leader for ever.
+/// A new topic's leader epochs begin at 0, which is older than what the producer knows of the old topic (librdkafka
+/// issue 4898): it would send to the old leader for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_again_after_its_leaders_had_moved_is_written_to() {
+async fn a_topic_recreated_after_its_leaders_moved_is_written_to() {
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
@@ -66,7 +66,7 @@ async fn a_topic_made_again_after_its_leaders_had_moved_is_written_to() {
 
 /// A broker that dies, with the leaders of half of the partitions: another takes them over, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_that_are_lost_and_move_back_cost_nothing_that_was_acknowledged() {
+async fn leader_changes_lose_no_acknowledged_message() {
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
@@ -144,7 +144,7 @@ async fn partitions_without_a_leader_are_named_and_the_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_few_replicas_in_sync_are_told() {
+async fn too_few_in_sync_replicas_are_reported() {
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);

@@ -9,7 +9,7 @@ use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, unique};
 use crate::support::{Client, eventually_async};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_nodes_show_everyone_every_message_once_and_in_one_order() {
+async fn two_nodes_deliver_every_message_once_and_in_the_same_order() {
     const EACH: usize = 2_500;
     let topics = Topics::new();
     let (a, b) = topics.two_nodes();
@@ -65,7 +65,8 @@ async fn two_nodes_show_everyone_every_message_once_and_in_one_order() {
         });
     }
 
-    // The log agrees, in the words of a client that is not ours: native records, one partition, the bytes of the sockets.
+    // The log agrees, in the words of a client that is not ours: native records, one partition, the bytes of the
+    // sockets.
     let stored = topics.kafka.consume(&topics.messages);
     let values: Vec<_> = stored.iter().map(|record| record.text().to_owned()).collect();
     let payloads: Vec<_> = taps[3].1.look(|heard| {
@@ -268,9 +269,10 @@ fn native(session: &str, text: &str) -> String {
     json!({"type": "new_message", "success": true, "data": data}).to_string()
 }
 
-/// Across two nodes everyone but the typist sees the typing, once; none of the typist's connections does, wherever it is.
+/// Across two nodes everyone but the typist sees the typing, once; none of the typist's connections does, wherever it
+/// is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn typing_reaches_others_on_all_nodes_once_and_never_the_typist() {
+async fn typing_reaches_others_on_all_nodes_once_but_not_its_user() {
     let topics = Topics::new();
     let (a, b) = topics.two_nodes();
     let session = unique("session");

@@ -1,4 +1,5 @@
-//! The broker dies, hangs, or is not there yet: sockets stay, and what was acknowledged is delivered once, in one order.
+//! The broker dies, hangs, or is not there yet: sockets stay, and what was acknowledged is delivered once, in one
+//! order.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::support::{Client, Frame, RawWs, Server, eventually, eventually_async}
 const GAPS: &str = "livechat_kafka_gaps_total";
 const RESTARTS: &str = "livechat_kafka_consumer_restarts_total";
 
-/// When a sender must have been told that a broker doesn't answer. The contract says 5 s, and the record itself is given
-/// up after 30 s: what lies between is for a busy machine.
+/// When a sender must have been told that a broker doesn't answer. The contract says 5 s, and the record itself is
+/// given up after 30 s: what lies between is for a busy machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(28);
 
 /// FAULT_ROUNDS: how often the broker is killed; 3 by default, 50 for the promise of the documentation.
@@ -23,7 +24,7 @@ fn rounds() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_broker_costs_no_socket_and_no_acknowledged_message() {
+async fn a_killed_broker_loses_no_connection_and_no_acknowledged_message() {
     let broker = PrivateBroker::started();
     let topics = Topics::on(&broker.kafka());
     let (a, b) = topics.two_nodes();
@@ -127,7 +128,7 @@ async fn a_killed_broker_costs_no_socket_and_no_acknowledged_message() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_paused_broker_is_told_within_seconds_and_forgiven() {
+async fn a_paused_broker_is_reported_within_seconds_and_recovers() {
     let broker = PrivateBroker::started();
     let topics = Topics::on(&broker.kafka());
     let (a, b) = topics.two_nodes();
@@ -192,7 +193,7 @@ async fn a_paused_broker_is_told_within_seconds_and_forgiven() {
 
 /// The log owes an answer for up to half a minute; the connection that asked is not kept open for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_paused_broker_keeps_no_descriptors_of_those_who_left() {
+async fn descriptors_are_freed_while_the_broker_is_paused() {
     const CLIENTS: usize = 400;
     let broker = PrivateBroker::started();
     let topics = Topics::on(&broker.kafka());
@@ -274,8 +275,8 @@ async fn a_recreated_topic_is_read_again() {
     ann.look(|heard| assert_eq!(heard.ended, None, "closed"));
 }
 
-/// As above, but the new topic has more records than the old one by the time the node looks again: its numbers alone do not say
-/// that it is another.
+/// As above, but the new topic has more records than the old one by the time the node looks again: its numbers alone do
+/// not say that it is another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning() {
     const RECORDS: usize = 200;

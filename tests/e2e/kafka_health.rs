@@ -1,4 +1,5 @@
-//! What is wrong with Kafka is said in plain words: in health without addresses, in the log with them, once in each outage.
+//! What is wrong with Kafka is said in plain words: in health without addresses, in the log with them, once in each
+//! outage.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -57,7 +58,7 @@ fn impostor(answer: &'static [u8]) -> Kafka {
 
 /// None of these needs a broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_that_cannot_be_reached_is_told_with_its_cause() {
+async fn an_unreachable_kafka_is_reported_with_its_cause() {
     let closed = "127.0.0.1:1".to_owned();
     let http = impostor(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
     let redis = impostor(b"-ERR unknown command\r\n");
@@ -106,7 +107,7 @@ async fn kafka_outages_are_logged_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_permissions_that_are_missing_are_named_until_they_are_given() {
+async fn missing_kafka_permissions_are_named_until_granted() {
     let broker = PrivateBroker::with_acls();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
@@ -149,7 +150,7 @@ async fn kafka_permissions_that_are_missing_are_named_until_they_are_given() {
 
 /// Without any WRITE there is no id for an idempotent producer either: it fails for good at its start, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_permissions_for_no_topic_at_all_make_no_noise() {
+async fn missing_permissions_for_all_topics_do_not_flood_the_log() {
     let broker = PrivateBroker::with_acls();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
@@ -181,7 +182,7 @@ async fn kafka_permissions_for_no_topic_at_all_make_no_noise() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_topics_that_may_not_be_created_are_told_once() {
+async fn topics_that_may_not_be_created_are_logged_once() {
     let broker = PrivateBroker::with_acls();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
@@ -202,7 +203,7 @@ async fn kafka_topics_that_may_not_be_created_are_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_topics_that_are_too_narrow_are_named() {
+async fn topics_with_too_small_a_batch_limit_are_named() {
     let broker = PrivateBroker::started();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
@@ -235,7 +236,7 @@ async fn kafka_topics_that_are_too_narrow_are_named() {
 
 /// Consumers are given nothing that comes after the beginning of an open transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_transactions_that_are_left_open_are_told() {
+async fn open_transactions_are_reported() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 4);
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");

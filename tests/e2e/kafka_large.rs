@@ -39,7 +39,7 @@ async fn next_text(client: &mut Client) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_agent_pastes_arrives_whole() {
+async fn a_large_message_arrives_whole() {
     let topics = Topics::new();
     let (a, b) = topics.two_nodes();
     let session = unique("session");
@@ -47,7 +47,8 @@ async fn what_an_agent_pastes_arrives_whole() {
         Client::connect(&a, &session, "ann", "customer").await,
         Client::connect(&b, &session, "ben", "agent").await,
     ];
-    // 131,500 characters, some of them of more bytes, some that grow when they are escaped, and half an emoji at the end.
+    // 131,500 characters, some of them of more bytes, some that grow when they are escaped, and half an emoji at the
+    // end.
     let mut text: String = "Order 17: \"Käse\"\n漢字\t\u{1}"
         .chars()
         .cycle()
@@ -63,7 +64,7 @@ async fn what_an_agent_pastes_arrives_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_largest_record_is_delivered_and_a_larger_one_counted() {
+async fn the_largest_record_is_delivered_and_a_larger_one_is_skipped() {
     let topics = Topics::new();
     // It creates the topic, so that this takes what it delivers, uncompressed.
     let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
@@ -86,10 +87,10 @@ async fn the_largest_record_is_delivered_and_a_larger_one_counted() {
     assert_eq!(server.metric("livechat_poison_records_total"), 2.0);
 }
 
-/// A topic that the backend made takes batches of 1,048,588 bytes, which is Kafka's default: all that fits is delivered, and
-/// what nodes write fits in it, too, however much they write at once.
+/// A topic that the backend made takes batches of 1,048,588 bytes, which is Kafka's default: all that fits is
+/// delivered, and what nodes write fits in it, too, however much they write at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_with_kafkas_defaults_is_enough() {
+async fn a_topic_with_kafkas_defaults_is_sufficient() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 2);
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
@@ -124,7 +125,7 @@ async fn a_topic_with_kafkas_defaults_is_enough() {
 
 /// A queue holds one of them, and a reader that drains may have more waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_records_do_not_cut_who_reads_slowly() {
+async fn large_records_do_not_close_slow_readers() {
     const RECORDS: usize = 6;
     let topics = Topics::new();
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");

@@ -125,7 +125,7 @@ async fn poison_is_counted_and_skipped_and_the_next_record_delivered() {
 
 /// A record for a session nobody is connected to is no poison, and not in the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_of_unknown_sessions_are_passed_over() {
+async fn records_of_unknown_sessions_are_not_poison() {
     let topics = Topics::new();
     let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
     let session = unique("session");

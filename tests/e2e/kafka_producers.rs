@@ -33,7 +33,7 @@ async fn compressed_batches_are_read() {
 
 /// A transaction ends with a marker that has an offset and is never delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn transactions_are_read_when_they_are_committed_and_leave_the_consumer_alone() {
+async fn committed_transactions_are_delivered_without_restarting_the_consumer() {
     let topics = Topics::new();
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
     // Nobody answers pings while the test waits.
@@ -67,7 +67,7 @@ async fn transactions_are_read_when_they_are_committed_and_leave_the_consumer_al
 
 /// What librdkafka can't decode it asks for again, for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_cannot_be_read_is_passed_and_counted() {
+async fn an_unreadable_batch_is_skipped_and_counted() {
     const GAPS: &str = "livechat_kafka_gaps_total";
     let broker = PrivateBroker::started();
     let kafka = broker.kafka();

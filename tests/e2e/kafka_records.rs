@@ -1,4 +1,5 @@
-//! Records of all kinds, written by Kafka's own client: old ones are mapped, native ones are left alone, poison is skipped.
+//! Records of all kinds, written by Kafka's own client: old ones are mapped, native ones are left alone, poison is
+//! skipped.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -98,7 +99,7 @@ async fn a_thousand_old_records_reach_their_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mapped_names_win_over_unknown_ones() {
+async fn mapped_fields_win_over_unknown_ones() {
     let topics = Topics::new();
     let server = topics.node("node-a").start();
     let session = unique("session");
@@ -215,7 +216,7 @@ fn odd_texts() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_texts_of_clients_survive() {
+async fn unusual_texts_of_clients_are_delivered_unchanged() {
     let topics = Topics::new();
     let (a, b) = topics.two_nodes();
     let session = unique("session");
@@ -257,7 +258,7 @@ async fn odd_texts_of_clients_survive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_texts_of_records_survive() {
+async fn unusual_texts_of_records_are_delivered_unchanged() {
     let topics = Topics::new();
     let server = topics.node("node-a").start();
     let session = unique("session");
@@ -301,7 +302,7 @@ fn ascii(json: &str) -> String {
 
 /// A header's name is any bytes to librdkafka, though text to Java's client and to the Rust binding.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_header_whose_name_is_not_utf8_is_nothing_to_us() {
+async fn a_header_whose_name_is_not_utf8_is_ignored() {
     let topics = Topics::new();
     let server = topics.node("node-a").start();
     let session = unique("session");

@@ -78,7 +78,8 @@ fn message_id(record: &crate::services::Stored) -> String {
         .to_owned()
 }
 
-/// Without traffic there is nothing to wait for but the clients: well before the end of DRAIN_TIMEOUT when there are none.
+/// Without traffic there is nothing to wait for but the clients: well before the end of DRAIN_TIMEOUT when there are
+/// none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_node_stops_at_once() {
     let topics = Topics::new();
@@ -92,7 +93,7 @@ async fn an_idle_node_stops_at_once() {
 
 /// A broker that does not answer must not keep the process from ending.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_ends_a_node_whose_broker_is_gone() {
+async fn sigterm_ends_a_node_whose_broker_is_down() {
     let broker = crate::services::PrivateBroker::started();
     let topics = Topics::on(&broker.kafka());
     let server = topics.node("node-a").env("DRAIN_TIMEOUT", "2s").start();

@@ -84,7 +84,7 @@ fn limits_a_rate_under_the_limit_is_never_refused() {
 }
 
 #[test]
-fn limits_a_refused_client_may_go_on_when_it_has_slowed_down() {
+fn limits_a_refused_client_may_continue_once_it_slows_down() {
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 5)
         .env("RATE_LIMIT_BURST", 5)
@@ -159,7 +159,7 @@ fn limits_connections_of_the_process_are_503() {
 }
 
 #[test]
-fn limits_refused_and_broken_handshakes_take_no_place() {
+fn limits_refused_and_broken_handshakes_do_not_count_as_connections() {
     let server = Server::builder().env("MAX_CONNECTIONS", 2).start();
     for _ in 0..20 {
         Http::request(server.http_addr(), "GET", "/ws/s1/u1/nobody", &HANDSHAKE).assert_error(400);
@@ -220,7 +220,7 @@ fn limits_an_address_behind_a_trusted_proxy_is_the_clients() {
 }
 
 #[test]
-fn limits_many_at_once_are_never_more_than_allowed() {
+fn limits_hold_for_concurrent_connects() {
     let server = Server::builder().env("MAX_CONNECTIONS", 10).start();
     let addr = server.http_addr();
     let threads: Vec<_> = (0..60)
@@ -286,7 +286,7 @@ fn limits_a_client_that_answers_pings_stays() {
 }
 
 #[test]
-fn limits_a_half_open_client_is_gone_without_a_word() {
+fn limits_a_half_open_connection_is_dropped() {
     let server = Server::builder()
         .env("PING_INTERVAL", "1s")
         .env("PONG_TIMEOUT", "500ms")
@@ -325,7 +325,7 @@ fn limits_by_default_leave_descriptors_for_everything_else() {
 }
 
 #[test]
-fn limits_without_descriptors_accepting_waits_and_does_not_spin() {
+fn limits_without_descriptors_accepting_does_not_spin() {
     let server = Server::builder().descriptors(128).start();
     let mut client = RawWs::connect(&server, "s1", "u1", "agent");
     // More silent sockets than descriptors; the kernel's queue holds those that are not accepted.
@@ -382,7 +382,7 @@ fn limits_the_admin_port_answers_while_the_others_are_full() {
 
 /// A balancer's connections that never send their PROXY header keep nobody out who does.
 #[test]
-fn limits_without_descriptors_silent_balancers_give_way() {
+fn limits_without_descriptors_silent_balancer_connections_are_closed() {
     let server = Server::builder()
         .env("PROXY_PROTOCOL", "true")
         .env("TRUSTED_PROXIES", "127.0.0.1")
@@ -402,7 +402,7 @@ fn limits_without_descriptors_silent_balancers_give_way() {
 
 /// Nor do idle connections of the admin port keep clients out.
 #[test]
-fn limits_idle_sockets_of_the_admin_port_give_way() {
+fn limits_without_descriptors_idle_admin_connections_are_closed() {
     let server = Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .descriptors(200)

@@ -40,7 +40,7 @@ fn limits_per_user_the_oldest_is_closed_with_4009() {
 
 /// A phone that vanished reads nothing and answers nothing: its user is let in all the same.
 #[test]
-fn limits_per_user_a_vanished_client_does_not_lock_its_user_out() {
+fn limits_per_user_a_lost_connection_does_not_lock_its_user_out() {
     let server = server();
     let _vanished = [(); 2].map(|()| RawWs::connect(&server, "s1", "u1", "agent"));
     let mut back = [(); 2].map(|()| RawWs::connect(&server, "s1", "u1", "agent"));

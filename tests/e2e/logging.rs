@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::support::{Client, Frame, Opcode, PATIENCE, RawWs, Server, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logging_that_fails_stops_nothing() {
+async fn a_failing_log_does_not_stop_the_server() {
     let server = Server::builder().env("ADMIN_ADDR", "127.0.0.1:0").start();
     let mut ann = Client::connect(&server, "s", "ann", "customer").await;
     server.close_log(|| drop(RawWs::connect(&server, "other", "eve", "customer")));
@@ -29,7 +29,7 @@ async fn logging_that_fails_stops_nothing() {
 
 /// Standard error is a pipe that nobody reads. It holds 64 KiB, which is what some 340 connections write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logging_that_nobody_reads_stops_nothing() {
+async fn an_unread_log_does_not_stop_the_server() {
     let server = Server::builder().env("LOG_LEVEL", "debug").start();
     let mut ann = Client::connect(&server, "s", "ann", "customer").await;
     server.stall_log();
@@ -66,7 +66,7 @@ fn logging_catches_up_when_it_is_read_again() {
 }
 
 #[test]
-fn logging_of_connections_keeps_the_old_sentences_in_text() {
+fn logging_of_connections_keeps_the_old_servers_text() {
     let server = Server::start();
     drop(RawWs::connect(&server, "s", "ann", "customer"));
     for sentence in [

@@ -69,7 +69,7 @@ impl Page {
 }
 
 #[test]
-fn metrics_are_classic_text_unless_open_metrics_is_asked_for() {
+fn metrics_are_classic_text_unless_open_metrics_is_requested() {
     let server = server();
     let plain = "text/plain; version=0.0.4; charset=utf-8";
     for accept in ["*/*", "text/plain", "text/html;q=0.9, */*;q=0.1"] {
@@ -97,7 +97,7 @@ fn metrics_are_classic_text_unless_open_metrics_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_tell_of_the_build_the_process_and_the_limits() {
+async fn metrics_include_the_build_the_process_and_the_limits() {
     let server = Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .env("MAX_CONNECTIONS", 77)
@@ -138,7 +138,7 @@ async fn metrics_tell_of_the_build_the_process_and_the_limits() {
 }
 
 #[test]
-fn metrics_of_dependencies_are_there_where_they_are() {
+fn metrics_of_dependencies_exist_only_if_configured() {
     let embedded = Page::classic(&page(&server(), "text/plain").text());
     for name in ["livechat_kafka_up", "livechat_redis_up"] {
         assert!(!embedded.types.contains_key(name), "there is none: {name}");
@@ -154,7 +154,7 @@ fn metrics_of_dependencies_are_there_where_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_say_that_a_node_drains() {
+async fn metrics_show_a_draining_node() {
     let server = Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .env("DRAIN_TIMEOUT", "40s")

@@ -69,7 +69,7 @@ fn closed(server: &Server, bytes: &[u8]) {
 }
 
 #[test]
-fn proxy_protocol_names_the_client() {
+fn proxy_protocol_supplies_the_clients_address() {
     let server = start();
     let mut clients = Vec::new();
     for header in [
@@ -105,7 +105,7 @@ fn proxy_protocol_names_the_client() {
 }
 
 #[test]
-fn proxy_protocol_headers_may_come_in_pieces() {
+fn proxy_protocol_headers_may_arrive_in_pieces() {
     let server = start();
     for (number, header) in [text("203.0.113.7"), binary("203.0.113.8", 20)]
         .iter()
@@ -133,7 +133,7 @@ fn proxy_protocol_headers_may_come_in_pieces() {
 }
 
 #[test]
-fn proxy_protocol_refuses_what_is_no_header() {
+fn proxy_protocol_refuses_invalid_headers() {
     let server = start();
     let request = head("GET", "/live", &[]);
     let long = format!("PROXY UNKNOWN {}\r\n", "a".repeat(100));
@@ -175,7 +175,7 @@ fn proxy_protocol_refuses_what_is_no_header() {
 }
 
 #[test]
-fn proxy_protocol_closes_strangers_and_leaves_the_admin_port_alone() {
+fn proxy_protocol_closes_untrusted_peers_except_on_the_admin_port() {
     let server = start();
     for bytes in [text("203.0.113.7"), Vec::new(), binary("203.0.113.7", 0)] {
         let mut stranger = Http::connect_from("127.0.0.2", server.http_addr());
@@ -193,7 +193,7 @@ fn proxy_protocol_closes_strangers_and_leaves_the_admin_port_alone() {
 
 /// The header's address is the peer: X-Forwarded-For counts where that one is trusted.
 #[test]
-fn proxy_protocol_comes_before_x_forwarded_for() {
+fn proxy_protocol_is_applied_before_x_forwarded_for() {
     let server = start();
     let forwarded = [("X-Forwarded-For", "198.51.100.1")];
     let direct = open(&server, &text("203.0.113.7"), &forwarded).expect("a place");
@@ -220,7 +220,7 @@ fn proxy_protocol_comes_before_x_forwarded_for() {
 }
 
 #[test]
-fn proxy_protocol_needs_to_know_whom_to_trust() {
+fn proxy_protocol_requires_trusted_proxies() {
     let exit = Server::builder().env("PROXY_PROTOCOL", "true").run();
     assert_eq!(exit.code, Some(64), "{exit:?}");
     assert!(
@@ -231,7 +231,7 @@ fn proxy_protocol_needs_to_know_whom_to_trust() {
 
 /// The container's own check gets through.
 #[test]
-fn proxy_protocol_does_not_lock_the_health_check_out() {
+fn proxy_protocol_does_not_block_the_health_check() {
     let port = crate::config::free_port();
     let admin = crate::config::free_port();
     for admin_addr in [format!("127.0.0.1:{admin}"), String::new()] {

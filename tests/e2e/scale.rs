@@ -108,7 +108,7 @@ async fn health(server: &Server) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn scale_five_thousand_connections_come_speak_and_go() {
+async fn scale_five_thousand_connections_leave_no_memory_behind() {
     let server = Server::builder()
         .env("MAX_CONNECTIONS_PER_IP", 0)
         .env("PING_INTERVAL", "120s")
@@ -133,7 +133,8 @@ async fn scale_five_thousand_connections_come_speak_and_go() {
                     .await;
                 let mut got = 0;
                 for member in [&mut customer, &mut agent] {
-                    // Fenced by a ping that is sent when the message is there: a second copy would come before the pong.
+                    // Fenced by a ping that is sent when the message is there: a second copy would come before the
+                    // pong.
                     let mut fenced = false;
                     loop {
                         let frame = member.next().await;

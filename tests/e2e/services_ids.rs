@@ -90,7 +90,7 @@ async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_records_with_ids_that_nobody_can_have_are_poison() {
+async fn kafka_records_with_invalid_ids_are_poison() {
     let topics = Topics::new();
     let server = node(&topics);
     let (session, _) = session();
@@ -200,7 +200,7 @@ async fn redis_ids_are_one_session_and_the_same_users_on_every_node() {
 
 /// Left by a node of an earlier version, which kept a UUID as it was written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_a_dead_node_is_taken_back_from_a_uuid_in_capital_letters() {
+async fn redis_a_dead_node_is_removed_from_a_session_with_an_upper_case_uuid() {
     let redis = PrivateRedis::started();
     let cluster = Cluster::on(&redis.url());
     let [_node] = cluster.nodes(["node-a"], Some("6s"));

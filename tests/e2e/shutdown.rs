@@ -65,7 +65,7 @@ fn shutdown_drains_refuses_and_exits_0() {
 
 /// Whoever comes while the drain begins is refused with 503 or sent away with 1001: a bare end would look like a fault.
 #[test]
-fn shutdown_tells_also_those_who_come_in_its_first_moment() {
+fn shutdown_closes_connections_that_are_just_joining() {
     let (mut greeted, mut refused) = (0, 0);
     for try_number in 0..12 {
         let server = Server::builder().env("DRAIN_TIMEOUT", "3s").start();
@@ -120,7 +120,7 @@ fn shutdown_without_clients_is_quick() {
 }
 
 #[test]
-fn shutdown_spreads_the_clients_over_the_drain() {
+fn shutdown_spreads_closes_over_the_drain() {
     let server = Server::builder().env("DRAIN_TIMEOUT", "10s").start();
     let clients = crowd(&server, 600);
     server.signal("TERM");
@@ -149,7 +149,7 @@ fn shutdown_spreads_the_clients_over_the_drain() {
 
 /// What few connections need is a moment, however long a drain may take.
 #[test]
-fn shutdown_takes_only_what_its_connections_need() {
+fn shutdown_takes_no_longer_than_its_connections_need() {
     for connections in [1, 2, 20, 200] {
         let server = Server::builder().env("DRAIN_TIMEOUT", "3600s").start();
         let mut clients = crowd(&server, connections);
@@ -186,7 +186,7 @@ fn shutdown_does_not_wait_for_clients_that_never_answer() {
 }
 
 #[test]
-fn shutdown_at_the_second_signal_is_at_once() {
+fn shutdown_is_immediate_at_the_second_signal() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
         let server = Server::builder().env("DRAIN_TIMEOUT", "600s").start();
         // Half a minute of closes.
@@ -206,7 +206,7 @@ fn shutdown_at_the_second_signal_is_at_once() {
 }
 
 #[tokio::test]
-async fn shutdown_still_serves_those_who_are_not_yet_sent_away() {
+async fn shutdown_serves_connections_until_they_are_closed() {
     let server = Server::builder()
         .env("DRAIN_TIMEOUT", "600s")
         .env("RATE_LIMIT_MESSAGES", 0)

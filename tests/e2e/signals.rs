@@ -3,7 +3,7 @@
 use crate::support::{PATIENCE, RawWs, Server};
 
 #[test]
-fn signals_that_ask_for_nothing_are_logged_and_ignored() {
+fn unused_signals_are_logged_and_ignored() {
     let server = Server::start();
     let mut client = RawWs::connect(&server, "s1", "u1", "agent");
     for name in ["HUP", "USR1", "USR2", "ALRM"] {

@@ -47,7 +47,7 @@ pub async fn say_many(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_readers_are_cut_and_nobody_else_notices() {
+async fn slow_readers_are_closed_without_affecting_others() {
     let server = impatient();
     let mut healthy = Client::connect(&server, "s1", "healthy", "agent").await;
     let mut sender = Client::connect(&server, "s1", "sender", "customer").await;
@@ -97,7 +97,7 @@ async fn slow_readers_are_cut_and_nobody_else_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_is_not_who_reads_a_burst_far_beyond_the_queue() {
+async fn slow_readers_may_drain_a_burst_far_beyond_the_queue_limit() {
     // With the default SEND_TIMEOUT: on a loaded machine the burst itself takes longer than the second of `impatient`,
     // and who is behind for longer than SEND_TIMEOUT is cut.
     let server = Server::builder()
@@ -188,7 +188,7 @@ async fn slow_is_not_who_reads_a_burst_far_beyond_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_for_a_moment_is_forgiven() {
+async fn slow_readers_that_catch_up_stay_connected() {
     // The queue takes what the reader misses, and the reader is back before SEND_TIMEOUT.
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
@@ -210,7 +210,7 @@ async fn slow_for_a_moment_is_forgiven() {
 }
 
 #[test]
-fn slow_readers_of_their_own_answers_are_bounded() {
+fn slow_readers_of_their_own_answers_are_closed() {
     // It asks and never reads: its answers must not pile up without end.
     let server = impatient();
     let before = server.rss_kib();

@@ -168,7 +168,7 @@ fn slow_links_drain_a_backlog_for_longer_than_a_pong_may_take() {
 /// The kernel wakes us when half of what it may hold unsent is gone: at this pace that takes longer than
 /// SEND_TIMEOUT, and the reader takes something all the time.
 #[test]
-fn slow_links_make_progress_that_only_the_kernel_sees() {
+fn slow_links_stay_connected_by_progress_that_only_the_kernel_sees() {
     let server = builder()
         .env("SEND_QUEUE_BYTES", 4 << 20)
         .env("SEND_TIMEOUT", "1500ms")
@@ -181,7 +181,7 @@ fn slow_links_make_progress_that_only_the_kernel_sees() {
 
 /// A full queue has room for control frames, and the pong's time begins when the ping is written.
 #[test]
-fn slow_links_get_a_ping_that_found_the_queue_full() {
+fn slow_links_get_pings_even_with_a_full_queue() {
     let server = restless()
         .env("SEND_QUEUE_BYTES", 65_536)
         .env("MAX_RECORD_BYTES", 65_536)
@@ -199,7 +199,7 @@ fn slow_links_get_a_ping_that_found_the_queue_full() {
 
 /// Who stands still is not alive because its kernel takes what comes.
 #[test]
-fn slow_links_are_not_stopped_clients_whose_kernel_acknowledges() {
+fn stopped_clients_are_closed_although_their_kernel_acknowledges() {
     let server = restless().start();
     let mut stopped = RawWs::connect(&server, "s1", "stopped", "customer");
     let mut sender = RawWs::connect(&server, "s1", "sender", "agent");
@@ -217,7 +217,7 @@ fn slow_links_are_not_stopped_clients_whose_kernel_acknowledges() {
 
 /// However many pings a client sends while one chunk is under way, the newest is answered.
 #[test]
-fn slow_links_have_one_pong_waiting_the_newest() {
+fn slow_links_get_only_the_newest_pong() {
     const SIZE: usize = 900_000;
     let server = builder()
         .env("MAX_MESSAGE_BYTES", 1 << 20)
@@ -294,7 +294,7 @@ fn slow_links_together_hold_no_more_than_send_memory_bytes() {
 
 /// What a thousand queues share is there once: it is counted once.
 #[test]
-fn slow_links_that_wait_for_the_same_frames_share_them() {
+fn slow_links_share_the_memory_of_queued_frames() {
     let server = builder()
         .env("SEND_MEMORY_BYTES", 2 << 20)
         .env("SEND_TIMEOUT", "300s")

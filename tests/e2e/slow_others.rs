@@ -1,4 +1,5 @@
-//! What readers that are slow or have stopped may cost: not a descriptor once they are cut, and no time of anybody else.
+//! What readers that are slow or have stopped may cost: not a descriptor once they are cut, and no time of anybody
+//! else.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ fn settled(server: &Server) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_readers_that_are_cut_give_their_descriptors_back_though_they_never_close() {
+async fn closed_slow_readers_free_their_descriptors_even_if_they_never_close() {
     let server = impatient();
     let mut sender = Client::connect(&server, "s1", "sender", "agent").await;
     let before = settled(&server);
@@ -48,7 +49,7 @@ async fn slow_readers_that_are_cut_give_their_descriptors_back_though_they_never
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_readers_without_a_pong_give_their_descriptors_back_though_they_never_close() {
+async fn clients_without_a_pong_free_their_descriptors_even_if_they_never_close() {
     // The kernel has room for all of it: it is the pong that is missed, behind frames that nobody takes.
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
@@ -69,7 +70,7 @@ async fn slow_readers_without_a_pong_give_their_descriptors_back_though_they_nev
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_is_not_who_pauses_50_ms_between_reads_in_a_burst() {
+async fn slow_readers_that_pause_50_ms_between_reads_stay_connected() {
     const MESSAGES: usize = 6_000;
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
     let mut http = Http::over(narrow(server.http_addr(), 128 << 10)).expect("a connected socket");
@@ -228,7 +229,7 @@ async fn slow_readers_of_one_session_do_not_delay_another() {
 
 /// The wait is the bound itself: a connection may speak plain HTTP for 60 s, and its last answer may take 5 s more.
 #[test]
-fn slow_readers_of_plain_http_are_let_go_after_about_a_minute() {
+fn slow_readers_of_plain_http_are_dropped_after_about_a_minute() {
     let server = Server::start();
     let before = settled(&server);
     let requests = head("GET", "/health", &[]).repeat(100);

@@ -194,7 +194,7 @@ fn absolute(path: &str, file: &Path) -> String {
 }
 
 #[test]
-fn structure_modules_never_see_what_the_design_forbids() {
+fn structure_modules_do_not_use_what_the_design_forbids() {
     let sources = sources();
     let mut broken = Vec::new();
     for (name, forbidden) in NEVER_SEES {
@@ -384,7 +384,7 @@ fn structure_files_do_not_import_each_other() {
 }
 
 #[test]
-fn structure_an_upward_import_and_a_cycle_are_seen() {
+fn structure_upward_imports_and_cycles_are_detected() {
     let mut sources = shipped();
     let mut inject = |path: &str, text: &str| {
         let source = sources.iter_mut().find(|source| source.path == Path::new(path));
@@ -436,7 +436,7 @@ fn structure_values_are_encoded_in_one_place() {
 }
 
 #[test]
-fn structure_the_reader_of_sources_sees_what_it_should() {
+fn structure_imports_are_parsed_correctly() {
     let code = code(
         "use std::fmt;\n// use redis::Client;\npub(crate) use crate::{a, ws::{self, b as c}};\nfn f() { use hyper::body; }",
     );

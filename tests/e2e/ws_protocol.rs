@@ -84,7 +84,7 @@ fn rfc6455_violations_are_1002() {
 }
 
 #[test]
-fn rfc6455_violations_are_found_wherever_the_segments_are_cut() {
+fn rfc6455_violations_are_detected_at_any_segmentation() {
     let server = Server::start();
     let cases = [
         (vec![Frame::text("hello").unmasked()], 1002),
@@ -107,7 +107,7 @@ fn rfc6455_violations_are_found_wherever_the_segments_are_cut() {
 }
 
 #[test]
-fn rfc6455_good_frames_are_read_wherever_the_segments_are_cut() {
+fn rfc6455_valid_frames_are_read_at_any_segmentation() {
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
     let text = ping("é€\u{1F600}");
     let (a, b) = text.as_bytes().split_at(text.len() - 5);
@@ -136,7 +136,7 @@ fn rfc6455_good_frames_are_read_wherever_the_segments_are_cut() {
 }
 
 #[test]
-fn rfc6455_lengths_with_the_top_bit_or_beyond_the_cap_end_at_their_header() {
+fn rfc6455_illegal_or_excessive_lengths_are_refused_at_their_header() {
     let server = Server::start();
     for length in [1 << 63, u64::MAX, (1 << 63) | 5] {
         let mut ws = connect(&server);
@@ -233,7 +233,7 @@ fn rfc6455_text_that_is_not_utf8_is_1007() {
 }
 
 #[test]
-fn rfc6455_text_may_be_cut_within_a_character() {
+fn rfc6455_text_may_be_fragmented_within_a_character() {
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
     let mut ws = connect(&server);
     let text = ping("\u{1F600}é");
@@ -246,7 +246,7 @@ fn rfc6455_text_may_be_cut_within_a_character() {
 }
 
 #[test]
-fn rfc6455_pings_are_answered_between_fragments_too() {
+fn rfc6455_pings_between_fragments_are_answered() {
     let server = Server::start();
     let mut ws = connect(&server);
     ws.send(Frame::text(r#"{"type":"#).not_fin());
@@ -369,7 +369,7 @@ fn rfc6455_a_peer_that_never_closes_is_dropped() {
 }
 
 #[test]
-fn rfc6455_the_largest_message_is_exactly_the_cap() {
+fn rfc6455_the_largest_message_is_exactly_the_limit() {
     let server = Server::start();
     let padded = |size: usize| ping("big") + &" ".repeat(size - ping("big").len());
     let mut ws = connect(&server);
@@ -395,7 +395,7 @@ fn rfc6455_the_largest_message_is_exactly_the_cap() {
 }
 
 #[test]
-fn rfc6455_the_cap_is_a_setting() {
+fn rfc6455_the_limit_is_configurable() {
     let server = Server::builder().env("MAX_MESSAGE_BYTES", 100).start();
     let mut ws = connect(&server);
     ws.send(Frame::text(format!("{:100}", ping(1))));
