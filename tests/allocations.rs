@@ -60,11 +60,11 @@ unsafe impl GlobalAlloc for Counting {
 /// How often a batch is tried that found a socket's buffer full.
 const ATTEMPTS: usize = 100;
 
-/// What this thread allocates to deliver a batch straight to the sockets of so many recipients.
+/// What this thread allocates to deliver a batch straight to the sockets of this many recipients.
 fn allocations(recipients: usize, batch: &[Record], backend: FanoutBackend) -> u64 {
     let sessions = Sessions::open(1, recipients);
     let mut router = sessions.router(backend);
-    // The first batch makes what delivery keeps.
+    // The first batch allocates the buffers that delivery keeps.
     sessions.deliver(&mut router, batch);
     for _ in 0..ATTEMPTS {
         let written = sessions.metric("deliveries_written");
@@ -73,7 +73,7 @@ fn allocations(recipients: usize, batch: &[Record], backend: FanoutBackend) -> u
         deliver(&mut router, batch);
         let allocations = ALLOCATIONS.get() - before;
         sessions.wait();
-        // A socket that was not ready is off the fast path: then this batch says nothing.
+        // A socket that was not ready is off the fast path: then this batch is not counted.
         if sessions.metric("deliveries_written") - written == recipients as u64 {
             return allocations;
         }
@@ -81,7 +81,7 @@ fn allocations(recipients: usize, batch: &[Record], backend: FanoutBackend) -> u
     panic!("no batch of {ATTEMPTS} was written straight to all {recipients} sockets");
 }
 
-/// Asserts that recipients cost nothing, and says what the batch costs.
+/// Asserts that recipients cost no allocations, and returns what the batch costs.
 fn for_any_number_of_recipients(batch: &[Record], backend: fn() -> FanoutBackend) -> u64 {
     let cost = |recipients: [usize; 5]| {
         let costs = recipients.map(|recipients| allocations(recipients, batch, backend()));

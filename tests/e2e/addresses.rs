@@ -1,9 +1,9 @@
-//! Whose connection it is behind proxies: what `MAX_CONNECTIONS_PER_IP` counts by.
+//! Client addresses behind proxies, by which `MAX_CONNECTIONS_PER_IP` counts.
 
 use crate::support::raw::HANDSHAKE;
 use crate::support::{Http, RawWs, Response, Server, eventually};
 
-/// A server that trusts this machine, and lets each address have one connection.
+/// A server that trusts this machine, and allows one connection per address.
 fn behind_a_proxy() -> Server {
     Server::builder()
         .env("ADMIN_ADDR", "127.0.0.1:0")
@@ -18,7 +18,7 @@ fn open(server: &Server, headers: Headers<'_>) -> Result<RawWs, Response> {
     RawWs::try_connect(server.http_addr(), "/ws/s1/u1/agent", headers)
 }
 
-/// All of these are one client's, and `other` is somebody else's.
+/// Asserts that all of these are the same client's, and that `other` is another client's.
 #[track_caller]
 fn same_client(server: &Server, all: &[Headers<'_>], other: Headers<'_>) {
     let first =
@@ -64,7 +64,7 @@ fn addresses_in_x_forwarded_for_are_read_in_all_spellings() {
             &[(NAME, "\"203.0.113.7:51234\"")],
             &[(NAME, "::ffff:203.0.113.7")],
             &[(NAME, "[::ffff:203.0.113.7]:443")],
-            // What the client wrote itself stands before what the proxy added.
+            // What the client wrote precedes what the proxy added.
             &[(NAME, "198.51.100.1, 203.0.113.7:9")],
             &[(NAME, "unknown, nonsense, 203.0.113.7")],
             &[(NAME, "198.51.100.1"), (NAME, "203.0.113.7:9")],
@@ -76,7 +76,7 @@ fn addresses_in_x_forwarded_for_are_read_in_all_spellings() {
         ],
         &[(NAME, "203.0.113.8:51234")],
     );
-    // IPv6 counts by /64: that is what one customer has.
+    // IPv6 addresses count by /64, which is what one customer typically has.
     same_client(
         &server,
         &[
@@ -123,7 +123,7 @@ fn addresses_in_forwarded_are_read() {
     assert_eq!(server.metric("livechat_client_addresses_unread_total"), 0.0);
 }
 
-/// What can't be read counts as the last hop that could be, and is told.
+/// An unreadable address counts as the last readable hop, and is logged.
 #[test]
 fn unreadable_addresses_are_counted_and_logged() {
     let server = behind_a_proxy();
@@ -167,7 +167,7 @@ fn unreadable_addresses_are_counted_and_logged() {
     assert_eq!(warnings, 1, "the warning is rate limited");
 }
 
-/// Nobody but a trusted proxy is believed, and nothing is said of what others send.
+/// Only a trusted proxy is believed; headers of others are ignored without a warning.
 #[test]
 fn addresses_from_untrusted_peers_are_ignored() {
     let server = Server::builder()

@@ -1,11 +1,11 @@
-//! What each client frame does, who hears of it, and what is never logged.
+//! What each client frame does, who receives what, and what is never logged.
 
 use serde_json::{Value, json};
 
 use crate::http_routes::is_utc;
 use crate::support::{Client, Server};
 
-/// A server on which the rate limit is not what is tested.
+/// A server without a rate limit.
 pub fn unlimited() -> Server {
     Server::builder().env("RATE_LIMIT_MESSAGES", 0).start()
 }
@@ -151,7 +151,7 @@ async fn chat_a_message_reaches_everyone_with_all_fields() {
             json!({"type": "new_message", "success": true, "data": expected})
         );
     }
-    // A second copy, or an answer to somebody who did not ask, would come before the next message.
+    // A duplicate, or an answer to the wrong client, would arrive before the next message.
     customer.say_acked("fence").await;
     for client in [&mut customer, &mut tab, &mut agent, &mut admin] {
         assert_eq!(client.next("new_message").await["data"]["message"], "fence");

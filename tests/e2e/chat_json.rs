@@ -1,4 +1,4 @@
-//! Frames that are no good JSON, or not what their type asks for: an `error` frame, and the connection stays.
+//! Frames that are invalid JSON, or invalid for their type: an `error` frame, and the connection stays open.
 
 use serde_json::json;
 
@@ -75,7 +75,7 @@ async fn chat_a_frame_that_is_not_a_json_object_gets_an_error() {
         let shown: String = input.chars().take(60).collect();
         client.send_text(input).await;
         let error = client.next_any().await;
-        // The first status frame may come in between.
+        // The first status frame may arrive in between.
         let error = if error["type"] == "connection_status_update" {
             client.next_any().await
         } else {

@@ -1,4 +1,4 @@
-//! Text that is not quite Unicode, and errors that can be told apart: which frame an `error` answers.
+//! Text with unpaired surrogates, and which frame an `error` answers.
 
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ async fn chat_a_broken_escape_is_still_an_error() {
     client.expect_none("pong").await;
 }
 
-/// Sends a frame that is refused, and checks which one its error says that it answers.
+/// Sends a frame that is refused, and checks that its error names it.
 async fn refused(client: &mut Client, text: &str, code: &str, request_id: Value, client_message_id: Value) {
     client.send_text(text).await;
     let shown: String = text.chars().take(200).collect();
@@ -94,7 +94,7 @@ async fn chat_an_error_names_the_message_it_refuses() {
     let long = "x".repeat(129);
     let ids = r#""request_id":"r","data":{"client_message_id":"c","message":"m""#;
     for (text, code) in [
-        // The frame is read whole, and a field is refused.
+        // The frame is valid JSON, and a field is refused.
         (
             format!(r#"{{"type":"send_message",{ids},"message":7}}}}"#),
             "invalid_field",

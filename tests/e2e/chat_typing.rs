@@ -1,4 +1,4 @@
-//! Who sees whom typing, how often, and when it ends.
+//! Who gets typing indicators, how often, and when typing ends.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ async fn send(client: &mut Client, kind: &str) {
     client.send(json!({"type": kind})).await;
 }
 
-/// The next typing indicator: who, and whether.
+/// The next typing indicator: the user, and whether they are typing.
 async fn seen(client: &mut Client) -> (String, bool) {
     let data = client.next("typing_indicator").await["data"].clone();
     (
@@ -52,11 +52,11 @@ async fn typing_reaches_everyone_but_the_users_own_tabs() {
     send(&mut typist, "typing_stop").await;
     assert_eq!(seen(&mut agent).await, is("cust", false));
 
-    // The agent's typing comes on the same way and later: it is the first that both tabs see.
+    // The agent's typing is sent later on the same path: it is the first indicator that both tabs get.
     send(&mut agent, "typing_start").await;
     assert_eq!(seen(&mut typist).await, is("agent", true));
     assert_eq!(seen(&mut tab).await, is("agent", true));
-    // The other session hears of its own typist first, and of nobody else.
+    // The other session gets only its own user's indicator.
     send(&mut neighbour, "typing_stop").await;
     send(&mut neighbour, "typing_start").await;
     assert_eq!(
@@ -80,7 +80,7 @@ async fn typing_start_agent_typing_and_typing_stop_are_understood() {
         ("agent_typing", json!({"is_typing": true}), true),
         ("typing_stop", json!({}), false),
     ] {
-        // A start within a second of the last one is no news; wait until it is.
+        // A start within a second of the last one is not passed on; wait until it is.
         let started = Instant::now();
         agent.send(json!({"type": kind, "data": data})).await;
         let news = loop {
@@ -198,7 +198,7 @@ async fn typing_that_was_stopped_does_not_end_twice() {
 
 #[tokio::test]
 async fn typing_ends_automatically_after_thirty_seconds() {
-    // Nobody is pinged, so that a typist who is not read meanwhile is not taken for dead.
+    // No pings, so that the user's connection, which is not read meanwhile, is not closed.
     let server = Server::builder().env("PING_INTERVAL", "300s").start();
     let mut typist = Client::connect(&server, "s1", "cust", "customer").await;
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;

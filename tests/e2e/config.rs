@@ -59,7 +59,7 @@ const VARIABLES: [&str; 51] = [
     "version",
 ];
 
-/// A port that nobody has, below the kernel's own range so that nobody is given it meanwhile.
+/// A free port, below the kernel's ephemeral range so that it is not assigned meanwhile.
 pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(15_000..32_000);
@@ -352,7 +352,7 @@ fn config_two_servers_never_share_a_port() {
     assert!(exit.stderr.contains("PORT"), "{exit:?}");
     assert_eq!(first.health()["status"], "ok");
 
-    // Not even with somebody who would share.
+    // Not even if the other socket allows sharing.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("set SO_REUSEPORT");
     socket
@@ -407,7 +407,7 @@ fn config_healthcheck_queries_the_server_with_the_same_configuration() {
     let server = Server::builder().env("PORT", port).start();
     let exit = check();
     assert_eq!(exit.code, Some(0), "{exit:?}");
-    // A server that accepts and says nothing is not healthy.
+    // A server that accepts but does not answer is not healthy.
     server.signal("STOP");
     let exit = check();
     server.signal("CONT");

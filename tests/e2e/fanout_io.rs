@@ -35,7 +35,7 @@ fn fanout_io_uring_is_used_or_the_start_fails() {
     }
 }
 
-/// Enough members for several submissions, some of whom go without a word meanwhile.
+/// Enough members for several submissions; some of them disconnect abruptly meanwhile.
 async fn many_get_everything_once_in_order(fanout_io: &str) {
     const READERS: usize = 600;
     const MESSAGES: usize = 40;
@@ -51,7 +51,7 @@ async fn many_get_everything_once_in_order(fanout_io: &str) {
     for number in 0..READERS {
         readers.push(Client::connect(&server, "s", &format!("u{number}"), "customer").await);
     }
-    // Nobody reads until all is sent, and every tenth goes in the midst of it.
+    // The clients don't read until everything is sent, and every tenth disconnects meanwhile.
     let mut sender = Client::connect(&server, "s", "sender", "agent").await;
     let padding = "x".repeat(2_000);
     for number in 0..MESSAGES {
@@ -81,7 +81,7 @@ async fn many_get_everything_once_in_order(fanout_io: &str) {
             );
         }
     }
-    // Nothing comes twice: a ping's answer is behind all of it.
+    // There are no duplicates: a ping's answer follows all of it.
     for reader in readers.iter_mut().step_by(50) {
         reader.send(json!({"type": "ping"})).await;
         let next = reader
@@ -114,7 +114,7 @@ async fn fanout_io_uring_reaches_all_once_in_order() {
     }
 }
 
-/// Sockets that are full when a chunk comes: partly sent chunks, queues and flushers, closes and pings in between.
+/// Sockets that are full when a chunk is sent: partly sent chunks, queues and flushers, closes and pings in between.
 fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
     const MESSAGES: usize = 60;
     let server = Server::builder()

@@ -1,4 +1,4 @@
-//! From an HTTP request to a WebSocket: who is let in, who is not and how they are told.
+//! From an HTTP request to a WebSocket: which handshakes are accepted, and how others are refused.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -116,7 +116,7 @@ fn handshake_is_followed_by_the_greeting_first() {
     }
 }
 
-/// One write of the server's is one read here: a storm costs half of the packets.
+/// One write of the server is one read here: it halves the packets of a connect storm.
 #[test]
 fn handshake_and_greeting_are_sent_in_one_write() {
     let server = Server::start();
@@ -140,7 +140,7 @@ fn handshake_refuses_bad_ids_and_types_with_400() {
             let response = open(&server, &path, &HANDSHAKE);
             assert_eq!(response.status, 400, "{path} ({why}): {response:?}");
             response.assert_error(400);
-            // Also before the upgrade headers are looked at.
+            // Also before the upgrade headers are checked.
             open(&server, &path, &[]).assert_error(400);
         }
     }

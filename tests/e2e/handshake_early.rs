@@ -1,4 +1,4 @@
-//! What a client sends right behind its handshake, without waiting for the answer.
+//! Frames that a client sends right after its handshake, without waiting for the answer.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn frames_sent_with_the_handshake_keep_their_order() {
             bytes.extend(Frame::text(format!("{text:<width$}", width = size - head)).encode());
         }
         let mut http = Http::connect(server.http_addr());
-        // Likely read apart: then there is room for more than 8 KiB behind the head.
+        // Likely read separately: then there is room for more than 8 KiB after the head.
         let (first, rest) = bytes.split_at(20);
         http.write(first);
         std::thread::sleep(Duration::from_millis(20));

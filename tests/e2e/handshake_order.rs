@@ -30,7 +30,7 @@ fn handshake_checks_are_made_in_the_documented_order() {
     let faulty = [&[][..], &bad_key, &bad_version, &body];
     for headers in faulty {
         let evil = [headers, &[EVIL]].concat();
-        // Each path is wrong in all that comes after it, too.
+        // Each request also has all of the later faults.
         open(&server, "/ws/%00/%00/nobody/more", &evil).assert_error(404);
         let posted = Http::request(server.http_addr(), "POST", "/ws/%00/%00/nobody", &evil);
         posted.assert_error(405);

@@ -245,7 +245,7 @@ fn cors_production_allows_the_headers_that_are_configured() {
         allowed_headers(&server, "x-anything,authorization"),
         ["authorization", "x-anything"]
     );
-    // Only what pages of listed origins ask for.
+    // Only for pages of listed origins.
     let response = preflight(&server, "https://evil.example");
     assert_eq!(response.header("access-control-allow-headers"), None);
 

@@ -159,7 +159,7 @@ fn hyper_alone() -> SocketAddr {
     address.recv().expect("the thread binds")
 }
 
-/// Heads whose length can be read in two ways, with what follows them.
+/// Heads with an ambiguous length, and what follows them.
 const AMBIGUOUS: [(&[(&str, &str)], &str); 4] = [
     (
         &[("Transfer-Encoding", "chunked"), ("Content-Length", "5")],
@@ -243,7 +243,7 @@ fn framing_is_enforced_after_every_kind_of_answer() {
     assert_eq!(server.health()["status"], "ok");
 }
 
-/// A body of a known length ends where it says: the connection is kept, and what follows is watched.
+/// A body of known length ends where its header says: the connection is kept, and framing is still enforced.
 #[test]
 fn bodies_of_known_length_keep_the_connection_open() {
     let server = Server::start();

@@ -1,4 +1,4 @@
-//! Requests that no honest client sends: each is refused or closed before a route runs, and the server goes on.
+//! Hostile requests: each is refused or closed before a route runs, and the server continues.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn refused(server: &Server, bytes: impl AsRef<[u8]>, statuses: &[u16]) {
     assert_eq!(server.get("/health").json()["status"], "ok", "after {shown}");
 }
 
-/// As [`refused`], but an answer with exactly this status has to come.
+/// As [`refused`], but requires an answer with exactly this status.
 #[track_caller]
 fn answered(server: &Server, bytes: impl AsRef<[u8]>, status: u16) {
     let bytes = bytes.as_ref();
@@ -128,7 +128,7 @@ fn http_smuggled_requests_are_never_run() {
             &[400, 405, 501],
         );
     }
-    // The log line of a request that comes later shows that the earlier ones' are there.
+    // Once a later request's log line is there, so are those of the earlier ones.
     server.get("/afterwards");
     server.wait_log("/afterwards");
     let ran = server.log().into_iter().find(|line| line.contains("/smuggled"));
@@ -211,7 +211,7 @@ fn http_unusual_request_lines_do_no_harm() {
     http.write(b"GET /live HTTP/1.0\r\n\r\n");
     assert_eq!(http.read().expect("an answer").status, 200);
     http.expect_closed();
-    // One that asks for it is kept, and told so in one word.
+    // A connection that requests keep-alive is kept, with `Connection: keep-alive`.
     let mut http = Http::connect(server.http_addr());
     for _ in 0..2 {
         http.write(b"GET /live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");

@@ -29,7 +29,7 @@ fn keep_alive_lasts_longer_than_a_head_may_take() {
     for _ in 0..3 {
         assert!(kept.still_answers(), "after 12 s");
     }
-    // A head that has begun has its ten seconds, and no more.
+    // A head that was started has ten seconds to complete.
     kept.write(b"GET /live HTTP/1.1\r\nHost: x\r\n");
     let began = Instant::now();
     assert!(kept.read().is_none(), "half a head was answered");
@@ -72,7 +72,7 @@ fn keep_alive_ends_cleanly_and_only_between_requests() {
     );
 }
 
-/// Who asks how long a connection is kept, is told; and told when it is not.
+/// Answers announce how long the connection is kept, or that it is closed.
 #[test]
 fn keep_alive_is_announced() {
     let server = Server::start();
@@ -100,7 +100,7 @@ fn keep_alive_is_announced() {
 #[test]
 fn keep_alive_ends_with_an_answer_while_draining() {
     let server = Server::builder().env("DRAIN_TIMEOUT", "5s").start();
-    // Somebody who does not answer the close holds the drain up.
+    // A client that does not answer the close frame prolongs the drain.
     let _ws = RawWs::connect(&server, "s", "u", "customer");
     let mut http = Http::connect(server.http_addr());
     assert!(http.still_answers());
@@ -117,7 +117,7 @@ fn keep_alive_ends_with_an_answer_while_draining() {
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
 }
 
-/// The longest idle connection goes first when descriptors run out, so that health answers whoever comes.
+/// When descriptors run out, the longest idle connection is closed first, so that health is still answered.
 #[test]
 fn idle_connections_are_closed_when_descriptors_run_out() {
     let server = Server::builder()
@@ -131,7 +131,7 @@ fn idle_connections_are_closed_when_descriptors_run_out() {
         assert!(http.still_answers(), "connection {number} was refused");
         idle.push(http);
     }
-    // The first are gone, the last are not.
+    // The first ones are closed, the last ones are not.
     idle[0].expect_closed();
     assert!(
         idle.last_mut().expect("300").still_answers(),

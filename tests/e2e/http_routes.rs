@@ -37,7 +37,7 @@ pub const BAD_SESSION_IDS: [(&str, &str); 6] = [
     ("@lobby", "reserved"),
 ];
 
-/// Ids as they stand in a path, and what they mean, to sessions and users alike.
+/// Ids in a path and their decoded values, for sessions and users.
 pub const GOOD_IDS: [(&str, &str); 7] = [
     ("session_123", "session_123"),
     ("123", "123"),
@@ -396,7 +396,7 @@ fn http_requests_are_logged_at_debug_level() {
     server.wait_log("404 - GET /nothing");
 }
 
-/// The old server's `/health` had the variable's value, not a list made of it.
+/// The old server's `/health` had the variable's value, not a list.
 #[test]
 fn http_health_shows_the_configured_origins() {
     for origins in [

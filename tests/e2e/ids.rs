@@ -1,4 +1,4 @@
-//! Ids as identity providers and backends write them, on their whole way through one node.
+//! Ids of identity providers and backends, on their whole path through one node.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ async fn ids_of_users_pass_unchanged_through_every_frame() {
     }
 }
 
-/// Byte for byte: the same letters in another composition or case are another user.
+/// The same letters in another composition or case are another user.
 #[tokio::test]
 async fn ids_of_users_are_compared_byte_for_byte() {
     let server = Server::start();
@@ -193,7 +193,7 @@ async fn ids_of_sessions_that_are_uuids_are_the_same_in_any_case() {
     );
 }
 
-/// One line each, in which nobody can pretend to be somebody else.
+/// One line each, in which a user id can't imitate another.
 #[tokio::test]
 async fn ids_in_the_log_are_quoted_if_ambiguous() {
     let server = Server::builder().env("LOG_LEVEL", "debug").start();
@@ -234,7 +234,7 @@ async fn ids_in_the_log_are_quoted_if_ambiguous() {
     }
 }
 
-/// A user is what the first of its live connections said.
+/// A user has the type of the first live connection.
 #[tokio::test]
 async fn ids_a_users_type_is_that_of_the_first_live_connection() {
     let server = Server::start();

@@ -1,4 +1,4 @@
-//! Joining while messages flow: nothing comes before the greeting, nothing after it is missed.
+//! Joining while messages flow: nothing precedes the greeting, and nothing after it is missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -91,7 +91,7 @@ async fn joining_under_load_starts_with_the_greeting_and_misses_nothing_after_it
 #[tokio::test]
 async fn joining_an_empty_session_again_and_again_always_works() {
     let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
-    // The last one leaves while the next one comes: nobody may end up in a session that is no more.
+    // The last member leaves while the next one joins, who must not end up in a removed session.
     let mut previous = Client::connect(&server, "s1", "u", "agent").await;
     for number in 0..200 {
         drop(previous);

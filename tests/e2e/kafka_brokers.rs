@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use super::Service;
 use super::java::Kafka;
 
-/// It is restarted often: let it come back before the session of its last life has timed out by the default.
+/// It is restarted often: let it register again before its old session times out by the default.
 const SESSION_TIMEOUT: (&str, &str) = ("KAFKA_SESSION_TIMEOUT_MS", "3000");
-/// With ACLs, which everybody may change, and which allow what they don't mention.
+/// With ACLs, which anyone may change, and which allow what they don't mention.
 const AUTHORIZER: &str = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true";
 

@@ -1,4 +1,4 @@
-//! Two brokers: leaders that move, are lost, and topics that are made again elsewhere.
+//! Two brokers: leaders that move or are lost, and recreated topics.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ async fn a_topic_recreated_after_its_leaders_moved_is_written_to() {
     }
     ann.say_until_acked("at a high epoch").await;
 
-    // The node looks away: a client that sees that the topic is gone forgets its leaders.
+    // The node is paused: a client that notices the missing topic would forget its leaders.
     server.signal("STOP");
     kafka.delete(&[&topics.messages]);
     at_last("the topic can be made again", || {
@@ -189,7 +189,7 @@ fn leads(kafka: &Kafka, topics: &Topics, broker: i32) -> bool {
     leaders.iter().all(|(leader, _)| *leader == broker)
 }
 
-/// Nothing twice, and what was acknowledged is there.
+/// No duplicates, and no acknowledged message is missing.
 fn each_once(tap: &Tap) {
     tap.look(|heard| {
         assert_eq!(heard.ended, None, "closed");

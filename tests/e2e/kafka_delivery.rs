@@ -35,7 +35,7 @@ async fn two_nodes_deliver_every_message_once_and_in_the_same_order() {
         })
         .await;
     }
-    // Whatever was doubled comes before a message that is sent now.
+    // A duplicate would arrive before a message that is sent now.
     let last = taps[0].1.say_until_acked("the last word").await;
     for (_, tap) in &taps {
         tap.until("the last word", |heard| heard.has_text(&last)).await;
@@ -214,7 +214,7 @@ async fn a_fresh_node_does_not_replay_history() {
     expect_only_news(&topics, &session, &tap).await;
 }
 
-/// The node's first connection to Kafka comes long after its start, and after records it must not replay.
+/// The node first connects to Kafka long after its start, and after records that it must not replay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_first_connect_does_not_replay_history() {
     let broker = PrivateBroker::started();
@@ -241,7 +241,7 @@ async fn a_late_first_connect_does_not_replay_history() {
     expect_only_news(&topics, &session, &tap).await;
 }
 
-/// One new record on each of the four partitions arrives, and with them nothing of what was there before.
+/// A new record on each of the four partitions arrives, and none of the earlier ones.
 async fn expect_only_news(topics: &Topics, session: &str, tap: &Tap) {
     let news: Vec<_> = (0..4)
         .map(|p| Record::native(session, native(session, &format!("new {p}"))).partition(p))
@@ -376,7 +376,7 @@ async fn typing_reaches_others_on_all_nodes_once_but_not_its_user() {
     }
 }
 
-/// Another service may say that somebody types: it writes the old record, without our header.
+/// Another service may publish typing: it writes the old record, without our header.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn typing_records_of_other_services_are_delivered() {
     let topics = Topics::new();

@@ -69,7 +69,7 @@ async fn a_killed_broker_loses_no_connection_and_no_acknowledged_message() {
         broker.start();
         let up = Instant::now();
         flowing(format!("traffic after round {round}")).await;
-        // For who runs many rounds with --nocapture.
+        // Progress for many rounds with --nocapture.
         eprintln!("round {round}: traffic {:.1?} after the broker", up.elapsed());
     }
     stop.store(true, Ordering::Relaxed);
@@ -77,7 +77,7 @@ async fn a_killed_broker_loses_no_connection_and_no_acknowledged_message() {
         sender.await.expect("a sender");
     }
 
-    // A message that is sent now is behind everything else in the session's partition.
+    // A message that is sent now follows everything else in the session's partition.
     let last = taps[0].1.say_until_acked("the last word").await;
     for (_, tap) in &taps {
         tap.until("the last word", |heard| heard.has_text(&last)).await;
@@ -105,7 +105,7 @@ async fn a_killed_broker_loses_no_connection_and_no_acknowledged_message() {
             acked.len()
         );
     }
-    // A message under one client_message_id is in the log once: nobody here sent anything twice.
+    // Each client_message_id is in the log once: no message was sent twice here.
     let (mut texts, mut doubled) = (HashSet::new(), Vec::new());
     taps[0].1.look(|heard| {
         for (_, data) in &heard.messages {
@@ -175,7 +175,7 @@ async fn a_paused_broker_is_reported_within_seconds_and_recovers() {
             ids.len(),
             "some message came twice"
         );
-        // Its outcome was unknown: in the log or not, but never twice.
+        // Its outcome was unknown: it may be in the log, but never twice.
         let paused = tap.look(|heard| {
             heard
                 .messages
@@ -250,7 +250,7 @@ async fn a_broker_that_is_down_at_start_is_waited_for() {
     let said = ann.say_until_acked("at last").await;
     ann.until("the message", |heard| heard.has_text(&said)).await;
     eventually("healthy", || server.health()["status"] == "ok");
-    // It made the topics as soon as it could.
+    // It created the topics as soon as it could.
     assert_eq!(broker.kafka().partitions(&topics.messages), Some(8));
 }
 
@@ -265,7 +265,7 @@ async fn a_recreated_topic_is_read_again() {
         ann.say_until_acked(&format!("before {n}")).await;
     }
     broker.kafka().delete(&[&topics.messages]);
-    // The node may have made it again before we do.
+    // The node may recreate it first.
     let kafka = broker.kafka();
     eventually("the topic is there again", || {
         kafka.try_create(&topics.messages, 8) || kafka.partitions(&topics.messages).is_some()
@@ -293,7 +293,7 @@ async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning
         .await;
     let gaps = server.metric(GAPS);
 
-    // The node looks away: to it, everything happens at once.
+    // The node is paused, so for it everything happens at once.
     server.signal("STOP");
     kafka.delete(&[&topics.messages]);
     eventually("the topic can be made again", || {
@@ -331,14 +331,14 @@ async fn a_recreated_topic_that_is_longer_than_before_is_read_from_its_beginning
     assert!(now > gaps, "livechat_kafka_gaps_total was {gaps} and is {now}");
 }
 
-/// Typing and status have a consumer of their own: what becomes of their topics is nothing to messages.
+/// Typing and status have their own consumer: problems with their topics do not affect messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recreated_topic_of_typing_leaves_messages_alone() {
     let broker = PrivateBroker::started();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
-    // Nobody answers bob's pings while the test waits.
+    // Bob's pings are not answered while the test waits.
     let server = node.env("PING_INTERVAL", "120s").start();
     let session = unique("session");
     let ann = Tap::connect(&server, &session, "ann", "customer").await;

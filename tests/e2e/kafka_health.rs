@@ -16,7 +16,7 @@ fn detail(server: &Server) -> String {
     kafka["detail"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Waits until health is degraded and says this.
+/// Waits until health is degraded with this detail.
 #[track_caller]
 fn says(server: &Server, text: &str) {
     at_last(&format!("health says {text:?}"), || {
@@ -38,7 +38,7 @@ fn lines(server: &Server, text: &str) -> usize {
     server.log().iter().filter(|line| line.contains(text)).count()
 }
 
-/// Something else than Kafka: answers every connection with these bytes.
+/// A server other than Kafka: answers every connection with these bytes.
 fn impostor(answer: &'static [u8]) -> Kafka {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -89,7 +89,7 @@ async fn an_unreachable_kafka_is_reported_with_its_cause() {
     }
 }
 
-/// Once in an outage, and once when it is over, however often the watch looks.
+/// Once per outage, and once at its end, however often the monitor probes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_outages_are_logged_once() {
     let broker = PrivateBroker::started();
@@ -98,7 +98,7 @@ async fn kafka_outages_are_logged_once() {
     is_well(&server);
     broker.stop();
     says(&server, "connection refused");
-    // Six of the watch's looks.
+    // Six probes of the monitor.
     thread::sleep(Duration::from_secs(10));
     broker.start();
     is_well(&server);
@@ -127,7 +127,7 @@ async fn missing_kafka_permissions_are_named_until_granted() {
             let errors = ann.look(|heard| heard.errors.len());
             assert!(ann.say("refused", 5).await);
             ann.until("the error", |heard| heard.errors.len() > errors).await;
-            // Some of the watch's looks, with one attempt after the other.
+            // Several probes of the monitor, with repeated attempts.
             for n in 0..5 {
                 assert!(ann.say(&format!("refused {n}"), 5).await);
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -234,13 +234,13 @@ async fn topics_with_too_small_a_batch_limit_are_named() {
     ann.until("the message", |heard| heard.has_text(&long)).await;
 }
 
-/// Consumers are given nothing that comes after the beginning of an open transaction.
+/// Consumers get no records after the start of an open transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_transactions_are_reported() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 4);
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
-    // Nobody answers pings while the test waits.
+    // Pings are not answered while the test waits.
     let server = node.env("PING_INTERVAL", "120s").start();
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
@@ -257,7 +257,7 @@ async fn open_transactions_are_reported() {
         &format!("a transaction that a producer has left open holds back {name} for 1"),
     );
     assert!(server.metric("livechat_kafka_open_transaction_seconds") >= 10.0);
-    // The next producer of that name aborts what the last one has left.
+    // The next producer with this transactional id aborts the open transaction.
     topics
         .kafka
         .produce_with(&[&id, timeout], &topics.messages, &[record("next")]);

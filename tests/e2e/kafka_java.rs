@@ -1,5 +1,5 @@
-//! Kafka's own Java client, as a process (tests/kafka-client): what the server reads was not written, and what it wrote is not
-//! counted, by the library it uses itself.
+//! Kafka's own Java client, as a process (tests/kafka-client): what the server reads was not written, and what it wrote
+//! is not counted, by the library it uses itself.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -45,7 +45,7 @@ impl Record {
         .header("livechat-frame", "1")
     }
 
-    /// A native `new_message` that says this, and no more.
+    /// A minimal native `new_message` with this text.
     pub fn message(session: &str, text: &str) -> Self {
         Self::native(session, new_message(text))
     }
@@ -82,7 +82,7 @@ impl Record {
     }
 }
 
-/// The payload of a `new_message` that says this, and no more.
+/// The payload of a minimal `new_message` with this text.
 pub fn new_message(text: &str) -> String {
     serde_json::json!({"type": "new_message", "success": true, "data": {"message": text}}).to_string()
 }
@@ -233,7 +233,7 @@ impl Kafka {
         )
     }
 
-    /// Best effort: a test that fails has better things to say than that this failed, too.
+    /// Best effort: a failure here must not hide the failure of a test.
     pub fn delete(&self, topics: &[&str]) {
         let _ = self.output(&[&["delete", &self.brokers][..], topics].concat(), "");
     }

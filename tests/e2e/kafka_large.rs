@@ -18,7 +18,7 @@ fn old(session: &str, text: &str) -> String {
     .to_string()
 }
 
-/// One whose value has this length.
+/// A record whose value has this length.
 fn old_of(session: &str, length: usize) -> String {
     let text = "x".repeat(length - old(session, "").len());
     let record = old(session, &text);
@@ -66,7 +66,7 @@ async fn a_large_message_arrives_whole() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_record_is_delivered_and_a_larger_one_is_skipped() {
     let topics = Topics::new();
-    // It creates the topic, so that this takes what it delivers, uncompressed.
+    // The server creates the topic, which accepts every record it delivers, uncompressed.
     let server = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0").start();
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
@@ -123,7 +123,7 @@ async fn a_topic_with_kafkas_defaults_is_sufficient() {
     reading.await.expect("the reader");
 }
 
-/// A queue holds one of them, and a reader that drains may have more waiting.
+/// A queue holds one of them, and more of them may wait for a draining reader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_records_do_not_close_slow_readers() {
     const RECORDS: usize = 6;

@@ -1,4 +1,4 @@
-//! Records that can't be delivered, or that are for nobody here: they are skipped, and the next record is delivered.
+//! Records that can't be delivered, or have no recipients here: they are skipped, and the next record is delivered.
 
 use serde_json::{Value, json};
 
@@ -83,7 +83,7 @@ async fn poison_is_counted_and_skipped_and_the_next_record_delivered() {
 
     for (n, (what, record)) in poison.into_iter().enumerate() {
         let before = poisoned(&server);
-        // In one partition, so that the good one is behind the bad one, and after it on the wire.
+        // In one partition, so that the good record follows the bad one.
         let good = if n % 2 == 0 {
             Record::old(old_and_new(&session, &format!("after {what}"), n).0.to_string())
         } else {
@@ -123,7 +123,7 @@ async fn poison_is_counted_and_skipped_and_the_next_record_delivered() {
     );
 }
 
-/// A record for a session nobody is connected to is no poison, and not in the way.
+/// A record of a session without connections is not poison, and does not delay others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_unknown_sessions_are_not_poison() {
     let topics = Topics::new();
@@ -145,7 +145,7 @@ async fn records_of_unknown_sessions_are_not_poison() {
     assert_eq!(poisoned(&server), before, "counted as poison");
 }
 
-/// A poison record is logged: also where nothing can be.
+/// A poison record is logged; it is skipped even if logging fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_skipped_where_logging_fails() {
     let topics = Topics::new();

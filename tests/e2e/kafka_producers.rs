@@ -36,7 +36,7 @@ async fn compressed_batches_are_read() {
 async fn committed_transactions_are_delivered_without_restarting_the_consumer() {
     let topics = Topics::new();
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
-    // Nobody answers pings while the test waits.
+    // Pings are not answered while the test waits.
     let server = node.env("PING_INTERVAL", "120s").start();
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
@@ -99,7 +99,7 @@ async fn an_unreadable_batch_is_skipped_and_counted() {
     assert_eq!(server.metric(GAPS), 1.0);
 }
 
-/// Writes over a part of what is compressed in a partition's log.
+/// Overwrites a part of the compressed data in a partition's log.
 fn damage_gzip(partition: &Path) {
     let log = partition.join("00000000000000000000.log");
     let bytes = std::fs::read(&log).expect("the partition's log");

@@ -122,7 +122,7 @@ async fn mapped_fields_win_over_unknown_ones() {
     assert_eq!(payload.matches("\"timestamp\"").count(), 1, "{payload}");
 }
 
-/// Payloads no parser of ours would write like this: whoever rewrites them is caught.
+/// Payloads that our serializer would write differently, so that rewriting them would be noticed.
 fn native_payloads(session: &str) -> Vec<Vec<u8>> {
     let mut payloads: Vec<Vec<u8>> = [
         r#"{ "type" : "session_update",  "success":true,"data":{"b":1,"a":2,"a":3} }"#,
@@ -134,7 +134,7 @@ fn native_payloads(session: &str) -> Vec<Vec<u8>> {
     ]
     .map(|text| text.as_bytes().to_vec())
     .into();
-    // Around the lengths where the WebSocket header changes its form, and the largest record that is let through.
+    // Around the lengths at which the WebSocket header changes its form, and the largest allowed record.
     for size in [1, 125, 126, 127, 65_535, 65_536, 1_048_576] {
         let mut text = format!("{session} ");
         text.extend(std::iter::repeat_n('x', size));
@@ -160,7 +160,7 @@ async fn native_records_arrive_byte_for_byte() {
         .iter()
         .map(|payload| Record::native(&session, payload))
         .collect();
-    // Headers beside ours change nothing.
+    // Additional headers change nothing.
     records[1] = records[1]
         .clone()
         .header("livechat-id", "x")
@@ -168,7 +168,7 @@ async fn native_records_arrive_byte_for_byte() {
     topics.kafka.produce(&topics.messages, &records);
 
     for ws in &mut sockets {
-        // Greetings and presence come before the marker; after it there is nothing but the records.
+        // Greetings and presence precede the marker; after it, there are only the records.
         read_until(ws, |text| text == marker);
         for payload in &payloads[1..] {
             let frame = ws.read_frame().expect("a frame");
@@ -300,7 +300,7 @@ fn ascii(json: &str) -> String {
     json.encode_utf16().map(escape).collect()
 }
 
-/// A header's name is any bytes to librdkafka, though text to Java's client and to the Rust binding.
+/// For librdkafka a header name may be any bytes; for the Java client and the Rust binding it is text.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_whose_name_is_not_utf8_is_ignored() {
     let topics = Topics::new();

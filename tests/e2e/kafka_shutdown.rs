@@ -1,4 +1,4 @@
-//! SIGTERM in the middle of traffic: what was acknowledged is in the log, and the others see it.
+//! SIGTERM during traffic: what was acknowledged is in the log, and other nodes deliver it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ async fn what_was_acknowledged_before_sigterm_is_in_the_log() {
         acked.len()
     );
 
-    // The log holds each once, and the other node delivers what the log holds.
+    // Each is in the log once, and the other node delivers it.
     cat.until("all records of the log", |heard| {
         heard.messages.len() >= in_log.len()
     })

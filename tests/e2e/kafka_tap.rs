@@ -1,4 +1,5 @@
-//! Clients for crowds: many of them can send and receive at once, through outages, and be asked afterwards what they heard.
+//! Clients for crowds: many of them can send and receive at once, through outages, and be asked afterwards what they
+//! heard.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,11 +26,11 @@ pub trait Notes: Default + Send + 'static {
 
     fn has_ended(&self) -> bool;
 
-    /// For who waits in vain.
+    /// For the message of a timeout.
     fn summary(&self) -> String;
 }
 
-/// A connection whose reading goes on by itself, so that many can send and receive at once.
+/// A connection that is read in the background, so that many can send and receive at once.
 pub struct Reader<N> {
     name: String,
     sink: tokio::sync::Mutex<SplitSink<WebSocketStream<TcpStream>, Message>>,
@@ -64,7 +65,7 @@ impl<N: Notes> Reader<N> {
         let shared = Arc::clone(&notes);
         tokio::spawn(async move {
             let mut code = None;
-            // tungstenite answers pings and echoes the close by itself, as long as somebody reads.
+            // tungstenite answers pings and echoes the close frame as long as the connection is read.
             while let Some(Ok(message)) = frames.next().await {
                 match message {
                     Message::Text(text) => locked(&shared).take(parsed(&text), &text),
@@ -97,7 +98,7 @@ impl<N: Notes> Reader<N> {
         look(&locked(&self.notes))
     }
 
-    /// Waits until it holds for what was read; panics after [`OUTAGE`].
+    /// Waits until the condition holds for what was read; panics after [`OUTAGE`].
     pub async fn until(&self, what: &str, mut holds: impl FnMut(&N) -> bool) {
         let deadline = tokio::time::Instant::now() + OUTAGE;
         while !self.look(&mut holds) {
@@ -208,8 +209,8 @@ impl Tap {
         }
     }
 
-    /// `send_message`, with the text as its `client_message_id`, too; false when the server has closed. Waits while `window`
-    /// messages of this connection are without an answer, as a patient client would.
+    /// `send_message`, with the text as its `client_message_id`, too; false when the server has closed. Waits while
+    /// `window` messages of this connection are without an answer, as a patient client would.
     pub async fn say(&self, text: &str, window: u64) -> bool {
         while self.sent.load(Ordering::Relaxed) >= self.look(Heard::answers) + window {
             if self.look(|heard| heard.ended.is_some()) {

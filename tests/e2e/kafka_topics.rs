@@ -1,4 +1,4 @@
-//! Topics that the broker will not let the server make.
+//! Topics that the server may not create.
 
 use serde_json::Value;
 

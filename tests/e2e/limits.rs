@@ -9,7 +9,7 @@ use crate::support::http::is_reset;
 use crate::support::raw::HANDSHAKE;
 use crate::support::{Frame, Http, Opcode, RawWs, Response, Server, eventually};
 
-/// A writer beside the reading test: repeats the bytes until the server closes or `most` writes are done.
+/// Writes while the test reads: repeats the bytes until the server closes or `most` writes are done.
 fn flood(ws: &RawWs, bytes: Vec<u8>, most: usize) -> std::thread::JoinHandle<()> {
     let mut stream = ws.stream().try_clone().expect("clone a socket");
     std::thread::spawn(move || {
@@ -17,7 +17,7 @@ fn flood(ws: &RawWs, bytes: Vec<u8>, most: usize) -> std::thread::JoinHandle<()>
             match stream.write_all(&bytes) {
                 Ok(()) => {}
                 Err(error) if is_reset(&error) => return,
-                // The server reads no more, and has closed or will.
+                // The server no longer reads, and has closed or will.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -146,12 +146,12 @@ fn limits_connections_of_the_process_are_503() {
         .map(|n| RawWs::connect(&server, "s1", &format!("u{n}"), "agent"))
         .collect();
     refused(&server, "/ws/s1/more/agent", &[], 503);
-    // Wrong requests are still told what is wrong, and HTTP goes on.
+    // Invalid requests still get their own answers, and other routes work.
     Http::request(server.http_addr(), "GET", "/ws/s1/%00/agent", &HANDSHAKE).assert_error(400);
     assert_eq!(server.health()["status"], "ok");
     assert_eq!(server.get("/ready").status, 200);
     clients.iter_mut().for_each(|client| drop(client.expect_alive()));
-    // One leaves, one may come.
+    // When one leaves, another may connect.
     clients.pop().expect("a client").send(Frame::close(1000, ""));
     eventually("a place is free", || {
         RawWs::try_connect(server.http_addr(), "/ws/s1/more/agent", &[]).is_ok()
@@ -210,7 +210,7 @@ fn limits_an_address_behind_a_trusted_proxy_is_the_clients() {
     let _two = open("u2", "203.0.113.2");
     let _six = open("u3", "2001:db8::1");
     refused(&server, "/ws/s1/u4/agent", &from("203.0.113.1"), 429);
-    // What the client wrote itself stands in front of what the proxy added.
+    // What the client wrote precedes what the proxy added.
     refused(
         &server,
         "/ws/s1/u4/agent",
@@ -292,7 +292,7 @@ fn limits_a_half_open_connection_is_dropped() {
         .env("PONG_TIMEOUT", "500ms")
         .start();
     let silent = RawWs::connect(&server, "s1", "u1", "agent");
-    // It reads nothing and says nothing, not even the answer to the close.
+    // It reads nothing and sends nothing, not even an answer to the close frame.
     eventually("it is gone", || server.health()["connections"] == 0);
     eventually("its user left", || {
         server.connection_status("s1")["total_agent"] == 0
@@ -342,7 +342,7 @@ fn limits_without_descriptors_accepting_does_not_spin() {
     let used = server.cpu_time() - before;
     assert!(used < Duration::from_secs(1), "{used:?} of 3 s spent on nothing");
     client.expect_alive();
-    // They give way to whoever speaks: nobody waits until they are closed for their silence.
+    // They are closed for connections that send something, before they time out.
     let began = Instant::now();
     for address in ["127.0.0.2", "127.0.0.1"] {
         for _ in 0..10 {
@@ -380,7 +380,7 @@ fn limits_the_admin_port_answers_while_the_others_are_full() {
     drop(silent);
 }
 
-/// A balancer's connections that never send their PROXY header keep nobody out who does.
+/// Balancer connections without a PROXY header do not block those that send one.
 #[test]
 fn limits_without_descriptors_silent_balancer_connections_are_closed() {
     let server = Server::builder()

@@ -22,7 +22,7 @@ fn limits_per_user_the_oldest_is_closed_with_4009() {
     for ws in [&mut two, &mut other, &mut elsewhere, &mut three] {
         ws.expect_alive();
     }
-    // A place that is free is taken, and nobody goes.
+    // Below the limit, no connection is closed.
     drop(two);
     eventually("it is gone", || server.health()["connections"] == 3);
     let mut four = RawWs::connect(&server, "s1", "u1", "agent");
@@ -38,7 +38,7 @@ fn limits_per_user_the_oldest_is_closed_with_4009() {
     });
 }
 
-/// A phone that vanished reads nothing and answers nothing: its user is let in all the same.
+/// A vanished phone reads nothing and answers nothing, but its user can connect again.
 #[test]
 fn limits_per_user_a_lost_connection_does_not_lock_its_user_out() {
     let server = server();
@@ -67,7 +67,7 @@ fn limits_per_user_more_than_ten_replacements_a_minute_are_429() {
     assert!(server.metric("livechat_upgrades_refused_total") >= 1.0);
 }
 
-/// Whoever is replaced was never gone, also without a grace: the new one has come before the old one goes.
+/// A replacement is no leave, even without a grace: the new connection joins before the old one leaves.
 #[tokio::test]
 async fn limits_per_user_a_replacement_is_no_leave() {
     let server = Store::Embedded

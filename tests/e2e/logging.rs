@@ -27,7 +27,7 @@ async fn a_failing_log_does_not_stop_the_server() {
     assert_eq!(server.wait_exit(PATIENCE), Some(0));
 }
 
-/// Standard error is a pipe that nobody reads. It holds 64 KiB, which is what some 340 connections write.
+/// Standard error is a pipe that is not read. It holds 64 KiB, about what 340 connections write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unread_log_does_not_stop_the_server() {
     let server = Server::builder().env("LOG_LEVEL", "debug").start();

@@ -1,6 +1,7 @@
-//! End-to-end tests: the built binary as a process, spoken to over its sockets. `support` says how.
+//! End-to-end tests of the built binary as a process, over its sockets; `support` has the helpers.
 //!
-//! Names begin with what they need: `kafka_…`, `redis_…` and `services_…` start a broker or Redis, everything else is embedded.
+//! Names begin with what they need: `kafka_…`, `redis_…` and `services_…` start a broker or Redis, everything else is
+//! embedded.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! The PROXY protocol: balancers below HTTP say whose connection they pass on.
+//! The PROXY protocol, by which TCP load balancers pass on client addresses.
 
 use std::io::Write;
 use std::net::{IpAddr, TcpStream};
@@ -36,7 +36,7 @@ fn text(source: &str) -> Vec<u8> {
     format!("PROXY {name} {source} {to} 51234 443\r\n").into_bytes()
 }
 
-/// A header of version 2, with more behind its addresses (TLVs).
+/// A header of version 2, with TLVs after the addresses.
 fn binary(source: &str, more: usize) -> Vec<u8> {
     let (family, mut addresses) = match source.parse().expect("an address") {
         IpAddr::V4(ip) => (0x11, [ip.octets(), [192, 0, 2, 1]].concat()),
@@ -52,7 +52,7 @@ fn local_or_proxy(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
     [SIGNATURE, &[command, family], &length, payload].concat()
 }
 
-/// A handshake behind a header, in one write.
+/// A handshake after a header, in one write.
 fn open(server: &Server, header: &[u8], headers: &[(&str, &str)]) -> Result<RawWs, Response> {
     let mut http = Http::connect(server.http_addr());
     http.write(&[header, handshake("/ws/s1/u1/agent", headers).as_bytes()].concat());
@@ -155,7 +155,7 @@ fn proxy_protocol_refuses_invalid_headers() {
         wrong.len() as f64
     );
     server.wait_log("PROXY header");
-    // A header that doesn't come is not waited for, for ever.
+    // The wait for a header is limited.
     let mut slow = Http::connect(server.http_addr());
     slow.write(b"PROXY TCP4 203.0");
     slow.expect_closed();

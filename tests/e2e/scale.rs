@@ -1,4 +1,4 @@
-//! Five thousand connections on one process, and what is left when they are gone.
+//! Five thousand connections on one process, and its memory after they are closed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

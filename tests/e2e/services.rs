@@ -1,5 +1,5 @@
-//! The real Kafka and Redis of `scripts/test.sh`, brokers of a test's own, and what the Kafka tests share: the Java client
-//! ([`Kafka`]), topics of a test's own, and a client that reads by itself ([`Tap`]).
+//! The real Kafka and Redis of `scripts/test.sh`, brokers of a test's own, and what the Kafka tests share: the Java
+//! client ([`Kafka`]), topics of a test's own, and a client that reads by itself ([`Tap`]).
 
 #[path = "kafka_brokers.rs"]
 mod brokers;
@@ -27,10 +27,10 @@ pub use self::java::{Kafka, Record, Stored, new_message};
 pub use self::resp::{RedisClient, Resp, users_key};
 pub use self::tap::{Heard, Notes, Reader, Tap};
 
-/// How long anything may take that a broker's restart stands in the way of. Only failing tests wait so long.
+/// How long anything may take that has to wait for a broker's restart. Only failing tests wait this long.
 pub const OUTAGE: Duration = Duration::from_secs(120);
 
-/// As `eventually`, for what takes a broker's restart or several programs of Java's.
+/// As `eventually`, for what takes a broker's restart or several Java programs.
 #[track_caller]
 pub fn at_last(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + 2 * OUTAGE;
@@ -62,7 +62,7 @@ pub fn redis_url() -> String {
     from_environment("TEST_REDIS_URL")
 }
 
-/// A name nobody else uses, in this run or in another one on the same broker.
+/// A name that is unique across runs on the same broker.
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let started = std::time::SystemTime::now()
@@ -76,7 +76,7 @@ pub fn unique(prefix: &str) -> String {
     )
 }
 
-/// Three topic names of one test's own. Deletes the topics when dropped: declare it before the servers.
+/// Three topics for one test. Deletes them when dropped: declare it before the servers.
 pub struct Topics {
     pub kafka: Kafka,
     pub messages: String,
@@ -119,7 +119,7 @@ impl Topics {
             ])
     }
 
-    /// Two nodes, ready. They start at once, so they also race for the creation of the topics.
+    /// Two ready nodes. They start at the same time, so they also race to create the topics.
     #[track_caller]
     pub fn two_nodes(&self) -> (Server, Server) {
         let nodes = (self.node("node-a").spawn(), self.node("node-b").spawn());
@@ -144,7 +144,7 @@ pub struct Service {
     /// In `scripts/`.
     script: &'static str,
     env: Vec<(&'static str, &'static str)>,
-    /// The folder of the broker whose cluster it joins.
+    /// The folder of the broker whose cluster this one joins.
     joins: Option<PathBuf>,
 }
 
@@ -223,7 +223,7 @@ impl Drop for Service {
     }
 }
 
-/// A Redis of a test's own. Keeps nothing on disk unless it is told to: a new start is an empty Redis.
+/// A Redis for one test. By default it keeps nothing on disk: a restart makes it empty.
 pub struct PrivateRedis(Service);
 
 impl PrivateRedis {
@@ -280,8 +280,9 @@ impl Deref for PrivateRedis {
     }
 }
 
-/// A free port below those the kernel gives to outgoing connections: a client that keeps dialling a stopped broker on one of
-/// those can be given the very same port, and then talks to itself. So is the port 10,000 above it, the bus of a Redis Cluster.
+/// A free port below those the kernel gives to outgoing connections: a client that keeps dialling a stopped broker on
+/// one of those can be given the very same port, and then talks to itself. So is the port 10,000 above it, the bus of a
+/// Redis Cluster.
 fn free_port() -> u16 {
     let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
     std::iter::repeat_with(|| fastrand::u16(10_000..22_000))

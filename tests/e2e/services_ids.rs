@@ -18,7 +18,7 @@ fn encoded(id: &str) -> String {
     percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-/// While Kafka's client writes, these tests read nothing: no ping may come meanwhile.
+/// These tests read nothing while Kafka's client writes, so there must be no pings meanwhile.
 fn node(topics: &Topics) -> Server {
     let node = topics.node("node-a").env("PING_INTERVAL", "10m");
     node.env("ADMIN_ADDR", "127.0.0.1:0").start()
@@ -34,7 +34,7 @@ async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
     let old = |session: &str, text: &str| {
         Record::old(json!({"id": text, "session_id": session, "message": text}).to_string())
     };
-    // They say what they say, and are delivered as they are.
+    // They are delivered unchanged.
     topics.kafka.produce(
         &topics.messages,
         &[
@@ -78,7 +78,7 @@ async fn kafka_records_of_a_uuid_in_any_case_reach_its_session() {
         })
         .await;
     assert_eq!(frame["data"]["session_id"], lower.as_str());
-    // And what we write is keyed by the one spelling.
+    // And the server's own records are keyed by the canonical spelling.
     two.say_acked("from the second").await;
     let written = topics.kafka.consume(&topics.messages);
     let ours = written.iter().find(|record| {

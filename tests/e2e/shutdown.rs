@@ -1,4 +1,4 @@
-//! Signals: the server says so, sends its clients away and ends with 0; a second signal ends it at once.
+//! Shutdown by signal: the server reports it, closes its connections and exits with 0; a second signal ends it at once.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ fn shutdown_drains_refuses_and_exits_0() {
     }
 }
 
-/// Whoever comes while the drain begins is refused with 503 or sent away with 1001: a bare end would look like a fault.
+/// A client that connects as the drain starts gets 503 or 1001: a bare disconnect would look like a failure.
 #[test]
 fn shutdown_closes_connections_that_are_just_joining() {
     let (mut greeted, mut refused) = (0, 0);
@@ -138,7 +138,7 @@ fn shutdown_spreads_closes_over_the_drain() {
         .map(|wait| wait.join().expect("a client"))
         .collect();
     let (first, last) = (ends.iter().min().expect("one"), ends.iter().max().expect("one"));
-    // All at once they would all reconnect at once. This is far more than scheduling explains.
+    // Closed all at once, they would all reconnect at once. This spread is far more than scheduling explains.
     assert!(
         last.duration_since(*first) > Duration::from_secs(2),
         "all within {:?}",

@@ -1,4 +1,4 @@
-//! Signals that do not ask for the end: each is logged, and nobody's connection notices.
+//! Signals that do not end the process: each is logged, and connections are not affected.
 
 use crate::support::{PATIENCE, RawWs, Server};
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::presence::is_event;
 use crate::support::{Client, Frame, Opcode, PATIENCE, RawWs, Server};
 
-/// A server whose queues are small and whose patience is short.
+/// A server with small queues and short timeouts.
 pub fn impatient() -> Server {
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
@@ -58,7 +58,7 @@ async fn slow_readers_are_closed_without_affecting_others() {
         })
         .await;
 
-    // The healthy one reads all the time; it hears of the slow one's end, PRESENCE_GRACE after it.
+    // The healthy reader reads all the time; it learns of the slow one's leave PRESENCE_GRACE after its end.
     let (gone, is_gone) = tokio::sync::watch::channel(false);
     let reading = tokio::spawn(async move {
         let mut texts = Vec::new();
@@ -86,7 +86,7 @@ async fn slow_readers_are_closed_without_affecting_others() {
         .expect("the healthy reader");
     assert_eq!(texts.len(), acknowledged.len());
     assert!(texts == acknowledged, "the healthy reader lost something");
-    // What the slow one finds when it reads at last: whole frames, then 4008 or the mere end.
+    // When the slow reader finally reads, it gets whole frames, then 4008 or just the end.
     let mut last = None;
     while let Ok(Some(frame)) = slow.try_read_frame() {
         last = Some(frame);
@@ -189,7 +189,7 @@ async fn slow_readers_may_drain_a_burst_far_beyond_the_queue_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_that_catch_up_stay_connected() {
-    // The queue takes what the reader misses, and the reader is back before SEND_TIMEOUT.
+    // The queue takes what the reader does not read, and it resumes before SEND_TIMEOUT.
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
         .env("SEND_TIMEOUT", "30s")
@@ -223,7 +223,7 @@ fn slow_readers_of_their_own_answers_are_closed() {
     ws.stream()
         .set_write_timeout(Some(Duration::from_secs(5)))
         .expect("set a timeout");
-    // Without a limit the answers would be several times what is allowed below.
+    // Without a limit, the answers would take several times what is allowed below.
     for _ in 0..3_000 {
         use std::io::Write;
         // Full or closed: the server has stopped reading or has cut it.

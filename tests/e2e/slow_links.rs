@@ -1,4 +1,4 @@
-//! Slow links: signs of life are whatever comes from the client, and whatever it takes of what it is owed.
+//! Slow links: signs of life are any byte from the client, and progress with what waits for it.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::support::http::Http;
 use crate::support::raw::{handshake, narrow};
 use crate::support::{Frame, Opcode, PATIENCE, RawWs, Server, ServerBuilder, eventually};
 
-/// A receive buffer of a phone on a bad link: what is owed waits in the server, not in the reader's kernel.
+/// A small receive buffer, as of a phone on a bad link: data waits in the server, not in the reader's kernel.
 const WINDOW: usize = 16 << 10;
 
 fn builder() -> ServerBuilder {
@@ -17,7 +17,7 @@ fn builder() -> ServerBuilder {
         .env("RATE_LIMIT_MESSAGES", 0)
 }
 
-/// Pings often, and waits for a second only.
+/// Pings often, with a pong timeout of a second.
 fn restless() -> ServerBuilder {
     builder().env("PING_INTERVAL", "1s").env("PONG_TIMEOUT", "1s")
 }
@@ -53,7 +53,7 @@ fn say(sender: &mut RawWs, messages: std::ops::Range<usize>, size: usize) {
     }
 }
 
-/// Answers pings for somebody who has nothing to say, until it is dropped.
+/// Answers pings for an otherwise idle client, until it is dropped.
 struct Awake(
     Option<std::sync::mpsc::Sender<()>>,
     Option<std::thread::JoinHandle<()>>,
@@ -129,7 +129,7 @@ fn sip(reader: &mut RawWs, bytes: usize, count: usize) -> usize {
     pings
 }
 
-/// A client can't put a pong inside its own frame: every byte of it is a sign of life.
+/// A client can't send a pong inside its own frame: every byte of the frame is a sign of life.
 #[test]
 fn slow_links_carry_a_legal_message_for_longer_than_a_pong_may_take() {
     let server = restless().start();
@@ -154,7 +154,7 @@ fn slow_links_carry_a_legal_message_for_longer_than_a_pong_may_take() {
     }
 }
 
-/// The ping waits behind what came before it, here and in the kernel; the reader takes it all the time.
+/// The ping waits behind earlier data, here and in the kernel, which the reader takes steadily.
 #[test]
 fn slow_links_drain_a_backlog_for_longer_than_a_pong_may_take() {
     let server = restless().env("SEND_QUEUE_BYTES", 4 << 20).start();
@@ -197,7 +197,7 @@ fn slow_links_get_pings_even_with_a_full_queue() {
     reader.expect_alive();
 }
 
-/// Who stands still is not alive because its kernel takes what comes.
+/// A stopped client does not count as alive because its kernel acknowledges data.
 #[test]
 fn stopped_clients_are_closed_although_their_kernel_acknowledges() {
     let server = restless().start();
@@ -235,7 +235,7 @@ fn slow_links_get_only_the_newest_pong() {
         eventually("the ping has come", || {
             server.metric("livechat_frames_received_total") > before
         });
-        // Enough for the kernel to ask for more, and less than the whole.
+        // Enough for the kernel to accept more, and less than everything.
         let until = taken + 150_000;
         let deadline = Instant::now() + PATIENCE;
         while taken < until {
@@ -260,7 +260,7 @@ fn slow_links_get_only_the_newest_pong() {
     assert_eq!(pongs, ["4"]);
 }
 
-/// All queues together have a limit: the largest goes, and the others get what they are owed.
+/// All queues together have a limit: the connection with the largest is closed, and the others get everything.
 #[test]
 fn slow_links_together_hold_no_more_than_send_memory_bytes() {
     let server = builder()
@@ -292,7 +292,7 @@ fn slow_links_together_hold_no_more_than_send_memory_bytes() {
     );
 }
 
-/// What a thousand queues share is there once: it is counted once.
+/// What a thousand queues share is in memory once, and counts once.
 #[test]
 fn slow_links_share_the_memory_of_queued_frames() {
     let server = builder()

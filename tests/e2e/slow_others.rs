@@ -14,7 +14,7 @@ use crate::support::http::head;
 use crate::support::raw::{handshake, narrow};
 use crate::support::{Client, Frame, Http, Opcode, PATIENCE, RawWs, Server, eventually};
 
-/// Readers that take nothing after their greeting, and let the kernel take nothing either.
+/// Readers that read nothing after their greeting, with a small receive buffer.
 fn stopped(server: &Server, session: &str, count: usize) -> Vec<RawWs> {
     (0..count)
         .map(|number| RawWs::connect_narrow(server, session, &format!("stopped{number}"), "customer"))
@@ -50,7 +50,7 @@ async fn closed_slow_readers_free_their_descriptors_even_if_they_never_close() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_without_a_pong_free_their_descriptors_even_if_they_never_close() {
-    // The kernel has room for all of it: it is the pong that is missed, behind frames that nobody takes.
+    // The kernel has room for all of it: it is the pong that is missing, since the frames are not read.
     let server = Server::builder()
         .env("RATE_LIMIT_MESSAGES", 0)
         .env("SEND_QUEUE_BYTES", 64 << 20)
@@ -236,7 +236,7 @@ fn slow_readers_of_plain_http_are_dropped_after_about_a_minute() {
     let readers: Vec<_> = (0..10)
         .map(|_| {
             let stream = narrow(server.http_addr(), 4096);
-            // Until the server takes no more, as it waits for us to read.
+            // Until the server stops reading, as it waits for us to read.
             let patience = Some(Duration::from_millis(500));
             stream.set_write_timeout(patience).expect("set a timeout");
             let taken = (0..2_000).take_while(|_| (&stream).write_all(requests.as_bytes()).is_ok());

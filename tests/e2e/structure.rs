@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules by floors, the lowest first. A module uses those of lower floors, and on its own floor those that stand
-/// before it: an arrow goes down only.
+/// The modules by layers, the lowest first. A module uses those of lower layers, and in its own layer those that are
+/// listed before it.
 const FLOORS: [&[&str]; 9] = [
     &[
         "clock",
@@ -27,7 +27,7 @@ const FLOORS: [&[&str]; 9] = [
     &["shutdown", "signals", "server"],
 ];
 
-/// A module and what its code must not name beside the floors above it.
+/// A module, and what its code must not use in addition to the layers above it.
 const NEVER_SEES: [(&str, &[&str]); 9] = [
     (
         "protocol",
@@ -74,7 +74,7 @@ const NEVER_SEES: [(&str, &[&str]); 9] = [
     ("http", &["rdkafka", "redis"]),
 ];
 
-/// A longer file is taken apart.
+/// A longer file must be split.
 const MOST_LINES: usize = 500;
 
 struct Source {
@@ -229,7 +229,7 @@ fn structure_modules_do_not_use_what_the_design_forbids() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// Every path of ours that a source names, from the crate's root.
+/// Every path of this crate that a source uses, from the crate's root.
 fn named(source: &Source) -> Vec<String> {
     let code = code(&source.text);
     let mut paths = used(&code);
@@ -246,7 +246,7 @@ fn named(source: &Source) -> Vec<String> {
     ours.filter(|path| lies_in(path, "crate")).collect()
 }
 
-/// What goes upwards.
+/// The imports that go upwards.
 fn upward(sources: &[Source]) -> Vec<String> {
     let modules: Vec<_> = FLOORS.concat();
     let floor = |module: &str| modules.iter().position(|name| *name == module);
@@ -277,7 +277,7 @@ fn place(file: &Path) -> String {
     absolute("self::", file).trim_end_matches("::").to_owned()
 }
 
-/// The file in which a path lies: as deep as there are files, through what a `mod.rs` re-exports.
+/// The file that a path belongs to, following the re-exports of a `mod.rs`.
 fn file_of<'a>(path: &str, sources: &'a [Source]) -> Option<&'a Source> {
     let mut best: Option<(&Source, usize)> = None;
     for source in sources {
@@ -421,7 +421,7 @@ fn structure_no_source_is_too_long() {
     assert!(long.is_empty(), "more than {MOST_LINES} lines: {long:?}");
 }
 
-/// `protocol::encode` says what becomes of a value that can't be encoded: nowhere is that an empty frame or record.
+/// `protocol::encode` handles values that can't be encoded, so that none becomes an empty frame or record.
 #[test]
 fn structure_values_are_encoded_in_one_place() {
     let mut encoders = Vec::new();

@@ -1,4 +1,4 @@
-//! Random frames against a live server: whatever comes, it stays healthy and nobody else notices.
+//! Random frames against a running server: it stays healthy, and other clients are not affected.
 
 use std::io::Write;
 use std::time::Duration;
@@ -160,7 +160,7 @@ fn fuzz_random_requests_do_no_harm() {
         let (mut stream, _) = http.into_parts();
         let _ = stream.write_all(pieces.concat().as_bytes());
         let _ = stream.shutdown(std::net::Shutdown::Write);
-        // It must come to an end; what it says depends on the case.
+        // The connection must end; the code depends on the case.
         match std::io::copy(&mut stream, &mut std::io::sink()) {
             Err(error) if !is_reset(&error) => panic!("neither answered nor closed: {error}"),
             _ => Ok(()),

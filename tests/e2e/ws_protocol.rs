@@ -1,4 +1,4 @@
-//! RFC 6455 byte by byte: what breaks it, and with which code the connection then ends.
+//! RFC 6455 byte by byte: violations, and the code with which the connection then ends.
 
 use serde_json::json;
 
@@ -154,7 +154,7 @@ fn rfc6455_illegal_or_excessive_lengths_are_refused_at_their_header() {
         i64::MAX as u64,
     ] {
         let mut ws = connect(&server);
-        // Only the header: nothing may be reserved for what it claims.
+        // Only the header is sent: no memory may be reserved for the claimed length.
         ws.write(&Frame::text("").header(length));
         assert_eq!(ws.expect_close(), 1009, "{length:#x}");
     }
@@ -165,7 +165,7 @@ fn rfc6455_illegal_or_excessive_lengths_are_refused_at_their_header() {
 #[test]
 fn rfc6455_lengths_not_in_their_shortest_form_do_no_harm() {
     let server = Server::start();
-    // RFC 6455 forbids them to the sender and leaves open what a receiver does.
+    // RFC 6455 forbids senders to use them, and leaves the receiver's reaction open.
     for header in [
         &[0x81, 0xfe, 0, 2, 0, 0, 0, 0][..],
         &[0x81, 0xff, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0],
@@ -346,7 +346,7 @@ fn rfc6455_data_after_a_close_is_ignored() {
 #[test]
 fn rfc6455_a_peer_that_never_closes_is_dropped() {
     let server = Server::start();
-    // It neither answers the close nor closes its socket; `expect_end` waits for the server to give up.
+    // The client neither answers the close frame nor closes its socket; `expect_end` waits for the server to give up.
     for first in [Frame::new(Opcode::Binary, "x"), Frame::close(1000, "")] {
         let mut ws = connect(&server);
         ws.send(first);

@@ -1,4 +1,4 @@
-//! A client as a browser is one: JSON in text frames, pongs answered, frames kept until somebody asks for them.
+//! A client like a browser's: JSON in text frames, pings answered, frames kept until a test takes them.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -101,7 +101,7 @@ impl Client {
             .await;
     }
 
-    /// `send_message`, and the data of its `message_sent`.
+    /// Sends `send_message` and returns the data of its `message_sent`.
     pub async fn say_acked(&mut self, text: &str) -> Value {
         self.fences += 1;
         let id = format!("say-{}", self.fences);
@@ -207,7 +207,7 @@ impl Client {
         self.next_where("the fence's message", is_it).await;
     }
 
-    /// No frame of this type is there, nor comes before the answer to a ping.
+    /// Asserts that no frame of this type has arrived, or arrives before the answer to a ping.
     pub async fn expect_none(&mut self, kind: &str) {
         self.fence().await;
         let unwanted = self.pending.iter().find(|frame| frame["type"] == kind);
@@ -219,7 +219,8 @@ impl Client {
         );
     }
 
-    /// No frame of this type is there, nor comes before a message `other` sends into the session now.
+    /// Asserts that no frame of this type has arrived, or arrives before a message that `other` now sends to the
+    /// session.
     pub async fn expect_none_before(&mut self, kind: &str, other: &mut Client) {
         self.fence_session(other).await;
         let unwanted = self.pending.iter().find(|frame| frame["type"] == kind);

@@ -25,7 +25,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// The only value of the header; panics when the header is there twice.
+    /// The only value of the header; panics if there are two.
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self
@@ -87,7 +87,7 @@ impl Http {
         Self::over(TcpStream::connect(addr)?)
     }
 
-    /// Connects from this address of the machine's own, 127.0.0.2 say.
+    /// Connects from this local address, such as 127.0.0.2.
     #[track_caller]
     pub fn connect_from(source: &str, addr: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -121,7 +121,7 @@ impl Http {
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// A request without body on a fresh connection. The path goes out byte for byte.
+    /// Sends a request without a body on a new connection. The path is sent byte for byte.
     #[track_caller]
     pub fn request(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let mut http = Self::connect(addr);
@@ -144,7 +144,7 @@ impl Http {
         self.write(head(method, path, headers).as_bytes());
     }
 
-    /// Writes exact bytes. A peer that has already answered and closed is no error: the answer is what counts.
+    /// Writes exact bytes. It is no error if the peer has already answered and closed: the answer is what counts.
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {

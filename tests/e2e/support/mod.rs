@@ -26,7 +26,7 @@ pub use raw::RawWs;
 pub use server::{Exit, Server, ServerBuilder};
 pub use wire::{Frame, Opcode};
 
-/// How long anything that must happen may take. Only failing tests wait so long; a loaded machine must not fail a test.
+/// How long anything that must happen may take. Only failing tests wait this long; a busy machine must not fail a test.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Calls `check` until it holds; panics with `what` when it has not within [`PATIENCE`].

@@ -83,7 +83,7 @@ impl RawWs {
         Self { stream, buffer }
     }
 
-    /// Writes exact bytes; a peer that has already closed is no error, for its close is what the test reads next.
+    /// Writes exact bytes; it is no error if the peer has already closed, since the test reads its close next.
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
         self.try_write(bytes);
@@ -155,7 +155,7 @@ impl RawWs {
         }
     }
 
-    /// Takes over what the kernel has, at most so many bytes, and waits for none. False when the stream has ended.
+    /// Reads what the kernel has, at most this many bytes, without waiting. False if the stream has ended.
     pub fn gulp(&mut self, most: usize) -> io::Result<bool> {
         self.stream.set_nonblocking(true)?;
         let end = self.buffer.len() + most;
@@ -255,7 +255,7 @@ impl RawWs {
         code
     }
 
-    /// The stream ends here; nothing but the end may come.
+    /// Asserts that the stream ends here.
     #[track_caller]
     pub fn expect_end(&mut self) {
         let frame = self.read_frame();

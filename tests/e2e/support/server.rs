@@ -24,7 +24,7 @@ pub struct ServerBuilder {
     descriptors: Option<u32>,
 }
 
-/// What a finished process left behind.
+/// The exit code and output of a finished process.
 #[derive(Debug)]
 pub struct Exit {
     pub code: Option<i32>,
@@ -103,7 +103,7 @@ impl ServerBuilder {
         server
     }
 
-    /// Starts the process and waits for nothing.
+    /// Starts the process without waiting.
     #[track_caller]
     pub fn spawn(self) -> Server {
         let mut child = self.command().spawn().expect("start the server");
