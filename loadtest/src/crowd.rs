@@ -11,14 +11,14 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::ws::{self, Answer};
 
-/// Large enough that a read takes all that one connection has waiting, most often.
+/// Large enough that a read usually takes everything that waits on one connection.
 const READ_BUFFER: usize = 256 * 1024;
 const EVENTS: usize = 1024;
 
 /// A client's number, in the order in which they were opened.
 pub type Id = usize;
 
-/// What a workload wants to know of its clients.
+/// A workload's handler for events of its clients.
 pub trait Watcher {
     /// The upgrade has succeeded.
     fn opened(&mut self, _id: Id, _now: Instant) {}
@@ -36,21 +36,21 @@ pub struct Crowd {
     clients: Vec<Option<Client>>,
     buffer: Box<[u8]>,
     open: usize,
-    /// All bytes that were read: to see that nothing comes any more.
+    /// All bytes read, to detect when nothing more arrives.
     pub bytes: u64,
 }
 
 struct Client {
     stream: TcpStream,
     state: State,
-    /// The beginning of a frame whose end has not come; no memory where there is none.
+    /// The start of an incomplete frame; without one, it holds no memory.
     partial: Vec<u8>,
     /// What the socket did not take.
     unsent: Vec<u8>,
 }
 
 enum State {
-    /// The request goes out when the connection stands.
+    /// The request is sent once the connection is established.
     Connecting(Vec<u8>),
     Upgrading,
     Open,
@@ -68,7 +68,7 @@ impl Crowd {
         })
     }
 
-    /// Begins a connection.
+    /// Starts a connection.
     pub fn open(&mut self, addr: SocketAddr, path: &str) -> Result<Id> {
         let mut stream = TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
         let id = self.clients.len();
@@ -84,7 +84,7 @@ impl Crowd {
         Ok(id)
     }
 
-    /// How many are there, upgraded or on their way.
+    /// The number of clients, upgraded or connecting.
     pub fn len(&self) -> usize {
         self.open
     }
@@ -93,7 +93,7 @@ impl Crowd {
         self.open == 0
     }
 
-    /// Whether the upgrade of this client has succeeded and it is still there.
+    /// Whether this client has been upgraded and is still connected.
     pub fn is_open(&self, id: Id) -> bool {
         matches!(
             &self.clients[id],
@@ -104,7 +104,7 @@ impl Crowd {
         )
     }
 
-    /// Ends a connection as a browser that is gone does: without a close frame.
+    /// Ends a connection like a vanished browser, without a close frame.
     pub fn drop_client(&mut self, id: Id) {
         if self.clients[id].take().is_some() {
             self.open -= 1;
@@ -123,7 +123,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Waits for events, at most so long, and handles them.
+    /// Waits for events at most this long, and handles them.
     pub fn turn(&mut self, timeout: Duration, watcher: &mut impl Watcher) -> Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
@@ -149,7 +149,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Turns until nothing has come for `quiet`; false when that has not happened within `patience`.
+    /// Handles events until nothing has arrived for `quiet`; false if that takes longer than `patience`.
     pub fn settle(
         &mut self,
         quiet: Duration,
@@ -202,7 +202,7 @@ impl Client {
             if let Some(error) = self.stream.take_error()? {
                 return Err(error).context("connect");
             }
-            // A spurious event: the connection does not stand yet.
+            // A spurious event: the connection is not established yet.
             if self.stream.peer_addr().is_err() {
                 return Ok(());
             }
@@ -216,7 +216,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads what is there; false at the end of the stream.
+    /// Reads what is available; false at the end of the stream.
     fn readable(
         &mut self,
         id: Id,
@@ -262,7 +262,7 @@ impl Client {
         Ok(())
     }
 
-    /// Hands out whole frames; gives the bytes that were used.
+    /// Passes on whole frames; returns the number of bytes used.
     fn cut(&mut self, id: Id, bytes: &[u8], now: Instant, watcher: &mut impl Watcher) -> Result<usize> {
         let mut used = 0;
         if matches!(self.state, State::Upgrading) {

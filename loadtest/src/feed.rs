@@ -1,4 +1,4 @@
-//! How the bare loop without Kafka gets its messages: a stream of (session, payload) behind a request line.
+//! How the bare loop without Kafka gets its messages: a stream of (session, payload) after a request line.
 
 /// The first line of such a connection.
 pub const REQUEST: &str = "FEED / HTTP/1.1\r\n";
@@ -11,7 +11,7 @@ pub fn write(out: &mut Vec<u8>, session: &str, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Hands out whole messages; gives the bytes that were used.
+/// Passes on whole messages; returns the number of bytes used.
 pub fn read(bytes: &[u8], mut take: impl FnMut(&str, &[u8])) -> usize {
     let mut used = 0;
     while let Some((session, payload, size)) = first(&bytes[used..]) {

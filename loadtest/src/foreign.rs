@@ -18,7 +18,7 @@ use crate::template::{Template, Values};
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between greeting and first record: status frames are through.
+/// The time between greeting and first record, for status frames to arrive.
 const SETTLE: Duration = Duration::from_millis(500);
 /// The server's thread that reads the log.
 const BUS_THREAD: &str = "bus";
@@ -29,16 +29,16 @@ pub struct Options {
     pub programs: Programs,
     #[arg(long, value_delimiter = ',', default_values = ["floor-kafka", "kafka", "kafka-old"])]
     pub arms: Vec<Arm>,
-    /// Records a second; 0: as many as are taken
+    /// Records a second; 0: as many as are accepted
     #[arg(long, value_delimiter = ',', default_values = ["0", "5000"])]
     pub rates: Vec<f64>,
     /// Sessions of the records
     #[arg(long, default_value_t = 10_000)]
     pub foreign: usize,
-    /// Connections that are there, two in a session: those of the first hear when all is read
+    /// Connections, two in a session: those of the first sessions show when everything has been read
     #[arg(long, default_value_t = 1_000)]
     pub sockets: usize,
-    /// How often each arm is measured; the arms take turns
+    /// How often each arm is measured; the arms alternate
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Seconds before the measured part
@@ -82,18 +82,18 @@ impl Arm {
     }
 }
 
-/// The clients: they hear of nothing but the fence, one record in each partition behind all others.
+/// The clients, which get only the fence: one record in each partition, after all others.
 struct Listeners {
     greeted: usize,
     /// Which fence is waited for.
     fence: u64,
-    /// Its records that have come, to all clients together.
+    /// How many of its records have arrived, over all clients.
     passed: usize,
-    /// Markers of anything else: a foreign record that was not foreign.
+    /// Markers of other records, which should not have been delivered.
     strays: usize,
 }
 
-/// The marker's number says that it is a fence: the publisher's are far below.
+/// Marker numbers from here on are fences: the publisher's are far below.
 const FENCES: u64 = 9_000_000_000;
 
 impl Watcher for Listeners {
@@ -212,9 +212,9 @@ fn measure(options: &Options, arm: Arm, pace: Pace) -> Result<Figures> {
 
 struct Published {
     records: f64,
-    /// Until all of it was read.
+    /// The time until everything was read.
     took: Duration,
-    /// How much longer that took than until the log had it.
+    /// How much later that was than the log's acknowledgement.
     behind: Duration,
 }
 
@@ -242,7 +242,7 @@ fn connect(options: &Options, node: &Node, crowd: &mut Crowd, listeners: &mut Li
     Ok(())
 }
 
-/// Puts a record of a session that is here behind all others, in each partition, and waits for all of them.
+/// Writes a record of a connected session after all others in each partition, and waits for all of them.
 fn pass_fence(producer: &Producer, crowd: &mut Crowd, listeners: &mut Listeners) -> Result<()> {
     listeners.fence += 1;
     listeners.passed = 0;
@@ -271,7 +271,7 @@ fn pass_fence(producer: &Producer, crowd: &mut Crowd, listeners: &mut Listeners)
     Ok(())
 }
 
-/// Names as long as those that production has.
+/// Names as long as those in production.
 fn foreign_session(number: usize) -> String {
     format!("f0000000-0000-4000-8000-{number:012x}")
 }

@@ -1,4 +1,4 @@
-//! The workload D: connections that do nothing, and what they hold.
+//! Workload D: idle connections and their memory.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use crate::services::kafka_brokers;
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Until allocators have given back what the joins took.
+/// Time for allocators to return what the joins used.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Connections before the first look, so that code which runs first now counts for no connection.
+/// Connections before the first measurement, so that one-time costs are not attributed to connections.
 const FIRST: usize = 100;
 
 #[derive(Args, Clone)]
@@ -29,7 +29,7 @@ pub struct Options {
     pub arms: Option<Vec<Arm>>,
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// Seconds in which nothing happens
+    /// Seconds to idle
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
 }

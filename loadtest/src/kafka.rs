@@ -16,11 +16,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 
-/// As the server creates its own.
+/// With the settings that the server uses.
 pub const PARTITIONS: i32 = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What every client here has set.
+/// Settings of all clients here.
 pub fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -30,7 +30,7 @@ pub fn config(brokers: &str) -> ClientConfig {
     config
 }
 
-/// Three topics of a run's own; deleted when dropped.
+/// Three topics for one run; deleted when dropped.
 pub struct Topics {
     admin: AdminClient<DefaultClientContext>,
     pub messages: String,
@@ -60,7 +60,7 @@ impl Topics {
         Ok(topics)
     }
 
-    /// A topic that is created has no leaders yet.
+    /// Waits until a new topic has leaders.
     fn await_leaders(&self, brokers: &str) -> Result<()> {
         let consumer: BaseConsumer = config(brokers).create()?;
         let started = Instant::now();
@@ -88,7 +88,7 @@ impl Drop for Topics {
     }
 }
 
-/// How records look.
+/// The form of the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Keyed by session; the value is the frame's payload.
@@ -120,7 +120,7 @@ impl Producer {
         })
     }
 
-    /// Hands a record over; waits while the queue is full.
+    /// Queues a record; waits while the queue is full.
     pub fn send(&self, session: &str, number: usize, payload: &[u8]) -> Result<()> {
         let record = self.record(session, payload);
         self.hand_over(match self.form {
@@ -129,7 +129,7 @@ impl Producer {
         })
     }
 
-    /// One such record into every partition: who has them all has read all that was there before.
+    /// Writes one such record to every partition: a reader that has all of them has read everything before.
     pub fn send_everywhere(&self, session: &str, payload: &[u8]) -> Result<()> {
         (0..PARTITIONS)
             .try_for_each(|partition| self.hand_over(self.record(session, payload).partition(partition)))
@@ -160,7 +160,7 @@ impl Producer {
         }
     }
 
-    /// Waits until the log has all.
+    /// Waits until the log has all records.
     pub fn flush(&self) -> Result<()> {
         self.producer.flush(PATIENCE).context("flush the producer")
     }

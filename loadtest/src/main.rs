@@ -24,7 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Workload {
-    /// A to E, and the ratios that matter
+    /// A to E, and the target ratios
     All(targets::Options),
     /// A, B and C: messages to many sockets
     Messages(workload::Options),
@@ -33,7 +33,7 @@ enum Workload {
     /// E, and what presence costs: connect storms, a large session, the flush window
     #[command(subcommand)]
     Presence(presence::Command),
-    /// Records of sessions that the node does not have: what reading everything costs
+    /// Records of sessions that the node does not have: the cost of reading everything
     Foreign(foreign::Options),
     /// Computes nodes, network and memory from measured costs, for clusters larger than this machine
     Scale(scale::Options),

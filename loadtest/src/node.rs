@@ -1,4 +1,4 @@
-//! What is under test in one arm: a livechat-ws or the bare loop, with the services it needs, all of them fresh.
+//! The system under test of one arm: livechat-ws or the bare loop, with the services it needs, all fresh.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,16 +11,16 @@ use crate::kafka::Topics;
 use crate::process::{Process, free_port, get};
 use crate::services::{Redis, RedisStats, kafka_brokers};
 
-/// The programs, and how the server is set.
+/// The programs and their settings.
 #[derive(Args, Clone)]
 pub struct Programs {
     /// The server's binary
     #[arg(long, default_value = "target/dist/livechat-ws", value_name = "FILE")]
     pub server: PathBuf,
-    /// The bare loop's binary; by default beside this program
+    /// The bare loop's binary; by default next to this program
     #[arg(long, value_name = "FILE")]
     pub floor: Option<PathBuf>,
-    /// A variable of the server's; may be repeated
+    /// A variable of the server; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE")]
     pub env: Vec<String>,
     /// A librdkafka property of the bare loop's consumer; may be repeated
@@ -60,7 +60,7 @@ pub struct Node {
     pub topics: Option<Topics>,
 }
 
-/// What server and Redis have spent so far, or since a moment.
+/// The usage of server and Redis so far, or a difference.
 #[derive(Clone, Copy)]
 pub struct Cost {
     pub cpu: Duration,
@@ -80,7 +80,7 @@ impl Cost {
 }
 
 impl Node {
-    /// Starts it, with these variables where it is a server, and waits until it is ready.
+    /// Starts it, with these variables if it is a server, and waits until it is ready.
     pub fn start(programs: &Programs, kind: Kind, settings: &[(&str, String)]) -> Result<Self> {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let has_kafka = matches!(kind, Kind::FloorKafka | Kind::Server { has_kafka: true, .. });
@@ -133,7 +133,7 @@ impl Node {
         })
     }
 
-    /// Connections by the server's own count.
+    /// The number of connections according to the server.
     pub fn connections(&self) -> Result<u64> {
         let health: serde_json::Value = serde_json::from_str(&get(self.addr, "/health")?.1)?;
         health["connections"]
@@ -160,7 +160,7 @@ fn floor_args(addr: SocketAddr, more: impl IntoIterator<Item = String>) -> Vec<S
     args
 }
 
-/// Warnings only are logged, nobody's limits stand in the way, and pings are no part of what is measured.
+/// Only warnings are logged, limits are off, and there are no pings to measure.
 fn server_env(
     programs: &Programs,
     addr: SocketAddr,

@@ -1,4 +1,4 @@
-//! Child processes, and what they cost: the kernel's CPU clocks and `/proc` have it.
+//! Child processes and their cost, from the kernel's CPU clocks and `/proc`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,11 +15,11 @@ use tempfile::TempDir;
 
 /// `/proc` counts in hundredths of a second on every Linux.
 const TICK: Duration = Duration::from_millis(10);
-/// How long a program may take until it answers.
+/// How long a program may take to answer.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A program that runs in a folder of its own, and ends with its owner.
+/// A program that runs in its own folder, and is ended with its owner.
 pub struct Process {
     child: Child,
     name: String,
@@ -35,7 +35,7 @@ impl Process {
             .to_string_lossy()
             .into_owned();
         let binary = match binary.parent() {
-            // A bare name is looked up in PATH; a path must hold from another folder.
+            // A bare name is looked up in PATH; a path must be valid from another folder.
             Some(parent) if parent.as_os_str().is_empty() => binary.to_owned(),
             _ => fs::canonicalize(binary).with_context(|| format!("no program {}", binary.display()))?,
         };
@@ -69,7 +69,7 @@ impl Process {
         rss_of(self.pid()).with_context(|| format!("{} has ended:\n{}", self.name, self.log()))
     }
 
-    /// The end of what it has said.
+    /// The end of its output.
     pub fn log(&self) -> String {
         let text = fs::read(self.dir.path().join("log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -96,7 +96,7 @@ impl Process {
         Ok(())
     }
 
-    /// An orderly end.
+    /// Ends it with SIGTERM.
     pub fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.pid().try_into()?), Signal::SIGTERM)?;
         let started = Instant::now();
@@ -117,8 +117,8 @@ impl Drop for Process {
     }
 }
 
-/// User and system time of a process, by its CPU clock: `/proc/PID/stat` counts ticks, and ten thousand connects are ten
-/// of them.
+/// User and system time of a process, by its CPU clock: `/proc/PID/stat` counts ticks, and ten thousand connects are
+/// ten of them.
 pub fn cpu_of(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?;
     Ok(clock.now()?.into())
@@ -163,7 +163,7 @@ fn parse_rss(rollup: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// A port of 127.0.0.1 that nobody listens on, below those that the kernel gives to outgoing connections.
+/// A free port of 127.0.0.1, below the kernel's ephemeral range.
 pub fn free_port() -> Result<u16> {
     (0..200)
         .map(|_| fastrand::u16(15_000..30_000))
@@ -205,7 +205,7 @@ mod tests {
     fn our_own_figures_are_there() {
         let pid = std::process::id();
         assert!(rss_of(pid).unwrap() > 100_000);
-        // Finer than the ticks of /proc, which would show nothing or a whole one.
+        // Finer than the ticks of /proc, which would show 0 or a whole tick.
         let step = || {
             let before = cpu_of(pid).unwrap();
             std::iter::repeat_with(|| cpu_of(pid).unwrap() - before).find(|step| !step.is_zero())

@@ -1,4 +1,4 @@
-//! Messages over a server that is not ours, for comparison: by URL template and hello frames.
+//! Messages over another server, for comparison, described by a URL template and hello frames.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -36,14 +36,14 @@ pub struct Options {
     /// The server's process, for its CPU and memory
     #[arg(long)]
     pid: Option<u32>,
-    /// How the table calls it
+    /// Its name in the table
     #[arg(long, default_value = "target")]
     name: String,
     #[arg(long, default_value_t = 1_000)]
     sockets: usize,
     #[arg(long, default_value_t = 10)]
     sessions: usize,
-    /// Messages a second, over all sessions; 0: as fast as they are taken
+    /// Messages a second, over all sessions; 0: as fast as they are accepted
     #[arg(long, default_value_t = 200.0)]
     rate: f64,
     #[arg(long, default_value_t = 2.0)]

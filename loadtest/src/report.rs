@@ -1,4 +1,4 @@
-//! What was measured: every round in JSON, medians in a table.
+//! The results: every round in JSON, medians in a table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -39,7 +39,7 @@ impl<T: ValueEnum> Named for T {
     }
 }
 
-/// One round's figures, by the names of columns; what an arm has not is left out.
+/// One round's figures by column; those that an arm lacks are left out.
 pub type Figures = BTreeMap<&'static str, f64>;
 
 #[derive(Serialize)]
@@ -216,7 +216,7 @@ fn align(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// For people who wait; results go to stdout.
+/// Progress messages; results go to stdout.
 pub fn progress(text: &str) {
     eprintln!("{text}");
 }

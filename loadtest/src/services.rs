@@ -18,7 +18,7 @@ pub struct Redis {
     addr: SocketAddr,
 }
 
-/// What a Redis has done so far.
+/// A Redis' counters so far.
 #[derive(Clone, Copy, Default)]
 pub struct RedisStats {
     /// Reads from sockets: a pipeline is one, or one per 16 KiB.
@@ -57,7 +57,7 @@ impl Redis {
 }
 
 impl RedisStats {
-    /// What was done since then. Asking is itself a read and a command: the second question is not counted.
+    /// The difference since then. The query itself is a read and a command; the second one is not counted.
     pub fn since(self, before: Self) -> Self {
         Self {
             reads: (self.reads - before.reads).saturating_sub(1),
@@ -91,7 +91,7 @@ fn field(info: &str, name: &str) -> Result<u64> {
     Ok(value.trim().parse()?)
 }
 
-/// The brokers, comma-separated; `None` where none are named.
+/// The brokers, comma-separated; `None` if none are configured.
 pub fn kafka_brokers() -> Option<String> {
     std::env::var("KAFKA_BROKERS")
         .ok()

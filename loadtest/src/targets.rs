@@ -1,4 +1,4 @@
-//! The whole suite, and its ratios against what is aimed at.
+//! The whole suite, and its ratios compared with the targets.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use crate::{idle, presence};
 pub struct Options {
     #[command(flatten)]
     programs: Programs,
-    /// How often each arm is measured; the arms take turns
+    /// How often each arm is measured; the arms alternate
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds that are measured of each message workload
@@ -195,7 +195,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Messages that came not at all or twice, in all rounds of all arms: there may be none, whatever is measured.
+/// Messages that were lost or duplicated, in all rounds of all arms: there must be none.
 pub fn faults(reports: &[Report]) -> Option<f64> {
     let faults = |report: &Report| Some(report.total("lost")? + report.total("doubled")?);
     reports

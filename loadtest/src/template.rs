@@ -1,4 +1,4 @@
-//! Texts with places for a session, a user, a number and the [marker](crate::message::marker).
+//! Templates with placeholders for a session, a user, a number and the [marker](crate::message::marker).
 
 use anyhow::{Result, ensure};
 
@@ -26,7 +26,7 @@ enum Piece {
 #[derive(Clone, Debug)]
 pub struct Template(Vec<Piece>);
 
-/// What goes into the places.
+/// The values of the placeholders.
 #[derive(Clone, Copy, Default)]
 pub struct Values<'a> {
     pub session: &'a str,

@@ -1,6 +1,6 @@
 //! As much of RFC 6455 as a load generator needs: the client's handshake, frame headers, and masked frames to send.
 
-/// Any 16 bytes will do; RFC 6455's own example.
+/// Any 16 bytes; this is RFC 6455's example.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 pub const TEXT: u8 = 1;
@@ -17,12 +17,12 @@ pub fn handshake(host: &str, path: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What came back for an upgrade request.
+/// The answer to an upgrade request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// More bytes are needed.
     Partial,
-    /// Frames begin at this offset.
+    /// Accepted; frames start at this offset.
     Upgraded(usize),
     /// The first line of the refusal.
     Refused(String),

@@ -1,9 +1,9 @@
-//! Chat messages from a publisher to every socket of their session: what a delivery costs, and how long it takes.
+//! Chat messages from a publisher to every socket of their session: the cost of a delivery, and how long it takes.
 //!
 //! - [`marker`]: what a message carries to be measured
 //! - [`publisher`]: sends by a clock; [`http`] for servers that take messages so
 //! - [`readers`]: counts, checks and times what arrives
-//! - [`slow`]: one that reads too little
+//! - [`slow`]: a client that reads too slowly
 //! - [`workload`]: A, B and C
 //! - [`run`]: one round of one arm
 

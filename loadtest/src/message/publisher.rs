@@ -37,7 +37,7 @@ impl Sink {
         Ok(Self::Feed(socket, Vec::new()))
     }
 
-    /// Hands a message over; it may wait for [`Self::finish`].
+    /// Queues a message; it may be sent only by [`Self::finish`].
     pub fn send(&mut self, session: &str, number: usize, payload: &[u8]) -> Result<()> {
         match self {
             Self::Kafka(producer) => producer.send(session, number, payload),
@@ -53,7 +53,7 @@ impl Sink {
         }
     }
 
-    /// What is due is out: nothing more comes at once.
+    /// Call this when no more messages are due at the moment.
     fn push(&mut self) -> Result<()> {
         if let Self::Feed(socket, buffer) = self
             && !buffer.is_empty()
@@ -64,7 +64,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Sees that all of it is out.
+    /// Makes sure that everything has been sent.
     pub fn finish(&mut self) -> Result<()> {
         match self {
             Self::Kafka(producer) => producer.flush(),
@@ -77,9 +77,9 @@ impl Sink {
 /// How fast messages go out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// So many a second, over all sessions in turn.
+    /// This many a second, over all sessions in turn.
     Rate(f64),
-    /// As fast as they are taken, with at most so many that have not arrived yet.
+    /// As fast as they are accepted, with at most this many in flight.
     UnderWay(u64),
 }
 
@@ -184,7 +184,7 @@ impl Publisher {
                 }
                 let (number, session, payload) = schedule.take();
                 sink.send(session, number, payload)?;
-                // By a clock each message is an event of its own, however late.
+                // With a clock, each message is a separate event, however late.
                 if matches!(schedule.pace, Pace::Rate(_)) {
                     sink.push()?;
                 }
@@ -198,12 +198,12 @@ impl Publisher {
         }
     }
 
-    /// Says how many messages have arrived everywhere, so that a publisher without a clock does not run away.
+    /// Sets how many messages have arrived everywhere, which limits a publisher without a clock.
     pub fn note_done(&self, messages: u64) {
         self.shared.done.store(messages, Ordering::Relaxed);
     }
 
-    /// Whether it has ended by itself, which only a failure makes it do.
+    /// Whether it has ended by itself, which means a failure.
     pub fn has_failed(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }

@@ -1,4 +1,4 @@
-//! What clients received: how much, in time, and each message once.
+//! Checks what clients received: how much, how late, and each message once.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub struct Readers {
     pub greeted: usize,
     /// Messages, over all clients.
     pub delivered: u64,
-    /// Numbers that were left out.
+    /// Missing numbers.
     pub lost: u64,
     /// Numbers that were there before: repeated, or out of order.
     pub doubled: u64,
@@ -49,7 +49,7 @@ impl Readers {
         since(self.epoch, Instant::now())
     }
 
-    /// How many of what was sent, so many into each session, have not come.
+    /// How many of the messages sent to each session have not arrived.
     pub fn missing(&self, sent: &[u64]) -> u64 {
         let of = |(client, session): (usize, &usize)| sent[*session].saturating_sub(self.next[client]);
         self.sessions.iter().enumerate().map(of).sum()

@@ -1,4 +1,4 @@
-//! One round: clients connect, messages warm up, are measured, and are all waited for.
+//! One round: connect, warm up, measure, and wait for all messages.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use crate::template::{Template, Values};
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// When nothing comes for so long, what is missing is lost.
+/// After this long without any message, the missing ones count as lost.
 const QUIET: Duration = Duration::from_secs(3);
-/// Between greeting and first message: status frames are through.
+/// The time between greeting and first message, for status frames to arrive.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Who connects where, and for how long messages flow.
@@ -28,17 +28,17 @@ pub struct Shape {
     pub warmup: Duration,
     pub steady: Duration,
     pub in_flight: usize,
-    /// One more client in the first session, that reads too little.
+    /// One more client in the first session, which reads too slowly.
     pub has_slow_reader: bool,
 }
 
-/// What the clients speak to.
+/// The server that the clients connect to.
 pub struct Target {
     pub addr: SocketAddr,
     /// The process whose time counts; none for a server elsewhere.
     pub pid: Option<u32>,
     pub path: Template,
-    /// Frames that a client sends when it is connected: for servers that want to be told.
+    /// Frames that a client sends once connected, for servers that need them.
     pub hello: Vec<Template>,
 }
 
@@ -56,7 +56,7 @@ impl Shape {
     }
 }
 
-/// Connects, publishes, measures. Everything must arrive exactly once, or this says how much did not.
+/// Connects, publishes and measures. Everything should arrive exactly once; otherwise the deviations are counted.
 pub fn measure(shape: &Shape, target: &Target, publish: Publish, message: &Template) -> Result<Figures> {
     ensure!(
         (1..=shape.sockets).contains(&shape.sessions),
@@ -123,7 +123,7 @@ pub fn measure(shape: &Shape, target: &Target, publish: Publish, message: &Templ
     let draining = Instant::now();
     while readers.missing(&sent) > 0 && draining.elapsed() < PATIENCE {
         if crowd.settle(TURN, QUIET, &mut readers)? && readers.missing(&sent) > 0 {
-            // Quiet for a moment, or for good?
+            // A pause, or the end?
             if crowd.settle(QUIET, PATIENCE, &mut readers)? {
                 break;
             }

@@ -1,4 +1,4 @@
-//! One reader that can't keep up, in the midst of others that can: its backlog in the server must not be theirs.
+//! One reader that can't keep up, among others that can: its backlog must not delay them.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub const FLOOD: usize = 80;
 pub const FLOOD_MESSAGE: usize = 60_000;
 
-/// Server settings that let it stay behind for a whole round.
+/// Server settings with which it may lag behind for a whole round.
 pub const SETTINGS: [(&str, &str); 2] = [("SEND_QUEUE_BYTES", "8388608"), ("SEND_TIMEOUT", "120s")];
 
 pub struct SlowReader {

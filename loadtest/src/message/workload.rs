@@ -1,4 +1,4 @@
-//! The workloads A, B and C, over the bare loop and the server.
+//! Workloads A, B and C, over the bare loop and the server.
 
 use std::thread;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub enum Workload {
     A,
     /// 2,000 sockets in 1,000 sessions, 5,000 messages a second
     B,
-    /// As A, but as many messages as are taken
+    /// As A, but as many messages as are accepted
     C,
 }
 
@@ -57,7 +57,7 @@ pub enum Arm {
     KafkaRedis,
     /// livechat-ws with Kafka, records of the old form
     KafkaOld,
-    /// livechat-ws with Kafka, and one more client that reads too little
+    /// livechat-ws with Kafka, and one more client that reads too slowly
     KafkaSlow,
     /// livechat-ws alone, messages over clients' sockets
     Embedded,
@@ -75,7 +75,7 @@ pub struct Options {
     /// Another binary of the server, measured in turn with the first in all its arms
     #[arg(long, value_name = "FILE")]
     pub other_server: Option<std::path::PathBuf>,
-    /// How often each arm is measured; the arms take turns
+    /// How often each arm is measured; the arms alternate
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// All arms of a round at the same time: what stalls the broker or the machine then stalls them alike. For latency,
@@ -88,7 +88,7 @@ pub struct Options {
     /// Seconds that are measured
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,
-    /// In C, how many messages may be under way: the more, the larger the batches
+    /// In C, how many messages may be in flight: the more, the larger the batches
     #[arg(long, default_value_t = UNDER_WAY)]
     pub under_way: u64,
 }

@@ -1,4 +1,4 @@
-//! Storm and trickle for several flush windows: the figures that PRESENCE_FLUSH's default is chosen by.
+//! Storm and trickle for several flush windows: the basis of PRESENCE_FLUSH's default.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Many joins in one session: what everyone in it is told.
+//! Many joins in one session: the frames that each member gets.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::{Arm, Common, STATUS_FRAME, start, us_each};
 use crate::crowd::{Crowd, Id, Watcher};
 use crate::report::{Figures, Named as _, Report, column, progress};
 
-/// Large sessions get a frame a second: when none has come for longer, everything was told.
+/// Large sessions get a frame a second: after a longer pause, everything has been announced.
 const QUIET: Duration = Duration::from_millis(1500);
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(120);

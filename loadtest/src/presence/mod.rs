@@ -1,8 +1,8 @@
-//! What presence costs, and what it tells clients.
+//! The cost of presence, and the frames that clients get.
 //!
 //! - [`storm`]: many joins in many sessions at once, and then all leave
 //! - [`large`]: many joins in one session
-//! - [`trickle`]: a steady coming and going
+//! - [`trickle`]: steady joins and leaves
 //! - [`flush`]: storm and trickle for several flush windows
 
 mod flush;
@@ -19,7 +19,7 @@ use crate::node::{Kind, Node, Programs};
 use crate::report::Report;
 use crate::services::kafka_brokers;
 
-/// How every status frame of the server begins.
+/// The start of every status frame of the server.
 const STATUS_FRAME: &[u8] = b"{\"type\":\"connection_status_update\"";
 
 #[derive(Subcommand)]
@@ -28,16 +28,16 @@ pub enum Command {
     Storm(storm::Options),
     /// Many joins in one session
     Large(large::Options),
-    /// The storm and a steady coming and going, for several flush windows
+    /// The storm, and steady joins and leaves, for several flush windows
     Flush(flush::Options),
 }
 
-/// What all of them need.
+/// Options of all presence workloads.
 #[derive(Args, Clone)]
 pub struct Common {
     #[command(flatten)]
     programs: Programs,
-    /// How often each arm is measured; the arms take turns
+    /// How often each arm is measured; the arms alternate
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How many clients may be between connect and greeting at a time
@@ -50,7 +50,7 @@ pub struct Common {
 pub enum Arm {
     /// The bare loop: upgrades and nothing else
     Floor,
-    /// Nothing of presence but the mark that a session has changed: joins between two flushes, which are a second apart
+    /// Presence only marks changed sessions: joins between two flushes, which are a second apart
     None,
     /// Presence in the process
     Embedded,
@@ -70,7 +70,7 @@ impl Arm {
         }
     }
 
-    /// By default all that can be had here.
+    /// By default all that are possible here.
     fn default_set() -> Vec<Self> {
         let mut arms = vec![Self::Floor, Self::None, Self::Embedded, Self::Redis];
         arms.extend(kafka_brokers().map(|_| Self::RedisKafka));
@@ -84,7 +84,7 @@ fn start(common: &Common, arm: Arm, window: Duration) -> Result<Node> {
     Node::start(&common.programs, arm.kind(), &settings)
 }
 
-/// Microseconds of a whole for each of `count`.
+/// Microseconds per item of `count`.
 fn us_each(total: Duration, count: usize) -> f64 {
     total.as_secs_f64() * 1e6 / count as f64
 }
@@ -93,7 +93,7 @@ fn us_each(total: Duration, count: usize) -> f64 {
 ///
 /// # Errors
 ///
-/// What could not be started, or did not do what it should: nothing is measured by halves.
+/// Something could not be started, or did not behave as expected: incomplete measurements are discarded.
 pub fn run(command: &Command) -> Result<Vec<Report>> {
     match command {
         Command::Storm(options) => storm::run(options),
@@ -102,7 +102,7 @@ pub fn run(command: &Command) -> Result<Vec<Report>> {
     }
 }
 
-/// The workload E: everyone comes back at once.
+/// Workload E: everyone reconnects at once.
 pub fn reconnect(programs: &Programs, rounds: usize) -> Result<Vec<Report>> {
     storm::run(&storm::Options {
         common: Common {

@@ -12,10 +12,10 @@ use crate::report::{Figures, Named as _, Report, column, progress};
 
 /// The longest window that the server accepts: between two flushes there is no presence.
 const NO_FLUSH: Duration = Duration::from_secs(1);
-/// How much of it is used for joins, and when the last of them must be through.
+/// How much of it is used for joins, and when the last of them must be complete.
 const WAVE: Duration = Duration::from_millis(600);
 const WAVE_END: Duration = Duration::from_millis(950);
-/// Waves that took too long are measured anew so often.
+/// How often waves that took too long are repeated.
 const RETRIES: usize = 3;
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ pub struct Options {
     /// PRESENCE_FLUSH, in milliseconds
     #[arg(long, default_value_t = 10)]
     pub flush: u64,
-    /// What is compared; by default all that can be had here
+    /// What is compared; by default everything possible here
     #[arg(long, value_delimiter = ',')]
     pub arms: Option<Vec<Arm>>,
 }
@@ -81,7 +81,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Report>> {
     for round in 0..options.common.rounds {
         for &arm in &arms {
             let mut figures = measure(options, arm, round as u64);
-            // A hiccup of the machine is no reason to throw away all that was measured.
+            // A hiccup of the machine must not discard everything measured so far.
             for _ in 0..if arm == Arm::None { RETRIES } else { 0 } {
                 if let Err(error) = &figures {
                     progress(&format!("again: {error}"));
@@ -117,7 +117,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Report>> {
     Ok(vec![report])
 }
 
-/// One round of one arm. The order of sessions is drawn anew in each round, and is the same for all arms.
+/// One round of one arm. The order of sessions is shuffled in each round, and is the same for all arms.
 pub(super) fn measure(options: &Options, arm: Arm, round: u64) -> Result<Figures> {
     let window = if arm == Arm::None {
         NO_FLUSH

@@ -1,4 +1,4 @@
-//! A steady coming and going in sessions that somebody watches: what it costs, and when the watcher knows.
+//! Steady joins and leaves in sessions with a watcher: their cost, and when the watcher learns of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use crate::crowd::{Crowd, Id, Watcher};
 use crate::report::Figures;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a histogram can hold.
+/// The range of a histogram.
 const LONGEST_US: u64 = 60_000_000;
 /// How long a guest stays.
 const STAY: Duration = Duration::from_millis(500);
 
 #[derive(Args, Clone)]
 pub struct Options {
-    /// Sessions of the steady coming and going, each with one that stays and watches
+    /// Sessions with steady joins and leaves, each with one client that stays and watches
     #[arg(long, default_value_t = 1_000)]
     pub watched: usize,
-    /// Joins a second, and as many leaves
+    /// Joins a second, with as many leaves
     #[arg(long, default_value_t = 200)]
     pub rate: u32,
     /// Seconds of it
@@ -34,14 +34,14 @@ struct Guest {
     session: usize,
     /// How the event names it in a status frame.
     event: String,
-    /// When it was to come, whatever was late: no coordinated omission.
+    /// When it was due to join, even if that was late: no coordinated omission.
     intended: Instant,
 }
 
 struct Stage {
     watchers: usize,
     greeted: usize,
-    /// Guests whose join the watcher has not heard of, by session.
+    /// Guests whose join the watcher has not seen, by session.
     unheard: HashMap<usize, Vec<Guest>>,
     /// Guests by client, until they are greeted.
     unopened: HashMap<Id, Instant>,
@@ -121,7 +121,7 @@ pub(super) fn measure(common: &Common, options: &Options, arm: Arm, window: Dura
             let (session, intended) = (next % options.watched, started + arrivals[next]);
             let id = crowd.open(node.addr, &format!("/ws/s{session}/guest{next}/customer"))?;
             stage.unopened.insert(id, intended);
-            // The type comes first in an event: this finds the join and not the leave.
+            // The type precedes the user in an event: this finds the join and not the leave.
             let event = format!("\"event_type\":\"user_connected\",\"event_user_id\":\"guest{next}\"");
             stage.unheard.entry(session).or_default().push(Guest {
                 session,

@@ -1,4 +1,4 @@
-//! Nodes that die and come back: what that does to who has which connections, and who reads which partitions.
+//! Nodes that die and return: the effect on the distribution of connections and of partitions read.
 //!
 //! Connections are a quantity here, not individuals. Of each partition's, a part ends in each step and as many come
 //! anew, to the node that owns the partition then; those of a node that died come to the new owner at once. A node
@@ -7,7 +7,7 @@
 
 use super::partitions::{Assignment, Load};
 
-/// Steps in a connection's mean stay.
+/// Steps per mean lifetime of a connection.
 const STEPS: f64 = 10.0;
 
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ pub struct Churn {
 /// Loads are multiples of the mean, over all nodes, one that is away too.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
-    /// The busiest node's connections, all nodes there and nothing moved yet.
+    /// The busiest node's connections, with all nodes alive and nothing moved yet.
     pub steady: f64,
     /// The same, the worst of all times.
     pub worst: f64,
@@ -35,13 +35,13 @@ pub struct Outcome {
     pub worst_read: f64,
     /// How many nodes read a record, on average.
     pub readers: f64,
-    /// What part of the partitions a loss moves to another node, on average.
+    /// The share of the partitions that a loss moves to another node, on average.
     pub moved: f64,
     /// The most connections that one node is given at once when another dies, of all there are.
     pub worst_takeover: f64,
 }
 
-/// A node's part of a partition's connections.
+/// A node's share of a partition's connections.
 struct Holding {
     node: usize,
     share: f64,
@@ -88,7 +88,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Gives the part of the partitions that have another owner now.
+    /// Returns the share of the partitions that have another owner now.
     fn set_alive(&mut self, node: usize, is_alive: bool) -> f64 {
         self.alive[node] = is_alive;
         let owners = self.churn.assignment.owners(self.loads.len(), &self.alive);
@@ -112,7 +112,7 @@ impl<'a> Cluster<'a> {
         taken.into_iter().fold(0.0, f64::max)
     }
 
-    /// So many mean stays.
+    /// This many mean lifetimes.
     fn pass(&mut self, stays: f64, outcome: &mut Outcome, readers: &mut Vec<f64>) {
         self.look(outcome, readers);
         for _ in 0..(stays * STEPS).ceil() as usize {
@@ -130,7 +130,7 @@ impl<'a> Cluster<'a> {
             holdings.retain_mut(|holding| {
                 let before = holding.share;
                 holding.share *= stays;
-                // Less than a session: the last has ended.
+                // Less than a session: the last one has ended.
                 if holding.node != owner && holding.share * sessions < 1.0 {
                     holding.share = 0.0;
                 }
@@ -141,7 +141,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Notes what is worse than before; gives the busiest node's connections.
+    /// Notes new maxima; returns the busiest node's connections.
     fn look(&self, outcome: &mut Outcome, readers: &mut Vec<f64>) -> f64 {
         let nodes = self.churn.nodes;
         let (mut connections, mut read) = (vec![0.0; nodes], vec![0.0; nodes]);

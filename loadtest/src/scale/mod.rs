@@ -1,6 +1,6 @@
-//! What a cluster takes: nodes, network and memory, computed from costs that the other commands measure.
+//! The size of a cluster: nodes, network and memory, computed from costs that the other commands measure.
 //!
-//! - [`model`]: a node's part of the work, and how many nodes do it
+//! - [`model`]: a node's share of the work, and how many nodes suffice
 //! - [`partitions`]: which partition a session is in, and which node has it
 //! - [`churn`]: nodes that die and come back
 //!
@@ -20,9 +20,9 @@ use partitions::{Assignment, Load, Sizes, loads};
 
 use crate::report::{Column, Figures, Report, column};
 
-/// More nodes than anyone has.
+/// An upper bound of nodes.
 const MOST_NODES: usize = 4_096;
-/// Sizes for which nodes are counted, as multiples of what is asked for.
+/// Sizes for which nodes are computed, as multiples of the requested size.
 const FACTORS: [f64; 7] = [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0];
 const MB: f64 = 1e6;
 
@@ -55,7 +55,7 @@ pub struct Options {
     pub record_us: f64,
     #[arg(long, default_value_t = 0.55)]
     pub record_bus_us: f64,
-    /// The same for records of typing and status
+    /// The same for typing and status records
     #[arg(long, default_value_t = 0.96)]
     pub side_us: f64,
     #[arg(long, default_value_t = 0.73)]
@@ -83,7 +83,7 @@ pub struct Options {
     /// Threads of a node that read and deliver, each a part of the partitions; livechat-ws has one
     #[arg(long, default_value_t = 1.0)]
     pub bus_threads: f64,
-    /// What part of cores, bus threads and network may be used
+    /// The share of cores, bus threads and network that may be used
     #[arg(long, default_value_t = 0.6)]
     pub utilisation: f64,
     /// The network of a node or a broker, bytes a second each way
@@ -92,10 +92,10 @@ pub struct Options {
     /// Length of a frame's payload
     #[arg(long, default_value_t = 280.0)]
     pub payload: f64,
-    /// What a record is longer in a fetch: key, header, framing
+    /// A record's overhead in a fetch: key, header, framing
     #[arg(long, default_value_t = 70.0)]
     pub record_overhead: f64,
-    /// What a frame is longer on the wire: heads of WebSocket, TCP, IP and Ethernet
+    /// A frame's overhead on the wire: headers of WebSocket, TCP, IP and Ethernet
     #[arg(long, default_value_t = 70.0)]
     pub frame_overhead: f64,
     #[arg(long, default_value_t = 6.0)]
@@ -108,22 +108,22 @@ pub struct Options {
     /// How many times the connections of the smallest sessions the largest have
     #[arg(long, default_value_t = 1_000.0)]
     pub largest: f64,
-    /// A node gets at most so many times its part of the partitions
+    /// A node gets at most this many times its share of the partitions
     #[arg(long, default_value_t = 1.1)]
     pub bound: f64,
     /// How many nodes die, one after the other
     #[arg(long, default_value_t = 20)]
     pub losses: usize,
-    /// How long each is away, in mean stays of a connection
+    /// How long each is down, in mean lifetimes of a connection
     #[arg(long, default_value_t = 0.2)]
     pub away: f64,
-    /// From when a node is back until the next dies
+    /// Time between a node's return and the next death
     #[arg(long, default_value_t = 3.0)]
     pub between: f64,
-    /// What part of the bus's threads foreign records may take before they are called the limit
+    /// The share of the bus threads that foreign records may take before they count as the limit
     #[arg(long, default_value_t = 0.25)]
     pub foreign_share: f64,
-    /// Cluster sizes to show, beside the smallest that do
+    /// Cluster sizes to show, in addition to the smallest sufficient ones
     #[arg(long, value_delimiter = ',', default_values = ["32", "64", "128"])]
     pub nodes: Vec<usize>,
     #[arg(long, default_value_t = 1)]
@@ -230,13 +230,13 @@ impl Options {
         churn::simulate(churn, loads)
     }
 
-    /// The busiest node's part where connections follow partitions.
+    /// The busiest node's share if connections follow partitions.
     fn affine(&self, nodes: usize, sessions: f64, loads: &[Load]) -> Part {
         let outcome = self.churn(nodes, sessions, Assignment::Bounded(self.bound), loads);
         Part::affine(nodes, &outcome)
     }
 
-    /// The fewest nodes that do it and what the busiest uses: reading everything, and affine.
+    /// The fewest nodes that suffice, and the busiest node's usage: reading everything, and affine.
     fn fewest(&self, model: &Model, loads: &[Load]) -> [Option<(usize, Usage)>; 2] {
         let affine = |nodes| self.affine(nodes, model.demand.sessions, loads);
         [
@@ -272,7 +272,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     ])
 }
 
-/// What the busiest node does, for each number of nodes.
+/// The busiest node's work, for each number of nodes.
 fn nodes(
     model: &Model,
     counts: &[usize],
@@ -371,7 +371,7 @@ fn sizes(options: &Options, model: &Model) -> Report {
     report
 }
 
-/// What dying nodes do, for both assignments.
+/// The effect of dying nodes, for both assignments.
 fn moves(options: &Options, counts: &[usize], loads: &[Load]) -> Report {
     let title = format!(
         "{} partitions, {} nodes die and come back",

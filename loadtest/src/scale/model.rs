@@ -1,16 +1,16 @@
-//! What a node does of a cluster's work, by costs that were measured on one node.
+//! A node's share of a cluster's work, computed from costs measured on one node.
 
 use super::churn::Outcome;
 
 /// Bits and pieces of a second, in microseconds.
 const SECOND_US: f64 = 1e6;
 
-/// What things cost a node. `bus` is the part that a bus thread has to do itself.
+/// Costs of a node. `bus` is the part that falls on a bus thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
-    /// For each delivery, without what reading its record costs. All of it is the bus's.
+    /// Per delivery, without reading its record. All of it falls on the bus thread.
     pub delivery_us: f64,
-    /// For each message record that is read, whosever it is.
+    /// Per message record read, whichever session it belongs to.
     pub record: Cost,
     /// The same for records of typing and status.
     pub side: Cost,
@@ -30,7 +30,7 @@ pub struct Cost {
     pub bus_us: f64,
 }
 
-/// All that the cluster has to do, a second.
+/// The cluster's work per second.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand {
     pub connections: f64,
@@ -38,7 +38,7 @@ pub struct Demand {
     pub deliveries: f64,
     /// Deliveries of a message.
     pub fan_out: f64,
-    /// Records of sessions that nobody is connected to, for each that somebody hears.
+    /// Records of sessions without connections, per record of a session with connections.
     pub unheard: f64,
     /// Typing records for each message.
     pub typing: f64,
@@ -50,7 +50,7 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Messages of sessions that somebody hears.
+    /// Messages of sessions with connections.
     pub fn messages(&self) -> f64 {
         self.deliveries / self.fan_out
     }
@@ -65,7 +65,7 @@ impl Demand {
         self.messages() * self.typing + 2.0 * self.connects
     }
 
-    /// The same, so many times as large.
+    /// The same, this many times as large.
     pub fn times(&self, factor: f64) -> Self {
         Self {
             connections: self.connections * factor,
@@ -77,13 +77,13 @@ impl Demand {
     }
 }
 
-/// What there is.
+/// The resources.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware {
     pub cores: f64,
     /// Threads of a node that read and deliver, each a part of the partitions; livechat-ws has one.
     pub bus_threads: f64,
-    /// What part of it may be used.
+    /// The share of it that may be used.
     pub utilisation: f64,
     /// Bytes a second, each way.
     pub nic: f64,
@@ -91,7 +91,7 @@ pub struct Hardware {
     pub partitions: usize,
 }
 
-/// What the busiest node has of the cluster's work, as parts of the whole.
+/// The busiest node's shares of the cluster's work.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     /// Of connections and deliveries.
@@ -103,7 +103,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Every node reads everything, and connections are spread evenly, with one node away.
+    /// Every node reads everything, and connections are spread evenly, with one node down.
     pub fn everything(nodes: usize) -> Self {
         Self {
             connections: 1.0 / (nodes as f64 - 1.0),
@@ -126,7 +126,7 @@ impl Part {
 pub struct Usage {
     /// Of the bus's threads together.
     pub bus: f64,
-    /// Of it for records of sessions that the node does not have.
+    /// The part of it for records of sessions that the node does not have.
     pub foreign: f64,
     /// Cores, the bus's thread among them.
     pub cpu: f64,
@@ -145,7 +145,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// What reading all records costs, without fetching them; `pick` says whose part.
+    /// The cost of reading all records, without fetching them; `pick` selects the part.
     fn reading(&self, pick: impl Fn(&Cost) -> f64) -> f64 {
         let (costs, demand) = (&self.costs, &self.demand);
         (demand.records() * pick(&costs.record) + demand.side_records() * pick(&costs.side)) / SECOND_US
@@ -191,7 +191,7 @@ impl Model {
             && usage.bytes_in.max(usage.bytes_out) <= hardware.utilisation * hardware.nic
     }
 
-    /// The fewest nodes, one of them away, that do it: `part` gives the busiest's part.
+    /// The fewest nodes that suffice with one of them down; `part` gives the busiest node's share.
     pub fn fewest(&self, most: usize, part: impl Fn(usize) -> Part) -> Option<(usize, Usage)> {
         (2..=most)
             .map(|nodes| (nodes, self.usage(&part(nodes))))
@@ -203,7 +203,7 @@ impl Model {
         share * self.hardware.bus_threads / self.reading(|cost| cost.bus_us)
     }
 
-    /// How many times as large it may be at most, with any number of nodes that read everything.
+    /// How many times as large it may be at most, with any number of nodes if all read everything.
     pub fn ceiling(&self) -> f64 {
         let hardware = &self.hardware;
         let fetches = hardware.brokers * hardware.bus_threads * self.costs.fetches / SECOND_US;
@@ -227,7 +227,7 @@ pub fn read_by_chance(nodes: f64, sessions: f64, partitions: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Nothing costs anything but what a test sets.
+    /// All costs are zero except those that a test sets.
     fn free() -> Model {
         let nothing = Cost { us: 0.0, bus_us: 0.0 };
         Model {
@@ -320,7 +320,7 @@ mod tests {
         assert!((usage.bytes_in - 1e8).abs() < 1.0 && (usage.egress - 1e9).abs() < 1.0);
     }
 
-    /// What all nodes do together is what there is to do, whatever their number.
+    /// All nodes together do all the work, whatever their number.
     #[test]
     fn work_is_conserved_and_each_node_does_less_where_there_are_more() {
         let mut model = free();

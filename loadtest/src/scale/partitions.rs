@@ -27,7 +27,7 @@ pub fn partition_of(session: &str, partitions: usize) -> usize {
     (murmur2(session.as_bytes()) & 0x7fff_ffff) as usize % partitions
 }
 
-/// What a partition has of all there is: shares, each of which is 1 over all partitions.
+/// A partition's shares; each kind adds up to 1 over all partitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
     /// Of the connections, and so of the deliveries.
@@ -52,8 +52,8 @@ impl Load {
     }
 }
 
-/// How many connections sessions have, in multiples of the smallest: up to `largest`, and the more of the large ones the
-/// smaller `tail` is (a Pareto distribution).
+/// How many connections sessions have, in multiples of the smallest: up to `largest`, and the more of the large ones
+/// the smaller `tail` is (a Pareto distribution).
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub tail: f64,
@@ -67,7 +67,7 @@ impl Sizes {
     }
 }
 
-/// Draws sessions, and adds up what each partition gets of them.
+/// Draws sessions, and adds up each partition's shares.
 pub fn loads(sessions: usize, partitions: usize, sizes: Sizes, random: &mut fastrand::Rng) -> Vec<Load> {
     let mut loads = vec![Load::default(); partitions];
     let mut total = 0.0;
@@ -105,12 +105,12 @@ fn uuid(random: &mut fastrand::Rng) -> String {
 pub enum Assignment {
     /// Each partition to the node for which the hash of both is highest.
     Rendezvous,
-    /// The same, but no node gets more than so many times its part: further partitions go to their next best.
+    /// The same, but no node gets more than this many times its share: further partitions go to their next best node.
     Bounded(f64),
 }
 
 impl Assignment {
-    /// The node of each partition; `alive` says which nodes there are, by their numbers.
+    /// The node of each partition; `alive` lists the available nodes by number.
     pub fn owners(self, partitions: usize, alive: &[bool]) -> Vec<usize> {
         let nodes: Vec<usize> = (0..alive.len()).filter(|node| alive[*node]).collect();
         let part = partitions as f64 / nodes.len() as f64;
@@ -212,9 +212,9 @@ mod tests {
             let moved = (0..partitions).filter(|at| before[*at] != after[*at]).count();
             let own = before.iter().filter(|owner| **owner == 5).count();
             match assignment {
-                // Nothing but what it had.
+                // Only the node's own partitions.
                 Assignment::Rendezvous => assert_eq!(moved, own),
-                // Some are pushed on by what it had.
+                // Its partitions displace some others.
                 Assignment::Bounded(_) => assert!((own..3 * partitions / nodes).contains(&moved), "{moved}"),
             }
             let part = partitions as f64 / nodes as f64;

@@ -53,7 +53,7 @@ pub fn deliver(consumer: &BaseConsumer, rooms: &Rooms, pace: Duration) {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     let key = message.key().and_then(|key| std::str::from_utf8(key).ok());
-                    // What nobody here gets costs a look-up, as it does the server.
+                    // A record without recipients costs a look-up, as in the server.
                     if let (Some(session), Some(payload)) = (key, message.payload())
                         && rooms.has(session)
                     {

@@ -1,4 +1,4 @@
-//! The epoll: upgrades, the feed of messages, and clients that go.
+//! The epoll loop: upgrades, the feed of messages, and disconnects.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ use crate::rooms::{Batch, Rooms};
 const LISTENER: Token = Token(usize::MAX);
 const BUFFER: usize = 64 * 1024;
 
-/// As much as a client looks at; the key is not checked, and so neither is the answer to it.
+/// The minimum that a client needs; the key is not checked, and neither is the answer to it.
 const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const GREETING: &[u8] = br#"{"type":"connection_established","success":true,"data":{}}"#;
@@ -88,7 +88,7 @@ pub fn run(addr: SocketAddr, rooms: &Rooms, batched: bool) -> Result<()> {
 }
 
 impl Client {
-    /// False when it has gone.
+    /// False if it has disconnected.
     fn readable(&mut self, buffer: &mut [u8], rooms: &Rooms, mut batch: Option<&mut Batch>) -> bool {
         loop {
             // After an event one read does not block; the feed, which may have more than a buffer, never does.
@@ -134,7 +134,7 @@ impl Client {
         }
     }
 
-    /// What the request is for; `None` for what is none of ours.
+    /// What the request is for; `None` for unknown requests.
     fn asked(&mut self, rooms: &Rooms) -> Option<State> {
         let State::Asking(request) = &self.state else {
             return None;

@@ -1,4 +1,4 @@
-//! Who is in which session.
+//! The sockets of each session.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -51,14 +51,14 @@ impl Rooms {
     pub fn send(&self, session: &str, frames: &[u8]) {
         if let Some(room) = self.lock().get(session) {
             for mut socket in room.iter().map(Arc::as_ref) {
-                // Who has gone is taken out when epoll says so.
+                // A closed socket is removed when epoll reports it.
                 let _ = socket.write_all(frames);
             }
         }
     }
 }
 
-/// Messages that have come together, by session; keeps its buffers.
+/// Messages that arrived together, by session; reuses its buffers.
 #[derive(Default)]
 pub struct Batch {
     sessions: HashMap<String, Vec<u8>>,
@@ -86,7 +86,7 @@ impl Batch {
         self.records >= MAX_RECORDS || self.bytes >= MAX_BYTES
     }
 
-    /// Sends everything; gives the number of messages.
+    /// Sends everything; returns the number of messages.
     pub fn send(&mut self, rooms: &Rooms) -> usize {
         let records = std::mem::take(&mut self.records);
         self.bytes = 0;
