@@ -1,4 +1,4 @@
-//! What delivery could do instead, each beside what it does: docs/decisions has the figures.
+//! Alternatives to what delivery does, compared with it; docs/decisions has the figures.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::support::{BACKENDS, Sessions, fan_out};
 const SOCKETS: usize = 1_000;
 const PAYLOAD: usize = 300;
 
-/// Sends to every socket without a writer: what is to be sent, and how.
+/// Sends to every socket without a writer.
 type SendAll = fn(&[Member], &[u8]);
 
-/// The frame is made once, with its payload copied behind its header.
+/// The frame is built once, with its payload copied after its header.
 fn contiguous(members: &[Member], payload: &[u8]) {
     let chunk = frame::text(payload);
     for member in members {
@@ -63,7 +63,7 @@ fn copies(c: &mut Criterion) {
                     let sessions =
                         parts.get_or_insert_with(|| Sessions::open(SOCKETS / sockets_each, sockets_each));
                     b.iter_custom(|iterations| {
-                        // The sends alone: readers are no part of the question.
+                        // Only the sends are measured, not the readers.
                         let mut sending = Duration::ZERO;
                         for _ in 0..iterations {
                             sessions.expect(frame::text_frame_len(size) * SOCKETS);

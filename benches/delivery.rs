@@ -12,7 +12,7 @@ const TEXT: usize = 100;
 /// Makes a record with a text of this length.
 type Make = fn(&SessionId, usize) -> Record;
 
-/// A batch: `records` in each of so many sessions, each with as many sockets.
+/// A batch: `records` in each of this many sessions, each with this many sockets.
 struct Load {
     name: &'static str,
     record: Make,
@@ -83,7 +83,7 @@ fn batches(c: &mut Criterion) {
     group.finish();
 }
 
-/// What a node pays for the records of all others' sessions.
+/// The cost of records of other nodes' sessions.
 fn strangers(c: &mut Criterion) {
     let mut group = c.benchmark_group("delivery/not_here");
     let sessions = Sessions::open(1, 1);

@@ -18,7 +18,7 @@ fn chunk(c: &mut Criterion) {
         .into_iter()
         .flat_map(|sockets| BACKENDS.map(|way| (sockets, way)))
     {
-        // Made when it runs: a filter may have left it out, and each sample comes in here anew.
+        // Created lazily: the benchmark may be filtered out, and this runs for each sample.
         let mut parts = None;
         let mut budget = WaitBudget::default();
         group.throughput(Throughput::Elements(sockets as u64));

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use livechat_ws::protocol::frame;
 
-/// Payloads: one with each length of header, and what chat is made of.
+/// Payload sizes: one for each header length, and typical chat messages.
 const SIZES: [usize; 5] = [100, 300, 1 << 10, 16 << 10, 64 << 10];
 
 /// A chunk's worth of frames at most.
@@ -30,7 +30,7 @@ fn batch(c: &mut Criterion) {
     for frames in BATCHES {
         group.throughput(Throughput::Elements(frames as u64));
         group.bench_function(BenchmarkId::from_parameter(frames), |b| {
-            // As delivery does, which uses its buffers again.
+            // Like delivery, which reuses its buffers.
             let mut chunk = Vec::new();
             b.iter(|| {
                 chunk.clear();

@@ -1,4 +1,4 @@
-//! What the parts of the message path cost, and the path as a whole. CONTRIBUTING.md says how to run them.
+//! Benchmarks of the message path and its parts. CONTRIBUTING.md says how to run them.
 //!
 //! One binary, as with `tests/e2e`: with fat LTO each would take minutes to link.
 

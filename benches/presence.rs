@@ -28,7 +28,7 @@ fn full(users: usize) -> SessionUsers {
     session_users
 }
 
-/// All come, are told of, go, and are told of.
+/// All join, are announced, leave, and are announced.
 fn session_users(c: &mut Criterion) {
     let mut group = c.benchmark_group("presence/session_users");
     for users in USERS {
@@ -69,7 +69,7 @@ fn frame(c: &mut Criterion) {
     group.finish();
 }
 
-/// Many joins at once, and the task that takes them.
+/// Many joins at once, and the task that processes them.
 fn dirty_sessions(c: &mut Criterion) {
     const SESSIONS: usize = 1_000;
     let mut group = c.benchmark_group("presence/dirty_sessions");
@@ -87,11 +87,11 @@ fn dirty_sessions(c: &mut Criterion) {
     group.finish();
 }
 
-/// Sessions of two whose second user goes and comes again.
+/// Sessions of two, whose second user leaves and rejoins.
 struct Store {
     sessions: Sessions,
     presence: Presence,
-    /// Lengths of the frames that tell it.
+    /// Lengths of the frames that announce it.
     left: usize,
     joined: usize,
 }
@@ -99,7 +99,7 @@ struct Store {
 impl Store {
     fn start(sessions: usize) -> Self {
         let sessions = Sessions::open(sessions, 2);
-        // The shortest window there is.
+        // The shortest allowed window.
         let env = [("PRESENCE_FLUSH", "1ms")];
         let Ok(Command::Serve(config)) = config::load(["bench".into()], env, None) else {
             panic!("a configuration of defaults is valid");
@@ -173,7 +173,7 @@ impl Store {
     }
 }
 
-/// Until the readers know: two windows of a millisecond are in it.
+/// Until the readers have the frames, including two windows of a millisecond.
 fn store(c: &mut Criterion) {
     let mut group = c.benchmark_group("presence/embedded");
     for sessions in [10, 500] {

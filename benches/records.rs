@@ -43,7 +43,7 @@ fn by_values(record: &[u8]) -> Vec<u8> {
     serde_json::to_vec(&json!({"type": "new_message", "success": true, "data": data})).expect("JSON")
 }
 
-/// Values are passed on as they stand: it checks less than the server does.
+/// Values are passed on unparsed, so this checks less than the server does.
 fn by_raw_values(record: &[u8]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Frame<'a> {

@@ -1,4 +1,4 @@
-//! The registry: look-ups, alone and by several threads while others join and leave.
+//! The registry: look-ups by one thread, and by several while others join and leave.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -18,7 +18,7 @@ const SESSIONS: usize = 10_000;
 /// Sessions that one thread opens and ends again, over and over.
 const CHURNED: usize = 100;
 
-/// Threads that ask, and threads that join and leave meanwhile.
+/// Threads that look up sessions, and threads that join and leave meanwhile.
 const CROWDS: [(usize, usize); 5] = [(1, 0), (1, 1), (4, 0), (4, 1), (4, 4)];
 
 fn join(registry: &Registry, session_id: &SessionId, member: &Member) {
@@ -52,7 +52,7 @@ fn ask(registry: &Registry, member: &Member, (askers, churners): (usize, usize),
             .map(|n| {
                 let (start, ids) = (&start, &ids);
                 scope.spawn(move || {
-                    // Each begins elsewhere, so that they don't walk in step.
+                    // Each starts at a different session, so that they don't run in step.
                     let (before, after) = ids.split_at(n * SESSIONS / askers);
                     let ids = after.iter().chain(before).cycle();
                     start.wait();

@@ -1,4 +1,4 @@
-//! Sessions with real sockets behind them, as a server has them but for the handshake, and readers that drain them.
+//! Sessions with real sockets, as in a server but without a handshake, and readers that drain them.
 //! Shared by the benchmarks and by `tests/allocations.rs`.
 
 #![allow(dead_code, reason = "no user of this module needs all of it")]
@@ -39,7 +39,7 @@ const SEND_MEMORY_BYTES: usize = 1 << 30;
 /// What the listener allows the kernel to hold unsent for a socket.
 const UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Longer than any batch of ours takes on a slow machine: then something is lost, and waiting on would hide it.
+/// Longer than any batch takes on a slow machine: beyond it something was lost, and waiting on would hide that.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A timestamp of the wire's length.
@@ -78,10 +78,10 @@ pub fn fan_out(
     delivered[0]
 }
 
-/// Makes one way out.
+/// Creates a backend.
 type Way = fn() -> FanoutBackend;
 
-/// Both ways out, by their names in `FANOUT_IO`.
+/// Both backends, by their names in `FANOUT_IO`.
 pub const BACKENDS: [(&str, Way); 2] = [
     ("send", || FanoutBackend::Send),
     ("uring", || FanoutBackend::Wanted(RingInUse::default())),
@@ -163,12 +163,12 @@ impl Sessions {
         )
     }
 
-    /// Readers are to get so many bytes more.
+    /// Expects the readers to get this many more bytes.
     pub fn expect(&self, bytes: usize) {
         self.readers.expect(bytes);
     }
 
-    /// Waits until readers have all that was expected: no queue holds anything then.
+    /// Waits until the readers have everything expected: then all queues are empty.
     pub fn wait(&self) {
         self.readers.wait();
     }
@@ -188,14 +188,14 @@ impl Sessions {
         value.expect("a metric of that name").parse().expect("a count")
     }
 
-    /// Readers are to get a batch's frames.
+    /// Expects the readers to get a batch's frames.
     pub fn expect_batch(&self, batch: &[Record]) {
         let bytes: usize = batch.iter().map(|record| record.frame_len).sum();
         self.expect(bytes * self.sockets_each);
     }
 }
 
-/// A member whose socket is gone: it can join and leave, and nothing is written.
+/// A member whose socket is closed: it can join and leave, but nothing is written.
 pub fn mute_member() -> Member {
     let member = Sessions::open(1, 1).sessions[0].members()[0].clone();
     member.writer.gone();
@@ -222,7 +222,7 @@ async fn connect(
     socket.set_nodelay(true)?;
     SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
     let (_, writer) = socket.into_split();
-    // Until the driver has said so once, a socket counts as not writable.
+    // A socket counts as not writable until the driver has reported it once.
     writer.writable().await?;
     tokio::spawn(Arc::clone(readers).drain(client));
     Ok(ConnectionWriter::new(writer, Bytes::new(), Arc::clone(limits)))

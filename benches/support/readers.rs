@@ -1,4 +1,4 @@
-//! The clients' ends: they read, and what they have read is counted.
+//! The clients' ends: they read, and count what they have read.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::PATIENCE;
 
-/// What a reader asks for at once.
+/// The size of a read.
 const READ_BYTES: usize = 16 * 1024;
 
 /// All clients together.
@@ -30,12 +30,12 @@ struct Tally {
 }
 
 impl Readers {
-    /// They are to get so many bytes more.
+    /// Expects them to get this many more bytes.
     pub fn expect(&self, bytes: usize) {
         self.tally.lock().wanted += bytes as u64;
     }
 
-    /// Waits until they have all that was expected.
+    /// Waits until they have everything expected.
     pub fn wait(&self) {
         let mut tally = self.tally.lock();
         while tally.read < tally.wanted {

@@ -1,4 +1,4 @@
-//! Records as they come from the log.
+//! Records as read from the log.
 
 use livechat_ws::protocol::frame;
 use livechat_ws::protocol::ids::{SessionId, UserType};
