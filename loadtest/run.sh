@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the server and the load generator, starts a Kafka of its own, measures, and prints tables and the ratios that matter.
+# Builds the server and the load generator, starts its own Kafka, measures, and prints tables and the target ratios.
 #
-#   loadtest/run.sh                                   workloads A to E, median of 5: some 25 minutes
-#   loadtest/run.sh all --rounds 1 --seconds 3        a quick look: some 3 minutes
+#   loadtest/run.sh                                   workloads A to E, median of 5: about 25 minutes
+#   loadtest/run.sh all --rounds 1 --seconds 3        a quick run: about 3 minutes
 #   loadtest/run.sh messages --workload a             any command of livechat-loadtest (--help lists them)
 #   loadtest/run.sh presence flush --json flush.json
 #
-# LOADTEST_PROFILE=release builds without the minutes that fat LTO takes; figures to be published need the default, dist.
+# LOADTEST_PROFILE=release saves the minutes that fat LTO takes; published figures need the default, dist.
 # Nothing else should run on the machine meanwhile, and its descriptor limit must allow 10,100 sockets in a process.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -35,7 +35,7 @@ export KAFKA_BROKERS=127.0.0.1:$KAFKA_PORT
 
 commit=$(git -C "$REPO_DIR" rev-parse --short HEAD 2>/dev/null || echo unknown)
 log "$(uname -sr), $(nproc) cores, $(date -u +%FT%TZ), commit $commit, load $(cut -d' ' -f1 /proc/loadavg)"
-# What the measured programs write is gone with the rest, also when we are interrupted.
+# The output of the measured programs is removed with the rest, even after an interruption.
 export TMPDIR=$SCRATCH
 [ $# -gt 0 ] || set -- all
 case $1 in

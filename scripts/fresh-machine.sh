@@ -85,7 +85,7 @@ base_system() {
     fi
 }
 
-# kept NAME PATH: a folder of the cache in its place, where there is a cache.
+# kept NAME PATH: mounts a folder of the cache, if there is a cache.
 kept() {
     mkdir -p "$2"
     if [ -z "${FRESH_CACHE:-}" ]; then return 0; fi
@@ -93,7 +93,7 @@ kept() {
     mount --bind "$FRESH_CACHE/$1" "$2"
 }
 
-# In namespaces of our own: nothing that is mounted or started here outlives us.
+# In separate namespaces: nothing mounted or started here outlives the script.
 enter() {
     local root=$1 home name setting; shift
     home=$root/root
@@ -105,7 +105,7 @@ enter() {
     mkdir -p "$root/opt/rust"
     mount --bind "$FRESH_RUST" "$root/opt/rust"
     mount -o remount,bind,ro "$root/opt/rust"
-    # The network as it is here.
+    # Use this machine's network.
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
     mkdir -p "$root/usr/local/share/ca-certificates"
     cp -rL /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
@@ -134,7 +134,7 @@ enter() {
     chroot "$root" env -i "${env[@]}" bash /root/steps.sh "$@"
 }
 
-# readme_line: what the README says is to be installed.
+# readme_line: the packages that the README says to install.
 readme_line() {
     local line
     line=$(sed -n 's/^\(apt-get install [a-z0-9+ -]*[a-z0-9+]\).*/\1/p' "$REPO_DIR/README.md" | head -n 1)

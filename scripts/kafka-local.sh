@@ -6,12 +6,12 @@
 #   kafka-local.sh join DIR PORT FIRST_DIR
 #                                    the same for a second broker of the cluster whose first one was started in FIRST_DIR;
 #                                    it holds no metadata, so that it can be killed and the cluster goes on
-#   kafka-local.sh stop DIR          orderly end
+#   kafka-local.sh stop DIR          SIGTERM
 #   kafka-local.sh kill DIR          SIGKILL
 #   kafka-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
-#   kafka-local.sh ready PORT [N]    exit status 0 if a broker answers there that knows of N brokers (1)
+#   kafka-local.sh ready PORT [N]    exit status 0 if a broker that knows N brokers (1) answers there
 #
-# KAFKA_PROPERTIES: more lines for server.properties. KAFKA_HEAP: the broker's largest heap (512m).
+# KAFKA_PROPERTIES: more lines for server.properties. KAFKA_HEAP: the broker's maximum heap (512m).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -27,7 +27,7 @@ download() {
     local partial="$KAFKA_CACHE/libs.partial" attempt
     for attempt in 1 2 3; do
         rm -rf "$partial"
-        # A run of its own for each try, so that a broken file of the last one is fetched again (-U).
+        # A separate run for each try, so that a broken file of the last one is fetched again (-U).
         if mvn -q -B -U -f "$SCRIPTS_DIR/kafka/pom.xml" dependency:copy-dependencies \
             -DincludeScope=runtime -DoutputDirectory="$partial" </dev/null >&2; then
             rm -rf "$KAFKA_CACHE/libs"
@@ -44,15 +44,15 @@ stamp_is() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
 prepare() {
     mkdir -p "$KAFKA_CACHE"
-    # The cache ignores itself: no rule for it is needed in the repository's own .gitignore.
+    # The cache ignores itself, so the repository's .gitignore needs no rule for it.
     echo '*' >"$REPO_DIR/.cache/.gitignore"
-    # Two runs side by side (two terminals, two jobs) must not fetch into one folder at once.
+    # Two concurrent runs must not fetch into one folder at the same time.
     exec 9>"$KAFKA_CACHE/lock"
     flock 9
     java_ok || install_packages "A JDK of version 17 or later" openjdk-17-jdk-headless
     local want
     want=$(cksum <"$SCRIPTS_DIR/kafka/pom.xml")
-    # The stamp is written last: a folder without it is a download that was cut short.
+    # The stamp is written last: a folder without it is an incomplete download.
     if ! stamp_is "$KAFKA_CACHE/libs.stamp" "$want"; then
         have mvn || install_packages "Maven" maven
         log "fetching Kafka $KAFKA_VERSION from Maven Central (43 MB, once) ..."
@@ -62,7 +62,7 @@ prepare() {
     fi
     local client="$REPO_DIR/tests/kafka-client/Client.java"
     want=$(cksum <"$client")
-    # Compiled once: `java Client.java` would spend a second on the compiler at every call.
+    # Compiled once: `java Client.java` would spend a second compiling at every call.
     if ! stamp_is "$KAFKA_CACHE/client.stamp" "$want"; then
         rm -rf "$KAFKA_CACHE/client"
         javac -Xlint:all,-processing,-classfile -cp "$KAFKA_CACHE/libs/*" -d "$KAFKA_CACHE/client" "$client" >&2
@@ -84,7 +84,7 @@ ready() {
     [ "${#answer}" -eq 24 ] && [ "${answer:8:8}" = 00000007 ] && [ "$((16#${answer:16:8}))" -ge "$want" ]
 }
 
-# configure DIR PORT [CONTROLLER]: with a controller's port, a broker that joins it; without, one that has its own.
+# configure DIR PORT [CONTROLLER]: with a controller's port, a broker that joins it; without, one with its own.
 configure() {
     local dir=$1 port=$2 controller=${3:-} roles=broker node=2 listeners=PLAINTEXT://127.0.0.1:$2
     if [ -z "$controller" ]; then
@@ -110,7 +110,7 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 group.initial.rebalance.delay.ms=0
-# Many small topics come and go: free their files soon.
+# Many small topics are created and deleted: free their files soon.
 log.segment.delete.delay.ms=1000
 # A broker that was killed may register again only when its old session has timed out: with the default of 9 s each restart
 # takes 12 s. Tests that restart one often ask for less; a short one could fence a broker that is merely slow.
@@ -131,7 +131,7 @@ start() {
     dir=$(cd "$dir" && pwd)
     if read_pid "$dir/kafka.pid" >/dev/null; then die "a broker runs in $dir already"; fi
     prepare
-    # Whoever answers there already would pass for ours.
+    # A server that already answers there would be mistaken for ours.
     if ready "$port"; then die "port $port is taken"; fi
     if [ ! -f "$dir/formatted" ]; then
         # Any 16 bytes in URL-safe base64 make a cluster id; a leading '-' would look like a flag.
@@ -148,7 +148,7 @@ start() {
         : >"$dir/formatted"
     fi
     spawn "$dir" kafka "${JVM[@]}" -Xms128m "-Xmx${KAFKA_HEAP:-512m}" kafka.Kafka "$dir/server.properties"
-    # A broker that joins another answers before the controller has let it in.
+    # A joining broker answers before the controller has admitted it.
     if [ -n "$first" ]; then WANT_BROKERS=2; fi
     await_service kafka Kafka "$dir" "$port" 90
 }

@@ -7,12 +7,12 @@ KAFKA_VERSION=4.1.0
 KAFKA_CACHE="$REPO_DIR/.cache/kafka-$KAFKA_VERSION"
 export SCRIPTS_DIR REPO_DIR KAFKA_VERSION KAFKA_CACHE
 
-# Everything said goes to stderr: stdout belongs to cargo's results and to the env lines of services.sh.
+# Messages go to stderr: stdout is for cargo's results and the environment lines of services.sh.
 log() { printf '%s\n' "$*" >&2; }
 die() { log "error: $*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# install_packages WHY PACKAGE...: from Debian (or Ubuntu), as root or by a sudo that asks for no password.
+# install_packages WHY PACKAGE...: from Debian (or Ubuntu), as root or with passwordless sudo.
 install_packages() {
     local why=$1; shift
     local as_root=()
@@ -25,10 +25,10 @@ install_packages() {
     fi
     have apt-get || die "$why is missing and there is no apt-get here. Please install it (Debian calls it: $*) and run this again."
     log "$why is missing: installing $* ..."
-    # RUNLEVEL=1 keeps Debian's packages from starting their service: the tests run their own on a free port.
+    # RUNLEVEL=1 keeps Debian's packages from starting their services: the tests start their own on free ports.
     local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -o DPkg::Lock::Timeout=300 -qq -y)
     if ! "${apt[@]}" install --no-install-recommends "$@" </dev/null >/dev/null 2>&1; then
-        # Most often the package lists are old or were never fetched.
+        # Usually the package lists are outdated or missing.
         "${apt[@]}" update </dev/null >&2 || true
         "${apt[@]}" install --no-install-recommends "$@" </dev/null >&2 || die "could not install $*"
     fi
@@ -45,17 +45,17 @@ install_tools() {
     fi
 }
 
-# cargo_here SUBCOMMAND ARGUMENT...: cargo on this repository, whatever the working directory.
+# cargo_here SUBCOMMAND ARGUMENT...: cargo for this repository, in any working directory.
 cargo_here() { cargo "$1" --manifest-path "$REPO_DIR/Cargo.toml" "${@:2}"; }
 
-# built_in PROFILE: where that profile's binaries are.
+# built_in PROFILE: the folder of that profile's binaries.
 built_in() {
     local metadata
     metadata=$(cargo_here metadata --format-version 1 --no-deps)
     printf '%s/%s\n' "$(sed 's/.*"target_directory":"\([^"]*\)".*/\1/' <<<"$metadata")" "$1"
 }
 
-# build_server: the server as scripts/test.sh builds it, with the same features, so that nothing is built twice.
+# build_server: builds the server with the features of scripts/test.sh, so that nothing is built twice.
 build_server() { run_child cargo_here test --release --locked --no-run --test memory; }
 
 # free_port: a TCP port of 127.0.0.1 nobody listens on. From below the range the kernel uses for outgoing connections: a client
@@ -93,7 +93,7 @@ wait_for() {
     done
 }
 
-# alive PID: runs, and is not a zombie that its parent has not collected yet.
+# alive PID: whether the process runs and is not a zombie.
 alive() {
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -119,11 +119,11 @@ stop_group() {
     done
 }
 
-# members_of PGID: the processes of a group. From /proc, since a minimal Debian has neither ps nor pgrep.
+# members_of PGID: the processes of a group, from /proc, since a minimal Debian has neither ps nor pgrep.
 members_of() {
     local file stat
     for file in /proc/[0-9]*/stat; do
-        # A process that has ended meanwhile has no file. A name may hold line breaks: read to the end.
+        # A process that has ended meanwhile has no file. A name may contain line breaks: read to the end.
         { IFS= read -r -d '' stat <"$file" || [ -n "$stat" ]; } 2>/dev/null || continue
         # After the name, which is in brackets: state, parent, group.
         # shellcheck disable=SC2086
@@ -132,7 +132,7 @@ members_of() {
     done
 }
 
-# called_with TEXT: the processes that have this in their command line, this shell's own left out.
+# called_with TEXT: the processes with this in their command lines, except this shell's own.
 called_with() {
     local file argument line
     for file in /proc/[0-9]*/cmdline; do
@@ -143,7 +143,7 @@ called_with() {
     done
 }
 
-# group_alive PGID: some process of the group still runs (zombies don't count: nobody may be left to collect them).
+# group_alive PGID: whether any process of the group still runs (zombies don't count: they may have no parent left).
 group_alive() {
     local pid
     for pid in $(members_of "$1"); do
@@ -210,7 +210,7 @@ await_service() {
     fi
 }
 
-# service_verb NAME VERB DIR: stop, kill, pause and resume are the same for every service started by spawn.
+# service_verb NAME VERB DIR: stop, kill, pause or resume a service started by spawn.
 service_verb() {
     local name=$1 verb=$2 dir=$3 pid
     if ! pid=$(read_pid "$dir/$name.pid"); then
@@ -235,7 +235,7 @@ stop_all_under() {
         if pid=$(read_pid "$file"); then pids+=("$pid"); fi
     done < <(find "$1" -name '*.pid' -type f 2>/dev/null)
     while IFS= read -r pid; do pids+=("$pid"); done < <(called_with "$1/")
-    # Scratch data is thrown away: there is nothing a slow, orderly end would save.
+    # Scratch data is discarded, so an orderly shutdown would be pointless.
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do while alive "$pid"; do sleep 0.05; done; done
 }
@@ -315,7 +315,7 @@ make_scratch() {
     trap 'interrupted 129' HUP
 }
 
-# interrupted STATUS: ends the script. A second signal between here and the clean-up would end it without one.
+# interrupted STATUS: ends the script. A second signal between here and the clean-up would skip the clean-up.
 interrupted() {
     trap '' INT TERM HUP PIPE
     exit "$1"

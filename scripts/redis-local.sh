@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A real Redis without a container engine: Debian's redis-server, bound to 127.0.0.1, nothing kept on disk.
+# A real Redis without a container engine: Debian's redis-server, bound to 127.0.0.1, keeping nothing on disk.
 #
 #   redis-local.sh prepare           install redis-server if it is missing
 #   redis-local.sh start DIR PORT    start and wait until it answers; REDIS_ARGS adds arguments, e.g. "--requirepass x";
 #                                    with REDIS_MAY_LOAD=yes an answer that it still loads its data will do
-#   redis-local.sh stop DIR          orderly end
+#   redis-local.sh stop DIR          SIGTERM
 #   redis-local.sh kill DIR          SIGKILL
 #   redis-local.sh pause DIR         SIGSTOP; resume DIR: SIGCONT
 #   redis-local.sh ready PORT        exit status 0 if a Redis answers there
@@ -13,7 +13,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 prepare() {
-    # Valkey speaks the same protocol and takes the same arguments.
+    # Valkey has the same protocol and arguments.
     if ! server >/dev/null; then install_packages "Redis" redis-server; fi
 }
 
@@ -37,7 +37,7 @@ start() {
     if read_pid "$dir/redis.pid" >/dev/null; then die "a Redis runs in $dir already"; fi
     prepare
     if [ -n "${REDIS_ARGS:-}" ]; then read -ra extra <<<"$REDIS_ARGS"; fi
-    # Without snapshots a start on the same DIR is a Redis that lost everything: the harder case for its clients.
+    # Without snapshots, a restart with the same DIR is a Redis that lost everything: the harder case for its clients.
     spawn "$dir" redis "$(server)" --bind 127.0.0.1 --port "$port" --dir "$dir" --save '' --appendonly no --daemonize no "${extra[@]}"
     await_service redis Redis "$dir" "$port" 30
 }

@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 make_scratch services 5
-# To be interrupted is how it ends.
+# It runs until it is interrupted.
 trap 'interrupted 0' INT TERM HUP
 
 run_child "$SCRIPTS_DIR/kafka-local.sh" prepare

@@ -3,8 +3,8 @@
 # a proxy spoils what the server sends; and each must agree with k6's published types. Starts the server itself, embedded,
 # on a free port of 127.0.0.1; some 90 s.
 #
-#   loadtest/k6/check.sh                  with the stand-in of check/, in Node: says nothing about k6 itself
-#   K6=k6 loadtest/k6/check.sh            with a k6 that is here already; nothing is fetched
+#   loadtest/k6/check.sh                  with the stand-in of check/, in Node: does not test k6 itself
+#   K6=k6 loadtest/k6/check.sh            with an installed k6; nothing is fetched
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
@@ -20,7 +20,7 @@ node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' ||
 if [ -n "${K6:-}" ]; then
     have "$K6" || die "K6=\"$K6\": there is no such program"
     RUN=("$K6" run --quiet)
-    # Nothing but the server is spoken to.
+    # Connects only to the server.
     export K6_NO_USAGE_REPORT=true
     log "with $("$K6" version)"
 else
@@ -44,7 +44,7 @@ build_server
 cd "$SCRATCH"
 SERVER_PORT=$(free_port)
 export PORT=$SERVER_PORT WS_PORT='' HOST=127.0.0.1 ADMIN_ADDR='' LOG_LEVEL=warn
-# Fan-out sends faster than a person does.
+# Fan-out sends faster than a person would.
 export RATE_LIMIT_MESSAGES=0 KAFKA_BROKERS='' KAFKA_BROKER='' REDIS_URL='' REDIS_HOST=''
 start_detached server "$TARGET/livechat-ws"
 read -r pid _ <"$SCRATCH/server.pid"
@@ -53,7 +53,7 @@ wait_for 20 "the server" "$pid" "$TARGET/livechat-ws" --healthcheck || { cat "$S
 PASSED=0
 FAILED=0
 
-# judge NAME WANTED STATUS: WANTED is the metric whose threshold must have been crossed, or nothing.
+# judge NAME WANTED STATUS: WANTED is the metric whose threshold must have been crossed, or empty.
 judge() {
     local name=$1 wanted=$2 status=$3 crossed
     crossed=$(sed -n "s/.*thresholds on metrics '\([^']*\)' have been crossed.*/\1/p" "$SCRATCH/out" | tail -n 1)
@@ -104,7 +104,7 @@ well chat ARRIVAL=4 RAMP=1s HOLD=1s SESSIONS=20 DURATION=500ms
 well fanout DURATION=2s READERS=20 RATE=30
 well typing DURATION=2s
 well reconnect DURATION=2s
-# The proxy itself spoils nothing.
+# Without a fault, the proxy changes nothing.
 spoilt '' chat none PATIENCE=10s
 spoilt '' reconnect none PATIENCE=10s
 
@@ -120,7 +120,7 @@ spoilt chat_sessions_ok chat 'cut new_message'
 spoilt chat_ack_latency chat 'late message_sent' ACK_P95=500
 spoilt chat_delivery_latency chat 'late new_message' DELIVERY_P95=500
 spoilt chat_delivery_latency chat 'late new_message' DELIVERY_P99=500
-# More sessions are due than it may have, and none is.
+# More sessions are due than allowed.
 spoilt dropped_iterations chat none ARRIVAL=10 RAMP=500ms HOLD=1s
 spoilt chat_sessions chat none ARRIVAL=1 RAMP=100ms HOLD=100ms
 
