@@ -4,20 +4,20 @@
 //!
 //! # Layout
 //!
-//! From the top down: a module uses only those below it.
+//! Top down: a module uses only those below it.
 //!
-//! - [`server`], [`signals`], [`shutdown`]: start, signals, the graceful end
+//! - [`server`], [`signals`], [`shutdown`]: start, signals, graceful shutdown
 //! - [`http`]: listeners, router, the upgrade's checks, CORS, health, REST
 //! - [`ws`]: the reading side of one connection
 //! - [`chat`]: what each client frame does
-//! - [`presence`]: who is connected, announced beside the message path, which never waits for it
+//! - [`presence`]: who is connected, announced off the message path, which never waits for it
 //! - [`bus`]: the log of records, in the process or in Kafka; it decodes them and finds their sessions
-//! - [`fanout`]: from a batch of records to the sockets of each session
-//! - [`session`]: who is in a session here
-//! - [`writer`]: the only writer of a socket, and the queue of what the socket has not taken yet
+//! - [`fanout`]: sends a batch of records to the sockets of each session
+//! - [`session`]: the connections and users of a session on this node
+//! - [`writer`]: the only writer of a socket, with the queue of what the socket has not taken yet
 //! - [`metrics`], [`logging`], [`lifecycle`], [`supervise`], [`secret`], [`error`], [`clock`]
 //! - [`config`]: flags, environment and `.env`, checked before a port opens
-//! - [`protocol`]: everything on the wire, and nothing of ours
+//! - [`protocol`]: everything on the wire, and nothing internal
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
