@@ -222,7 +222,7 @@ mod tests {
     proptest! {
         /// Whatever happens when: every grace expires once, in order, never early, and never late while the clock runs.
         #[test]
-        fn no_grace_is_short_or_forgotten(steps in prop::collection::vec((0u8..4, 0u64..1500), 1..100)) {
+        fn every_grace_expires_once_and_on_time(steps in prop::collection::vec((0u8..4, 0u64..1500), 1..100)) {
             let (mut grace, start) = (GraceClock::new(PERIOD), Moment::now());
             let (mut now, mut waiting, mut user) = (start, Vec::new(), 0);
             let mut is_paused = false;

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn small_sessions_have_no_pause_but_after_a_full_frame() {
+    fn small_sessions_pause_only_after_a_full_frame() {
         let now = Instant::now();
         let mut throttle = Throttle::new(now);
         for _ in 0..3 {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_session_has_a_pause_after_each_frame() {
+    fn a_large_session_pauses_after_each_frame() {
         let now = Instant::now();
         let mut throttle = Throttle::new(now);
         assert_eq!(throttle.next(now, changes(0, false, true)), NextFrame::Nothing);

@@ -121,7 +121,7 @@ mod tests {
 
     /// Nobody reads: the largest goes, and no more than that.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_largest_is_closed_and_no_more() {
+    async fn only_the_largest_queue_is_closed() {
         let metrics = Arc::new(Metrics::default());
         let mut limits = limits(&metrics, 3 * LARGE);
         limits.queue.queue_bytes = 1 << 30;
@@ -154,7 +154,7 @@ mod tests {
 
     /// Who is sent away behind a large backlog gives that up before anybody else is closed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn who_is_leaving_makes_room_first() {
+    async fn a_closing_connection_gives_up_its_backlog_first() {
         let metrics = Arc::new(Metrics::default());
         let mut limits = limits(&metrics, 2 * LARGE);
         limits.queue.queue_bytes = 1 << 30;

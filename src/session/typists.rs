@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_repeat_once_a_second_and_end_by_themselves() {
+    fn starts_repeat_once_a_second_and_expire() {
         let (session, user) = (SessionId::parse("s").unwrap(), UserId::parse("u").unwrap());
         let (typists, start) = (Typists::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_typist_is_given_its_node_s_time_and_a_little_more() {
+    fn a_remote_typist_expires_two_seconds_later() {
         let (session, user) = (SessionId::parse("s").unwrap(), UserId::parse("u").unwrap());
         let (typists, start) = (Typists::default(), Instant::now());
         assert!(typists.start((&session, &user), "agent", Home::Elsewhere, start));

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_and_goes_within_a_window_is_no_event() {
+    fn a_user_who_joins_and_leaves_within_a_window_produces_no_event() {
         let mut users = SessionUsers::default();
         users.join(&user(1), UserType::Customer);
         users.leave(&user(1));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_back_within_the_grace_was_never_gone() {
+    fn a_user_who_rejoins_within_the_grace_produces_no_event() {
         let (mut users, start) = (SessionUsers::new(true), Moment::now());
         let at = |ms| start + Duration::from_millis(ms);
         users.join_at(&user(1), UserType::Customer, at(0));

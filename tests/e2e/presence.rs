@@ -1,7 +1,7 @@
 //! The presence contract: who is there, who is told, and when. One suite for every store; `presence_embedded` and
 //! `redis_presence` make its tests, so that a name says what it needs.
 //!
-//! A scenario is a function of a [`Store`], in `presence_told`, `presence_grace` or `presence_status`; [`contract`] lists them all.
+//! A scenario is a function of a [`Store`], in `presence_notifications`, `presence_grace` or `presence_status`; [`contract`] lists them all.
 
 use serde_json::{Value, json};
 
@@ -89,38 +89,38 @@ pub async fn hear(client: &mut Client, event_type: &str, user: &str) -> Value {
 /// A test of each scenario, over one store.
 macro_rules! contract {
     ($store:ident) => {
-        $crate::presence::contract! { $store, presence_told:
-            each_change_is_told_once_to_everyone,
-            every_event_of_many_joins_and_leaves_comes_exactly_once,
-            a_second_tab_changes_nothing_and_gets_one_snapshot,
-            who_leaves_and_is_back_within_a_window_gets_one_snapshot,
-            a_lost_connection_leaves_too,
-            a_large_session_is_told_in_totals_once_a_second,
-            a_user_who_comes_back_at_once_is_there,
-            tabs_that_open_and_close_at_random_add_up,
+        $crate::presence::contract! { $store, presence_notifications:
+            each_change_is_announced_once_to_everyone,
+            each_of_many_joins_and_leaves_is_announced_exactly_once,
+            a_second_tab_gets_one_snapshot_and_announces_nothing,
+            a_user_who_rejoins_within_a_window_gets_one_snapshot,
+            a_lost_connection_is_announced_as_a_leave,
+            a_large_session_gets_totals_once_a_second,
+            a_user_who_rejoins_at_once_is_listed,
+            events_of_random_tabs_add_up_to_the_users,
         }
         $crate::presence::contract! { $store, presence_grace:
-            a_reload_within_the_grace_is_nothing,
-            who_does_not_come_back_is_told_once_after_the_grace,
-            who_is_back_as_another_type_is_shown_to_everyone,
-            a_customer_alone_reloads,
+            a_reload_within_the_grace_announces_nothing,
+            a_user_who_does_not_return_is_announced_once_after_the_grace,
+            a_user_who_returns_as_another_type_is_shown_to_everyone,
+            a_user_alone_in_a_session_can_reload,
             a_session_ends_with_the_last_grace,
-            a_typist_s_indicator_does_not_wait_for_the_grace,
-            one_who_comes_and_goes_is_told_once,
+            typing_stops_without_waiting_for_the_grace,
+            repeated_visits_within_the_grace_are_announced_once,
             events_are_in_the_order_in_which_they_happened,
         }
         $crate::presence::contract! { $store, presence_status:
             an_unknown_session_is_empty,
             a_session_that_has_ended_is_empty_again,
-            a_bad_session_id_is_refused,
-            a_user_s_type_is_that_of_the_first_connection,
-            who_comes_back_as_another_type_is_of_that_type,
-            who_is_back_at_once_as_another_type_is_of_that_type,
-            joined_at_is_that_of_the_first_tab_and_stays_when_it_goes,
-            who_comes_back_has_joined_anew,
+            an_invalid_session_id_is_rejected,
+            a_users_type_is_that_of_the_first_connection,
+            a_user_who_rejoins_as_another_type_has_that_type,
+            a_user_who_rejoins_at_once_as_another_type_has_that_type,
+            joined_at_is_that_of_the_first_tab_even_after_it_closes,
+            a_user_who_rejoins_has_a_new_joined_at,
             an_admin_is_listed_and_counted_in_neither_total,
-            the_same_user_in_two_sessions_is_two_presences,
-            rest_and_the_last_frame_say_the_same,
+            a_user_in_two_sessions_is_present_in_each,
+            rest_and_the_last_frame_agree,
         }
     };
     ($store:ident, $scenarios:ident: $($scenario:ident,)+) => {$(

@@ -18,7 +18,7 @@ pub async fn connections(room: &Room, count: usize) {
     .await;
 }
 
-pub async fn a_reload_within_the_grace_is_nothing(store: Store) {
+pub async fn a_reload_within_the_grace_announces_nothing(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
     let mut observer = room.client("observer", "agent").await;
     let mut user = room.join(&mut observer, "cust", "customer").await;
@@ -54,7 +54,7 @@ fn without_fences(mut status: Value) -> Value {
 }
 
 /// With the default.
-pub async fn who_does_not_come_back_is_told_once_after_the_grace(store: Store) {
+pub async fn a_user_who_does_not_return_is_announced_once_after_the_grace(store: Store) {
     let room = store.room();
     let mut observer = room.client("observer", "agent").await;
     let user = room.join(&mut observer, "cust", "customer").await;
@@ -77,7 +77,7 @@ pub async fn who_does_not_come_back_is_told_once_after_the_grace(store: Store) {
 }
 
 /// That is no coming and no going; but the totals that others were shown are not true any more.
-pub async fn who_is_back_as_another_type_is_shown_to_everyone(store: Store) {
+pub async fn a_user_who_returns_as_another_type_is_shown_to_everyone(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
     let mut observer = room.client("observer", "agent").await;
     let user = room.join(&mut observer, "user", "customer").await;
@@ -101,7 +101,7 @@ pub async fn who_is_back_as_another_type_is_shown_to_everyone(store: Store) {
 }
 
 /// Nobody else is there, and no connection either: the session is still not empty.
-pub async fn a_customer_alone_reloads(store: Store) {
+pub async fn a_user_alone_in_a_session_can_reload(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
     let mut user = room.client("cust", "customer").await;
     hear(&mut user, "user_connected", "cust").await;
@@ -126,7 +126,7 @@ pub async fn a_session_ends_with_the_last_grace(store: Store) {
 }
 
 /// Nothing else waits for the grace: the indicator of a typist who has gone stops at once.
-pub async fn a_typist_s_indicator_does_not_wait_for_the_grace(store: Store) {
+pub async fn typing_stops_without_waiting_for_the_grace(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
     let mut observer = room.client("observer", "agent").await;
     let mut typist = room.join(&mut observer, "cust", "customer").await;
@@ -141,7 +141,7 @@ pub async fn a_typist_s_indicator_does_not_wait_for_the_grace(store: Store) {
 }
 
 /// Who is gone before the grace of another is over, who comes and goes several times: all in all each is told once.
-pub async fn one_who_comes_and_goes_is_told_once(store: Store) {
+pub async fn repeated_visits_within_the_grace_are_announced_once(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", "3s"));
     let mut observer = room.client("observer", "agent").await;
     for _ in 0..8 {

@@ -457,18 +457,18 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn a_script_is_playable_and_counted_as_a_list_of_connections_is(seed in any::<u64>(), steps in 0usize..3000) {
+        fn the_model_agrees_with_a_plain_list_of_connections(seed in any::<u64>(), steps in 0usize..3000) {
             replay(&script(seed, steps));
         }
 
         #[test]
-        fn a_seed_is_a_script(seed in any::<u64>(), steps in 0usize..500) {
+        fn a_seed_always_gives_the_same_script(seed in any::<u64>(), steps in 0usize..500) {
             prop_assert_eq!(script(seed, steps), script(seed, steps));
         }
     }
 
     #[test]
-    fn a_script_does_what_it_is_for() {
+    fn a_script_has_deaths_reloads_and_users_on_both_nodes() {
         let steps = script(1, 100_000);
         let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
         let (joins, leaves) = (

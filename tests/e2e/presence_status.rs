@@ -51,7 +51,7 @@ pub async fn a_session_that_has_ended_is_empty_again(store: Store) {
     assert_empty(&room);
 }
 
-pub async fn a_bad_session_id_is_refused(store: Store) {
+pub async fn an_invalid_session_id_is_rejected(store: Store) {
     let room = store.room();
     let long = "x".repeat(129);
     for bad in [
@@ -64,7 +64,7 @@ pub async fn a_bad_session_id_is_refused(store: Store) {
 }
 
 /// All tabs have gone: who comes then is the first again.
-pub async fn who_comes_back_as_another_type_is_of_that_type(store: Store) {
+pub async fn a_user_who_rejoins_as_another_type_has_that_type(store: Store) {
     let room = store.room();
     let mut admin = room.client("boss", "admin").await;
     let first = room.join(&mut admin, "ann", "customer").await;
@@ -87,7 +87,7 @@ pub async fn who_comes_back_as_another_type_is_of_that_type(store: Store) {
 }
 
 /// As above, so soon that nobody was told of the leave.
-pub async fn who_is_back_at_once_as_another_type_is_of_that_type(store: Store) {
+pub async fn a_user_who_rejoins_at_once_as_another_type_has_that_type(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_FLUSH", "500ms"));
     let mut admin = room.client("boss", "admin").await;
     let mut ann = room.join(&mut admin, "ann", "customer").await;
@@ -114,7 +114,7 @@ pub async fn who_is_back_at_once_as_another_type_is_of_that_type(store: Store) {
     }
 }
 
-pub async fn joined_at_is_that_of_the_first_tab_and_stays_when_it_goes(store: Store) {
+pub async fn joined_at_is_that_of_the_first_tab_even_after_it_closes(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let first = room.join(&mut agent, "ann", "customer").await;
@@ -134,7 +134,7 @@ pub async fn joined_at_is_that_of_the_first_tab_and_stays_when_it_goes(store: St
     drop(third);
 }
 
-pub async fn who_comes_back_has_joined_anew(store: Store) {
+pub async fn a_user_who_rejoins_has_a_new_joined_at(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let ann = room.join(&mut agent, "ann", "customer").await;
@@ -148,7 +148,7 @@ pub async fn who_comes_back_has_joined_anew(store: Store) {
     assert_eq!(joined_at(&room, "agent"), before, "who stays");
 }
 
-pub async fn rest_and_the_last_frame_say_the_same(store: Store) {
+pub async fn rest_and_the_last_frame_agree(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let _boss = room.join(&mut agent, "boss", "admin").await;
@@ -167,7 +167,7 @@ pub async fn rest_and_the_last_frame_say_the_same(store: Store) {
     assert_eq!(frame["data"]["connection_status"], room.status(), "after a leave");
 }
 
-pub async fn a_user_s_type_is_that_of_the_first_connection(store: Store) {
+pub async fn a_users_type_is_that_of_the_first_connection(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let _first = room.join(&mut agent, "cust", "customer").await;
@@ -206,7 +206,7 @@ pub async fn an_admin_is_listed_and_counted_in_neither_total(store: Store) {
     );
 }
 
-pub async fn the_same_user_in_two_sessions_is_two_presences(store: Store) {
+pub async fn a_user_in_two_sessions_is_present_in_each(store: Store) {
     let room = store.room();
     let other = unique("session");
     let one = room.client("agent", "agent").await;

@@ -67,7 +67,7 @@ fn answering(answer: &'static [u8], closes: bool) -> SocketAddr {
 }
 
 #[test]
-fn redis_causes_of_the_connection_are_named() {
+fn connection_errors_are_named() {
     let refused = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = refused.local_addr().expect("its address").to_string();
     drop(refused);
@@ -81,7 +81,7 @@ fn redis_causes_of_the_connection_are_named() {
 }
 
 #[test]
-fn redis_causes_of_an_answer_are_named() {
+fn error_answers_are_named() {
     for (answer, closes, cause) in [
         (&b""[..], false, "it does not answer in time"),
         (b"", true, "it has closed the connection"),
@@ -117,7 +117,7 @@ fn redis_causes_of_an_answer_are_named() {
 }
 
 #[test]
-fn redis_causes_of_tls_are_named() {
+fn tls_errors_are_named() {
     let plain = answering(b"-ERR unknown command\r\n", true);
     assert_cause(
         &format!("rediss://{plain}"),
@@ -127,7 +127,7 @@ fn redis_causes_of_tls_are_named() {
 }
 
 #[test]
-fn redis_causes_of_a_login_are_named_and_it_recovers() {
+fn login_errors_are_named_until_the_login_works() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     let url = redis.url();

@@ -29,7 +29,7 @@ const TTL: &str = "3s";
 const QUICK: Duration = Duration::from_secs(1);
 
 #[test]
-fn an_hour_of_churn_leaves_exactly_who_is_there() {
+fn after_an_hour_of_churn_everyone_agrees_on_who_is_connected() {
     let given = |name: &str| {
         std::env::var(name)
             .ok()
@@ -482,7 +482,7 @@ fn leave(mut ws: RawWs, how: Leave) {
 
 /// Her join is under way when she leaves: her node must not forget the session before Redis has forgotten her.
 #[test]
-fn who_left_while_her_join_was_written_does_not_outlive_her_node() {
+fn a_user_who_leaves_during_the_write_of_the_join_is_reaped_with_the_node() {
     let redis = PrivateRedis::started();
     let proxy = Proxy::to(&redis.url());
     let cluster = Cluster::on(&redis.url());

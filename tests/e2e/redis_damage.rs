@@ -193,7 +193,7 @@ async fn deleted_keys_are_written_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_join_on_a_session_whose_keys_are_gone_says_of_nobody_that_they_left() {
+async fn a_join_after_the_keys_were_deleted_announces_no_leave() {
     let mut scenario = DamageScenario::start().await;
     for node in [0, 1] {
         scenario
@@ -215,7 +215,7 @@ async fn a_join_on_a_session_whose_keys_are_gone_says_of_nobody_that_they_left()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn values_of_others_under_a_user_are_replaced() {
+async fn foreign_values_under_a_users_id_are_replaced() {
     let mut scenario = DamageScenario::start().await;
     let nan = r#"{"user_id":"ben","user_type":"agent","joined_at":"2026-01-01T00:00:00.000Z","x":NaN}"#;
     let count = r#"{"user_id":"ann","user_type":"customer","joined_at":"2026-01-01T00:00:00.000Z","nodes":{"n+1":NaN}}"#;
@@ -302,7 +302,7 @@ fn named_in_health(redis: &PrivateRedis, words: &[&str]) {
 }
 
 #[test]
-fn redis_damage_that_is_to_be_expected_is_named() {
+fn health_warns_of_a_redis_that_may_lose_data() {
     named_in_health(
         &PrivateRedis::started_with("--maxmemory-policy allkeys-lru"),
         &["allkeys-lru", "noeviction"],
@@ -319,7 +319,7 @@ fn redis_damage_that_is_to_be_expected_is_named() {
 
 /// INFO is forbidden: nothing is known of it, and all goes on.
 #[test]
-fn redis_damage_is_not_asked_for_where_info_is_forbidden() {
+fn presence_works_where_info_is_forbidden() {
     let redis = PrivateRedis::started_with("--maxmemory-policy allkeys-lru");
     redis
         .client()
@@ -335,7 +335,7 @@ fn redis_damage_is_not_asked_for_where_info_is_forbidden() {
 
 /// A whole cycle of checks passes over a session that is as it should be: nothing is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn checks_of_what_is_right_change_nothing() {
+async fn checks_of_intact_keys_change_nothing() {
     let mut scenario = DamageScenario::start().await;
     let mut client = scenario.redis.client();
     let before = client.hgetall(&meta_key(&scenario.session));

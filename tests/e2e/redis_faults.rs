@@ -45,20 +45,20 @@ async fn outage(begins: fn(&Service), ends: fn(&Service), length: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_killed_redis_that_comes_back_empty_is_filled_again() {
+async fn a_killed_redis_that_restarts_empty_is_refilled() {
     outage(Service::kill, Service::start, Duration::from_secs(20)).await;
 }
 
 /// For longer than PRESENCE_TTL: when it goes on, every lease has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_stopped_redis_is_waited_for() {
+async fn presence_resumes_after_redis_was_stopped() {
     outage(Service::pause, Service::resume, Duration::from_secs(5)).await;
 }
 
 /// The nodes come back to it at different times, some of them a whole retry after the other: who is first must not show what only
 /// it has written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_redis_that_often_comes_back_empty_costs_no_false_leave() {
+async fn repeated_losses_of_data_announce_no_false_leave() {
     let redis = PrivateRedis::started();
     let mut scenario = FaultScenario::start(&redis.url()).await;
     for _ in 0..6 {
@@ -77,7 +77,7 @@ async fn a_redis_that_often_comes_back_empty_costs_no_false_leave() {
 /// When a Redis that was stopped goes on, the lease of every node has ended: who is the first to speak to it must not take the
 /// others for dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_node_that_is_late_when_redis_is_back_is_not_taken_for_dead() {
+async fn a_node_that_reconnects_late_is_not_declared_dead() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     // Longer than the outage, for a busy machine; a lease is half of it.
@@ -98,7 +98,7 @@ async fn a_node_that_is_late_when_redis_is_back_is_not_taken_for_dead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_flushed_redis_is_filled_again() {
+async fn a_flushed_redis_is_refilled() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     let mut scenario = FaultScenario::start(&redis.url()).await;
@@ -123,7 +123,7 @@ async fn a_flushed_redis_is_filled_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_takes_the_nodes_users_and_its_lease_out_of_redis() {
+async fn sigterm_removes_the_nodes_users_and_lease_from_redis() {
     const USERS: usize = 20;
     let redis = PrivateRedis::started();
     let cluster = Cluster::on(&redis.url());

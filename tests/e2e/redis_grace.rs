@@ -35,7 +35,7 @@ fn counts(tab: &Tab, user: &str) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_drain_is_told_of_those_only_who_do_not_come_back() {
+async fn a_drain_announces_only_users_who_do_not_return() {
     const MOVING: usize = 10;
     const LOST: usize = 10;
     let redis = PrivateRedis::started();
@@ -115,7 +115,7 @@ async fn a_drain_is_told_of_those_only_who_do_not_come_back() {
 
 /// Each node is replaced, one after the other, under its name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_rolling_restart_of_two_nodes_is_nothing() {
+async fn a_rolling_restart_of_two_nodes_announces_nothing() {
     const USERS: usize = 12;
     let cluster = Cluster::on(&redis_url());
     let [a, b] = ["node-a", "node-b"].map(|name| grace(&cluster, name, LONG).start());
@@ -177,7 +177,7 @@ async fn a_rolling_restart_of_two_nodes_is_nothing() {
 
 /// Nobody is left to wait for anybody: nothing stays in Redis, whichever node is the last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_that_all_stop_leave_nobody_behind() {
+async fn when_all_nodes_stop_nobody_stays_in_redis() {
     let redis = PrivateRedis::started();
     let cluster = Cluster::on(&redis.url());
     let nodes = ["node-a", "node-b", "node-c"].map(|name| grace(&cluster, name, "60s").start());
@@ -198,7 +198,7 @@ async fn nodes_that_all_stop_leave_nobody_behind() {
 
 /// Redis stands still for longer than the grace: who has come back to the other node meanwhile was never gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_grace_waits_for_redis() {
+async fn a_grace_is_paused_while_redis_is_unavailable() {
     let redis = PrivateRedis::started();
     let cluster = Cluster::on(&redis.url());
     let [a, b] = ["node-a", "node-b"].map(|name| grace(&cluster, name, "4s").start());
@@ -223,7 +223,7 @@ async fn a_grace_waits_for_redis() {
 
 /// It forgets everything while somebody's grace is pending.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_grace_survives_a_redis_that_comes_back_empty() {
+async fn a_grace_survives_a_loss_of_data() {
     let redis = PrivateRedis::started();
     let cluster = Cluster::on(&redis.url());
     let [a, b] = ["node-a", "node-b"].map(|name| grace(&cluster, name, "10s").start());
@@ -251,7 +251,7 @@ async fn a_grace_survives_a_redis_that_comes_back_empty() {
 
 /// What one is in the grace says nothing against what one is now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_back_elsewhere_as_another_type_is_of_that_type() {
+async fn a_user_who_returns_on_another_node_as_another_type_has_that_type() {
     let cluster = Cluster::on(&redis_url());
     let [a, b] = ["node-a", "node-b"].map(|name| grace(&cluster, name, LONG).start());
     let session = unique("session");
@@ -286,7 +286,7 @@ async fn who_is_back_elsewhere_as_another_type_is_of_that_type() {
 
 /// A node without a grace takes its users out at once, also where others have one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_grace_a_drain_is_told_at_once() {
+async fn without_a_grace_a_drain_is_announced_at_once() {
     let cluster = Cluster::on(&redis_url());
     let [a, b] =
         [("node-a", "0s"), ("node-b", LONG)].map(|(name, length)| grace(&cluster, name, length).start());

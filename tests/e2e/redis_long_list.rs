@@ -40,7 +40,7 @@ fn start(proxy: &Proxy) -> Server {
 }
 
 /// As long as there is progress it may take what it takes.
-fn is_taken_back(client: &mut RedisClient, node: &Server, list: &str) {
+fn await_reaped(client: &mut RedisClient, node: &Server, list: &str) {
     let began = Instant::now();
     let mut left = || match client.command(&["ZCARD", list]) {
         Resp::Number(count) => count,
@@ -66,7 +66,7 @@ fn is_taken_back(client: &mut RedisClient, node: &Server, list: &str) {
     assert_eq!(node.connection_status(session)["users"], json!({}));
 }
 
-fn a_dead_node_is_taken_back(sessions: usize, pace: u64) {
+fn assert_dead_node_is_reaped(sessions: usize, pace: u64) {
     const DEAD: &str = "node-dead+0123456789ab";
     let redis = PrivateRedis::started();
     let mut client = redis.client();
@@ -74,24 +74,24 @@ fn a_dead_node_is_taken_back(sessions: usize, pace: u64) {
     client.command(&["ZADD", "livechat:nodes", "1", DEAD]);
     let proxy = Proxy::slow(&redis.url(), pace);
     let node = start(&proxy);
-    is_taken_back(&mut client, &node, &format!("livechat:node:{DEAD}:sessions"));
+    await_reaped(&mut client, &node, &format!("livechat:node:{DEAD}:sessions"));
     eventually("it is forgotten", || client.keys_with("node-dead").is_empty());
     assert_eq!(node.metric("livechat_nodes_reaped_total") as u64, 1);
 }
 
 #[test]
-fn redis_long_list_of_a_dead_node_is_taken_back_whole() {
-    a_dead_node_is_taken_back(MANY, PACE);
+fn a_dead_nodes_long_list_is_reaped_completely() {
+    assert_dead_node_is_reaped(MANY, PACE);
 }
 
 #[test]
-fn redis_long_list_comes_by_a_slow_link_too() {
-    a_dead_node_is_taken_back(SOME, SLOW);
+fn a_long_list_is_reaped_over_a_slow_link() {
+    assert_dead_node_is_reaped(SOME, SLOW);
 }
 
 /// Its sessions ended while Redis took no writes: it looks through its own list.
 #[test]
-fn redis_long_list_of_the_node_itself_is_taken_back_whole() {
+fn a_nodes_own_long_list_is_reclaimed_completely() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     let proxy = Proxy::slow(&redis.url(), PACE);
@@ -104,6 +104,6 @@ fn redis_long_list_of_the_node_itself_is_taken_back_whole() {
         node.health()["redis"]["status"] == "degraded"
     });
     client.command(&["REPLICAOF", "NO", "ONE"]);
-    is_taken_back(&mut client, &node, &format!("livechat:node:{name}:sessions"));
+    await_reaped(&mut client, &node, &format!("livechat:node:{name}:sessions"));
     eventually("all is well", || node.health()["redis"]["status"] == "ok");
 }

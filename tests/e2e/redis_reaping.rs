@@ -80,12 +80,17 @@ async fn told(
 }
 
 /// Who is not known to have come is not told to have left.
-async fn told_of_joins(watchers: &[(String, Tab)], people: &[Person]) {
+async fn await_joins_announced(watchers: &[(String, Tab)], people: &[Person]) {
     told("joins", Instant::now(), watchers, people, Seen::joins).await;
 }
 
 /// Prints how long the leaves took since the death, and returns it for the last.
-async fn told_of_leaves(what: &str, since: Instant, watchers: &[(String, Tab)], gone: &[Person]) -> Duration {
+async fn await_leaves_announced(
+    what: &str,
+    since: Instant,
+    watchers: &[(String, Tab)],
+    gone: &[Person],
+) -> Duration {
     let times = told(what, since, watchers, gone, Seen::leaves).await;
     let [first, median, last] = [0, times.len() / 2, times.len() - 1].map(|at| times[at]);
     eprintln!(
@@ -178,7 +183,7 @@ fn joined(truth: &mut Truth, crowd: &[Person], user_type: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_users_of_a_killed_node_leave_once_and_leave_no_ghosts() {
+async fn users_of_a_killed_node_leave_once_and_no_ghosts_remain() {
     const TTL: Duration = Duration::from_secs(6);
     let ttl = format!("{}s", TTL.as_secs());
     let redis = PrivateRedis::started();
@@ -215,7 +220,7 @@ async fn the_users_of_a_killed_node_leave_once_and_leave_no_ghosts() {
         truth.0.insert(session.clone(), BTreeMap::new());
     }
     before.agreed(&[&a, &b]).await;
-    told_of_joins(&watchers, &[&dead[..], &two_tabs, &come_back].concat()).await;
+    await_joins_announced(&watchers, &[&dead[..], &two_tabs, &come_back].concat()).await;
     let boot = boot_name(&mut client, &dead[0].0, &dead[0].1);
 
     killed.signal("KILL");
@@ -232,7 +237,7 @@ async fn the_users_of_a_killed_node_leave_once_and_leave_no_ghosts() {
         died.elapsed()
     );
     let nodes = [&a, &b, &restarted];
-    let last = told_of_leaves("SIGKILL", died, &watchers, &dead).await;
+    let last = await_leaves_announced("SIGKILL", died, &watchers, &dead).await;
     assert!(
         last < TTL + SLACK,
         "with PRESENCE_TTL={ttl} the last leave was told after {last:?}"
@@ -261,7 +266,7 @@ async fn the_users_of_a_killed_node_leave_once_and_leave_no_ghosts() {
 
 /// The log does not answer while the first reaper has its turn: it has taken everyone out of Redis, and nobody knows when it dies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_reaper_killed_half_way_is_finished_by_the_next() {
+async fn another_node_finishes_the_work_of_a_killed_reaper() {
     const TTL: Duration = Duration::from_secs(12);
     let ttl = format!("{}s", TTL.as_secs());
     let (redis, broker) = (PrivateRedis::started(), PrivateBroker::started());
@@ -293,7 +298,7 @@ async fn a_reaper_killed_half_way_is_finished_by_the_next() {
     joined(&mut before, &dead, "customer");
     joined(&mut before, &dead_later, "customer");
     before.agreed(&[&survivor, &reaper]).await;
-    told_of_joins(&watchers, &[&dead[..], &dead_later].concat()).await;
+    await_joins_announced(&watchers, &[&dead[..], &dead_later].concat()).await;
     let boots = [&dead[0], &dead_later[0]].map(|(session, user)| boot_name(&mut client, session, user));
 
     killed.signal("KILL");
@@ -325,8 +330,8 @@ async fn a_reaper_killed_half_way_is_finished_by_the_next() {
     broker.resume();
     survivor.signal("CONT");
 
-    let first = told_of_leaves("the first node", died, &watchers, &dead).await;
-    let second = told_of_leaves("its reaper", reaper_died, &watchers, &dead_later).await;
+    let first = await_leaves_announced("the first node", died, &watchers, &dead).await;
+    let second = await_leaves_announced("its reaper", reaper_died, &watchers, &dead_later).await;
     assert!(
         first.max(second) < TTL + SLACK,
         "with PRESENCE_TTL={ttl} the last leaves were told after {first:?} and {second:?}"
@@ -348,7 +353,7 @@ async fn a_reaper_killed_half_way_is_finished_by_the_next() {
 
 /// Stopped for longer than its lease: its users have left, as far as anyone can know, and come back with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_node_that_slept_too_long_comes_back_with_its_users() {
+async fn a_node_that_was_stopped_for_too_long_returns_with_its_users() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     let cluster = Cluster::on(&redis.url());
@@ -364,10 +369,10 @@ async fn a_node_that_slept_too_long_comes_back_with_its_users() {
     joined(&mut truth, &sleeping, "customer");
     let nodes = [&awake, &sleeper];
     truth.agreed(&nodes).await;
-    told_of_joins(&watchers, &sleeping).await;
+    await_joins_announced(&watchers, &sleeping).await;
 
     sleeper.signal("STOP");
-    told_of_leaves("SIGSTOP", Instant::now(), &watchers, &sleeping).await;
+    await_leaves_announced("SIGSTOP", Instant::now(), &watchers, &sleeping).await;
     asleep.agreed(&[&awake]).await;
 
     sleeper.signal("CONT");

@@ -44,13 +44,13 @@ async fn without_writes(code: &str, begins: &[&str], ends: &[&str]) {
 
 /// A master that is not there: it is a replica now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_redis_that_takes_no_writes_is_waited_for() {
+async fn presence_waits_for_a_redis_that_refuses_writes() {
     let begins = ["REPLICAOF", "127.0.0.1", "1"];
     without_writes("READONLY", &begins, &["REPLICAOF", "NO", "ONE"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_redis_without_memory_is_waited_for() {
+async fn presence_waits_for_a_redis_that_is_out_of_memory() {
     let [begins, ends] = ["1", "0"].map(|bytes| ["CONFIG", "SET", "maxmemory", bytes]);
     without_writes("OOM", &begins, &ends).await;
 }
@@ -80,7 +80,7 @@ fn finish_loading(client: &mut RedisClient) {
 
 /// What it loads is old: some who are in it have gone since, and some have come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_redis_that_loads_an_old_state_is_waited_for() {
+async fn presence_waits_while_redis_loads_an_old_state() {
     let redis = PrivateRedis::started();
     let mut scenario = FaultScenario::start(&redis.url()).await;
     scenario.run_for(Duration::from_secs(1)).await;
@@ -151,13 +151,13 @@ async fn starts_without(redis: &str, mend: impl FnOnce(&Server)) -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_comes_later_than_the_node_is_filled() {
+async fn a_redis_that_starts_after_the_node_is_filled() {
     let redis = PrivateRedis::new();
     starts_without(&redis.url(), |_| redis.start()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_loads_when_the_node_starts_is_waited_for() {
+async fn a_node_can_start_while_redis_is_loading() {
     let redis = PrivateRedis::started();
     save_much(&mut redis.client());
     redis.kill();
@@ -166,7 +166,7 @@ async fn a_redis_that_loads_when_the_node_starts_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_costs_presence_and_is_never_logged() {
+async fn a_wrong_password_suspends_presence_and_is_never_logged() {
     const RIGHT: &str = "right-horse-battery";
     const WRONG: &str = "wrong-horse-staple";
     let redis = PrivateRedis::started_with("--requirepass right-horse-battery");

@@ -85,7 +85,7 @@ fn a_moment() {
 }
 
 #[test]
-fn redis_script_counts_the_suspicion_from_the_last_damage() {
+fn suspicion_lasts_from_the_latest_damage() {
     let mut script = Script::new();
     let birth = script.holds("a+1", "", &["ann", "cid"]).birth;
     assert_eq!(script.holds("b+1", &birth, &["ben", "dan"]).damaged, "");
@@ -105,7 +105,7 @@ fn redis_script_counts_the_suspicion_from_the_last_damage() {
 
 /// Each node finds that the keys are not those that it knew: that is the same damage.
 #[test]
-fn redis_script_takes_keys_made_anew_for_one_damage() {
+fn recreated_keys_are_one_incident() {
     let mut script = Script::new();
     let birth = script.holds("a+1", "", &["ann"]).birth;
     script.holds("b+1", &birth, &["ben"]);
@@ -119,7 +119,7 @@ fn redis_script_takes_keys_made_anew_for_one_damage() {
 }
 
 #[test]
-fn redis_script_takes_nobody_of_the_old_server_s_for_damage() {
+fn changes_by_the_old_server_are_not_damage() {
     let mut script = Script::new();
     let birth = script.holds("a+1", "", &["ann", "ben"]).birth;
     for user in ["old-1", "old-2", "old-3"] {
@@ -144,7 +144,7 @@ fn redis_script_takes_nobody_of_the_old_server_s_for_damage() {
 
 /// The old server overwrites one of ours, and we write it again.
 #[test]
-fn redis_script_counts_a_user_once_who_was_overwritten() {
+fn an_overwritten_user_is_counted_once() {
     let mut script = Script::new();
     let birth = script.holds("a+1", "", &["ann", "ben"]).birth;
     script.old("ann");

@@ -11,7 +11,7 @@ fn redis_status(server: &Server) -> String {
 }
 
 #[test]
-fn a_redis_whose_password_changes_is_found_again_by_the_new_file() {
+fn a_changed_password_file_applies_to_the_next_connection() {
     let redis = PrivateRedis::started();
     let mut client = redis.client();
     client.command(&["CONFIG", "SET", "requirepass", "1st-$hunter"]);

@@ -98,7 +98,7 @@ impl Reads {
 }
 
 #[test]
-fn redis_storm_of_joins_and_leaves_is_written_in_few_round_trips() {
+fn a_storm_of_joins_and_leaves_takes_few_round_trips() {
     let redis = PrivateRedis::started();
     // The longest window one would choose: on a busy machine the joins take longer, and windows pass meanwhile.
     let server = node(&redis).env("PRESENCE_FLUSH", "20ms").start();
@@ -204,7 +204,7 @@ impl Told {
 }
 
 #[test]
-fn redis_storm_into_one_session_tells_each_member_little() {
+fn a_storm_into_one_session_sends_each_member_few_frames() {
     let redis = PrivateRedis::started();
     let server = node(&redis).start();
     let paths: Vec<String> = (0..CROWD)

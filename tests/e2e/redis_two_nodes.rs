@@ -206,7 +206,7 @@ async fn a_users_type_is_that_of_the_first_connection_on_any_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn every_join_and_leave_of_a_crowd_is_told_once_on_both_nodes() {
+async fn every_join_and_leave_of_a_crowd_is_announced_once_on_both_nodes() {
     const USERS: usize = 150;
     let cluster = Cluster::on(&redis_url());
     let [a, b] = cluster.nodes(["node-a", "node-b"], None);
@@ -283,7 +283,7 @@ async fn every_join_and_leave_of_a_crowd_is_told_once_on_both_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_types_is_in_redis_for_thirty_seconds_at_most() {
+async fn a_typist_stays_in_redis_for_at_most_thirty_seconds() {
     let cluster = Cluster::on(&redis_url());
     let [a, b] = cluster.nodes(["node-a", "node-b"], None);
     let session = unique("session");

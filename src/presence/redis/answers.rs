@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_values_are_left_out_and_old_ones_are_users() {
+    fn foreign_values_are_skipped_and_the_old_servers_are_users() {
         let values: [&[u8]; 5] = [
             br#"{"user_id":"a","user_type":"agent","joined_at":"J","nodes":{"n+1":2}}"#,
             br#"{"user_id":"b","user_type":"customer","joined_at":"J"}"#,

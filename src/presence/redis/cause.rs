@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_answer_is_named_by_what_to_do_and_shows_no_secret() {
+    fn an_error_answer_is_explained_without_secrets() {
         for (code, text, part) in [
             (
                 "WRONGPASS",

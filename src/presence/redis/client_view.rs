@@ -243,7 +243,7 @@ mod tests {
     proptest! {
         /// Events, applied one after the other, always add up to the snapshot.
         #[test]
-        fn events_add_up(snapshots in prop::collection::vec(prop::collection::btree_set(0usize..8, 0..8), 1..20), sends in any::<u32>()) {
+        fn events_add_up_to_the_users(snapshots in prop::collection::vec(prop::collection::btree_set(0usize..8, 0..8), 1..20), sends in any::<u32>()) {
             let now = Instant::now();
             let mut view = ClientView::initial(&status([]), &[], now);
             let mut announced = BTreeSet::new();

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn losses_are_told_apart_and_each_leads_to_another_name() {
+    async fn each_kind_of_loss_is_recognized_and_leads_to_another_name() {
         let timings = timings::testing(Duration::from_secs(60));
         let mut lease = NodeLease::new("a+1".into(), timings);
         let epoch = |epoch: &str| Some(epoch.to_owned());

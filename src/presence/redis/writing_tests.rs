@@ -195,7 +195,7 @@ async fn a_join_in_the_window_of_a_check_is_announced_when_the_next_frame_is_due
 }
 
 #[tokio::test]
-async fn a_check_that_writes_a_user_whom_all_know_has_found_damage() {
+async fn a_check_that_rewrites_an_announced_user_has_found_damage() {
     let mut node = Node::new().await;
     let session = node.join("a");
     node.announces(&session, &["a"]).await;

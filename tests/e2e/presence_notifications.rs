@@ -10,7 +10,7 @@ use crate::presence::{Room, STATUS, Store, hear, is_event};
 use crate::presence_watcher::Watcher;
 use crate::support::{Client, Frame, RawWs, eventually, eventually_async};
 
-pub async fn each_change_is_told_once_to_everyone(store: Store) {
+pub async fn each_change_is_announced_once_to_everyone(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let own = hear(&mut agent, "user_connected", "agent").await;
@@ -61,7 +61,7 @@ pub async fn each_change_is_told_once_to_everyone(store: Store) {
     assert_eq!(agent.take_all(STATUS), Vec::<Value>::new());
 }
 
-pub async fn every_event_of_many_joins_and_leaves_comes_exactly_once(store: Store) {
+pub async fn each_of_many_joins_and_leaves_is_announced_exactly_once(store: Store) {
     let room = store.room();
     let mut observer = room.client("observer", "admin").await;
     let mut users = Vec::new();
@@ -115,7 +115,7 @@ async fn hear_once(client: &mut Client, event_type: &str, user: &str) {
     }
 }
 
-pub async fn a_second_tab_changes_nothing_and_gets_one_snapshot(store: Store) {
+pub async fn a_second_tab_gets_one_snapshot_and_announces_nothing(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     hear(&mut agent, "user_connected", "agent").await;
@@ -150,7 +150,7 @@ pub async fn a_second_tab_changes_nothing_and_gets_one_snapshot(store: Store) {
     assert_eq!(room.status()["total_customer"], 0);
 }
 
-pub async fn who_leaves_and_is_back_within_a_window_gets_one_snapshot(store: Store) {
+pub async fn a_user_who_rejoins_within_a_window_gets_one_snapshot(store: Store) {
     let builder = store.builder().env("PRESENCE_GRACE", "0s");
     let room = Room::on(builder.env("PRESENCE_FLUSH", "500ms"));
     let mut observer = room.client("observer", "agent").await;
@@ -190,7 +190,7 @@ pub async fn who_leaves_and_is_back_within_a_window_gets_one_snapshot(store: Sto
     assert!(quick > 0, "no round was within a window");
 }
 
-pub async fn a_lost_connection_leaves_too(store: Store) {
+pub async fn a_lost_connection_is_announced_as_a_leave(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     let reset = room.raw("reset", "customer");
@@ -204,7 +204,7 @@ pub async fn a_lost_connection_leaves_too(store: Store) {
     drop(half);
 }
 
-pub async fn a_large_session_is_told_in_totals_once_a_second(store: Store) {
+pub async fn a_large_session_gets_totals_once_a_second(store: Store) {
     const CUSTOMERS: usize = 120;
     let room = store.room();
     let mut observer = room.client("observer", "admin").await;
@@ -296,7 +296,7 @@ pub async fn a_large_session_is_told_in_totals_once_a_second(store: Store) {
     assert!(frame["data"].get("users_truncated").is_none(), "{frame}");
 }
 
-pub async fn a_user_who_comes_back_at_once_is_there(store: Store) {
+pub async fn a_user_who_rejoins_at_once_is_listed(store: Store) {
     let room = store.room();
     let mut agent = room.client("agent", "agent").await;
     for _ in 0..30 {
@@ -336,7 +336,7 @@ pub async fn a_user_who_comes_back_at_once_is_there(store: Store) {
 }
 
 /// Five users open and close tabs; one watcher is there from the beginning, and sees that each event is news.
-pub async fn tabs_that_open_and_close_at_random_add_up(store: Store) {
+pub async fn events_of_random_tabs_add_up_to_the_users(store: Store) {
     let seed = fastrand::u64(..);
     eprintln!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
