@@ -160,7 +160,7 @@ mod tests {
         Leaving {
             since,
             session_id: SessionId::parse("s").unwrap(),
-            user_id: UserId::parse(&format!("u{user}")).unwrap(),
+            user_id: UserId::parse(&format!("u{user:06}")).unwrap(),
         }
     }
 

@@ -7,7 +7,8 @@
 --       their users' grace   (all in the same slot)
 -- ARGV  1 node   2 duration of the lease   3 duration of a claim, both in milliseconds; 0: no claims
 --       4 whether the node has not written everything it holds yet ('1')
---       5 whether it may claim dead nodes ('1'), or only those that were shut down   then the node's retired names
+--       5 whether it may claim dead nodes ('1'), or only those that were shut down
+--       6 the epoch as the node knows it (empty: unknown)   then the node's retired names
 -- Reply whether the lease existed and had not ended, epoch, the nodes this one has claimed, the live nodes that have
 --       written everything, the live nodes that have not
 local time = redis.call('TIME')
@@ -36,8 +37,11 @@ if claim > 0 then
         end
     end
 end
-redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[4], node)
-for at = 6, #ARGV do redis.call('SREM', KEYS[4], ARGV[at]) end
+local epoch = redis.call('GET', KEYS[3])
+-- A node that knows another epoch has not noticed yet that Redis was emptied.
+local is_writing = ARGV[4] == '1' or (ARGV[6] ~= '' and ARGV[6] ~= epoch)
+redis.call(is_writing and 'SADD' or 'SREM', KEYS[4], node)
+for at = 7, #ARGV do redis.call('SREM', KEYS[4], ARGV[at]) end
 local done, writing = {}, {}
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')) do
     if redis.call('SISMEMBER', KEYS[5], other) == 0 then
@@ -45,4 +49,4 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f
         list[#list + 1] = other
     end
 end
-return { held and 1 or 0, redis.call('GET', KEYS[3]), ours, done, writing }
+return { held and 1 or 0, epoch, ours, done, writing }

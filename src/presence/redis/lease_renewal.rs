@@ -43,6 +43,7 @@ impl Pipeline {
             self.timings.lease,
             (claim, lease.may_reap()),
             lease.state().is_resyncing(),
+            lease.epoch(),
             lease.retired_names(),
         );
         pipeline
@@ -73,13 +74,14 @@ impl Pipeline {
         Ok(Some(answers))
     }
 
-    fn lost(&mut self, loss: Loss) {
+    pub(super) fn lost(&mut self, loss: Loss) {
         tracing::warn!(?loss, "Redis has lost presence data: writing it again");
         self.lease.lost(loss);
         self.notifier.forget_births();
         if loss != Loss::Lease {
             self.store.set_incomplete(true);
             self.notifier.reset_versions();
+            self.publisher.forget_all();
         }
         self.rename();
     }

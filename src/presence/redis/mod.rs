@@ -29,6 +29,9 @@ mod pipeline;
 mod reaper;
 mod status_publisher;
 mod store;
+#[cfg(test)]
+#[path = "sync_simulation_tests.rs"]
+mod sync_simulation;
 mod sync_state;
 mod timings;
 mod writing;

@@ -34,7 +34,7 @@ pub struct NodeLease {
     /// What tells one Redis from another: its process, and its data.
     run_id: Option<String>,
     epoch: Option<String>,
-    /// The names of other nodes that were last seen alive.
+    /// The names of other nodes that were last seen alive; in a recovery, also of those from before and since.
     peers: HashSet<String>,
     state: SyncState,
     /// No node is declared dead before: others may be reconnecting, too.
@@ -90,6 +90,11 @@ impl NodeLease {
 
     pub fn retired_names(&self) -> &[Arc<str>] {
         &self.retired_names
+    }
+
+    /// The epoch that Redis had when it last answered; empty if unknown.
+    pub fn epoch(&self) -> &str {
+        self.epoch.as_deref().unwrap_or_default()
     }
 
     pub fn is_retired(&self, name: &str) -> bool {
@@ -218,10 +223,11 @@ impl NodeLease {
             let (done, writing) = (&done[..], &writing[..]);
             self.apply(Event::NodesSeen { done, writing });
         } else {
-            let own = node_of(&self.name);
-            let names = done.into_iter().chain(writing);
-            self.peers = names.filter(|name| node_of(name) != own).collect();
+            self.peers.clear();
         }
+        let own = node_of(&self.name);
+        let names = done.into_iter().chain(writing);
+        self.peers.extend(names.filter(|name| node_of(name) != own));
     }
 }
 

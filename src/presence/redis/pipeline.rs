@@ -190,10 +190,7 @@ impl Pipeline {
     /// all nodes hold: nobody could see who has reconnected to another node.
     fn expire_graces(&mut self) {
         let now = Moment::now();
-        if self.store.is_connected()
-            && !self.lease.state().is_recovering()
-            && !self.lease.state().is_resyncing()
-        {
+        if self.store.is_connected() && self.lease.state().is_synced() {
             self.grace.resume(now);
         } else {
             self.grace.pause();
@@ -283,7 +280,7 @@ impl Pipeline {
             self.next_upkeep = Instant::now() + self.timings.heartbeat;
         }
         self.claims_nodes = is_upkeep && !self.publisher.is_full() && !self.lease.state().is_recovering();
-        if is_upkeep && !self.lease.state().is_recovering() && !self.lease.state().is_resyncing() {
+        if is_upkeep && self.lease.state().is_synced() {
             self.schedule_checks();
         }
         if self.pending.is_empty() {
@@ -322,6 +319,10 @@ impl Pipeline {
             self.reaping.retain(|node, _| nodes.contains(node));
             for node in nodes {
                 self.reap(node).await?;
+                // Redis has lost data meanwhile: nobody is announced before all nodes have written again.
+                if self.lease.state().is_recovering() {
+                    break;
+                }
             }
         }
         Ok(())

@@ -275,6 +275,12 @@ impl StatusPublisher {
             .collect()
     }
 
+    /// Redis has lost data, maybe only the latest: users whose removal has been published may be back. So their sessions
+    /// stay on the lists, and are reaped again.
+    pub fn forget_all(&mut self) {
+        self.unacknowledged.clear();
+    }
+
     /// These are removed from the lists.
     pub fn forget(&mut self, acknowledged: &[Acknowledged]) {
         for Acknowledged { entry, .. } in acknowledged {

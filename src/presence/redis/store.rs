@@ -213,7 +213,7 @@ impl Store {
 
     /// Adds the renewal of a node's lease. For the duration of `claim`, unless it is zero, it also claims the nodes
     /// that were shut down, and with `claims_dead` dead ones. `is_writing`: the node has not written everything it
-    /// holds yet.
+    /// holds yet; nor has it if its `epoch` is not that of Redis.
     pub fn add_heartbeat(
         &self,
         pipeline: &mut Pipeline,
@@ -221,6 +221,7 @@ impl Store {
         lease: Duration,
         (claim, claims_dead): (Duration, bool),
         is_writing: bool,
+        epoch: &str,
         retired_names: &[Arc<str>],
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
@@ -232,7 +233,8 @@ impl Store {
             .arg(lease.as_millis().to_string())
             .arg(claim.as_millis().to_string())
             .arg(flag(is_writing))
-            .arg(flag(claims_dead));
+            .arg(flag(claims_dead))
+            .arg(epoch);
         for name in retired_names {
             command.arg(&**name);
         }

@@ -48,7 +48,8 @@ pub enum Event<'a> {
     ResyncRequired,
     /// This node continues under another name, and has written nothing under it.
     Renamed,
-    /// Redis has lost data. The names of the other nodes that were alive before.
+    /// Redis has lost data. The names of the other nodes that were alive before; after another loss during a recovery,
+    /// also those that they have had since.
     DataLost { peers: &'a Names },
     /// Redis names the nodes that are alive and have written everything, and those that are alive and have not.
     NodesSeen {
@@ -62,6 +63,10 @@ pub enum Event<'a> {
 }
 
 impl SyncState {
+    pub fn is_synced(&self) -> bool {
+        *self == Self::Synced
+    }
+
     pub fn is_resyncing(&self) -> bool {
         match self {
             Self::Synced => false,
@@ -102,8 +107,13 @@ impl RecoveryBarrier {
 
     fn after(mut self, event: Event<'_>, timings: &Timings) -> SyncState {
         self.progress = match (self.progress, event) {
-            // The nodes seen since then may not be all.
-            (_, Event::DataLost { .. }) => return SyncState::Recovering(Self::new(self.missing)),
+            // The nodes that were back are not any more.
+            (_, Event::DataLost { peers }) => {
+                for (node, names) in by_node(peers) {
+                    self.missing.entry(node).or_default().extend(names);
+                }
+                return SyncState::Recovering(Self::new(self.missing));
+            }
             (Progress::Waiting { written }, Event::ResyncRequired) => {
                 let written = Some(written);
                 Progress::Resyncing { written }
@@ -251,6 +261,32 @@ mod tests {
         assert!(again.after(Event::Tick { now }, &timings).is_recovering());
     }
 
+    #[test]
+    fn after_another_loss_nodes_that_were_back_are_waited_for_again() {
+        let (timings, start) = (timings(), Instant::now());
+        let written = |state: SyncState, peers: &Names| {
+            let state = state.after(Event::DataLost { peers }, &timings);
+            state.after(Event::AllWritten { now: start }, &timings)
+        };
+        let seen = |state: SyncState, name: &str| {
+            let (done, writing) = (&names(&[name])[..], &[][..]);
+            let state = state.after(Event::NodesSeen { done, writing }, &timings);
+            let now = start + timings.heartbeat + timings.window;
+            state.clone().after(Event::Tick { now }, &timings).is_recovering()
+        };
+        let state = written(SyncState::Synced, &peers(&["b+2"]));
+        let state = state.after(
+            Event::NodesSeen {
+                done: &names(&["b+2.1"]),
+                writing: &[],
+            },
+            &timings,
+        );
+        let state = written(state, &peers(&["b+2", "b+2.1"]));
+        assert!(seen(state.clone(), "b+2.1"), "it is not back under its old name");
+        assert!(!seen(state, "b+2.2"));
+    }
+
     /// What happens to a node, and how long after the event before.
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -311,7 +347,7 @@ mod tests {
                     Step::Resync => must_write = true,
                     Step::Rename => (must_write, written) = (true, None),
                     Step::Lose => {
-                        is_peer_missing |= !is_recovering;
+                        is_peer_missing = true;
                         (must_write, is_new_to_redis, is_recovering) = (true, true, true);
                         (is_peer_writing, written) = (false, None);
                     }

@@ -8,6 +8,7 @@ use crate::clock::Moment;
 use crate::config::RedisConfig;
 use crate::fanout::backend::FanoutBackend;
 use crate::presence::parts::Parts;
+use crate::presence::redis::node_lease::Loss;
 use crate::presence::redis::store::Store;
 use crate::protocol::ids::UserType;
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
@@ -209,4 +210,16 @@ async fn a_check_that_rewrites_an_announced_user_has_found_damage() {
         [""; 0],
         "it was announced before"
     );
+}
+
+#[tokio::test]
+async fn after_a_loss_of_data_no_session_is_taken_off_a_list_for_what_was_removed_before() {
+    let mut node = Node::new().await;
+    let entry = || ("dead+2".into(), session_id());
+    let is_tracked = |node: &Node| node.pipeline.publisher.is_tracked(&entry());
+    node.pipeline.publisher.track_unpublished(entry(), Some(1));
+    node.pipeline.lost(Loss::Lease);
+    assert!(is_tracked(&node), "only our lease has ended");
+    node.pipeline.lost(Loss::Restarted);
+    assert!(!is_tracked(&node));
 }

@@ -1,0 +1,321 @@
+//! Redis for the simulation: plain maps with the rules of the scripts, executed request by request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::answers::{Applied, Damage, Heartbeat};
+use super::super::store::SUSPICION;
+use crate::protocol::ids::{UserId, UserType};
+use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
+
+/// A session's number.
+pub type Session = usize;
+
+/// One pipeline: the heartbeat, removals from lists, one or several writes, and the epoch at the end.
+#[derive(Clone)]
+pub struct Request {
+    pub name: String,
+    pub lease: Duration,
+    /// How long nodes are claimed; `None`: no claims.
+    pub claim: Option<Duration>,
+    /// Whether dead nodes may be claimed.
+    pub may_reap: bool,
+    pub is_writing: bool,
+    /// The epoch as the node knows it.
+    pub epoch: String,
+    pub retired_names: Vec<String>,
+    pub acknowledged: Vec<(ListEntry, u64)>,
+    pub number: u64,
+    pub writes: Vec<Write>,
+}
+
+/// A node's name and a session on its list.
+pub type ListEntry = (String, Session);
+
+/// A call of `apply.lua`.
+#[derive(Clone)]
+pub struct Write {
+    pub name: String,
+    pub session: Session,
+    /// Each listed user, and whether this node has a connection of theirs.
+    pub users: Vec<(UserId, bool)>,
+    pub listing: ListingKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ListingKind {
+    Some,
+    All,
+    Left,
+}
+
+pub struct Answer {
+    pub heartbeat: Heartbeat,
+    pub epoch: Option<String>,
+    pub applied: Vec<Applied>,
+}
+
+/// What is stored, and lost with the data.
+#[derive(Clone, Default)]
+struct Data {
+    epoch: Option<u64>,
+    leases: BTreeMap<String, Instant>,
+    claims: BTreeMap<String, (Instant, String)>,
+    writing: BTreeSet<String>,
+    sessions: BTreeMap<Session, Keys>,
+    /// The number of the pipeline that wrote to a session last.
+    lists: BTreeMap<ListEntry, u64>,
+    pending_leaves: BTreeMap<ListEntry, BTreeSet<UserId>>,
+}
+
+/// The keys of one session.
+#[derive(Clone, Default)]
+struct Keys {
+    /// Each user with the names of nodes that hold them.
+    users: BTreeMap<UserId, BTreeSet<String>>,
+    count: usize,
+    version: u64,
+    damaged: Option<Instant>,
+}
+
+pub struct Redis {
+    data: Data,
+    /// What a restart finds on disk.
+    saved: Data,
+    process: u64,
+    epochs: u64,
+    start: Instant,
+    /// When the data of all nodes was lost last: for the checks only.
+    pub lost: Option<Instant>,
+}
+
+impl Redis {
+    pub fn new() -> Self {
+        Self {
+            data: Data::default(),
+            saved: Data::default(),
+            process: 1,
+            epochs: 0,
+            start: Instant::now(),
+            lost: None,
+        }
+    }
+
+    pub fn run_id(&self) -> String {
+        self.process.to_string()
+    }
+
+    pub fn save(&mut self) {
+        if self.names_without_lease().is_empty() {
+            self.saved = self.data.clone();
+        }
+    }
+
+    /// The process is replaced by one with what was saved last.
+    pub fn restart(&mut self) {
+        self.data = self.saved.clone();
+        self.process += 1;
+        self.lost = Some(Instant::now());
+    }
+
+    pub fn flush(&mut self) {
+        self.data = Data::default();
+        self.lost = Some(Instant::now());
+    }
+
+    /// Loses what was written under this name.
+    pub fn lose_keys_of(&mut self, name: &str) {
+        self.data.leases.remove(name);
+        self.data.lists.retain(|(of, _), _| of != name);
+        for keys in self.data.sessions.values_mut() {
+            keys.users.retain(|_, nodes| {
+                nodes.remove(name);
+                !nodes.is_empty()
+            });
+        }
+    }
+
+    /// `flush_within`: Redis is emptied between the heartbeat and the rest.
+    pub fn execute(&mut self, request: &Request, flush_within: bool) -> Answer {
+        let heartbeat = self.heartbeat(request);
+        if flush_within {
+            self.flush();
+        }
+        for (entry, number) in &request.acknowledged {
+            self.data.pending_leaves.remove(entry);
+            if self.data.lists.get(entry) == Some(number) {
+                self.data.lists.remove(entry);
+            }
+        }
+        for write in &request.writes {
+            if write.listing != ListingKind::Left {
+                let entry = (request.name.clone(), write.session);
+                self.data.lists.insert(entry, request.number);
+            }
+        }
+        let applied = request.writes.iter().map(|write| self.apply(write)).collect();
+        Answer {
+            heartbeat,
+            epoch: self.data.epoch.map(|epoch| epoch.to_string()),
+            applied,
+        }
+    }
+
+    fn heartbeat(&mut self, request: &Request) -> Heartbeat {
+        let (now, data) = (Instant::now(), &mut self.data);
+        let epochs = &mut self.epochs;
+        let epoch = *data.epoch.get_or_insert_with(|| {
+            *epochs += 1;
+            *epochs
+        });
+        let ends = data.leases.insert(request.name.clone(), now + request.lease);
+        let mut dead = Vec::new();
+        if let Some(claim) = request.claim.filter(|_| request.may_reap) {
+            for name in data
+                .leases
+                .iter()
+                .filter(|(_, ends)| **ends <= now)
+                .map(|(name, _)| name)
+            {
+                let claimed = data.claims.get(name);
+                if claimed.is_none_or(|(until, reaper)| *until <= now || *reaper == request.name) {
+                    data.claims
+                        .insert(name.clone(), (now + claim, request.name.clone()));
+                    dead.push(name.clone());
+                }
+            }
+        }
+        let is_unaware = !request.epoch.is_empty() && request.epoch != epoch.to_string();
+        match request.is_writing || is_unaware {
+            true => data.writing.insert(request.name.clone()),
+            false => data.writing.remove(&request.name),
+        };
+        for name in &request.retired_names {
+            data.writing.remove(name);
+        }
+        let live = data.leases.iter().filter(|(_, ends)| **ends > now);
+        let (writing, done) = live
+            .map(|(name, _)| name.clone())
+            .partition(|name| data.writing.contains(name));
+        Heartbeat {
+            is_held: ends.is_some_and(|ends| ends > now),
+            epoch: epoch.to_string(),
+            dead,
+            done,
+            writing,
+        }
+    }
+
+    fn apply(&mut self, write: &Write) -> Applied {
+        let now = Instant::now();
+        let elapsed = (now - self.start).as_micros() as u64;
+        let keys = self.data.sessions.entry(write.session).or_default();
+        let is_damaged = keys.users.len() < keys.count;
+        let mut changes = Vec::new();
+        let release = |keys: &mut Keys, changes: &mut Vec<_>, user_id: &UserId| {
+            let Some(nodes) = keys.users.get_mut(user_id) else {
+                return;
+            };
+            if nodes.remove(&write.name) && nodes.is_empty() {
+                keys.users.remove(user_id);
+                changes.push((EventType::UserDisconnected, user_id.clone()));
+            }
+        };
+        for (user_id, is_here) in &write.users {
+            if !is_here {
+                release(keys, &mut changes, user_id);
+                continue;
+            }
+            if !keys.users.contains_key(user_id) {
+                changes.push((EventType::UserConnected, user_id.clone()));
+            }
+            let nodes = keys.users.entry(user_id.clone()).or_default();
+            nodes.insert(write.name.clone());
+        }
+        if write.listing != ListingKind::Some {
+            let is_listed = |user_id: &UserId| write.users.iter().any(|(listed, _)| listed == user_id);
+            let others: Vec<_> = keys.users.keys().filter(|id| !is_listed(id)).cloned().collect();
+            others
+                .iter()
+                .for_each(|user_id| release(keys, &mut changes, user_id));
+        }
+        if is_damaged {
+            keys.damaged = Some(now);
+        }
+        keys.damaged = keys.damaged.filter(|damaged| now - *damaged < SUSPICION);
+        if is_damaged || !changes.is_empty() {
+            keys.version = elapsed.max(keys.version + 1);
+            keys.count = keys.users.len();
+        }
+        let damage = keys.damaged.map(|damaged| Damage {
+            found: (damaged - self.start).as_millis() as u64,
+            suspect_for: SUSPICION - (now - damaged),
+        });
+        let mut left = Vec::new();
+        if write.listing == ListingKind::Left {
+            let entry = (write.name.clone(), write.session);
+            let kept = self.data.pending_leaves.entry(entry).or_default();
+            kept.extend(changes.iter().map(|(_, user_id)| user_id.clone()));
+            left.extend(kept.iter().map(|user_id| (user_id.clone(), keys.version)));
+        }
+        Applied {
+            version: keys.version,
+            changes,
+            left,
+            snapshot: Some(status(keys.users.keys())),
+            damage,
+            ..Applied::default()
+        }
+    }
+
+    /// The sessions on a node's list, with their numbers.
+    pub fn sessions_of(&self, name: &str) -> Vec<(Session, u64)> {
+        let of_node = self.data.lists.iter().filter(|((of, _), _)| of == name);
+        of_node
+            .map(|((_, session), number)| (*session, *number))
+            .collect()
+    }
+
+    /// Whether the node was deregistered.
+    pub fn deregister(&mut self, name: &str) -> bool {
+        let is_over = self
+            .data
+            .leases
+            .get(name)
+            .is_none_or(|ends| *ends <= Instant::now());
+        if is_over {
+            self.data.leases.remove(name);
+            self.data.claims.remove(name);
+            self.data.writing.remove(name);
+        }
+        is_over
+    }
+
+    pub fn names(&self) -> BTreeSet<String> {
+        self.data.leases.keys().cloned().collect()
+    }
+
+    /// Names under which users are stored that have no lease.
+    pub fn names_without_lease(&self) -> BTreeSet<String> {
+        let stored = self.data.sessions.values().flat_map(|keys| keys.users.values());
+        let names = stored.flatten();
+        let unleased = names.filter(|name| !self.data.leases.contains_key(*name));
+        unleased.cloned().collect()
+    }
+
+    /// Who is stored in a session, and by whom.
+    pub fn stored(&self, session: Session) -> BTreeMap<UserId, BTreeSet<String>> {
+        let keys = self.data.sessions.get(&session);
+        keys.map(|keys| keys.users.clone()).unwrap_or_default()
+    }
+}
+
+fn status<'a>(users: impl Iterator<Item = &'a UserId>) -> ConnectionStatus {
+    ConnectionStatus::of(users.map(|user_id| ConnectedUser {
+        user_id: user_id.clone(),
+        user_type: UserType::Customer,
+        joined_at: "J".into(),
+    }))
+}
