@@ -256,22 +256,18 @@ impl Metrics {
                 r,
                 dependencies.redis,
                 "redis_up",
-                "Whether Redis answered the last request",
+                "Whether the last request to Redis was answered",
             ),
-            redis_pipelines: count(
-                r,
-                "redis_pipelines",
-                "Pipelines of presence changes sent to Redis",
-            ),
+            redis_pipelines: count(r, "redis_pipelines", "Pipelines sent to Redis"),
             redis_refusals: count(
                 r,
                 "redis_refusals",
-                "Changes of a session's presence that Redis refused",
+                "Sessions whose presence Redis refused to store",
             ),
             presence_repairs: count(
                 r,
                 "presence_repairs",
-                "Times a session's keys in Redis were found deleted or changed by others, and written again",
+                "Times a session's keys in Redis were rewritten because others had deleted or changed them",
             ),
             nodes_reaped: count(
                 r,

@@ -41,6 +41,7 @@ mod presence_grace;
 mod presence_model;
 mod presence_notifications;
 mod presence_proxy;
+mod presence_script;
 mod presence_status;
 mod presence_watcher;
 mod proxy_protocol;

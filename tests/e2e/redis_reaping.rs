@@ -1,13 +1,15 @@
-//! A node dies or is stopped: another takes back what it held, once, whoever else dies meanwhile.
+//! A node dies or is stopped: another node reaps its users, once, even if the reaper dies, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
+use serde_json::json;
 
+use crate::presence_proxy::Proxy;
 use crate::redis_cluster::{Cluster, Seen, Tab, Truth, fence, leaves_in_the_log, stored};
 use crate::services::{OUTAGE, PrivateBroker, PrivateRedis, RedisClient, Resp, Topics, unique};
-use crate::support::{Server, eventually_async};
+use crate::support::{Frame, PATIENCE, RawWs, Server, eventually, eventually_async};
 
 /// What a busy machine may add to PRESENCE_TTL before a leave is late.
 const SLACK: Duration = Duration::from_secs(40);
@@ -397,4 +399,43 @@ async fn a_node_that_was_stopped_for_too_long_returns_with_its_users() {
             }
         });
     }
+}
+
+/// The user leaves while the join is being written: the node must not forget the session before the user is removed
+/// from Redis.
+#[test]
+fn a_user_who_leaves_during_the_write_of_the_join_is_reaped_with_the_node() {
+    let redis = PrivateRedis::started();
+    let proxy = Proxy::to(&redis.url());
+    let cluster = Cluster::on(&redis.url());
+    let node = |name: &str| cluster.node(name).env("PRESENCE_TTL", "3s");
+    let a = node("node-a").spawn();
+    // The log answers within the window.
+    let b = node("node-b")
+        .env("REDIS_URL", &proxy.url)
+        .env("PRESENCE_FLUSH", "300ms")
+        .spawn();
+    a.wait_ready();
+    b.wait_ready();
+
+    let session = unique("session");
+    proxy.hold_answers_to(&["EVALSHA", &session]);
+    let mut ann = RawWs::connect(&b, &session, "ann", "customer");
+    proxy.wait_held();
+    ann.send(Frame::close(1000, ""));
+    assert!(ann.read_close().is_some(), "the echo of a close");
+    drop(ann);
+    // From the join on only what takes the session off the list names that.
+    proxy.cut_after(&[":sessions", &session]);
+    proxy.release();
+    proxy.wait_cut();
+    b.signal("KILL");
+    b.wait_exit(PATIENCE);
+
+    let mut client = redis.client();
+    eventually("the dead node is forgotten", || {
+        client.zrange("livechat:nodes").len() == 1
+    });
+    assert_eq!(client.keys_with(&session), [""; 0], "what is left of the session");
+    assert_eq!(a.connection_status(&session)["users"], json!({}));
 }
