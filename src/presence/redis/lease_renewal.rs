@@ -31,21 +31,13 @@ impl Pipeline {
     /// A pipeline starts with our heartbeat: whatever is written has a lease, or else somebody to remove it.
     pub(super) fn new_pipeline(&self) -> redis::Pipeline {
         let mut pipeline = redis::pipe();
-        let lease = &self.lease;
         // Who claims a node keeps it from the others, and so has to reap it in the same round.
         let claim = match self.claims_nodes {
             true => self.timings.claim,
             false => Duration::ZERO,
         };
-        self.store.add_heartbeat(
-            &mut pipeline,
-            lease.name(),
-            self.timings.lease,
-            (claim, lease.may_reap()),
-            lease.state().is_resyncing(),
-            lease.epoch(),
-            lease.retired_names(),
-        );
+        self.store
+            .add_heartbeat(&mut pipeline, &self.lease, self.timings.lease, claim);
         pipeline
     }
 

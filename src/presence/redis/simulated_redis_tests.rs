@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::answers::{Applied, Damage, Heartbeat};
+use super::super::keys::node_of;
 use super::super::store::SUSPICION;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
@@ -125,14 +126,14 @@ impl Redis {
         self.lost = Some(Instant::now());
     }
 
-    /// Loses what was written under this name.
-    pub fn lose_keys_of(&mut self, name: &str) {
-        self.data.leases.remove(name);
-        self.data.lists.retain(|(of, _), _| of != name);
+    /// Loses what a node has written, under any of its names.
+    pub fn lose_keys_of(&mut self, node: &str) {
+        self.data.leases.retain(|name, _| node_of(name) != node);
+        self.data.lists.retain(|(name, _), _| node_of(name) != node);
         for keys in self.data.sessions.values_mut() {
-            keys.users.retain(|_, nodes| {
-                nodes.remove(name);
-                !nodes.is_empty()
+            keys.users.retain(|_, names| {
+                names.retain(|name| node_of(name) != node);
+                !names.is_empty()
             });
         }
     }

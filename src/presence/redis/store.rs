@@ -16,6 +16,7 @@ use super::answers::{Facts, snapshot};
 use super::cause::{Cause, SERVER_ERRORS, answer_to_ping};
 use super::keys;
 use super::listing::{Listing, Wants};
+use super::node_lease::NodeLease;
 use super::timings::CONNECT_TIMEOUT;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
@@ -211,31 +212,28 @@ impl Store {
         }
     }
 
-    /// Adds the renewal of a node's lease. For the duration of `claim`, unless it is zero, it also claims the nodes
-    /// that were shut down, and with `claims_dead` dead ones. `is_writing`: the node has not written everything it
-    /// holds yet; nor has it if its `epoch` is not that of Redis.
+    /// Adds the renewal of a node's lease, for this duration. For the duration of `claim`, unless it is zero, it also
+    /// claims the nodes that were shut down, and dead ones if that is allowed. A node whose epoch is not that of Redis
+    /// has not written everything it holds yet, either.
     pub fn add_heartbeat(
         &self,
         pipeline: &mut Pipeline,
-        node: &str,
-        lease: Duration,
-        (claim, claims_dead): (Duration, bool),
-        is_writing: bool,
-        epoch: &str,
-        retired_names: &[Arc<str>],
+        lease: &NodeLease,
+        duration: Duration,
+        claim: Duration,
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
         command
             .arg(5)
             .arg(&[keys::LEASES, keys::CLAIMS, keys::EPOCH, keys::WRITING, keys::LEFT]);
         command
-            .arg(node)
-            .arg(lease.as_millis().to_string())
+            .arg(&**lease.name())
+            .arg(duration.as_millis().to_string())
             .arg(claim.as_millis().to_string())
-            .arg(flag(is_writing))
-            .arg(flag(claims_dead))
-            .arg(epoch);
-        for name in retired_names {
+            .arg(flag(lease.state().is_resyncing()))
+            .arg(flag(lease.may_reap()))
+            .arg(lease.epoch());
+        for name in lease.retired_names() {
             command.arg(&**name);
         }
     }

@@ -211,7 +211,7 @@ impl World {
             Step::LoseKeys { node } => {
                 let place = &mut self.places[node];
                 if let Some(node) = &place.node {
-                    self.redis.lose_keys_of(node.lease.name());
+                    self.redis.lose_keys_of(&node.base);
                     place.keys_lost = Some(Instant::now());
                 }
             }
