@@ -1,4 +1,5 @@
-//! What the presence task has to look at, folded per session, so that its size is bounded by what exists.
+//! What the presence task has to look at, folded per session, so that its size is bounded by the number of sessions and
+//! users.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::writer::ConnectionWriter;
 
-/// Sessions whose users have changed, and users who type.
+/// Sessions whose users have changed, and users who are typing.
 #[derive(Default)]
 pub struct DirtySessions {
     changes: Mutex<Changes>,
@@ -26,7 +27,7 @@ pub struct DirtySessions {
 #[derive(Default)]
 pub struct Changes {
     pub sessions: HashMap<SessionId, SessionChange, RandomState>,
-    /// Who types and who has stopped, for the store's readers.
+    /// Who is typing and who has stopped, for the store's readers.
     pub typing: HashMap<(SessionId, UserId), bool, RandomState>,
 }
 

@@ -1,4 +1,4 @@
-//! Who is connected, announced to everyone in the session: beside the message path, which never waits for it.
+//! Announces to everyone in a session who is connected. The message path never waits for it.
 //!
 //! Joins and leaves mark their session in [`dirty_sessions`]; one task collects the changes of a window, folds them
 //! into net changes and sends one status frame per session. Who is connected is kept in the node's own sessions
@@ -36,7 +36,7 @@ pub struct Presence {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// An enum of two, like the bus.
+/// Where presence is kept.
 enum Store {
     Embedded,
     Redis(Arc<redis::Store>),

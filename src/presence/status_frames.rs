@@ -33,7 +33,7 @@ pub enum NextFrame {
 pub struct Changes {
     /// Only the first [`MAX_LISTED_EVENTS`] are sent.
     pub events: Vec<StatusEvent>,
-    /// A user's type differs from what clients were told.
+    /// A user's type differs from what was announced.
     pub is_retyped: bool,
     /// There are new connections.
     pub has_joiners: bool,

@@ -1,9 +1,9 @@
-//! Sessions: who is in them here.
+//! Sessions, and who is connected to them on this node.
 //!
 //! - [`registry`]: the sessions of this node
 //! - [`users`]: the users of one session on this node, by their connections
-//! - [`relief`]: what happens when all their queues together hold too much
-//! - [`typists`]: who is typing, until it ends by itself
+//! - [`relief`]: closes connections when all outbound queues together hold too much
+//! - [`typists`]: who is typing, and when that expires
 
 pub mod registry;
 pub mod relief;
@@ -30,7 +30,7 @@ pub struct Member {
     pub user_id: UserId,
 }
 
-/// A session with at least one connection on this node, or somebody who may be back at once.
+/// A session with at least one connection on this node, or a user in the grace.
 pub struct Session {
     pub id: SessionId,
     state: Mutex<State>,
@@ -40,7 +40,7 @@ struct State {
     /// Copied on write only while a fan-out holds it: no lock is held across a send.
     members: Arc<Vec<Member>>,
     users: SessionUsers,
-    /// The registry has let go of it: a joiner must ask for a new one.
+    /// The registry has removed it: a new connection needs a new one.
     closed: bool,
 }
 
@@ -57,9 +57,9 @@ impl Session {
         }
     }
 
-    /// Adds a connection and says what its user's type is (see [`SessionUsers::join`]), with its greeting as its first
-    /// frame: nothing comes before it and nothing that is
-    /// fanned out after it is missed. `None` where the session has just ended.
+    /// Adds a connection and returns its user's type (see [`SessionUsers::join`]). The greeting is its first frame:
+    /// nothing is sent before it, and nothing that is fanned out after it is missed. `None` if the session has just
+    /// ended.
     fn join(
         &self,
         member: Member,
@@ -80,7 +80,7 @@ impl Session {
         Some(user_type)
     }
 
-    /// Removes a connection. `Some(true)` when it was the user's last here; `None` when it was gone already.
+    /// Removes a connection. `Some(true)` if it was the user's last here; `None` if it had been removed already.
     fn leave(&self, member: &Member) -> Option<bool> {
         let mut state = self.state.lock();
         let at = state
@@ -91,17 +91,17 @@ impl Session {
         Some(state.users.leave(&member.user_id))
     }
 
-    /// The connections of this moment.
+    /// The current connections.
     pub fn members(&self) -> Arc<Vec<Member>> {
         Arc::clone(&self.state.lock().members)
     }
 
-    /// Looks at the users of this node, or changes what is known of them.
+    /// Reads or changes the users of this node.
     pub fn with_users<T>(&self, f: impl FnOnce(&mut SessionUsers) -> T) -> T {
         f(&mut self.state.lock().users)
     }
 
-    /// Marks the session as ended if nobody is in it, or may be back.
+    /// Marks the session as ended if it has no connection and no user in the grace.
     fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
         state.closed = state.members.is_empty() && !state.users.has_lingerers();

@@ -1,4 +1,4 @@
-//! The sessions of this node: a sharded map, asked once per record and once per join or leave.
+//! The sessions of this node: a sharded map, with one lookup per record, join or leave.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Member, Session};
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 
-/// DashMap's default, four shards a core, is too few where connects come in storms.
+/// DashMap's default, four shards a core, is too few for storms of connects.
 const SHARDS: usize = 128;
 
 pub struct Registry {
@@ -50,7 +50,7 @@ impl Registry {
         self.sessions.is_empty()
     }
 
-    /// All sessions of this moment.
+    /// All current sessions.
     pub fn all(&self) -> Vec<Arc<Session>> {
         self.sessions.iter().map(|session| Arc::clone(&session)).collect()
     }
@@ -66,21 +66,21 @@ impl Registry {
         loop {
             let new = || Arc::new(Session::new(session_id.clone(), self.lingers));
             let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
-            // `None`: it ended between the two lines; the next round makes a new one.
+            // `None`: it ended between the two lines; the next iteration creates a new one.
             if let Some(user_type) = session.join(member.clone(), user_type, &greeting) {
                 return (session, user_type);
             }
         }
     }
 
-    /// Removes a connection; `Some(true)` when it was the user's last in the session here.
+    /// Removes a connection; `Some(true)` if it was the user's last in the session here.
     pub fn leave(&self, session: &Arc<Session>, member: &Member) -> Option<bool> {
         let left = session.leave(member)?;
         self.remove_if_empty(session);
         Some(left)
     }
 
-    /// A user's grace is over; see [`SessionUsers::end_grace`](super::SessionUsers::end_grace).
+    /// Ends a user's grace; see [`SessionUsers::end_grace`](super::SessionUsers::end_grace).
     pub fn end_grace(&self, session_id: &SessionId, user_id: &UserId, left: Moment, end: Moment) -> bool {
         let Some(session) = self.get(session_id.as_str()) else {
             return false;
@@ -94,7 +94,7 @@ impl Registry {
         let removed = self.sessions.remove_if(session.id.as_str(), |_, current| {
             Arc::ptr_eq(current, session) && current.close_if_empty()
         });
-        // DashMap keeps its peak size: give it back when a storm is over.
+        // DashMap keeps its peak capacity: it is released after a storm.
         if removed.is_some() && self.sessions.is_empty() {
             self.sessions.shrink_to_fit();
         }

@@ -14,14 +14,14 @@ use crate::logging::LogLimit;
 use crate::protocol::code::CloseCode;
 use crate::writer::{ConnectionWriter, Queued, WriterLimits};
 
-/// How long readers that drain may make room by themselves.
+/// How long readers that drain have to make room.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// How long to rest between two looks: each looks at every connection.
+/// The pause between two checks: each visits every connection.
 const REST: Duration = Duration::from_millis(20);
-/// It is logged at most so often.
+/// The least time between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Makes room whenever there is none. Ends never.
+/// Closes connections whenever there is too little room. Never returns.
 pub async fn keep_room(registry: Arc<Registry>, limits: Arc<WriterLimits>) {
     let mut log = LogLimit::new(LOG_INTERVAL);
     let mut leaving = Leaving::default();
@@ -45,13 +45,13 @@ pub async fn keep_room(registry: Arc<Registry>, limits: Arc<WriterLimits>) {
     }
 }
 
-/// Connections that were closed for it and whose sockets have not taken what is under way: their memory is as good as
+/// Connections that were closed to make room and whose sockets have not taken what is in flight: their memory counts as
 /// free.
 #[derive(Default)]
 struct Leaving(Vec<Weak<ConnectionWriter>>);
 
 impl Leaving {
-    /// By how much the queues of those who stay are over the limit.
+    /// By how much the queues of the other connections exceed the limit.
     fn excess(&mut self, limits: &WriterLimits) -> usize {
         let mut leaving = 0;
         self.0.retain(|writer| {
@@ -67,7 +67,8 @@ impl Leaving {
     }
 }
 
-/// Closes the largest queues until the rest is within the limit; how many. Those that drain only where they may be.
+/// Closes the connections with the largest queues until the rest is within the limit, and returns how many. Readers
+/// that drain are only closed with `also_draining`.
 fn make_room(
     registry: &Registry,
     limits: &WriterLimits,
@@ -119,7 +120,7 @@ mod tests {
     /// More than a socket takes at once.
     const LARGE: usize = 16 << 20;
 
-    /// Nobody reads: the largest goes, and no more than that.
+    /// Nobody reads: only the largest queue is closed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn only_the_largest_queue_is_closed() {
         let metrics = Arc::new(Metrics::default());
@@ -131,7 +132,7 @@ mod tests {
         for (number, member) in members.iter().enumerate() {
             let session_id = SessionId::parse(&format!("s{number}")).unwrap();
             registry.join(&session_id, member, UserType::Customer, |_| Bytes::new());
-            // Something is under way, and stays so.
+            // Some bytes are in flight, and stay so.
             assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
         }
         let mut leaving = Leaving::default();
@@ -147,12 +148,12 @@ mod tests {
         assert_eq!(make_room(&registry, &limits, &mut leaving, false), 1);
         let open: Vec<_> = members.iter().map(|member| member.writer.is_open()).collect();
         assert_eq!(open, [true, true, false]);
-        // What is under way of the closed one is not counted again.
+        // What the closed one has in flight is not counted again.
         assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
         drop(members);
     }
 
-    /// Who is sent away behind a large backlog gives that up before anybody else is closed.
+    /// A closing connection loses its large backlog before another is closed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_closing_connection_gives_up_its_backlog_first() {
         let metrics = Arc::new(Metrics::default());
@@ -180,7 +181,7 @@ mod tests {
             0,
             "that was enough"
         );
-        // What was begun is finished, and the close frame is what follows.
+        // The frame in flight is completed, and the close frame follows.
         let mut got = Vec::new();
         clients[1].read_to_end(&mut got).await.unwrap();
         let close = frame::close(CloseCode::GoingAway, "this node is going away");

@@ -1,4 +1,4 @@
-//! Who is typing: repeated starts are thinned out, and typing ends by itself when a client forgets to say so.
+//! Who is typing: repeated starts are thinned out, and typing expires if a client never reports its end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,23 +8,23 @@ use parking_lot::Mutex;
 
 use crate::protocol::ids::{SessionId, UserId};
 
-/// Typing ends by itself after this.
+/// Typing expires after this.
 const TYPING_TTL: Duration = Duration::from_secs(30);
-/// A start of the same typist is passed on at most so often.
+/// The least time between two starts of a typist that are passed on.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// A remote typist's own node says when typing ends; only when that node has died do we, a little later.
+/// A remote typist's own node says when typing ends; we only do so if that node has died, a little later.
 const REMOTE_GRACE: Duration = Duration::from_secs(2);
-/// The most typists that are remembered: beyond it indicators still pass, but do not end by themselves.
+/// The most typists that are remembered: beyond that, indicators are still passed on, but do not expire.
 const MAX_TYPISTS: usize = 100_000;
 
-/// Which node speaks for a typist.
+/// Which node a typist is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
     Here,
     Elsewhere,
 }
 
-/// Someone who has stopped typing without saying so.
+/// A typist whose indicator has expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
     pub session_id: SessionId,
@@ -46,7 +46,7 @@ pub struct Typists {
 }
 
 impl Typists {
-    /// Notes a start; true when it is to be passed on.
+    /// Records a start. Returns whether it is to be passed on.
     pub fn start(&self, at: (&SessionId, &UserId), user_type: &str, home: Home, now: Instant) -> bool {
         let mut typing = self.typing.lock();
         let grace = if home == Home::Elsewhere {
@@ -79,7 +79,7 @@ impl Typists {
         true
     }
 
-    /// Forgets a typist; where it was typing, if it was.
+    /// Removes a typist. Returns which node they are connected to, if they were typing.
     pub fn stop(&self, session_id: &SessionId, user_id: &UserId) -> Option<Home> {
         self.typing
             .lock()
@@ -87,7 +87,7 @@ impl Typists {
             .map(|typing| typing.home)
     }
 
-    /// Those whose typing has ended by itself; they are forgotten.
+    /// Removes and returns the typists whose indicators have expired.
     pub fn expired(&self, now: Instant) -> Vec<Stopped> {
         let mut stopped = Vec::new();
         self.typing.lock().retain(|(session_id, user_id), typing| {

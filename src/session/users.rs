@@ -1,4 +1,4 @@
-//! The users of one session on this node: how many connections each has, and what others were told of it.
+//! The users of one session on this node: how many connections each has, and what was announced.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ struct LocalUser {
     connections: u32,
     user_type: UserType,
     stage: Stage,
-    /// Whether `user_connected` was announced and `user_disconnected` was not: who comes and goes between two
+    /// Whether `user_connected` was announced and `user_disconnected` was not: a user who joins and leaves between two
     /// announcements is no change.
     announced: bool,
 }
@@ -29,9 +29,9 @@ struct LocalUser {
 enum Stage {
     /// With a connection.
     Here,
-    /// Without one, and not gone yet: may be back within `PRESENCE_GRACE`.
+    /// Without one, but the user may reconnect within `PRESENCE_GRACE`.
     Grace,
-    /// Gone; that is still to be announced.
+    /// Has left, which is still to be announced.
     Gone,
 }
 
@@ -45,7 +45,7 @@ pub struct Held {
     pub came: Moment,
 }
 
-/// The users who are there in a moment.
+/// The users who are connected at one moment.
 pub struct Connected(Vec<(UserId, UserType, i64)>);
 
 impl Connected {
@@ -66,15 +66,15 @@ impl Connected {
 #[derive(Default)]
 pub struct SessionUsers {
     users: HashMap<UserId, LocalUser, RandomState>,
-    /// Whether there is a grace: else who has no connection is gone.
+    /// Whether there is a grace: otherwise users leave with their last connection.
     lingers: bool,
-    /// Somebody who was announced is of another type since.
+    /// The type of an announced user has changed.
     is_retyped: bool,
     in_grace: u32,
 }
 
 impl SessionUsers {
-    /// `lingers`: who leaves stays until [`Self::end_grace`].
+    /// `lingers`: users without a connection stay until [`Self::end_grace`].
     pub fn new(lingers: bool) -> Self {
         Self {
             lingers,
@@ -82,7 +82,7 @@ impl SessionUsers {
         }
     }
 
-    /// Counts a connection in. A user's type is that of the first live connection, whatever a later one says.
+    /// Adds a connection. A user's type is that of the first open connection, whatever later ones say.
     pub fn join(&mut self, user_id: &UserId, user_type: UserType) -> UserType {
         self.join_at(user_id, user_type, Moment::now())
     }
@@ -92,7 +92,7 @@ impl SessionUsers {
             if user.connections == 0 {
                 self.in_grace -= u32::from(user.stage == Stage::Grace);
                 user.stage = Stage::Here;
-                // Nobody was told that they were gone; as another type they are new all the same.
+                // The leave was not announced; as another type the user is new all the same.
                 if user.user_type != user_type {
                     (user.user_type, user.joined_at) = (user_type, Timestamp::now().as_millisecond());
                     self.is_retyped |= user.announced;
@@ -114,7 +114,7 @@ impl SessionUsers {
         user_type
     }
 
-    /// Counts a connection out; true when it was the user's last.
+    /// Removes a connection. Returns whether it was the user's last.
     pub fn leave(&mut self, user_id: &UserId) -> bool {
         self.leave_at(user_id, Moment::now())
     }
@@ -135,7 +135,8 @@ impl SessionUsers {
         true
     }
 
-    /// The grace of a user whose last connection ended at `left` is over at `end`; false if they are back, or gone.
+    /// Ends, at `end`, the grace of a user whose last connection closed at `left`. Returns false if the user has
+    /// reconnected, or has left already.
     pub fn end_grace(&mut self, user_id: &UserId, left: Moment, end: Moment) -> bool {
         let in_it = |user: &&mut LocalUser| user.stage == Stage::Grace && user.left == left;
         let Some(user) = self.users.get_mut(user_id).filter(in_it) else {
@@ -203,7 +204,7 @@ impl SessionUsers {
         self.users.is_empty()
     }
 
-    /// Everyone who is there, as cheaply as can be: the caller holds the session's lock.
+    /// Everyone who is connected, collected cheaply: the caller holds the session's lock.
     pub fn connected(&self) -> Connected {
         let there = self.there();
         Connected(
@@ -213,7 +214,8 @@ impl SessionUsers {
         )
     }
 
-    /// Whether somebody who was announced is of another type since the last call: no event, but others see it.
+    /// Whether the type of an announced user has changed since the last call. That is no event, but clients are sent
+    /// it.
     pub fn take_retyped(&mut self) -> bool {
         std::mem::take(&mut self.is_retyped)
     }
@@ -273,7 +275,7 @@ mod tests {
         UserId::parse(&format!("u{n}")).unwrap()
     }
 
-    fn told(users: &mut SessionUsers) -> Vec<(bool, String)> {
+    fn announced(users: &mut SessionUsers) -> Vec<(bool, String)> {
         let events = users.take_changes(usize::MAX).into_iter();
         let is_join = |event: &StatusEvent| event.event_type == EventType::UserConnected;
         events
@@ -292,7 +294,7 @@ mod tests {
         assert_eq!(users.connected().status().total_customer, 1);
         assert!(users.leave(&user(1)));
         assert_eq!(users.connected().status().total_customer, 0);
-        assert_eq!(told(&mut users), [(false, "u1".to_owned())]);
+        assert_eq!(announced(&mut users), [(false, "u1".to_owned())]);
         assert!(users.is_empty());
     }
 
@@ -312,7 +314,7 @@ mod tests {
             users.join(&user(n), UserType::Customer);
         }
         let joins = [7, 3, 9].map(|n| (true, user(n).as_str().to_owned()));
-        assert_eq!(told(&mut users), joins);
+        assert_eq!(announced(&mut users), joins);
         users.join(&user(4), UserType::Agent);
         users.leave(&user(9));
         users.join(&user(1), UserType::Agent);
@@ -323,7 +325,7 @@ mod tests {
         users.leave(&user(3));
         let mixed = [(true, 4), (false, 9), (true, 1), (false, 3)];
         assert_eq!(
-            told(&mut users),
+            announced(&mut users),
             mixed.map(|(is_join, n)| (is_join, user(n).as_str().to_owned()))
         );
     }
@@ -333,10 +335,10 @@ mod tests {
         let (mut users, start) = (SessionUsers::new(true), Moment::now());
         let at = |ms| start + Duration::from_millis(ms);
         users.join_at(&user(1), UserType::Customer, at(0));
-        assert_eq!(told(&mut users), [(true, "u1".to_owned())]);
+        assert_eq!(announced(&mut users), [(true, "u1".to_owned())]);
         let joined_at = users.held(&user(1)).unwrap().joined_at;
         assert!(users.leave_at(&user(1), at(10)));
-        assert!(users.has_lingerers() && told(&mut users).is_empty());
+        assert!(users.has_lingerers() && announced(&mut users).is_empty());
         assert_eq!(users.connected().status().total_customer, 1);
         assert_eq!(users.held(&user(1)).unwrap().connections, 0);
         users.join_at(&user(1), UserType::Customer, at(20));
@@ -348,12 +350,12 @@ mod tests {
         // As another type.
         assert_eq!(users.join_at(&user(1), UserType::Agent, at(40)), UserType::Agent);
         assert_eq!(users.connected().status().total_agent, 1);
-        assert!(told(&mut users).is_empty());
+        assert!(announced(&mut users).is_empty());
         assert!(users.take_retyped() && !users.take_retyped());
         assert!(users.leave_at(&user(1), at(50)));
         assert!(users.end_grace(&user(1), at(50), at(2050)));
         assert!(users.connected().status().users.is_empty());
-        assert_eq!(told(&mut users), [(false, "u1".to_owned())]);
+        assert_eq!(announced(&mut users), [(false, "u1".to_owned())]);
         assert!(users.is_empty() && !users.has_lingerers());
     }
 

@@ -1,5 +1,5 @@
-//! The presence contract: who is there, who is told, and when. One suite for every store; `presence_embedded` and
-//! `redis_presence` make its tests, so that a name says what it needs.
+//! The presence contract: who is listed, what is announced to whom, and when. One suite for every store;
+//! `presence_embedded` and `redis_presence` make its tests, so that a name says what it needs.
 //!
 //! A scenario is a function of a [`Store`], in `presence_notifications`, `presence_grace` or `presence_status`; [`contract`] lists them all.
 

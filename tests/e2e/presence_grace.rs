@@ -1,4 +1,4 @@
-//! Presence: who is back within `PRESENCE_GRACE` was never gone. Scenarios for every [`Store`].
+//! Presence: a user who reconnects within `PRESENCE_GRACE` never left. Scenarios for every [`Store`].
 
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ pub async fn a_user_who_does_not_return_is_announced_once_after_the_grace(store:
     let told = hear(&mut observer, "user_disconnected", "cust").await;
     assert!(
         left.elapsed() >= Duration::from_millis(1900),
-        "told after {:?}",
+        "announced after {:?}",
         left.elapsed()
     );
     assert_eq!(told["data"]["connection_status"]["total_customer"], 0);
@@ -100,7 +100,7 @@ pub async fn a_user_who_returns_as_another_type_is_shown_to_everyone(store: Stor
     }
 }
 
-/// Nobody else is there, and no connection either: the session is still not empty.
+/// Without any connection the session is still not empty.
 pub async fn a_user_alone_in_a_session_can_reload(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
     let mut user = room.client("cust", "customer").await;
@@ -140,7 +140,7 @@ pub async fn typing_stops_without_waiting_for_the_grace(store: Store) {
     assert_eq!(room.status()["total_customer"], 1, "and is still there");
 }
 
-/// Who is gone before the grace of another is over, who comes and goes several times: all in all each is told once.
+/// One user leaves during another's grace, one joins and leaves several times: each is announced once.
 pub async fn repeated_visits_within_the_grace_are_announced_once(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", "3s"));
     let mut observer = room.client("observer", "agent").await;
@@ -162,7 +162,7 @@ pub async fn repeated_visits_within_the_grace_are_announced_once(store: Store) {
     assert_eq!((count("user_connected"), count("user_disconnected")), (1, 1));
 }
 
-/// Without a grace, so that leaves are among the events: they and the joins are told in the order of their happening.
+/// Without a grace, so that leaves are among the events: they and the joins are announced in order.
 pub async fn events_are_in_the_order_in_which_they_happened(store: Store) {
     let room = Room::on(
         store
@@ -204,7 +204,7 @@ pub async fn events_are_in_the_order_in_which_they_happened(store: Store) {
     }
 }
 
-/// All events that were told, in order.
+/// All announced events, in order.
 fn events(log: &[Value]) -> Vec<(String, String)> {
     let frames = log.iter().filter(|frame| frame["type"] == STATUS);
     let events = frames.flat_map(|frame| frame["data"]["events"].as_array().expect("events"));

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The first node stays; the second dies and comes back under its name.
+/// The first node stays; the second dies and starts again with the same `NODE_ID`.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
 pub const STEADY: usize = 0;
 pub const MORTAL: usize = 1;
@@ -14,8 +14,8 @@ pub const WATCHED: usize = 10;
 /// The most connections that are open at a time, without those of the watchers.
 pub const MOST_OPEN: usize = 300;
 
-/// Clients that work at a time. Each tab belongs to one of them, by its number, so that it does not leave before it has
-/// come.
+/// Clients that run at a time. Each tab belongs to one of them, by its number, so that it does not leave before it has
+/// joined.
 pub const WORKERS: usize = 12;
 
 /// Users of a session are numbered from 0; a node's watchers have a number beyond them all, and behind them is, in each
@@ -63,18 +63,18 @@ pub enum Leave {
     Close,
     /// A reset (RST).
     Reset,
-    /// The client's half is shut, and nothing said.
+    /// The client shuts down its half without a close frame.
     Half,
-    /// Both halves are closed at once, and nothing said.
+    /// The socket is closed without a close frame.
     Vanish,
 }
 
-/// Tabs are numbered in the order of their coming.
+/// Tabs are numbered in the order in which they join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Join(usize, Tab),
     Leave(usize, Leave),
-    /// The first goes and the second, of the same user, comes at once: nobody is to hear of it.
+    /// The first leaves and the second, of the same user, joins at once: that is not announced.
     Reload(usize, Leave, usize, Tab),
     /// SIGKILL of the mortal node.
     Kill,
@@ -82,7 +82,7 @@ pub enum Step {
     Stop,
     /// The mortal node comes back.
     Start,
-    /// Everybody must agree on who is there.
+    /// Everybody must agree on who is connected.
     Agree,
 }
 
@@ -114,7 +114,7 @@ pub fn user_type(session: usize, user: usize) -> &'static str {
 #[derive(Default)]
 pub struct Model {
     pub tabs: BTreeMap<usize, Tab>,
-    /// By session and user, how many connections each node holds; nobody is listed without one.
+    /// By session and user, how many connections each node holds; users without any are not listed.
     sessions: BTreeMap<usize, BTreeMap<usize, [usize; NODES.len()]>>,
     is_down: bool,
 }

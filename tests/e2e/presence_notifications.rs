@@ -1,4 +1,4 @@
-//! Presence: who is told of whom. Scenarios for every [`Store`].
+//! Presence: which joins and leaves are announced to whom. Scenarios for every [`Store`].
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -167,7 +167,7 @@ pub async fn a_user_who_rejoins_within_a_window_gets_one_snapshot(store: Store) 
         }
         user = room.client("cust", "customer").await;
         let first = user.next(STATUS).await["data"].clone();
-        // Whatever else the reload caused is told before somebody who comes later.
+        // Whatever else the reload caused is announced before a later join.
         let fence = room.join(&mut observer, &format!("fence{round}"), "agent").await;
         hear(&mut user, "user_connected", &format!("fence{round}")).await;
         let heard = observer.take_all(STATUS);
@@ -178,7 +178,7 @@ pub async fn a_user_who_rejoins_within_a_window_gets_one_snapshot(store: Store) 
             assert!(first.get("event_type").is_none(), "{first}");
             assert_eq!(user.take_all(STATUS), Vec::<Value>::new(), "exactly one");
         } else {
-            // A busy machine took longer than the window: then both are told, and this round proves nothing.
+            // A busy machine took longer than the window: then both are announced, and this round proves nothing.
             let left = |frame: &Value| is_event(frame, "user_disconnected", "cust");
             assert!(heard.iter().any(left), "{heard:?}");
             user.take_all(STATUS);
@@ -271,7 +271,7 @@ pub async fn a_large_session_gets_totals_once_a_second(store: Store) {
     );
     assert!(status.get("users_truncated").is_none());
 
-    // Whoever comes is told, too: a new user by the next frame, a second tab by a snapshot of its own.
+    // New connections are notified, too: of a new user with the next frame, of a second tab with its own snapshot.
     let mut late = room.client("late", "admin").await;
     assert_eq!(late.next(STATUS).await["data"]["users_truncated"], true);
     let mut tab = room.client("late", "admin").await;

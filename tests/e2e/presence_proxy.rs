@@ -1,4 +1,5 @@
-//! A node's way to Redis, to be stopped between two pipelines: what a death leaves behind depends on where it strikes.
+//! A proxy between a node and Redis that can stop between two pipelines: what a dead node leaves behind depends on when
+//! it dies.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

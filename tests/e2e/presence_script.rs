@@ -67,7 +67,7 @@ impl Writer {
             if self.rng.u8(..3) == 0 {
                 self.push(Step::Agree);
             }
-            // Now and then it is back before anybody can have missed it.
+            // Sometimes it is back before its absence can be noticed.
             let left = end.saturating_sub(self.steps.len());
             let absence = if self.rng.u8(..4) == 0 {
                 0
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use crate::presence_model::{Users, user_type};
 
-    /// The naive account: a list of connections, counted anew for every question.
+    /// A plain list of connections, counted anew for every question.
     fn counted(connections: &[(usize, Tab)], session: usize) -> Users {
         let mut users = Users::new();
         for (_, tab) in connections.iter().filter(|(_, tab)| tab.session == session) {
@@ -244,10 +244,10 @@ mod tests {
                     connections.push((new, tab));
                 }
                 Step::Kill | Step::Stop => {
-                    assert!(!std::mem::replace(&mut is_down, true), "it is dead already");
+                    assert!(!std::mem::replace(&mut is_down, true), "it is down already");
                     connections.retain(|(_, tab)| tab.node != MORTAL);
                 }
-                Step::Start => assert!(std::mem::replace(&mut is_down, false), "it lives already"),
+                Step::Start => assert!(std::mem::replace(&mut is_down, false), "it runs already"),
                 Step::Agree => agrees(&model, &connections),
             }
             model.apply(step);

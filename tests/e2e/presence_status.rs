@@ -86,7 +86,7 @@ pub async fn a_user_who_rejoins_as_another_type_has_that_type(store: Store) {
     drop(back);
 }
 
-/// As above, so soon that nobody was told of the leave.
+/// As above, so soon that the leave was not announced.
 pub async fn a_user_who_rejoins_at_once_as_another_type_has_that_type(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_FLUSH", "500ms"));
     let mut admin = room.client("boss", "admin").await;

@@ -1,4 +1,4 @@
-//! A connection that stays, and checks all that it is told of who is there: nothing twice, nothing that does not add up.
+//! A connection that stays and checks every status frame: no event comes twice, and events add up to the list of users.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -13,14 +13,14 @@ use crate::support::{Frame, Opcode, RawWs};
 
 pub struct Watcher {
     pub name: String,
-    told: Arc<Mutex<Told>>,
+    received: Arc<Mutex<Received>>,
     /// To close it with, while the thread reads.
     socket: TcpStream,
     reader: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct Told {
+struct Received {
     /// Who is there, as the frames so far add up; None before the first.
     users: Option<BTreeSet<String>>,
     events: u64,
@@ -35,8 +35,8 @@ impl Watcher {
         // A quiet session is no fault, and the stream ends when the node does.
         ws.set_read_timeout(Duration::from_secs(3600));
         let socket = ws.stream().try_clone().expect("a second handle of the socket");
-        let told = Arc::new(Mutex::new(Told::default()));
-        let shared = Arc::clone(&told);
+        let received = Arc::new(Mutex::new(Received::default()));
+        let shared = Arc::clone(&received);
         let reader = thread::spawn(move || {
             while let Some(frame) = ws.read_frame() {
                 if frame.is(Opcode::Close) {
@@ -51,20 +51,24 @@ impl Watcher {
         });
         Self {
             name,
-            told,
+            received,
             socket,
             reader,
         }
     }
 
-    /// Who is there, by what it was told; None before the first frame.
+    /// Who is connected according to the frames so far; None before the first.
     pub fn there(&self) -> Option<BTreeSet<String>> {
-        locked(&self.told).users.clone()
+        locked(&self.received).users.clone()
     }
 
-    /// How often it was told that this user had left.
+    /// How often it received a leave of this user.
     pub fn leaves(&self, user: &str) -> usize {
-        locked(&self.told).leaves.get(user).copied().unwrap_or_default()
+        locked(&self.received)
+            .leaves
+            .get(user)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Asks for the end; [`Watcher::end`] waits for it.
@@ -75,32 +79,32 @@ impl Watcher {
 
     /// Nothing was wrong so far.
     pub fn check(&self) {
-        let told = locked(&self.told);
-        let first: Vec<_> = told.wrong.iter().take(5).collect();
-        let wrong = told.wrong.len();
+        let received = locked(&self.received);
+        let first: Vec<_> = received.wrong.iter().take(5).collect();
+        let wrong = received.wrong.len();
         assert!(
             wrong == 0,
-            "{} was told {wrong} wrong things: {first:#?}",
+            "{} received {wrong} wrong frames: {first:#?}",
             self.name
         );
     }
 
-    /// Waits for the end of the stream; how many events it was told.
+    /// Waits for the end of the stream. Returns how many events it received.
     pub fn end(self) -> u64 {
         self.check();
-        let Self { name, told, .. } = self;
+        let Self { name, received, .. } = self;
         assert!(self.reader.join().is_ok(), "{name}: its reader failed");
-        let told = locked(&told);
-        assert_eq!(told.wrong, [""; 0], "{name}");
-        told.events
+        let received = locked(&received);
+        assert_eq!(received.wrong, [""; 0], "{name}");
+        received.events
     }
 }
 
-fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Told {
+impl Received {
     /// Each event of a frame changes who is there, once for a user, and together they give what the frame lists.
     fn take(&mut self, data: &Value) {
         let status = &data["connection_status"];

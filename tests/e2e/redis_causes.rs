@@ -1,5 +1,5 @@
-//! A Redis that is not available, each for another reason: health and log say which, once for each outage, and nobody
-//! who asks for health learns an address or a user.
+//! Redis is not available, for various reasons: health and the log name the cause, once for each outage, and health
+//! shows no address and no user.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,7 +24,7 @@ fn assert_cause(url: &str, address: &str, cause: &str) -> Server {
     let line = server.wait_log("Redis is not available");
     assert!(line.contains(cause), "{cause}: {line}");
     assert_eq!(field(&line, "address").as_deref(), Some(address), "{line}");
-    // It is tried again, and told once.
+    // It is tried again, and logged once.
     assert_secret(&server, &health.to_string(), address);
     server
 }

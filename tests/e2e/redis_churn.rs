@@ -23,7 +23,7 @@ use crate::services::{OUTAGE, PrivateRedis, RedisClient, users_key};
 use crate::support::{Frame, PATIENCE, RawWs, Server};
 
 const STEPS: usize = 100_000;
-/// Short, for some barriers wait until a dead node's users are gone; long enough for a busy machine's pauses.
+/// Short, as some steps wait until a dead node's users are removed; long enough for a busy machine's pauses.
 const TTL: &str = "3s";
 /// Half of the nodes' PRESENCE_GRACE, its default: a reload that took less was never a leave.
 const QUICK: Duration = Duration::from_secs(1);
@@ -56,15 +56,15 @@ fn after_an_hour_of_churn_everyone_agrees_on_who_is_connected() {
     }
     churn.step = steps.len();
     churn.everyone_leaves();
-    let told = churn.told;
+    let received = churn.received;
     eprintln!(
-        "{} steps in {:.1?}; {told} events were told to watchers",
+        "{} steps in {:.1?}; {received} events were sent to watchers",
         steps.len(),
         started.elapsed()
     );
     assert!(
-        told > steps.len() as u64 / 100,
-        "watchers were told of {told} events"
+        received > steps.len() as u64 / 100,
+        "watchers received {received} events"
     );
 }
 
@@ -78,15 +78,15 @@ struct Churn {
     watchers: Vec<(Tab, Watcher)>,
     /// By watched session: how often the one who reloads may have been gone.
     excuses: [usize; WATCHED],
-    /// Events that watchers were told, those of earlier lives included.
-    told: u64,
+    /// Events that watchers received, including those on earlier nodes.
+    received: u64,
     nodes: [Option<Server>; NODES.len()],
     stopping: Option<Stopping>,
     cluster: Cluster,
     redis: PrivateRedis,
 }
 
-/// A node that sends its clients away, while the other's come and go.
+/// A node that is shutting down, while clients of the other come and go.
 struct Stopping {
     node: Server,
     clients: JoinHandle<()>,
@@ -114,7 +114,7 @@ impl Churn {
             crowds: (0..WORKERS).map(|_| HashMap::new()).collect(),
             watchers: Vec::new(),
             excuses: [0; WATCHED],
-            told: 0,
+            received: 0,
             nodes: [None, None],
             stopping: None,
             cluster: Cluster::on(&redis.url()),
@@ -129,14 +129,14 @@ impl Churn {
         let node = self.cluster.node(NODES[node]);
         node.env("PRESENCE_TTL", TTL)
             .env("DRAIN_TIMEOUT", "2s")
-            // Most of the crowd reads nothing until it leaves, pings neither.
+            // Most of the crowd reads nothing until it leaves, not even pings.
             .env("PING_INTERVAL", "30m")
-            // Not a line for each of so many connections: in a failure the last lines should be news.
+            // No line for each connection: after a failure the last lines should be of interest.
             .env("LOG_LEVEL", "info,livechat_ws::chat=warn")
             .spawn()
     }
 
-    /// The nodes that live.
+    /// The running nodes.
     fn up(&self) -> impl Iterator<Item = (usize, &Server)> {
         let nodes = self.nodes.iter().enumerate();
         nodes.filter_map(|(node, server)| Some((node, server.as_ref()?)))
@@ -190,7 +190,7 @@ impl Churn {
         self.model.apply(event);
         match event {
             Step::Kill => {
-                let node = self.nodes[MORTAL].take().expect("it lives");
+                let node = self.nodes[MORTAL].take().expect("it runs");
                 node.signal("KILL");
                 node.wait_exit(PATIENCE);
                 let watchers = self.watchers_of(MORTAL);
@@ -240,7 +240,7 @@ impl Churn {
     /// Waits for the end of these watchers' streams, and for what they have to say.
     fn dismiss(&mut self, watchers: Vec<(Tab, Watcher)>) {
         for (_, watcher) in watchers {
-            self.told += watcher.end();
+            self.received += watcher.end();
         }
     }
 
@@ -252,14 +252,14 @@ impl Churn {
         self.agree();
     }
 
-    /// Waits until everybody says what the model says.
+    /// Waits until Redis, REST and the watchers agree with the model.
     fn agree(&self) {
         for (tab, watcher) in &self.watchers {
             watcher.check();
             let (leaves, excuses) = (watcher.leaves("reload"), self.excuses[tab.session]);
             assert!(
                 leaves <= excuses,
-                "CHURN_SEED={}: at step {} {} was told {leaves} times that who reloads had left, not {excuses} times",
+                "CHURN_SEED={}: at step {} {} received {leaves} leaves of the user who reloads, not {excuses}",
                 self.seed,
                 self.step,
                 watcher.name
@@ -287,7 +287,7 @@ impl Churn {
         let mut all = Differences::default();
         let mut redis = self.redis.client();
         let leases = redis.zrange("livechat:nodes");
-        // A node that was killed has left nothing, and its next life is another node.
+        // A killed node has no lease left, and its successor is another node.
         let lease_of = |node: usize| {
             let of_node = leases
                 .iter()
@@ -347,7 +347,7 @@ impl Churn {
         let (mut in_redis, mut in_rest) = (BTreeMap::new(), BTreeMap::new());
         for (user, nodes) in self.model.users(session) {
             let name = user_id(user);
-            // When somebody came, only the nodes know; but all must say the same.
+            // Only the nodes know when somebody joined; but all must agree.
             let joined_at = stored
                 .get(&name)
                 .map_or(Value::Null, |value| value["joined_at"].clone());
@@ -401,12 +401,12 @@ impl Churn {
         });
         for (node, server) in self.up() {
             let answer = ask_status(server, &id);
-            let told = if answer.status == 200 {
+            let received = if answer.status == 200 {
                 answer.json()["data"].take()
             } else {
                 Value::from(answer.text())
             };
-            all.compare(&format!("REST of {} about {id}", NODES[node]), &told, &status);
+            all.compare(&format!("REST of {} about {id}", NODES[node]), &received, &status);
         }
     }
 }
@@ -453,7 +453,7 @@ fn work(
 }
 
 fn join(tab: Tab, addresses: [Option<SocketAddr>; NODES.len()]) -> RawWs {
-    let address = addresses[tab.node].expect("a node that lives");
+    let address = addresses[tab.node].expect("a running node");
     let (user, of_type) = (user_id(tab.user), user_type(tab.session, tab.user));
     let mut ws = RawWs::connect_path(
         address,

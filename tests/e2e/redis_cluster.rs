@@ -1,4 +1,4 @@
-//! What the Redis tests share: nodes with one Kafka and one Redis, and connections that count what they are told.
+//! What the Redis tests share: nodes with one Kafka and one Redis, and connections that count the events they receive.
 
 #[path = "redis_fault_scenario.rs"]
 pub mod fault_scenario;
@@ -51,7 +51,7 @@ impl Cluster {
     }
 }
 
-/// One connection (a tab, a device). Counts the events it is told.
+/// One connection (a tab, a device). Counts the events it receives.
 pub struct Tab {
     pub user: String,
     reader: Reader<Seen>,
@@ -70,7 +70,7 @@ impl Deref for Tab {
 pub struct Seen {
     /// The data of every status frame, in order.
     pub statuses: Vec<Value>,
-    /// How often each event was told.
+    /// How often each event was received.
     events: HashMap<(String, String), usize>,
     /// All other frames, in order.
     pub others: Vec<Value>,
@@ -148,7 +148,7 @@ impl Tab {
         }
     }
 
-    /// As [`Tab::open`]; returns when this connection has been told that its user is there.
+    /// As [`Tab::open`]; returns when the join of its user has been announced to this connection.
     pub async fn join(server: &Server, session: &str, user: &str, user_type: &str) -> Self {
         let tab = Self::open(server, session, user, user_type).await;
         tab.until("its own join", |seen| seen.joins(user) > 0).await;
@@ -180,7 +180,8 @@ impl Tab {
     }
 }
 
-/// Whatever the nodes were to tell these connections before now is told: on each node somebody comes and goes, and all heard it.
+/// Returns when everything that happened before has been announced to these connections: on each node a user joins and
+/// leaves, and all have received that.
 pub async fn fence(nodes: &[&Server], session: &str, tabs: &[&Tab]) {
     for node in nodes {
         let name = unique("fence");

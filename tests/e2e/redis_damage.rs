@@ -118,7 +118,7 @@ impl DamageScenario {
             })
     }
 
-    /// What is wrong with a leave would be told by now, and true ones still are.
+    /// False leaves would have been announced by now, and real ones still are.
     async fn assert_nothing_announced(&mut self) {
         let name = unique("leaves");
         let leaver = Tab::join(&self.nodes[0], &self.session, &name, "admin").await;
@@ -134,10 +134,15 @@ impl DamageScenario {
         for tab in &self.tabs {
             tab.look(|seen| {
                 for user in self.truth.0[&self.session].keys() {
-                    assert_eq!(seen.leaves(user), 0, "{user} has not left, told to {}", tab.user);
+                    assert_eq!(
+                        seen.leaves(user),
+                        0,
+                        "{user} has not left, but {} received a leave",
+                        tab.user
+                    );
                     assert!(
                         seen.joins(user) <= 1,
-                        "{user} has come once, told to {}",
+                        "joins of {user} that {} received",
                         tab.user
                     );
                 }
@@ -282,7 +287,7 @@ async fn keys_of_another_type_are_replaced() {
     scenario.truth.agreed(&scenario.nodes()).await;
 }
 
-/// Presence is not safe in it: health says so, and one line of the log.
+/// Presence is not safe in this Redis: health and one line of the log say so.
 fn named_in_health(redis: &PrivateRedis, words: &[&str]) {
     let node = Server::builder().env("REDIS_URL", redis.url()).start_listening();
     for word in words {
@@ -317,7 +322,7 @@ fn health_warns_of_a_redis_that_may_lose_data() {
     );
 }
 
-/// INFO is forbidden: nothing is known of it, and all goes on.
+/// INFO is forbidden: there is no warning, and everything works.
 #[test]
 fn presence_works_where_info_is_forbidden() {
     let redis = PrivateRedis::started_with("--maxmemory-policy allkeys-lru");
@@ -333,7 +338,7 @@ fn presence_works_where_info_is_forbidden() {
     );
 }
 
-/// A whole cycle of checks passes over a session that is as it should be: nothing is told.
+/// A whole cycle of checks over an intact session announces nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checks_of_intact_keys_change_nothing() {
     let mut scenario = DamageScenario::start().await;

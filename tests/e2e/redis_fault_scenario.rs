@@ -1,5 +1,5 @@
 //! A scenario for faults of Redis: sessions over two nodes in which users join, leave and talk, and a record of who is
-//! connected and of what those who watch may have been told.
+//! connected and of what may have been announced to the watchers.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Redis dies, hangs or forgets: chat goes on, nobody is told a false leave, and soon everything is right again.
+//! Redis dies, hangs or loses data: chat goes on, no false leave is announced, and presence soon recovers.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Clients that move from node to node: nobody hears of it, and who does not come back is told once.
+//! Clients that move from node to node: that is not announced, and a user who does not return is announced once.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -86,7 +86,11 @@ async fn a_drain_announces_only_users_who_do_not_return() {
     }
     for user in &lost {
         assert_eq!(counts(&watcher, user), (1, 1), "{user}");
-        assert_eq!(counts(&tabs[0], user).1, 1, "{user}, told to who moved");
+        assert_eq!(
+            counts(&tabs[0], user).1,
+            1,
+            "leaves of {user} that a client that moved received"
+        );
     }
     // They came to a session in which they were: one snapshot, and no events of their own.
     for tab in &tabs {
@@ -167,7 +171,7 @@ async fn a_rolling_restart_of_two_nodes_announces_nothing() {
             assert_eq!(
                 counts(tab, &format!("user-{number}")),
                 (0, 0),
-                "told to {}",
+                "received by {}",
                 tab.user
             );
         }
@@ -193,7 +197,7 @@ async fn when_all_nodes_stop_nobody_stays_in_redis() {
     }
     assert_eq!(redis.client().keys("*"), ["{livechat:nodes}:epoch"]);
     let leaves = leaves_in_the_log(&cluster.topics);
-    assert_eq!(leaves.len(), 3, "each is told: {leaves:?}");
+    assert_eq!(leaves.len(), 3, "each is announced: {leaves:?}");
 }
 
 /// Redis stands still for longer than the grace: who has come back to the other node meanwhile was never gone.

@@ -1,5 +1,5 @@
-//! A node that holds, or held, very many sessions, behind a link on which the list of them does not come within one
-//! answer's time.
+//! A node that holds, or held, very many sessions, behind a link so slow that the whole list of them would not arrive
+//! before the timeout.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn start(proxy: &Proxy) -> Server {
         .start()
 }
 
-/// As long as there is progress it may take what it takes.
+/// As long as there is progress it may take any time.
 fn await_reaped(client: &mut RedisClient, node: &Server, list: &str) {
     let began = Instant::now();
     let mut left = || match client.command(&["ZCARD", list]) {
@@ -60,7 +60,7 @@ fn await_reaped(client: &mut RedisClient, node: &Server, list: &str) {
             last = (now, Instant::now());
         }
     }
-    eprintln!("all sessions were taken back in {:.1?}", began.elapsed());
+    eprintln!("all sessions were reaped in {:.1?}", began.elapsed());
     assert_eq!(client.keys_with("a-session"), [""; 0]);
     let session = "a-session-with-an-id-of-usual-length-7";
     assert_eq!(node.connection_status(session)["users"], json!({}));
@@ -75,7 +75,7 @@ fn assert_dead_node_is_reaped(sessions: usize, pace: u64) {
     let proxy = Proxy::slow(&redis.url(), pace);
     let node = start(&proxy);
     await_reaped(&mut client, &node, &format!("livechat:node:{DEAD}:sessions"));
-    eventually("it is forgotten", || client.keys_with("node-dead").is_empty());
+    eventually("it is deregistered", || client.keys_with("node-dead").is_empty());
     assert_eq!(node.metric("livechat_nodes_reaped_total") as u64, 1);
 }
 
@@ -89,7 +89,7 @@ fn a_long_list_is_reaped_over_a_slow_link() {
     assert_dead_node_is_reaped(SOME, SLOW);
 }
 
-/// Its sessions ended while Redis took no writes: it looks through its own list.
+/// Its sessions ended while Redis accepted no writes: it goes through its own list.
 #[test]
 fn a_nodes_own_long_list_is_reclaimed_completely() {
     let redis = PrivateRedis::started();

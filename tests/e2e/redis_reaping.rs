@@ -48,9 +48,9 @@ async fn fence_all(nodes: &[&Server], watchers: &[(String, Tab)]) {
     }
 }
 
-/// Waits until every watcher has been told of each of these people in its session what `count` counts; returns how long each
-/// took, in order.
-async fn told(
+/// Waits until every watcher has received what `count` counts, for each of these people in its session. Returns how
+/// long each took, in order.
+async fn await_announced(
     what: &str,
     since: Instant,
     watchers: &[(String, Tab)],
@@ -65,8 +65,8 @@ async fn told(
     assert!(!missing.is_empty(), "nobody watches");
     let (waited, mut times) = (Instant::now(), Vec::new());
     while !missing.is_empty() {
-        let told = missing.extract_if(.., |(tab, user)| tab.look(|seen| count(seen, user)) > 0);
-        let number = told.count();
+        let received = missing.extract_if(.., |(tab, user)| tab.look(|seen| count(seen, user)) > 0);
+        let number = received.count();
         times.extend(std::iter::repeat_n(since.elapsed(), number));
         let left = (
             missing.len(),
@@ -74,16 +74,16 @@ async fn told(
         );
         assert!(
             waited.elapsed() < OUTAGE,
-            "{what}: never told, (number, the first): {left:?}"
+            "{what}: never announced, (number, the first): {left:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     times
 }
 
-/// Who is not known to have come is not told to have left.
+/// The leave of a user whose join was not announced is not announced either.
 async fn await_joins_announced(watchers: &[(String, Tab)], people: &[Person]) {
-    told("joins", Instant::now(), watchers, people, Seen::joins).await;
+    await_announced("joins", Instant::now(), watchers, people, Seen::joins).await;
 }
 
 /// Prints how long the leaves took since the death, and returns it for the last.
@@ -93,16 +93,16 @@ async fn await_leaves_announced(
     watchers: &[(String, Tab)],
     gone: &[Person],
 ) -> Duration {
-    let times = told(what, since, watchers, gone, Seen::leaves).await;
+    let times = await_announced(what, since, watchers, gone, Seen::leaves).await;
     let [first, median, last] = [0, times.len() / 2, times.len() - 1].map(|at| times[at]);
     eprintln!(
-        "{what}: {} leaves told after {first:.1?} to {last:.1?}, the median {median:.1?}",
+        "{what}: {} leaves announced after {first:.1?} to {last:.1?}, the median {median:.1?}",
         times.len()
     );
     last
 }
 
-/// Each watcher heard of these exactly so many joins and leaves.
+/// Each watcher received exactly so many joins and leaves of these.
 fn heard(watchers: &[(String, Tab)], people: &[Person], expected: (usize, usize)) {
     for (session, tab) in watchers {
         for (_, user) in people.iter().filter(|(of, _)| of == session) {
@@ -242,7 +242,7 @@ async fn users_of_a_killed_node_leave_once_and_no_ghosts_remain() {
     let last = await_leaves_announced("SIGKILL", died, &watchers, &dead).await;
     assert!(
         last < TTL + SLACK,
-        "with PRESENCE_TTL={ttl} the last leave was told after {last:?}"
+        "with PRESENCE_TTL={ttl} the last leave was announced after {last:?}"
     );
     truth.agreed(&nodes).await;
     forgotten(&mut client, &boot).await;
@@ -336,7 +336,7 @@ async fn another_node_finishes_the_work_of_a_killed_reaper() {
     let second = await_leaves_announced("its reaper", reaper_died, &watchers, &dead_later).await;
     assert!(
         first.max(second) < TTL + SLACK,
-        "with PRESENCE_TTL={ttl} the last leaves were told after {first:?} and {second:?}"
+        "with PRESENCE_TTL={ttl} the last leaves were announced after {first:?} and {second:?}"
     );
     truth.agreed(&[&survivor]).await;
     for boot in &boots {

@@ -1,4 +1,4 @@
-//! A Redis that answers, and refuses: presence waits, chat does not.
+//! Redis answers with refusals: presence waits, chat does not.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! A Redis client by hand (RESP2 over a blocking socket): what the server wrote is looked at by code that is not the server's.
+//! A hand-written Redis client (RESP2 over a blocking socket), so that tests read what the server wrote with other code
+//! than the server's.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! The script that writes a session, by itself: what it takes for damage, and for how long.
+//! The script that writes a session, on its own: what it considers damage, and for how long.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The password of Redis in a file: changed on a running node, it counts for the next connection.
+//! The password of Redis in a file: a change on a running node applies to the next connection.
 
 use crate::services::{PrivateRedis, unique};
 use crate::support::{RawWs, Server, eventually};

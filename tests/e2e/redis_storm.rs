@@ -1,4 +1,4 @@
-//! Many joins at once cost few round trips, and a crowd in one session is told little.
+//! Many joins at once take few round trips, and a crowd in one session is sent few frames.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -168,14 +168,14 @@ fn a_storm_of_joins_and_leaves_takes_few_round_trips() {
     });
 }
 
-/// What one member was told once the session was large.
+/// What one member was sent once the session was large.
 #[derive(Default)]
-struct Told {
+struct Received {
     frames: u64,
     bytes: usize,
 }
 
-impl Told {
+impl Received {
     /// Reads status frames until one has this total.
     fn read_until(&mut self, ws: &mut RawWs, total: usize) {
         loop {
@@ -213,16 +213,16 @@ fn a_storm_into_one_session_sends_each_member_few_frames() {
 
     let started = Instant::now();
     let mut members = storm(server.http_addr(), &paths[..FIRST]);
-    let mut told: Vec<Told> = members.iter().map(|_| Told::default()).collect();
-    for (member, told) in members.iter_mut().zip(&mut told) {
-        told.read_until(member, FIRST);
+    let mut received: Vec<Received> = members.iter().map(|_| Received::default()).collect();
+    for (member, received) in members.iter_mut().zip(&mut received) {
+        received.read_until(member, FIRST);
     }
     members.extend(storm(server.http_addr(), &paths[FIRST..]));
-    told.resize_with(CROWD, Told::default);
-    // Twice, so that it is seen how often a full session is told.
+    received.resize_with(CROWD, Received::default);
+    // Twice, to see how often a full session is notified.
     for _ in 0..2 {
-        for (member, told) in members.iter_mut().zip(&mut told) {
-            told.read_until(member, CROWD);
+        for (member, received) in members.iter_mut().zip(&mut received) {
+            received.read_until(member, CROWD);
         }
     }
     let elapsed = started.elapsed();
@@ -231,19 +231,19 @@ fn a_storm_into_one_session_sends_each_member_few_frames() {
     let longest_event = r#"{"event_type":"user_disconnected","event_user_id":"u0000"},"#.len();
     // The rest of a frame: totals, the last event, the time.
     let most_bytes = most_frames as usize * (100 * longest_event + 512);
-    for (number, told) in told.iter().enumerate() {
+    for (number, received) in received.iter().enumerate() {
         assert!(
-            told.frames <= most_frames && told.bytes <= most_bytes,
+            received.frames <= most_frames && received.bytes <= most_bytes,
             "u{number:04} got {} frames with {} bytes in {elapsed:?}",
-            told.frames,
-            told.bytes
+            received.frames,
+            received.bytes
         );
     }
-    let all: usize = told.iter().map(|told| told.bytes).sum();
+    let all: usize = received.iter().map(|received| received.bytes).sum();
     eprintln!(
         "{CROWD} members in {elapsed:?}: {} bytes each, {} frames at most",
         all / CROWD,
-        told.iter().map(|told| told.frames).max().unwrap_or(0)
+        received.iter().map(|received| received.frames).max().unwrap_or(0)
     );
     assert_eq!(
         rest(&server, "crowd").map(|users| users.len()),

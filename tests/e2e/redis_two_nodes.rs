@@ -1,4 +1,4 @@
-//! Presence of one session over two nodes: told once, the same from both, and in Redis as other services read it.
+//! Presence of one session over two nodes: announced once, the same on both, and in Redis as other services read it.
 
 use std::collections::BTreeMap;
 

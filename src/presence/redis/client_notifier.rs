@@ -1,4 +1,4 @@
-//! Notifies the clients of this node: each change is announced once, as the difference to what they were told before.
+//! Notifies the clients of this node: each change is announced once, as the difference to what was announced before.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -114,7 +114,7 @@ impl ClientNotifier {
     }
 
     /// Keeps events for other nodes until there is a snapshot to publish with them. Returns them as an error if clients
-    /// here have been told nothing yet.
+    /// here have not been notified of anything yet.
     pub fn defer(
         &mut self,
         session_id: &SessionId,
@@ -127,7 +127,7 @@ impl ClientNotifier {
         Ok(())
     }
 
-    /// Whether clients here were told that this user is connected.
+    /// Whether this user's join was announced to clients here.
     pub fn has_announced(&self, session_id: &SessionId, user_id: &UserId) -> bool {
         let view = self.views.get(session_id);
         view.is_some_and(|view| view.has_announced(user_id))

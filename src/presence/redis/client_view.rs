@@ -1,5 +1,5 @@
-//! What this node's clients have been told about a session. They are sent the difference to that, so that each join and
-//! leave is announced once, however often it is reported.
+//! What has been announced to this node's clients about a session. They are sent the difference to that, so that each
+//! join and leave is announced once, however often it is reported.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct ClientView {
     pub birth: String,
     /// Since when one of the session's values has been unreadable.
     pub unreadable_since: Option<Instant>,
-    /// A user's type differs from what clients were told.
+    /// A user's type differs from what was announced.
     is_retyped: bool,
     throttle: Throttle,
 }
@@ -85,7 +85,7 @@ impl ClientView {
         }
     }
 
-    /// Whether clients were told that this user is connected.
+    /// Whether this user's join was announced to clients here.
     pub fn has_announced(&self, user_id: &UserId) -> bool {
         self.announced.contains(user_id)
     }

@@ -6,13 +6,13 @@
 //! - [`pipeline`]: the task that owns all writes. It connects and renews the lease ([`lease_renewal`]), folds the
 //!   changes of a window ([`pending`]) and writes them ([`writing`])
 //! - [`checks`]: which sessions to compare with Redis next
-//! - [`client_notifier`]: notifies the clients of this node; [`client_view`]: what those of one session have been told
+//! - [`client_notifier`]: notifies the clients of this node; [`client_view`]: what was announced to those of a session
 //! - [`status_publisher`]: publishes to the other nodes, and tracks what the log has not acknowledged
 //! - [`reaper`]: removes users of dead nodes, and of this node's retired names
 //!
 //! Writes are absolute ("this node holds k connections of this user"), so that repeating one after a timeout changes
 //! nothing. A record on the status topic only says that a session has changed: the state itself is read from Redis, and
-//! clients are sent the difference to what they were told before. So whatever is repeated, by a reaper that takes over
+//! clients are sent the difference to what was announced before. So whatever is repeated, by a reaper that takes over
 //! from a dead reaper or by a retry, is announced once.
 
 mod answers;
