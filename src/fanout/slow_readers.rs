@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::code::CloseCode;
 use crate::session::Member;
-use crate::writer::{Chunk, Queued, Sent};
+use crate::writer::{BacklogPolicy, Chunk, Sent};
 
 /// How long delivery waits for one reader without any progress. It waits only for a reader that drains but has used up
 /// its overdraft (see `writer::write_queue`): pausing the consumer is better than closing that connection.
@@ -56,9 +56,11 @@ pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut Wa
         sent = wait_for_room(member, chunk, budget);
     }
     if sent == Sent::Full {
-        member
-            .writer
-            .close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
+        member.writer.close(
+            CloseCode::SlowConsumer,
+            "outbound queue is full",
+            BacklogPolicy::Discard,
+        );
     }
     sent
 }

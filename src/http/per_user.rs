@@ -9,7 +9,7 @@ use dashmap::DashMap;
 
 use crate::protocol::code::CloseCode;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::writer::{ConnectionWriter, Queued};
+use crate::writer::{BacklogPolicy, ConnectionWriter};
 
 /// A user of a session: the same id in another session may be somebody else.
 pub type Who = (SessionId, UserId);
@@ -98,7 +98,7 @@ impl PerUser {
             writer.close(
                 CloseCode::Replaced,
                 "replaced by a newer connection of this user",
-                Queued::Deliver,
+                BacklogPolicy::Deliver,
             );
         }
     }

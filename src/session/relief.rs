@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Registry;
 use crate::logging::LogLimit;
 use crate::protocol::code::CloseCode;
-use crate::writer::{ConnectionWriter, Queued, WriterLimits};
+use crate::writer::{BacklogPolicy, ConnectionWriter, WriterLimits};
 
 /// How long readers that drain have to make room.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -96,7 +96,7 @@ fn make_room(
             break;
         }
         let reason = "outbound queues are full";
-        let is_closed = writer.close(CloseCode::SlowConsumer, reason, Queued::Discard);
+        let is_closed = writer.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
         closed += usize::from(is_closed);
         if is_closed || writer.discard_backlog() {
             leaving.0.push(Arc::downgrade(&writer));

@@ -117,14 +117,14 @@ enum Phase {
     #[default]
     Open,
     /// The close frame is queued or sent; nothing follows it.
-    Closing { since: u32, queued: Queued },
+    Closing { since: u32, backlog: BacklogPolicy },
     /// The socket can no longer be used.
     Dead,
 }
 
 /// What happens to queued frames when a close frame is sent.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Queued {
+pub enum BacklogPolicy {
     Deliver,
     Discard,
 }
@@ -158,7 +158,11 @@ impl ConnectionWriter {
                 return Sent::Queued;
             }
             drop(state);
-            self.close(CloseCode::SlowConsumer, "outbound queue is full", Queued::Discard);
+            self.close(
+                CloseCode::SlowConsumer,
+                "outbound queue is full",
+                BacklogPolicy::Discard,
+            );
             return Sent::Closed;
         }
         self.send_locked(state, frame)
@@ -247,7 +251,7 @@ impl ConnectionWriter {
         let discards = matches!(
             state.phase,
             Phase::Closing {
-                queued: Queued::Discard,
+                backlog: BacklogPolicy::Discard,
                 ..
             }
         );
@@ -350,13 +354,13 @@ impl ConnectionWriter {
         if is_behind && stalled > self.limits.queue.send_timeout {
             drop(state);
             let reason = "no progress within the send timeout";
-            self.close(CloseCode::SlowConsumer, reason, Queued::Discard);
+            self.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
         } else if is_awaiting {
             let silent = state.pulse.silent_for().min(state.write_queue.since_progress());
             // For a ping that has not been written yet, the send timeout applies.
             if !state.write_queue.has_ping() && silent > self.limits.pong_timeout {
                 drop(state);
-                self.close(CloseCode::NoPong, "no pong in time", Queued::Discard);
+                self.close(CloseCode::NoPong, "no pong in time", BacklogPolicy::Discard);
             }
         } else if state.pulse.is_ping_due(self.limits.ping_interval) {
             state.pulse.ping_requested();
@@ -378,7 +382,7 @@ impl ConnectionWriter {
         match state.phase {
             Phase::Open
             | Phase::Closing {
-                queued: Queued::Deliver,
+                backlog: BacklogPolicy::Deliver,
                 ..
             } => state.write_queue.bytes(),
             _ => 0,

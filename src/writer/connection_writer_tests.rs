@@ -48,11 +48,11 @@ async fn a_close_follows_the_chunk_being_sent_and_replaces_the_queued_ones() {
         }
     };
     for (written, queued, chunks) in [
-        (0, Queued::Discard, 0),
-        (3, Queued::Discard, 1),
-        (CHUNK.len(), Queued::Discard, 1),
-        (0, Queued::Deliver, 2),
-        (3, Queued::Deliver, 2),
+        (0, BacklogPolicy::Discard, 0),
+        (3, BacklogPolicy::Discard, 1),
+        (CHUNK.len(), BacklogPolicy::Discard, 1),
+        (0, BacklogPolicy::Deliver, 2),
+        (3, BacklogPolicy::Deliver, 2),
     ] {
         let (sent, got) = send_while(written, closing(queued)).await;
         let expected = [&CHUNK.repeat(chunks), &close[..]].concat();

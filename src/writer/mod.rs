@@ -15,6 +15,8 @@ pub mod testing;
 pub mod write_queue;
 
 pub use chunk::{BorrowedChunk, Chunk, SharedChunk};
-pub use connection_writer::{ConnectionWriter, LeavingWriters, Queued, Reservation, Sent, WriterLimits};
+pub use connection_writer::{
+    BacklogPolicy, ConnectionWriter, LeavingWriters, Reservation, Sent, WriterLimits,
+};
 pub use memory::SendMemory;
 pub use write_queue::QueueLimits;

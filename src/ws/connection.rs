@@ -31,7 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
-use crate::writer::{ConnectionWriter, Queued, WriterLimits};
+use crate::writer::{BacklogPolicy, ConnectionWriter, WriterLimits};
 
 /// How long, and for how many bytes, a closed connection is still read so that the peer receives our close frame:
 /// unread bytes would make the kernel reset the connection (RFC 6455, section 7.1.1).
@@ -341,7 +341,7 @@ fn handle_frame(
     }
     let verdict = bucket.spend(&shared.rate_limit, Moment::now());
     if verdict == Verdict::Flood {
-        writer.close(CloseCode::Policy, "rate limit ignored", Queued::Discard);
+        writer.close(CloseCode::Policy, "rate limit ignored", BacklogPolicy::Discard);
         return ControlFlow::Break(());
     }
     let is_allowed = verdict == Verdict::Allowed;
@@ -361,7 +361,11 @@ fn handle_frame(
             let mut message = std::mem::take(partial);
             message.extend_from_slice(&frame.payload);
             if simdutf8::basic::from_utf8(&message).is_err() {
-                writer.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+                writer.close(
+                    CloseCode::InvalidUtf8,
+                    "text is not UTF-8",
+                    BacklogPolicy::Discard,
+                );
                 return ControlFlow::Break(());
             }
             handle(&mut message);
@@ -377,18 +381,26 @@ fn handle_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
     let (code, reason) = match payload {
         [] => return writer.echo_close(None),
         [_] => {
-            writer.close(CloseCode::Protocol, "close payload of one byte", Queued::Discard);
+            writer.close(
+                CloseCode::Protocol,
+                "close payload of one byte",
+                BacklogPolicy::Discard,
+            );
             return;
         }
         [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
     };
     if !is_sendable_close_code(code) {
-        writer.close(CloseCode::Protocol, "close code is not allowed", Queued::Discard);
+        writer.close(
+            CloseCode::Protocol,
+            "close code is not allowed",
+            BacklogPolicy::Discard,
+        );
     } else if std::str::from_utf8(reason).is_err() {
         writer.close(
             CloseCode::InvalidUtf8,
             "close reason is not UTF-8",
-            Queued::Discard,
+            BacklogPolicy::Discard,
         );
     } else {
         writer.echo_close(Some(code));
@@ -398,18 +410,22 @@ fn handle_close(payload: &[u8], writer: &Arc<ConnectionWriter>) {
 /// The reader has failed: closes with the reason, if the peer broke a rule.
 fn end_for(error: &WebSocketError, scanner: &Mutex<Scanner>, writer: &Arc<ConnectionWriter>) {
     if let Some(violation) = scanner.lock().violation() {
-        writer.close(violation.code, violation.reason, Queued::Discard);
+        writer.close(violation.code, violation.reason, BacklogPolicy::Discard);
         return;
     }
     match error {
         WebSocketError::InvalidUTF8 => {
-            writer.close(CloseCode::InvalidUtf8, "text is not UTF-8", Queued::Discard);
+            writer.close(
+                CloseCode::InvalidUtf8,
+                "text is not UTF-8",
+                BacklogPolicy::Discard,
+            );
         }
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) => {}
         error => {
             // The scanner should stop everything that the reader refuses.
             tracing::error!(%error, "the reader refused what the scanner let pass");
-            writer.close(CloseCode::Internal, "internal error", Queued::Discard);
+            writer.close(CloseCode::Internal, "internal error", BacklogPolicy::Discard);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{ConnectionWriter, NO_STATUS, Phase, Queued};
+use super::{BacklogPolicy, ConnectionWriter, NO_STATUS, Phase};
 use crate::clock;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
@@ -31,8 +31,8 @@ impl LeavingWriters {
 
 impl ConnectionWriter {
     /// Sends a close frame and nothing after it. Returns whether this call was the first to close.
-    pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, queued: Queued) -> bool {
-        let first = self.close_with(code.code(), frame::close(code, reason), queued);
+    pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, backlog: BacklogPolicy) -> bool {
+        let first = self.close_with(code.code(), frame::close(code, reason), backlog);
         if first {
             self.limits.metrics.closed(code);
         }
@@ -41,34 +41,38 @@ impl ConnectionWriter {
 
     /// Sends the client to another node, after what is queued.
     pub fn close_for_drain(self: &Arc<Self>) {
-        self.close(CloseCode::GoingAway, "this node is going away", Queued::Deliver);
+        self.close(
+            CloseCode::GoingAway,
+            "this node is going away",
+            BacklogPolicy::Deliver,
+        );
     }
 
     /// Echoes the client's close frame.
     pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
         let shown = code.unwrap_or(NO_STATUS);
-        if self.close_with(shown, frame::close_echo(code), Queued::Discard) {
+        if self.close_with(shown, frame::close_echo(code), BacklogPolicy::Discard) {
             self.limits.metrics.closed(CloseCode::Normal);
         }
     }
 
-    fn close_with(self: &Arc<Self>, code: u16, close: Bytes, queued: Queued) -> bool {
+    fn close_with(self: &Arc<Self>, code: u16, close: Bytes, backlog: BacklogPolicy) -> bool {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
             return false;
         }
-        if queued == Queued::Discard {
+        if backlog == BacklogPolicy::Discard {
             state.write_queue.discard(&self.limits.queue);
         }
         state.write_queue.push(close);
         state.close_code = code;
         state.phase = Phase::Closing {
             since: clock::now_ms(),
-            queued,
+            backlog,
         };
         state.wake_reader();
         self.write_now(state);
-        if queued == Queued::Deliver && self.backlog() > 0 {
+        if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
             self.limits.leaving.note(self);
         }
         true
@@ -77,10 +81,10 @@ impl ConnectionWriter {
     /// Discards what still precedes the close frame; false if there is nothing to discard.
     pub fn discard_backlog(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        let Phase::Closing { queued, .. } = &mut state.phase else {
+        let Phase::Closing { backlog, .. } = &mut state.phase else {
             return false;
         };
-        let was_delivering = std::mem::replace(queued, Queued::Discard) == Queued::Deliver;
+        let was_delivering = std::mem::replace(backlog, BacklogPolicy::Discard) == BacklogPolicy::Deliver;
         if was_delivering {
             state.write_queue.discard_but_last(&self.limits.queue);
             self.write_now(state);
