@@ -30,7 +30,7 @@ use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
 use crate::session::{Registry, relief};
-use crate::writer::{LeavingWriters, QueueLimits, SendMemory, WriterLimits};
+use crate::writer::{LeavingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::{shutdown, supervise};
@@ -114,12 +114,12 @@ impl Server {
         acceptors.close();
         let http = Arc::clone(&self.http);
         let upkeep = supervise::spawn("upkeep", move || upkeep(Arc::clone(&http)));
-        let (registry, limits) = (
+        let (registry, context) = (
             Arc::clone(&self.http.chat.registry),
-            Arc::clone(&self.http.connections.writer_limits),
+            Arc::clone(&self.http.connections.writer_context),
         );
         let relief = supervise::spawn("relief", move || {
-            relief::keep_room(Arc::clone(&registry), Arc::clone(&limits))
+            relief::keep_room(Arc::clone(&registry), Arc::clone(&context))
         });
         stop.await;
         shutdown::drain(&self.http).await;
@@ -197,7 +197,7 @@ fn assemble(
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {
         chat: Arc::clone(&chat),
-        writer_limits: Arc::new(WriterLimits {
+        writer_context: Arc::new(WriterContext {
             queue: QueueLimits::new(
                 config.limits.send_queue_bytes,
                 config.limits.send_timeout,
@@ -298,7 +298,7 @@ async fn upkeep(http: Arc<Http>) {
             _ = tick.tick() => http.chat.tick(),
             _ = sweep.tick() => {
                 sweep_connections(&http.chat).await;
-                let memory = &http.connections.writer_limits.queue.memory;
+                let memory = &http.connections.writer_context.queue.memory;
                 http.metrics.send_memory_bytes.set(i64::try_from(memory.used()).unwrap_or(i64::MAX));
             }
         }

@@ -21,7 +21,7 @@ use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::writer::BorrowedChunk;
-use livechat_ws::writer::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterLimits};
+use livechat_ws::writer::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterContext};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -108,7 +108,7 @@ impl Sessions {
             .build()
             .expect("a runtime");
         let metrics = Arc::new(Metrics::default());
-        let limits = Arc::new(WriterLimits {
+        let context = Arc::new(WriterContext {
             queue: QueueLimits::new(SEND_QUEUE_BYTES, PATIENCE, SendMemory::new(SEND_MEMORY_BYTES)),
             ping_interval: PATIENCE,
             pong_timeout: PATIENCE,
@@ -130,7 +130,7 @@ impl Sessions {
             let session_id = session_id(n);
             let (mut session, mut greetings) = (None, 0);
             for user in 0..sockets_each {
-                let connection = connect(&listener, &opened.readers, &limits);
+                let connection = connect(&listener, &opened.readers, &context);
                 let writer = opened.runtime.block_on(connection);
                 let member = Member {
                     writer: writer.expect("a connection over loopback"),
@@ -215,7 +215,7 @@ pub fn greeting(session_id: &SessionId, user_id: &UserId) -> Bytes {
 async fn connect(
     listener: &TcpListener,
     readers: &Arc<Readers>,
-    limits: &Arc<WriterLimits>,
+    context: &Arc<WriterContext>,
 ) -> io::Result<Arc<ConnectionWriter>> {
     let address = listener.local_addr()?;
     let (client, (socket, _)) = tokio::try_join!(TcpStream::connect(address), listener.accept())?;
@@ -225,5 +225,5 @@ async fn connect(
     // A socket counts as not writable until the driver has reported it once.
     writer.writable().await?;
     tokio::spawn(Arc::clone(readers).drain(client));
-    Ok(ConnectionWriter::new(writer, Bytes::new(), Arc::clone(limits)))
+    Ok(ConnectionWriter::new(writer, Bytes::new(), Arc::clone(context)))
 }

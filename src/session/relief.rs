@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Registry;
 use crate::logging::LogLimit;
 use crate::protocol::code::CloseCode;
-use crate::writer::{BacklogPolicy, ConnectionWriter, WriterLimits};
+use crate::writer::{BacklogPolicy, ConnectionWriter, WriterContext};
 
 /// How long readers that drain have to make room.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,24 +22,24 @@ const REST: Duration = Duration::from_millis(20);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Closes connections whenever there is too little room. Never returns.
-pub async fn keep_room(registry: Arc<Registry>, limits: Arc<WriterLimits>) {
+pub async fn keep_room(registry: Arc<Registry>, context: Arc<WriterContext>) {
     let mut log = LogLimit::new(LOG_INTERVAL);
     let mut leaving = Leaving::default();
     let (mut over_since, mut closed) = (None, 0);
     loop {
-        limits.queue.memory.exceeded().await;
+        context.queue.memory.exceeded().await;
         let since = *over_since.get_or_insert_with(Instant::now);
-        closed += make_room(&registry, &limits, &mut leaving, since.elapsed() >= PATIENCE);
+        closed += make_room(&registry, &context, &mut leaving, since.elapsed() >= PATIENCE);
         if closed > 0 && log.allows() {
             tracing::warn!(
                 closed,
-                limit = limits.queue.memory.limit(),
+                limit = context.queue.memory.limit(),
                 "outbound queues are over SEND_MEMORY_BYTES: the largest were closed"
             );
             closed = 0;
         }
         tokio::time::sleep(REST).await;
-        if leaving.excess(&limits) == 0 {
+        if leaving.excess(&context) == 0 {
             over_since = None;
         }
     }
@@ -52,14 +52,14 @@ struct Leaving(Vec<Weak<ConnectionWriter>>);
 
 impl Leaving {
     /// By how much the queues of the other connections exceed the limit.
-    fn excess(&mut self, limits: &WriterLimits) -> usize {
+    fn excess(&mut self, context: &WriterContext) -> usize {
         let mut leaving = 0;
         self.0.retain(|writer| {
             let bytes = writer.upgrade().map_or(0, |writer| writer.backlog());
             leaving += bytes;
             bytes > 0
         });
-        let memory = &limits.queue.memory;
+        let memory = &context.queue.memory;
         memory
             .used()
             .saturating_sub(leaving)
@@ -71,11 +71,11 @@ impl Leaving {
 /// that drain are only closed with `also_draining`.
 fn make_room(
     registry: &Registry,
-    limits: &WriterLimits,
+    context: &WriterContext,
     leaving: &mut Leaving,
     also_draining: bool,
 ) -> usize {
-    if leaving.excess(limits) == 0 {
+    if leaving.excess(context) == 0 {
         return 0;
     }
     let mut queues = Vec::new();
@@ -88,11 +88,11 @@ fn make_room(
     for session in registry.all() {
         session.members().iter().for_each(|member| add(&member.writer));
     }
-    limits.leaving.all().iter().for_each(add);
+    context.leaving.all().iter().for_each(add);
     queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
     let mut closed = 0;
     for (_, _, writer) in queues {
-        if leaving.excess(limits) == 0 {
+        if leaving.excess(context) == 0 {
             break;
         }
         let reason = "outbound queues are full";
@@ -114,7 +114,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::protocol::frame;
     use crate::protocol::ids::{SessionId, UserType};
-    use crate::session::testing::{limits, members_of};
+    use crate::session::testing::{context, members_of};
     use crate::writer::Sent;
 
     /// More than a socket takes at once.
@@ -124,10 +124,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn only_the_largest_queue_is_closed() {
         let metrics = Arc::new(Metrics::default());
-        let mut limits = limits(&metrics, 3 * LARGE);
-        limits.queue.queue_bytes = 1 << 30;
-        let limits = Arc::new(limits);
-        let (members, _clients) = members_of(&limits, 3).await;
+        let mut context = context(&metrics, 3 * LARGE);
+        context.queue.queue_bytes = 1 << 30;
+        let context = Arc::new(context);
+        let (members, _clients) = members_of(&context, 3).await;
         let registry = Registry::default();
         for (number, member) in members.iter().enumerate() {
             let session_id = SessionId::parse(&format!("s{number}")).unwrap();
@@ -136,20 +136,20 @@ mod tests {
             assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
         }
         let mut leaving = Leaving::default();
-        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 2]));
         members[2].writer.send(&Bytes::from(vec![0; LARGE]));
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 4]));
-        assert!(limits.queue.memory.is_exceeded());
+        assert!(context.queue.memory.is_exceeded());
         // Until the kernel takes no more.
         while members.iter().any(|member| member.writer.is_worth_waiting_for()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(make_room(&registry, &limits, &mut leaving, false), 1);
+        assert_eq!(make_room(&registry, &context, &mut leaving, false), 1);
         let open: Vec<_> = members.iter().map(|member| member.writer.is_open()).collect();
         assert_eq!(open, [true, true, false]);
         // What the closed one has in flight is not counted again.
-        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
         drop(members);
     }
 
@@ -157,10 +157,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_closing_connection_gives_up_its_backlog_first() {
         let metrics = Arc::new(Metrics::default());
-        let mut limits = limits(&metrics, 2 * LARGE);
-        limits.queue.queue_bytes = 1 << 30;
-        let limits = Arc::new(limits);
-        let (members, mut clients) = members_of(&limits, 2).await;
+        let mut context = context(&metrics, 2 * LARGE);
+        context.queue.queue_bytes = 1 << 30;
+        let context = Arc::new(context);
+        let (members, mut clients) = members_of(&context, 2).await;
         let registry = Registry::default();
         let session_id = SessionId::parse("s").unwrap();
         registry.join(&session_id, &members[0], UserType::Customer, |_| Bytes::new());
@@ -172,12 +172,12 @@ mod tests {
             assert_eq!(member.writer.send(&Bytes::from(vec![b'b'; large])), Sent::Queued);
         }
         members[1].writer.close_for_drain();
-        assert!(limits.queue.memory.is_exceeded());
+        assert!(context.queue.memory.is_exceeded());
         let mut leaving = Leaving::default();
-        assert_eq!(make_room(&registry, &limits, &mut leaving, true), 0);
+        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
         assert!(members[0].writer.is_open());
         assert_eq!(
-            make_room(&registry, &limits, &mut leaving, true),
+            make_room(&registry, &context, &mut leaving, true),
             0,
             "that was enough"
         );

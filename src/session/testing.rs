@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 use super::Member;
 use crate::metrics::Metrics;
 use crate::protocol::ids::UserId;
-use crate::writer::WriterLimits;
-pub use crate::writer::testing::limits;
+use crate::writer::WriterContext;
+pub use crate::writer::testing::context;
 use crate::writer::testing::writers;
 
 /// A connection of this user, and its client's end.
@@ -21,12 +21,12 @@ pub async fn member(user: &str) -> (Member, TcpStream) {
 
 /// Connections of one user, and their clients' ends.
 pub async fn members(count: usize, metrics: &Arc<Metrics>) -> (Vec<Member>, Vec<TcpStream>) {
-    members_of(&Arc::new(limits(metrics, 1 << 30)), count).await
+    members_of(&Arc::new(context(metrics, 1 << 30)), count).await
 }
 
-/// As [`members`], with these limits.
-pub async fn members_of(limits: &Arc<WriterLimits>, count: usize) -> (Vec<Member>, Vec<TcpStream>) {
-    let (writers, clients) = writers(limits, count).await;
+/// As [`members`], with this context.
+pub async fn members_of(context: &Arc<WriterContext>, count: usize) -> (Vec<Member>, Vec<TcpStream>) {
+    let (writers, clients) = writers(context, count).await;
     let member = |writer| Member {
         writer,
         user_id: UserId::parse("u").unwrap(),

@@ -38,8 +38,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STATUS: u16 = 1005;
 const NO_CLOSE_FRAME: u16 = 1006;
 
-/// Shared by all writers of a server: limits, runtime, metrics.
-pub struct WriterLimits {
+/// What all writers of a server share: limits, runtime, metrics, and which of them are closing.
+pub struct WriterContext {
     pub queue: QueueLimits,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
@@ -74,7 +74,7 @@ pub struct ConnectionWriter {
     state: Mutex<State>,
     /// Set before each of our pings is written, cleared by any byte from the client.
     awaiting_pong: AtomicBool,
-    limits: Arc<WriterLimits>,
+    context: Arc<WriterContext>,
 }
 
 #[derive(Default)]
@@ -131,7 +131,7 @@ pub enum BacklogPolicy {
 
 impl ConnectionWriter {
     /// `answer`, the response to the handshake, is sent with the first frame.
-    pub fn new(socket: OwnedWriteHalf, answer: Bytes, limits: Arc<WriterLimits>) -> Arc<Self> {
+    pub fn new(socket: OwnedWriteHalf, answer: Bytes, context: Arc<WriterContext>) -> Arc<Self> {
         let mut state = State::default();
         if !answer.is_empty() {
             state.write_queue.push_handshake_answer(answer);
@@ -140,7 +140,7 @@ impl ConnectionWriter {
             socket,
             state: Mutex::new(state),
             awaiting_pong: AtomicBool::new(false),
-            limits,
+            context,
         })
     }
 
@@ -154,7 +154,7 @@ impl ConnectionWriter {
     pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
-            if state.write_queue.push_required(frame, &self.limits.queue) {
+            if state.write_queue.push_required(frame, &self.context.queue) {
                 return Sent::Queued;
             }
             drop(state);
@@ -182,7 +182,7 @@ impl ConnectionWriter {
             return Sent::Closed;
         }
         if state.is_busy() {
-            return state.queue(chunk, &self.limits.queue);
+            return state.queue(chunk, &self.context.queue);
         }
         let result = self.send_now(chunk);
         self.finish_send(state, chunk, result)
@@ -196,7 +196,7 @@ impl ConnectionWriter {
             return Reservation::Done(Sent::Closed);
         }
         if state.is_busy() {
-            return Reservation::Done(state.queue(chunk, &self.limits.queue));
+            return Reservation::Done(state.queue(chunk, &self.context.queue));
         }
         state.is_writing = true;
         Reservation::Reserved
@@ -260,7 +260,7 @@ impl ConnectionWriter {
             return Sent::Closed;
         }
         if !is_whole {
-            let hold = |chunk| self.limits.queue.memory.hold(chunk);
+            let hold = |chunk| self.context.queue.memory.hold(chunk);
             state.write_queue.push_partly_sent(chunk.to_bytes(hold), written);
         }
         // Frames may have been queued while the chunk was being sent: often the socket takes those, too.
@@ -351,18 +351,18 @@ impl ConnectionWriter {
             .write_queue
             .stalled_for()
             .min(state.pulse.unacknowledged_for());
-        if is_behind && stalled > self.limits.queue.send_timeout {
+        if is_behind && stalled > self.context.queue.send_timeout {
             drop(state);
             let reason = "no progress within the send timeout";
             self.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
         } else if is_awaiting {
             let silent = state.pulse.silent_for().min(state.write_queue.since_progress());
             // For a ping that has not been written yet, the send timeout applies.
-            if !state.write_queue.has_ping() && silent > self.limits.pong_timeout {
+            if !state.write_queue.has_ping() && silent > self.context.pong_timeout {
                 drop(state);
                 self.close(CloseCode::NoPong, "no pong in time", BacklogPolicy::Discard);
             }
-        } else if state.pulse.is_ping_due(self.limits.ping_interval) {
+        } else if state.pulse.is_ping_due(self.context.ping_interval) {
             state.pulse.ping_requested();
             state.write_queue.set_ping();
             // Before writing: the pong may arrive before the write returns.
@@ -392,7 +392,7 @@ impl ConnectionWriter {
     /// Whether a full queue will soon have room.
     pub fn is_worth_waiting_for(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Open && state.write_queue.is_worth_waiting_for(&self.limits.queue)
+        state.phase == Phase::Open && state.write_queue.is_worth_waiting_for(&self.context.queue)
     }
 
     /// Writes what the socket takes. True if nothing is left to write, or the socket is broken.
@@ -403,7 +403,7 @@ impl ConnectionWriter {
         {
             match written {
                 Ok(written) => {
-                    if let Some(since_ping) = state.write_queue.advance(written, &self.limits.queue) {
+                    if let Some(since_ping) = state.write_queue.advance(written, &self.context.queue) {
                         let stream = kernel::stream(self.socket());
                         state.pulse.ping_written(since_ping, stream);
                     }
@@ -434,7 +434,7 @@ impl ConnectionWriter {
         if !state.is_writing {
             state.is_writing = true;
             drop(state);
-            self.limits.runtime.spawn(Arc::clone(self).flush());
+            self.context.runtime.spawn(Arc::clone(self).flush());
         }
     }
 
@@ -455,7 +455,7 @@ impl ConnectionWriter {
     /// The socket is broken: forget the backlog and wake the reader.
     fn fail(&self, state: &mut State) {
         state.phase = Phase::Dead;
-        state.write_queue.clear(&self.limits.queue);
+        state.write_queue.clear(&self.context.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
         state.wake_reader();
     }
@@ -464,7 +464,7 @@ impl ConnectionWriter {
 impl Drop for ConnectionWriter {
     fn drop(&mut self) {
         // Release the queue's memory, however the connection ended.
-        self.state.get_mut().write_queue.clear(&self.limits.queue);
+        self.state.get_mut().write_queue.clear(&self.context.queue);
     }
 }
 

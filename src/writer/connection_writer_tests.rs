@@ -7,13 +7,13 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::writer::testing::{limits, writers};
+use crate::writer::testing::{context, writers};
 
 const CHUNK: Bytes = Bytes::from_static(b"a chunk ");
 
 async fn one() -> (Arc<ConnectionWriter>, TcpStream) {
-    let limits = Arc::new(limits(&Arc::default(), 1 << 30));
-    let (mut writers, mut clients) = writers(&limits, 1).await;
+    let context = Arc::new(context(&Arc::default(), 1 << 30));
+    let (mut writers, mut clients) = writers(&context, 1).await;
     (writers.remove(0), clients.remove(0))
 }
 

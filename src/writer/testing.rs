@@ -7,12 +7,12 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-use super::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterLimits};
+use super::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::metrics::Metrics;
 
-/// The default limits, with `memory` bytes for all queues together.
-pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> WriterLimits {
-    WriterLimits {
+/// A context with the default limits, and `memory` bytes for all queues together.
+pub fn context(metrics: &Arc<Metrics>, memory: usize) -> WriterContext {
+    WriterContext {
         queue: QueueLimits::new(1 << 20, Duration::from_secs(10), SendMemory::new(memory)),
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(10),
@@ -24,7 +24,7 @@ pub fn limits(metrics: &Arc<Metrics>, memory: usize) -> WriterLimits {
 
 /// The writers of `count` connections, and their clients' ends.
 pub async fn writers(
-    limits: &Arc<WriterLimits>,
+    context: &Arc<WriterContext>,
     count: usize,
 ) -> (Vec<Arc<ConnectionWriter>>, Vec<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -35,7 +35,7 @@ pub async fn writers(
         writers.push(ConnectionWriter::new(
             write_half,
             Bytes::new(),
-            Arc::clone(limits),
+            Arc::clone(context),
         ));
     }
     (writers, clients)

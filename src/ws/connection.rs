@@ -31,7 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::session::Member;
-use crate::writer::{BacklogPolicy, ConnectionWriter, WriterLimits};
+use crate::writer::{BacklogPolicy, ConnectionWriter, WriterContext};
 
 /// How long, and for how many bytes, a closed connection is still read so that the peer receives our close frame:
 /// unread bytes would make the kernel reset the connection (RFC 6455, section 7.1.1).
@@ -48,7 +48,7 @@ thread_local! {
 /// What all connections share.
 pub struct Shared {
     pub chat: Arc<Chat>,
-    pub writer_limits: Arc<WriterLimits>,
+    pub writer_context: Arc<WriterContext>,
     pub lifecycle: Arc<Lifecycle>,
     pub rate_limit: RateLimit,
     /// `MAX_MESSAGE_BYTES`.
@@ -114,7 +114,7 @@ impl Connection {
         shared: Arc<Shared>,
     ) -> Self {
         let (socket, write_half) = socket.into_split();
-        let writer = ConnectionWriter::new(write_half, answer, Arc::clone(&shared.writer_limits));
+        let writer = ConnectionWriter::new(write_half, answer, Arc::clone(&shared.writer_context));
         let member = Member {
             writer,
             user_id: params.user_id,

@@ -34,7 +34,7 @@ impl ConnectionWriter {
     pub fn close(self: &Arc<Self>, code: CloseCode, reason: &str, backlog: BacklogPolicy) -> bool {
         let first = self.close_with(code.code(), frame::close(code, reason), backlog);
         if first {
-            self.limits.metrics.closed(code);
+            self.context.metrics.closed(code);
         }
         first
     }
@@ -52,7 +52,7 @@ impl ConnectionWriter {
     pub fn echo_close(self: &Arc<Self>, code: Option<u16>) {
         let shown = code.unwrap_or(NO_STATUS);
         if self.close_with(shown, frame::close_echo(code), BacklogPolicy::Discard) {
-            self.limits.metrics.closed(CloseCode::Normal);
+            self.context.metrics.closed(CloseCode::Normal);
         }
     }
 
@@ -62,7 +62,7 @@ impl ConnectionWriter {
             return false;
         }
         if backlog == BacklogPolicy::Discard {
-            state.write_queue.discard(&self.limits.queue);
+            state.write_queue.discard(&self.context.queue);
         }
         state.write_queue.push(close);
         state.close_code = code;
@@ -73,7 +73,7 @@ impl ConnectionWriter {
         state.wake_reader();
         self.write_now(state);
         if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
-            self.limits.leaving.note(self);
+            self.context.leaving.note(self);
         }
         true
     }
@@ -86,7 +86,7 @@ impl ConnectionWriter {
         };
         let was_delivering = std::mem::replace(backlog, BacklogPolicy::Discard) == BacklogPolicy::Deliver;
         if was_delivering {
-            state.write_queue.discard_but_last(&self.limits.queue);
+            state.write_queue.discard_but_last(&self.context.queue);
             self.write_now(state);
         }
         was_delivering
