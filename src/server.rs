@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
-use crate::session::{Registry, relief};
+use crate::session::{Registry, memory_pressure};
 use crate::writer::{LeavingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
@@ -118,15 +118,15 @@ impl Server {
             Arc::clone(&self.http.chat.registry),
             Arc::clone(&self.http.connections.writer_context),
         );
-        let relief = supervise::spawn("relief", move || {
-            relief::keep_room(Arc::clone(&registry), Arc::clone(&context))
+        let memory_pressure = supervise::spawn("memory_pressure", move || {
+            memory_pressure::keep_within_limit(Arc::clone(&registry), Arc::clone(&context))
         });
         stop.await;
         shutdown::drain(&self.http).await;
         closing.cancel();
         acceptors.wait().await;
         upkeep.abort();
-        relief.abort();
+        memory_pressure.abort();
     }
 }
 

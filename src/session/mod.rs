@@ -2,11 +2,11 @@
 //!
 //! - [`registry`]: the sessions of this node
 //! - [`users`]: the users of one session on this node, by their connections
-//! - [`relief`]: closes connections when all outbound queues together hold too much
+//! - [`memory_pressure`]: closes connections when all outbound queues together hold too much
 //! - [`typists`]: who is typing, and when that expires
 
+pub mod memory_pressure;
 pub mod registry;
-pub mod relief;
 #[cfg(test)]
 pub mod testing;
 pub mod typists;

@@ -16,7 +16,7 @@ const CHUNK_OVERHEAD: usize = 96;
 /// What a chunk costs each queue that has it: an entry in a list whose capacity doubles as it grows.
 const ENTRY_BYTES: usize = 2 * size_of::<Bytes>();
 
-/// The memory of all queues. `session::relief` says what happens above its limit.
+/// The memory of all queues. `session::memory_pressure` says what happens above its limit.
 pub struct SendMemory {
     used: AtomicUsize,
     limit: usize,
@@ -75,7 +75,8 @@ impl SendMemory {
         self.used() > self.limit
     }
 
-    /// Whether it is a quarter over its limit: then only small queues may grow, since `session::relief` lags behind.
+    /// Whether it is a quarter over its limit: then only small queues may grow, since `session::memory_pressure` lags
+    /// behind.
     pub fn is_scarce(&self) -> bool {
         self.used() > self.limit + self.limit / 4
     }

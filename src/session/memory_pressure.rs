@@ -17,19 +17,19 @@ use crate::writer::{BacklogPolicy, ConnectionWriter, WriterContext};
 /// How long readers that drain have to make room.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The pause between two checks: each visits every connection.
-const REST: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// The least time between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Closes connections whenever there is too little room. Never returns.
-pub async fn keep_room(registry: Arc<Registry>, context: Arc<WriterContext>) {
+pub async fn keep_within_limit(registry: Arc<Registry>, context: Arc<WriterContext>) {
     let mut log = LogLimit::new(LOG_INTERVAL);
     let mut leaving = Leaving::default();
     let (mut over_since, mut closed) = (None, 0);
     loop {
         context.queue.memory.exceeded().await;
         let since = *over_since.get_or_insert_with(Instant::now);
-        closed += make_room(&registry, &context, &mut leaving, since.elapsed() >= PATIENCE);
+        closed += close_largest(&registry, &context, &mut leaving, since.elapsed() >= PATIENCE);
         if closed > 0 && log.allows() {
             tracing::warn!(
                 closed,
@@ -38,7 +38,7 @@ pub async fn keep_room(registry: Arc<Registry>, context: Arc<WriterContext>) {
             );
             closed = 0;
         }
-        tokio::time::sleep(REST).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         if leaving.excess(&context) == 0 {
             over_since = None;
         }
@@ -68,12 +68,12 @@ impl Leaving {
 }
 
 /// Closes the connections with the largest queues until the rest is within the limit, and returns how many. Readers
-/// that drain are only closed with `also_draining`.
-fn make_room(
+/// that drain are only closed with `includes_draining`.
+fn close_largest(
     registry: &Registry,
     context: &WriterContext,
     leaving: &mut Leaving,
-    also_draining: bool,
+    includes_draining: bool,
 ) -> usize {
     if leaving.excess(context) == 0 {
         return 0;
@@ -81,7 +81,7 @@ fn make_room(
     let mut queues = Vec::new();
     let mut add = |writer: &Arc<ConnectionWriter>| {
         let (bytes, drains) = (writer.spare_backlog(), writer.is_worth_waiting_for());
-        if bytes > 0 && (also_draining || !drains) {
+        if bytes > 0 && (includes_draining || !drains) {
             queues.push((drains, Reverse(bytes), Arc::clone(writer)));
         }
     };
@@ -136,7 +136,7 @@ mod tests {
             assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
         }
         let mut leaving = Leaving::default();
-        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
+        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 2]));
         members[2].writer.send(&Bytes::from(vec![0; LARGE]));
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 4]));
@@ -145,11 +145,11 @@ mod tests {
         while members.iter().any(|member| member.writer.is_worth_waiting_for()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(make_room(&registry, &context, &mut leaving, false), 1);
+        assert_eq!(close_largest(&registry, &context, &mut leaving, false), 1);
         let open: Vec<_> = members.iter().map(|member| member.writer.is_open()).collect();
         assert_eq!(open, [true, true, false]);
         // What the closed one has in flight is not counted again.
-        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
+        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
         drop(members);
     }
 
@@ -174,10 +174,10 @@ mod tests {
         members[1].writer.close_for_drain();
         assert!(context.queue.memory.is_exceeded());
         let mut leaving = Leaving::default();
-        assert_eq!(make_room(&registry, &context, &mut leaving, true), 0);
+        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
         assert!(members[0].writer.is_open());
         assert_eq!(
-            make_room(&registry, &context, &mut leaving, true),
+            close_largest(&registry, &context, &mut leaving, true),
             0,
             "that was enough"
         );
