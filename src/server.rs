@@ -30,7 +30,7 @@ use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::{Parts, Presence};
 use crate::session::typists::Typists;
 use crate::session::{Registry, memory_pressure};
-use crate::writer::{LeavingWriters, QueueLimits, SendMemory, WriterContext};
+use crate::writer::{ClosingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
 use crate::{shutdown, supervise};
@@ -207,7 +207,7 @@ fn assemble(
             pong_timeout: config.limits.pong_timeout,
             runtime: Handle::current(),
             metrics: Arc::clone(&metrics),
-            leaving: LeavingWriters::default(),
+            closing: ClosingWriters::default(),
         }),
         lifecycle: Arc::clone(&lifecycle),
         rate_limit: RateLimit::new(config.limits.rate_limit_messages, config.limits.rate_limit_burst),

@@ -21,7 +21,7 @@ use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::writer::BorrowedChunk;
-use livechat_ws::writer::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterContext};
+use livechat_ws::writer::{ClosingWriters, ConnectionWriter, QueueLimits, SendMemory, WriterContext};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -114,7 +114,7 @@ impl Sessions {
             pong_timeout: PATIENCE,
             runtime: runtime.handle().clone(),
             metrics: Arc::clone(&metrics),
-            leaving: LeavingWriters::default(),
+            closing: ClosingWriters::default(),
         });
         let mut opened = Self {
             registry: Arc::default(),

@@ -24,12 +24,12 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Closes connections whenever there is too little room. Never returns.
 pub async fn keep_within_limit(registry: Arc<Registry>, context: Arc<WriterContext>) {
     let mut log = LogLimit::new(LOG_INTERVAL);
-    let mut leaving = Leaving::default();
+    let mut evicted = Evicted::default();
     let (mut over_since, mut closed) = (None, 0);
     loop {
         context.queue.memory.exceeded().await;
         let since = *over_since.get_or_insert_with(Instant::now);
-        closed += close_largest(&registry, &context, &mut leaving, since.elapsed() >= PATIENCE);
+        closed += close_largest(&registry, &context, &mut evicted, since.elapsed() >= PATIENCE);
         if closed > 0 && log.allows() {
             tracing::warn!(
                 closed,
@@ -39,7 +39,7 @@ pub async fn keep_within_limit(registry: Arc<Registry>, context: Arc<WriterConte
             closed = 0;
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
-        if leaving.excess(&context) == 0 {
+        if evicted.excess(&context) == 0 {
             over_since = None;
         }
     }
@@ -48,21 +48,21 @@ pub async fn keep_within_limit(registry: Arc<Registry>, context: Arc<WriterConte
 /// Connections that were closed to make room and whose sockets have not taken what is in flight: their memory counts as
 /// free.
 #[derive(Default)]
-struct Leaving(Vec<Weak<ConnectionWriter>>);
+struct Evicted(Vec<Weak<ConnectionWriter>>);
 
-impl Leaving {
+impl Evicted {
     /// By how much the queues of the other connections exceed the limit.
     fn excess(&mut self, context: &WriterContext) -> usize {
-        let mut leaving = 0;
+        let mut evicted = 0;
         self.0.retain(|writer| {
             let bytes = writer.upgrade().map_or(0, |writer| writer.backlog());
-            leaving += bytes;
+            evicted += bytes;
             bytes > 0
         });
         let memory = &context.queue.memory;
         memory
             .used()
-            .saturating_sub(leaving)
+            .saturating_sub(evicted)
             .saturating_sub(memory.limit())
     }
 }
@@ -72,10 +72,10 @@ impl Leaving {
 fn close_largest(
     registry: &Registry,
     context: &WriterContext,
-    leaving: &mut Leaving,
+    evicted: &mut Evicted,
     includes_draining: bool,
 ) -> usize {
-    if leaving.excess(context) == 0 {
+    if evicted.excess(context) == 0 {
         return 0;
     }
     let mut queues = Vec::new();
@@ -88,18 +88,18 @@ fn close_largest(
     for session in registry.all() {
         session.members().iter().for_each(|member| add(&member.writer));
     }
-    context.leaving.all().iter().for_each(add);
+    context.closing.all().iter().for_each(add);
     queues.sort_unstable_by_key(|&(drains, bytes, _)| (drains, bytes));
     let mut closed = 0;
     for (_, _, writer) in queues {
-        if leaving.excess(context) == 0 {
+        if evicted.excess(context) == 0 {
             break;
         }
         let reason = "outbound queues are full";
         let is_closed = writer.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
         closed += usize::from(is_closed);
         if is_closed || writer.discard_backlog() {
-            leaving.0.push(Arc::downgrade(&writer));
+            evicted.0.push(Arc::downgrade(&writer));
         }
     }
     closed
@@ -135,8 +135,8 @@ mod tests {
             // Some bytes are in flight, and stay so.
             assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
         }
-        let mut leaving = Leaving::default();
-        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
+        let mut evicted = Evicted::default();
+        assert_eq!(close_largest(&registry, &context, &mut evicted, true), 0);
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 2]));
         members[2].writer.send(&Bytes::from(vec![0; LARGE]));
         members[1].writer.send(&Bytes::from(vec![0; LARGE / 4]));
@@ -145,11 +145,11 @@ mod tests {
         while members.iter().any(|member| member.writer.is_worth_waiting_for()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(close_largest(&registry, &context, &mut leaving, false), 1);
+        assert_eq!(close_largest(&registry, &context, &mut evicted, false), 1);
         let open: Vec<_> = members.iter().map(|member| member.writer.is_open()).collect();
         assert_eq!(open, [true, true, false]);
         // What the closed one has in flight is not counted again.
-        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
+        assert_eq!(close_largest(&registry, &context, &mut evicted, true), 0);
         drop(members);
     }
 
@@ -173,11 +173,11 @@ mod tests {
         }
         members[1].writer.close_for_drain();
         assert!(context.queue.memory.is_exceeded());
-        let mut leaving = Leaving::default();
-        assert_eq!(close_largest(&registry, &context, &mut leaving, true), 0);
+        let mut evicted = Evicted::default();
+        assert_eq!(close_largest(&registry, &context, &mut evicted, true), 0);
         assert!(members[0].writer.is_open());
         assert_eq!(
-            close_largest(&registry, &context, &mut leaving, true),
+            close_largest(&registry, &context, &mut evicted, true),
             0,
             "that was enough"
         );

@@ -6,7 +6,7 @@
 
 mod closing;
 
-pub use closing::LeavingWriters;
+pub use closing::ClosingWriters;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -46,7 +46,7 @@ pub struct WriterContext {
     /// Where flushers run: frames are also sent by threads outside the runtime.
     pub runtime: Handle,
     pub metrics: Arc<Metrics>,
-    pub leaving: LeavingWriters,
+    pub closing: ClosingWriters,
 }
 
 /// The outcome of sending a frame.

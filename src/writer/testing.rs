@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-use super::{ConnectionWriter, LeavingWriters, QueueLimits, SendMemory, WriterContext};
+use super::{ClosingWriters, ConnectionWriter, QueueLimits, SendMemory, WriterContext};
 use crate::metrics::Metrics;
 
 /// A context with the default limits, and `memory` bytes for all queues together.
@@ -18,7 +18,7 @@ pub fn context(metrics: &Arc<Metrics>, memory: usize) -> WriterContext {
         pong_timeout: Duration::from_secs(10),
         runtime: Handle::current(),
         metrics: Arc::clone(metrics),
-        leaving: LeavingWriters::default(),
+        closing: ClosingWriters::default(),
     }
 }
 

@@ -12,15 +12,15 @@ use crate::protocol::frame;
 
 /// Connections that close once their clients have taken what is queued. They no longer belong to a session.
 #[derive(Default)]
-pub struct LeavingWriters(Mutex<Vec<Weak<ConnectionWriter>>>);
+pub struct ClosingWriters(Mutex<Vec<Weak<ConnectionWriter>>>);
 
-impl LeavingWriters {
+impl ClosingWriters {
     fn note(&self, writer: &Arc<ConnectionWriter>) {
-        let mut leaving = self.0.lock();
-        if leaving.len() == leaving.capacity() {
-            leaving.retain(|writer| writer.upgrade().is_some_and(|writer| writer.backlog() > 0));
+        let mut writers = self.0.lock();
+        if writers.len() == writers.capacity() {
+            writers.retain(|writer| writer.upgrade().is_some_and(|writer| writer.backlog() > 0));
         }
-        leaving.push(Arc::downgrade(writer));
+        writers.push(Arc::downgrade(writer));
     }
 
     /// Those that still exist.
@@ -73,7 +73,7 @@ impl ConnectionWriter {
         state.wake_reader();
         self.write_now(state);
         if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
-            self.context.leaving.note(self);
+            self.context.closing.note(self);
         }
         true
     }
