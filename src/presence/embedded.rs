@@ -45,9 +45,9 @@ pub(super) async fn run(
         }
         let mut changes = dirty.take().sessions;
         grace::add_lingerers(&registry, &mut grace, &changes);
-        while let Some((leaving, end)) = grace.take_expired(Moment::now()) {
-            if registry.end_grace(&leaving.session_id, &leaving.user_id, leaving.since, end) {
-                changes.entry(leaving.session_id).or_default();
+        while let Some((user, end)) = grace.take_expired(Moment::now()) {
+            if registry.end_grace(&user.session_id, &user.user_id, user.since, end) {
+                changes.entry(user.session_id).or_default();
             }
         }
         for (session_id, change) in deferred.drain() {

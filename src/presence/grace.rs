@@ -14,11 +14,11 @@ use crate::protocol::ids::{SessionId, UserId};
 use crate::session::{Registry, Session};
 
 /// At most so many users are remembered; beyond that, the oldest count as expired.
-const MAX_LEAVING: usize = 100_000;
+const MAX_USERS: usize = 100_000;
 
-/// A user whose last connection here has closed.
+/// A user whose last connection here has closed, and who may reconnect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Leaving {
+pub struct UserInGrace {
     pub since: Moment,
     pub session_id: SessionId,
     pub user_id: UserId,
@@ -27,7 +27,7 @@ pub struct Leaving {
 pub struct GraceClock {
     period: Duration,
     /// The oldest is at the top.
-    leaving: BinaryHeap<Reverse<Leaving>>,
+    users: BinaryHeap<Reverse<UserInGrace>>,
     is_paused: bool,
     /// When the clock was resumed last: everyone has a full grace from then.
     resumed_at: Option<Moment>,
@@ -37,20 +37,20 @@ impl GraceClock {
     pub fn new(period: Duration) -> Self {
         Self {
             period,
-            leaving: BinaryHeap::new(),
+            users: BinaryHeap::new(),
             is_paused: false,
             resumed_at: None,
         }
     }
 
     /// A user's last connection here has closed.
-    pub fn add(&mut self, leaving: Leaving) {
-        self.leaving.push(Reverse(leaving));
+    pub fn add(&mut self, user: UserInGrace) {
+        self.users.push(Reverse(user));
     }
 
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.leaving.is_empty()
+        self.users.is_empty()
     }
 
     /// Pauses the clock.
@@ -68,42 +68,42 @@ impl GraceClock {
 
     /// When the next grace expires; `None` while there is none, or the clock is paused.
     pub fn due(&self) -> Option<Moment> {
-        let first = self.leaving.peek().filter(|_| !self.is_paused)?;
+        let first = self.users.peek().filter(|_| !self.is_paused)?;
         Some(self.expiry_of(&first.0))
     }
 
     /// Removes a user whose grace has expired; also says when that was.
-    pub fn take_expired(&mut self, now: Moment) -> Option<(Leaving, Moment)> {
-        let first = &self.leaving.peek()?.0;
+    pub fn take_expired(&mut self, now: Moment) -> Option<(UserInGrace, Moment)> {
+        let first = &self.users.peek()?.0;
         let end = self.expiry_of(first);
         let is_expired = !self.is_paused && end <= now;
-        if !is_expired && self.leaving.len() <= MAX_LEAVING {
+        if !is_expired && self.users.len() <= MAX_USERS {
             return None;
         }
-        let leaving = self.take_oldest()?;
-        Some((leaving, end.min(now)))
+        let user = self.take_oldest()?;
+        Some((user, end.min(now)))
     }
 
     /// Removes the oldest user, expired or not: for when nobody is left to wait.
-    pub fn take_oldest(&mut self) -> Option<Leaving> {
-        let Reverse(leaving) = self.leaving.pop()?;
-        if self.leaving.is_empty() {
+    pub fn take_oldest(&mut self) -> Option<UserInGrace> {
+        let Reverse(user) = self.users.pop()?;
+        if self.users.is_empty() {
             // Memory that a crowd has needed is given back.
-            self.leaving.shrink_to_fit();
+            self.users.shrink_to_fit();
         }
-        Some(leaving)
+        Some(user)
     }
 
     /// How long until the last grace expires.
     pub fn longest_remaining(&self, now: Moment) -> Duration {
-        let left = |Reverse(leaving): &Reverse<Leaving>| self.expiry_of(leaving).left(now);
-        self.leaving.iter().map(left).max().unwrap_or_default()
+        let left = |Reverse(user): &Reverse<UserInGrace>| self.expiry_of(user).left(now);
+        self.users.iter().map(left).max().unwrap_or_default()
     }
 
-    fn expiry_of(&self, leaving: &Leaving) -> Moment {
+    fn expiry_of(&self, user: &UserInGrace) -> Moment {
         let from = self
             .resumed_at
-            .map_or(leaving.since, |resumed_at| resumed_at.max(leaving.since));
+            .map_or(user.since, |resumed_at| resumed_at.max(user.since));
         from + self.period
     }
 }
@@ -141,7 +141,7 @@ pub fn add_all_lingerers(registry: &Registry, grace: &mut GraceClock) {
 }
 
 fn add(grace: &mut GraceClock, session: &Session, user_id: UserId, since: Moment) {
-    grace.add(Leaving {
+    grace.add(UserInGrace {
         since,
         session_id: session.id.clone(),
         user_id,
@@ -156,8 +156,8 @@ mod tests {
 
     const PERIOD: Duration = Duration::from_secs(2);
 
-    fn leaving(user: u32, since: Moment) -> Leaving {
-        Leaving {
+    fn in_grace(user: u32, since: Moment) -> UserInGrace {
+        UserInGrace {
             since,
             session_id: SessionId::parse("s").unwrap(),
             user_id: UserId::parse(&format!("u{user:06}")).unwrap(),
@@ -169,15 +169,15 @@ mod tests {
         let (mut grace, start) = (GraceClock::new(PERIOD), Moment::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert_eq!(grace.due(), None);
-        grace.add(leaving(2, at(500)));
-        grace.add(leaving(1, at(0)));
+        grace.add(in_grace(2, at(500)));
+        grace.add(in_grace(1, at(0)));
         assert_eq!(grace.due(), Some(at(2000)));
         assert_eq!(grace.take_expired(at(1999)), None);
         assert_eq!(grace.longest_remaining(at(1000)), Duration::from_millis(1500));
-        assert_eq!(grace.take_expired(at(2600)), Some((leaving(1, at(0)), at(2000))));
+        assert_eq!(grace.take_expired(at(2600)), Some((in_grace(1, at(0)), at(2000))));
         assert_eq!(
             grace.take_expired(at(2600)),
-            Some((leaving(2, at(500)), at(2500)))
+            Some((in_grace(2, at(500)), at(2500)))
         );
         assert!(grace.take_expired(at(9000)).is_none() && grace.is_empty());
     }
@@ -186,18 +186,18 @@ mod tests {
     fn a_paused_clock_expires_nobody_and_gives_everyone_a_full_grace_when_resumed() {
         let (mut grace, start) = (GraceClock::new(PERIOD), Moment::now());
         let at = |ms| start + Duration::from_millis(ms);
-        grace.add(leaving(1, at(0)));
+        grace.add(in_grace(1, at(0)));
         grace.pause();
         assert_eq!((grace.due(), grace.take_expired(at(60_000))), (None, None));
-        grace.add(leaving(2, at(60_000)));
+        grace.add(in_grace(2, at(60_000)));
         grace.resume(at(60_500));
         grace.resume(at(61_000));
-        grace.add(leaving(3, at(61_000)));
+        grace.add(in_grace(3, at(61_000)));
         let ends = [(1, 62_500), (2, 62_500), (3, 63_000)];
         for (user, end) in ends {
             assert_eq!(grace.due(), Some(at(end)));
             let (expired, ended) = grace.take_expired(at(90_000)).unwrap();
-            assert_eq!((expired.user_id, ended), (leaving(user, start).user_id, at(end)));
+            assert_eq!((expired.user_id, ended), (in_grace(user, start).user_id, at(end)));
         }
     }
 
@@ -205,11 +205,11 @@ mod tests {
     fn beyond_the_limit_the_oldest_expire() {
         let (mut grace, start) = (GraceClock::new(PERIOD), Moment::now());
         grace.pause();
-        for user in 0..MAX_LEAVING as u32 + 2 {
-            grace.add(leaving(user, start + Duration::from_nanos(user.into())));
+        for user in 0..MAX_USERS as u32 + 2 {
+            grace.add(in_grace(user, start + Duration::from_nanos(user.into())));
         }
         let expired: Vec<_> = std::iter::from_fn(|| grace.take_expired(start)).collect();
-        let oldest = [0, 1].map(|user| leaving(user, start).user_id);
+        let oldest = [0, 1].map(|user| in_grace(user, start).user_id);
         assert_eq!(
             expired
                 .into_iter()
@@ -239,8 +239,8 @@ mod tests {
                     }
                     _ => {
                         user += 1;
-                        grace.add(leaving(user, now));
-                        waiting.push(leaving(user, now));
+                        grace.add(in_grace(user, now));
+                        waiting.push(in_grace(user, now));
                     }
                 }
                 while let Some((expired, end)) = grace.take_expired(now) {

@@ -16,7 +16,7 @@ use super::store::{self, Store};
 use super::timings::{MAX_RETRY, MIN_RETRY, Timings};
 use crate::clock::Moment;
 use crate::logging::LogLimit;
-use crate::presence::grace::{self, GraceClock, Leaving};
+use crate::presence::grace::{self, GraceClock, UserInGrace};
 use crate::presence::parts::Parts;
 use crate::protocol::ids::{SessionId, UserId};
 
@@ -195,17 +195,17 @@ impl Pipeline {
         } else {
             self.grace.pause();
         }
-        while let Some((leaving, end)) = self.grace.take_expired(now) {
-            self.end_grace(leaving, end);
+        while let Some((user, end)) = self.grace.take_expired(now) {
+            self.end_grace(user, end);
         }
     }
 
-    pub(super) fn end_grace(&mut self, leaving: Leaving, end: Moment) {
-        let Leaving {
+    pub(super) fn end_grace(&mut self, user: UserInGrace, end: Moment) {
+        let UserInGrace {
             since,
             session_id,
             user_id,
-        } = leaving;
+        } = user;
         if self.parts.registry.end_grace(&session_id, &user_id, since, end) {
             self.pend(session_id).change.grace_expired(user_id, end);
         }

@@ -232,8 +232,8 @@ impl Pipeline {
 
     /// There is no other node: the grace expires at once, also for users of nodes that were shut down before.
     async fn expire_everyone(&mut self, left: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
-        while let Some(leaving) = self.grace.take_oldest() {
-            self.end_grace(leaving, Moment::now());
+        while let Some(user) = self.grace.take_oldest() {
+            self.end_grace(user, Moment::now());
         }
         self.round().await?;
         self.await_acknowledgements(deadline).await?;
