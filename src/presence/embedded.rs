@@ -23,7 +23,7 @@ pub(super) async fn run(
     metrics: Arc<Metrics>,
 ) {
     let mut grace = GraceClock::new(times.grace);
-    grace::add_all_lingerers(&registry, &mut grace);
+    grace::add_all_users_in_grace(&registry, &mut grace);
     // Sessions that have to wait for their next frame. The others have no entry.
     let mut throttles: HashMap<SessionId, Throttle> = HashMap::new();
     // Changes of such sessions.
@@ -44,7 +44,7 @@ pub(super) async fn run(
             return;
         }
         let mut changes = dirty.take().sessions;
-        grace::add_lingerers(&registry, &mut grace, &changes);
+        grace::add_users_in_grace(&registry, &mut grace, &changes);
         while let Some((user, end)) = grace.take_expired(Moment::now()) {
             if registry.end_grace(&user.session_id, &user.user_id, user.since, end) {
                 changes.entry(user.session_id).or_default();

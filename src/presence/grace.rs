@@ -109,7 +109,7 @@ impl GraceClock {
 }
 
 /// Adds the users whose last connection closed in a window.
-pub fn add_lingerers<S>(
+pub fn add_users_in_grace<S>(
     registry: &Registry,
     grace: &mut GraceClock,
     changes: &HashMap<SessionId, SessionChange, S>,
@@ -124,7 +124,7 @@ pub fn add_lingerers<S>(
             continue;
         };
         for user_id in left {
-            if let Some(since) = session.with_users(|users| users.lingers_since(user_id)) {
+            if let Some(since) = session.with_users(|users| users.in_grace_since(user_id)) {
                 add(grace, &session, user_id.clone(), since);
             }
         }
@@ -132,9 +132,9 @@ pub fn add_lingerers<S>(
 }
 
 /// Adds everyone who is in their grace: a restarted task knows none of them.
-pub fn add_all_lingerers(registry: &Registry, grace: &mut GraceClock) {
+pub fn add_all_users_in_grace(registry: &Registry, grace: &mut GraceClock) {
     for session in registry.all() {
-        for (user_id, since) in session.with_users(|users| users.lingerers()) {
+        for (user_id, since) in session.with_users(|users| users.users_in_grace()) {
             add(grace, &session, user_id, since);
         }
     }

@@ -45,10 +45,10 @@ struct State {
 }
 
 impl Session {
-    fn new(id: SessionId, lingers: bool) -> Self {
+    fn new(id: SessionId, has_grace: bool) -> Self {
         let state = State {
             members: Arc::default(),
-            users: SessionUsers::new(lingers),
+            users: SessionUsers::new(has_grace),
             closed: false,
         };
         Self {
@@ -104,7 +104,7 @@ impl Session {
     /// Marks the session as ended if it has no connection and no user in the grace.
     fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
-        state.closed = state.members.is_empty() && !state.users.has_lingerers();
+        state.closed = state.members.is_empty() && !state.users.has_users_in_grace();
         state.closed
     }
 }

@@ -16,7 +16,7 @@ const SHARDS: usize = 128;
 pub struct Registry {
     sessions: DashMap<SessionId, Arc<Session>, RandomState>,
     /// Whether users have a grace ([`SessionUsers::new`](super::SessionUsers::new)).
-    lingers: bool,
+    has_grace: bool,
 }
 
 impl Default for Registry {
@@ -26,10 +26,10 @@ impl Default for Registry {
 }
 
 impl Registry {
-    pub fn new(lingers: bool) -> Self {
+    pub fn new(has_grace: bool) -> Self {
         Self {
             sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
-            lingers,
+            has_grace,
         }
     }
 
@@ -64,7 +64,7 @@ impl Registry {
         greeting: impl Fn(UserType) -> Bytes,
     ) -> (Arc<Session>, UserType) {
         loop {
-            let new = || Arc::new(Session::new(session_id.clone(), self.lingers));
+            let new = || Arc::new(Session::new(session_id.clone(), self.has_grace));
             let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
             // `None`: it ended between the two lines; the next iteration creates a new one.
             if let Some(user_type) = session.join(member.clone(), user_type, &greeting) {

@@ -67,17 +67,17 @@ impl Connected {
 pub struct SessionUsers {
     users: HashMap<UserId, LocalUser, RandomState>,
     /// Whether there is a grace: otherwise users leave with their last connection.
-    lingers: bool,
+    has_grace: bool,
     /// The type of an announced user has changed.
     is_retyped: bool,
     in_grace: u32,
 }
 
 impl SessionUsers {
-    /// `lingers`: users without a connection stay until [`Self::end_grace`].
-    pub fn new(lingers: bool) -> Self {
+    /// `has_grace`: users without a connection stay until [`Self::end_grace`].
+    pub fn new(has_grace: bool) -> Self {
         Self {
-            lingers,
+            has_grace,
             ..Self::default()
         }
     }
@@ -129,7 +129,7 @@ impl SessionUsers {
         }
         (user.left, user.stage) = (now, Stage::Grace);
         self.in_grace += 1;
-        if !self.lingers {
+        if !self.has_grace {
             self.end_grace(user_id, now, now);
         }
         true
@@ -151,12 +151,12 @@ impl SessionUsers {
     }
 
     /// Whether somebody is in the grace.
-    pub fn has_lingerers(&self) -> bool {
+    pub fn has_users_in_grace(&self) -> bool {
         self.in_grace > 0
     }
 
     /// Who is in the grace, and since when.
-    pub fn lingerers(&self) -> Vec<(UserId, Moment)> {
+    pub fn users_in_grace(&self) -> Vec<(UserId, Moment)> {
         let in_grace = self.users.iter().filter(|(_, user)| user.stage == Stage::Grace);
         in_grace
             .map(|(user_id, user)| (user_id.clone(), user.left))
@@ -164,7 +164,7 @@ impl SessionUsers {
     }
 
     /// Since when a user is in the grace.
-    pub fn lingers_since(&self, user_id: &UserId) -> Option<Moment> {
+    pub fn in_grace_since(&self, user_id: &UserId) -> Option<Moment> {
         let user = self.users.get(user_id)?;
         (user.stage == Stage::Grace).then_some(user.left)
     }
@@ -338,11 +338,11 @@ mod tests {
         assert_eq!(announced(&mut users), [(true, "u1".to_owned())]);
         let joined_at = users.held(&user(1)).unwrap().joined_at;
         assert!(users.leave_at(&user(1), at(10)));
-        assert!(users.has_lingerers() && announced(&mut users).is_empty());
+        assert!(users.has_users_in_grace() && announced(&mut users).is_empty());
         assert_eq!(users.connected().status().total_customer, 1);
         assert_eq!(users.held(&user(1)).unwrap().connections, 0);
         users.join_at(&user(1), UserType::Customer, at(20));
-        assert!(!users.has_lingerers());
+        assert!(!users.has_users_in_grace());
         assert_eq!(users.held(&user(1)).unwrap().joined_at, joined_at);
         assert!(!users.end_grace(&user(1), at(10), at(2010)), "that one is back");
         assert!(users.leave_at(&user(1), at(30)));
@@ -356,17 +356,17 @@ mod tests {
         assert!(users.end_grace(&user(1), at(50), at(2050)));
         assert!(users.connected().status().users.is_empty());
         assert_eq!(announced(&mut users), [(false, "u1".to_owned())]);
-        assert!(users.is_empty() && !users.has_lingerers());
+        assert!(users.is_empty() && !users.has_users_in_grace());
     }
 
     proptest! {
         /// Events, applied one after the other, always give the connected users.
         #[test]
         fn events_add_up_to_the_status(
-            lingers in any::<bool>(),
+            has_grace in any::<bool>(),
             steps in prop::collection::vec((0u8..6, 0u8..4), 0..200),
         ) {
-            let mut users = SessionUsers::new(lingers);
+            let mut users = SessionUsers::new(has_grace);
             let mut counts = [0usize; 6];
             // Since when somebody is in the grace.
             let mut grace = [None; 6];
@@ -385,11 +385,11 @@ mod tests {
                         counts[n] -= 1;
                         let is_last = counts[n] == 0;
                         prop_assert_eq!(users.leave_at(&user(who), now), is_last);
-                        grace[n] = (is_last && lingers).then_some(now);
+                        grace[n] = (is_last && has_grace).then_some(now);
                     }
                     2 => {
                         let is_over = grace[n].take().is_some_and(|since| users.end_grace(&user(who), since, now));
-                        prop_assert_eq!(users.lingers_since(&user(who)), None);
+                        prop_assert_eq!(users.in_grace_since(&user(who)), None);
                         prop_assert!(!is_over || counts[n] == 0);
                     }
                     _ => {
@@ -405,8 +405,8 @@ mod tests {
                         prop_assert_eq!(users.len(), there.count());
                     }
                 }
-                prop_assert_eq!(users.lingerers().len(), grace.iter().flatten().count());
-                prop_assert_eq!(users.has_lingerers(), grace.iter().flatten().count() > 0);
+                prop_assert_eq!(users.users_in_grace().len(), grace.iter().flatten().count());
+                prop_assert_eq!(users.has_users_in_grace(), grace.iter().flatten().count() > 0);
             }
         }
     }

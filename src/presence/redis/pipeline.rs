@@ -67,7 +67,7 @@ impl Pipeline {
     pub fn new(store: Arc<Store>, parts: Arc<Parts>, timings: Timings) -> Self {
         let mut grace = GraceClock::new(timings.grace);
         // There are some already if the task was restarted after a panic.
-        grace::add_all_lingerers(&parts.registry, &mut grace);
+        grace::add_all_users_in_grace(&parts.registry, &mut grace);
         Self {
             grace,
             checks: Checks::new(Instant::now()),
@@ -152,7 +152,7 @@ impl Pipeline {
         let now = Instant::now();
         self.took_changes = Moment::now();
         let changes = self.parts.dirty.take();
-        grace::add_lingerers(&self.parts.registry, &mut self.grace, &changes.sessions);
+        grace::add_users_in_grace(&self.parts.registry, &mut self.grace, &changes.sessions);
         for (session_id, change) in changes.sessions {
             let pending = self.pend(session_id);
             pending.is_check |= change.needs_check;
