@@ -33,7 +33,7 @@ impl Moment {
     }
 
     /// How long until this moment; zero if it has passed.
-    pub fn left(self, now: Self) -> Duration {
+    pub fn remaining(self, now: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(now.0))
     }
 }

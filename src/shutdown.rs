@@ -36,8 +36,8 @@ pub async fn drain(http: &Http) {
             "connections left at the end of DRAIN_TIMEOUT"
         );
     }
-    let left = (began + patience.mul_f64(LOG_UNTIL)).saturating_duration_since(Instant::now());
-    http.chat.stop(left.max(MIN_FLUSH)).await;
+    let remaining = (began + patience.mul_f64(LOG_UNTIL)).saturating_duration_since(Instant::now());
+    http.chat.stop(remaining.max(MIN_FLUSH)).await;
     tracing::info!(took = ?began.elapsed(), "drained");
 }
 

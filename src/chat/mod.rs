@@ -241,9 +241,9 @@ impl Chat {
     pub async fn stop(self: &Arc<Self>, patience: Duration) {
         let began = Instant::now();
         self.presence.stop(patience / 2).await;
-        let (chat, left) = (Arc::clone(self), patience.saturating_sub(began.elapsed()));
+        let (chat, remaining) = (Arc::clone(self), patience.saturating_sub(began.elapsed()));
         // It joins threads and waits for the log, which must not block the runtime.
-        let _ = tokio::task::spawn_blocking(move || chat.bus.stop(left)).await;
+        let _ = tokio::task::spawn_blocking(move || chat.bus.stop(remaining)).await;
     }
 
     /// Periodic work: typing expires, and unanswered messages get an answer.

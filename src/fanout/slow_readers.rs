@@ -19,14 +19,14 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a delivery thread may still wait for slow readers.
 pub struct WaitBudget {
-    left: Duration,
+    remaining: Duration,
     refilled: Instant,
 }
 
 impl Default for WaitBudget {
     fn default() -> Self {
         Self {
-            left: MAX_WAIT,
+            remaining: MAX_WAIT,
             refilled: Instant::now(),
         }
     }
@@ -35,17 +35,17 @@ impl Default for WaitBudget {
 impl WaitBudget {
     fn refill(&mut self) {
         let now = Instant::now();
-        self.left = MAX_WAIT.min(self.left + (now - self.refilled) / WAIT_SHARE);
+        self.remaining = MAX_WAIT.min(self.remaining + (now - self.refilled) / WAIT_SHARE);
         self.refilled = now;
     }
 
     fn wait(&mut self, step: Duration) -> bool {
-        let has_left = self.left >= step;
-        if has_left {
-            self.left -= step;
+        let is_affordable = self.remaining >= step;
+        if is_affordable {
+            self.remaining -= step;
             thread::sleep(step);
         }
-        has_left
+        is_affordable
     }
 }
 
@@ -73,13 +73,13 @@ fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -
             Sent::Full => {}
             sent => return sent,
         }
-        let left = member.writer.backlog();
-        stalled = if left < backlog {
+        let now_queued = member.writer.backlog();
+        stalled = if now_queued < backlog {
             Duration::ZERO
         } else {
             stalled + WAIT_STEP
         };
-        backlog = left;
+        backlog = now_queued;
     }
     Sent::Full
 }
@@ -91,12 +91,12 @@ mod tests {
     #[test]
     fn waits_are_limited_by_a_budget_that_refills() {
         let mut budget = WaitBudget {
-            left: Duration::from_millis(2),
+            remaining: Duration::from_millis(2),
             refilled: Instant::now(),
         };
         assert!(budget.wait(WAIT_STEP) && budget.wait(WAIT_STEP) && !budget.wait(WAIT_STEP));
         budget.refilled = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
         budget.refill();
-        assert!(budget.left >= Duration::from_millis(50) && budget.left < MAX_WAIT);
+        assert!(budget.remaining >= Duration::from_millis(50) && budget.remaining < MAX_WAIT);
     }
 }

@@ -132,9 +132,9 @@ impl Ring {
 
     /// The kernel accepts no more. Entries it has not taken are dropped with the ring; those it has taken are done, as
     /// every send is `MSG_DONTWAIT`.
-    fn give_up(&mut self, left: usize) {
+    fn give_up(&mut self, outstanding: usize) {
         self.is_broken = true;
-        if self.ring.submission().len() < left {
+        if self.ring.submission().len() < outstanding {
             // The kernel holds buffers that are about to be reused. No kernel is known to do this.
             std::process::abort();
         }

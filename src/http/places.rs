@@ -70,13 +70,13 @@ impl Places {
     /// Leaves a place, unless it was evicted; returns its waker.
     pub fn leave(&mut self, address: IpAddr, place: Place) -> Option<Waker> {
         let places = self.addresses.get_mut(&address)?;
-        let left = places.remove(&place)?;
+        let removed = places.remove(&place)?;
         if places.is_empty() {
             self.addresses.remove(&address);
         }
         self.held -= 1;
         self.idle -= usize::from(place.0 == Kind::Idle);
-        Some(left.waker)
+        Some(removed.waker)
     }
 
     /// How many places are taken.

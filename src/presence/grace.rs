@@ -96,8 +96,8 @@ impl GraceClock {
 
     /// How long until the last grace expires.
     pub fn longest_remaining(&self, now: Moment) -> Duration {
-        let left = |Reverse(user): &Reverse<UserInGrace>| self.expiry_of(user).left(now);
-        self.users.iter().map(left).max().unwrap_or_default()
+        let remaining = |Reverse(user): &Reverse<UserInGrace>| self.expiry_of(user).remaining(now);
+        self.users.iter().map(remaining).max().unwrap_or_default()
     }
 
     fn expiry_of(&self, user: &UserInGrace) -> Moment {

@@ -229,23 +229,23 @@ impl WriteQueue {
 
     /// Removes what has been written. If one of our pings was in it, returns the number of bytes from its beginning on.
     pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> Option<usize> {
-        let mut left = self.pop_written(written, self.fixed());
+        let mut rest = self.pop_written(written, self.fixed());
         let mut since_ping = None;
-        while left > 0 && self.fixed() == 0 {
+        while rest > 0 && self.fixed() == 0 {
             let Some((frame, is_ping)) = self.control.take_first() else {
                 break;
             };
             if is_ping {
-                since_ping = Some(left);
+                since_ping = Some(rest);
             }
-            if left < frame.len() {
-                self.push_partly_sent(frame, left);
-                left = 0;
+            if rest < frame.len() {
+                self.push_partly_sent(frame, rest);
+                rest = 0;
             } else {
-                left -= frame.len();
+                rest -= frame.len();
             }
         }
-        self.pop_written(left, usize::MAX);
+        self.pop_written(rest, usize::MAX);
         if self.queue.is_empty() {
             // Free the memory that grew with the backlog: an idle connection should hold almost nothing.
             self.queue = VecDeque::new();

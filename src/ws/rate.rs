@@ -55,7 +55,7 @@ impl Bucket {
             self.strikes = 0;
         }
         let next = self.full_at.max(now) + limit.interval;
-        if next.left(now) <= limit.interval * limit.burst {
+        if next.remaining(now) <= limit.interval * limit.burst {
             self.full_at = next;
             return Verdict::Allowed;
         }

@@ -244,11 +244,11 @@ fn probe_positions(
     let until = Instant::now() + ANSWER_TIMEOUT;
     let mut refused = None;
     while results.len() < positions.len() {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let remaining = until.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
             break;
         }
-        match client.poll(left) {
+        match client.poll(remaining) {
             Some(Ok(message)) => {
                 let record = ProbeResult::Record(message.offset());
                 results.entry(message.partition()).or_insert(record);

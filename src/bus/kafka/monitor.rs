@@ -106,12 +106,12 @@ impl Monitor {
             };
             let until = Instant::now() + interval;
             while !self.shared.is_stopping() && !self.shared.probe_now.load(Ordering::SeqCst) {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
+                let remaining = until.saturating_duration_since(Instant::now());
+                if remaining.is_zero() {
                     break;
                 }
                 // `Kafka::stop` and `Kafka::unanswered` unpark this thread.
-                thread::park_timeout(left);
+                thread::park_timeout(remaining);
             }
         }
     }
