@@ -79,7 +79,7 @@ fn dirty_sessions(c: &mut Criterion) {
     group.bench_function("joins_of_1000_sessions", |b| {
         b.iter(|| {
             for session_id in &ids {
-                dirty.joined(session_id, &member.user_id, &member.writer);
+                dirty.connection_opened(session_id, &member.user_id, &member.writer);
             }
             dirty.take()
         });
@@ -136,7 +136,7 @@ impl Store {
         let joined = update(&status, &events);
         for session in &sessions.sessions {
             let first = &session.members()[0];
-            presence.joined(&session.id, &first.user_id, &first.writer);
+            presence.connection_opened(&session.id, &first.user_id, &first.writer);
         }
         sessions.expect(2 * both * sessions.sessions.len());
         sessions.wait();
@@ -157,7 +157,8 @@ impl Store {
         self.sessions.expect(self.left * sessions.len());
         for (session, member) in sessions.iter().zip(&seconds) {
             let is_last = self.sessions.registry.leave(session, member) == Some(true);
-            self.presence.left(&session.id, &member.user_id, is_last);
+            self.presence
+                .connection_closed(&session.id, &member.user_id, is_last);
         }
         self.sessions.wait();
         for (session, member) in sessions.iter().zip(&seconds) {
@@ -167,7 +168,8 @@ impl Store {
             self.sessions
                 .registry
                 .join(&session.id, member, UserType::Customer, join);
-            self.presence.joined(&session.id, &member.user_id, &member.writer);
+            self.presence
+                .connection_opened(&session.id, &member.user_id, &member.writer);
         }
         self.sessions.wait();
     }

@@ -83,7 +83,8 @@ impl Chat {
             };
             server::connection_established(who, &timestamp())
         });
-        self.presence.joined(session_id, &member.user_id, &member.writer);
+        self.presence
+            .connection_opened(session_id, &member.user_id, &member.writer);
         let participant = Participant {
             session,
             member,
@@ -112,7 +113,7 @@ impl Chat {
                 );
             }
         }
-        self.presence.left(session_id, user_id, is_last);
+        self.presence.connection_closed(session_id, user_id, is_last);
         origin::log_disconnected(participant);
     }
 

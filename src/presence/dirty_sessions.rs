@@ -45,14 +45,14 @@ pub struct SessionChange {
 #[derive(Clone, Copy, Default)]
 pub struct UserChange {
     /// The last connection was closed: a user who is here all the same has joined again, maybe as another type.
-    pub has_left: bool,
+    pub was_disconnected: bool,
     /// When the user left, who may be back since.
     pub left_at: Option<Moment>,
 }
 
 impl UserChange {
     fn merge(&mut self, other: Self) {
-        self.has_left |= other.has_left;
+        self.was_disconnected |= other.was_disconnected;
         self.left_at = self.left_at.max(other.left_at);
     }
 }
@@ -60,11 +60,11 @@ impl UserChange {
 impl SessionChange {
     /// A user's grace has expired.
     pub fn grace_expired(&mut self, user_id: UserId, at: Moment) {
-        let (has_left, left_at) = (false, Some(at));
-        self.users
-            .entry(user_id)
-            .or_default()
-            .merge(UserChange { has_left, left_at });
+        let (was_disconnected, left_at) = (false, Some(at));
+        self.users.entry(user_id).or_default().merge(UserChange {
+            was_disconnected,
+            left_at,
+        });
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -77,18 +77,23 @@ impl SessionChange {
 }
 
 impl DirtySessions {
-    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, writer: &Arc<ConnectionWriter>) {
+    pub fn connection_opened(
+        &self,
+        session_id: &SessionId,
+        user_id: &UserId,
+        writer: &Arc<ConnectionWriter>,
+    ) {
         self.mark_with(session_id, |change| {
             change.users.entry(user_id.clone()).or_default();
             change.joiners.push(Arc::clone(writer));
         });
     }
 
-    pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
+    pub fn connection_closed(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
         let left_at = is_last.then(Moment::now);
         self.mark_with(session_id, |change| {
             let user_change = UserChange {
-                has_left: is_last,
+                was_disconnected: is_last,
                 left_at,
             };
             change

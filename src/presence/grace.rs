@@ -115,15 +115,15 @@ pub fn add_users_in_grace<S>(
     changes: &HashMap<SessionId, SessionChange, S>,
 ) {
     for (session_id, change) in changes {
-        let left = change.users.iter().filter(|(_, mark)| mark.has_left);
-        let mut left = left.map(|(user_id, _)| user_id).peekable();
-        if left.peek().is_none() {
+        let disconnected = change.users.iter().filter(|(_, mark)| mark.was_disconnected);
+        let mut disconnected = disconnected.map(|(user_id, _)| user_id).peekable();
+        if disconnected.peek().is_none() {
             continue;
         }
         let Some(session) = registry.get(session_id.as_str()) else {
             continue;
         };
-        for user_id in left {
+        for user_id in disconnected {
             if let Some(since) = session.with_users(|users| users.in_grace_since(user_id)) {
                 add(grace, &session, user_id.clone(), since);
             }

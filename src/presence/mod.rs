@@ -78,13 +78,18 @@ impl Presence {
 
     /// A connection was opened. If that changes nothing, because its user was here already or is back within the
     /// window, the connection gets its own snapshot.
-    pub fn joined(&self, session_id: &SessionId, user_id: &UserId, writer: &Arc<ConnectionWriter>) {
-        self.dirty.joined(session_id, user_id, writer);
+    pub fn connection_opened(
+        &self,
+        session_id: &SessionId,
+        user_id: &UserId,
+        writer: &Arc<ConnectionWriter>,
+    ) {
+        self.dirty.connection_opened(session_id, user_id, writer);
     }
 
     /// A connection was closed. If it was its user's last, the grace starts.
-    pub fn left(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
-        self.dirty.left(session_id, user_id, is_last);
+    pub fn connection_closed(&self, session_id: &SessionId, user_id: &UserId, is_last: bool) {
+        self.dirty.connection_closed(session_id, user_id, is_last);
     }
 
     /// A user has started or stopped typing.

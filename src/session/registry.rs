@@ -75,17 +75,17 @@ impl Registry {
 
     /// Removes a connection; `Some(true)` if it was the user's last in the session here.
     pub fn leave(&self, session: &Arc<Session>, member: &Member) -> Option<bool> {
-        let left = session.leave(member)?;
+        let is_last = session.leave(member)?;
         self.remove_if_empty(session);
-        Some(left)
+        Some(is_last)
     }
 
     /// Ends a user's grace; see [`SessionUsers::end_grace`](super::SessionUsers::end_grace).
-    pub fn end_grace(&self, session_id: &SessionId, user_id: &UserId, left: Moment, end: Moment) -> bool {
+    pub fn end_grace(&self, session_id: &SessionId, user_id: &UserId, left_at: Moment, end: Moment) -> bool {
         let Some(session) = self.get(session_id.as_str()) else {
             return false;
         };
-        let is_gone = session.with_users(|users| users.end_grace(user_id, left, end));
+        let is_gone = session.with_users(|users| users.end_grace(user_id, left_at, end));
         self.remove_if_empty(&session);
         is_gone
     }

@@ -16,7 +16,7 @@ struct LocalUser {
     joined_at: i64,
     came: Moment,
     /// When the last connection ended; once gone, when that was.
-    left: Moment,
+    left_at: Moment,
     connections: u32,
     user_type: UserType,
     stage: Stage,
@@ -104,7 +104,7 @@ impl SessionUsers {
         let user = LocalUser {
             joined_at: Timestamp::now().as_millisecond(),
             came: now,
-            left: now,
+            left_at: now,
             connections: 1,
             user_type,
             stage: Stage::Here,
@@ -127,7 +127,7 @@ impl SessionUsers {
         if user.connections > 0 {
             return false;
         }
-        (user.left, user.stage) = (now, Stage::Grace);
+        (user.left_at, user.stage) = (now, Stage::Grace);
         self.in_grace += 1;
         if !self.has_grace {
             self.end_grace(user_id, now, now);
@@ -135,14 +135,14 @@ impl SessionUsers {
         true
     }
 
-    /// Ends, at `end`, the grace of a user whose last connection closed at `left`. Returns false if the user has
+    /// Ends, at `end`, the grace of a user whose last connection closed at `left_at`. Returns false if the user has
     /// reconnected, or has left already.
-    pub fn end_grace(&mut self, user_id: &UserId, left: Moment, end: Moment) -> bool {
-        let in_it = |user: &&mut LocalUser| user.stage == Stage::Grace && user.left == left;
+    pub fn end_grace(&mut self, user_id: &UserId, left_at: Moment, end: Moment) -> bool {
+        let in_it = |user: &&mut LocalUser| user.stage == Stage::Grace && user.left_at == left_at;
         let Some(user) = self.users.get_mut(user_id).filter(in_it) else {
             return false;
         };
-        (user.left, user.stage) = (end, Stage::Gone);
+        (user.left_at, user.stage) = (end, Stage::Gone);
         self.in_grace -= 1;
         if !user.announced {
             self.users.remove(user_id);
@@ -159,14 +159,14 @@ impl SessionUsers {
     pub fn users_in_grace(&self) -> Vec<(UserId, Moment)> {
         let in_grace = self.users.iter().filter(|(_, user)| user.stage == Stage::Grace);
         in_grace
-            .map(|(user_id, user)| (user_id.clone(), user.left))
+            .map(|(user_id, user)| (user_id.clone(), user.left_at))
             .collect()
     }
 
     /// Since when a user is in the grace.
     pub fn in_grace_since(&self, user_id: &UserId) -> Option<Moment> {
         let user = self.users.get(user_id)?;
-        (user.stage == Stage::Grace).then_some(user.left)
+        (user.stage == Stage::Grace).then_some(user.left_at)
     }
 
     /// What is held of one user.
@@ -227,7 +227,7 @@ impl SessionUsers {
         let changed = self.users.iter().filter(|(_, user)| is_change(user));
         let when = |user: &LocalUser| {
             if user.stage == Stage::Gone {
-                user.left
+                user.left_at
             } else {
                 user.came
             }

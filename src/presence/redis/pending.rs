@@ -62,7 +62,7 @@ impl Pending {
             let mark = marks.get(&user_id).copied().unwrap_or_default();
             match session.and_then(|session| session.with_users(|users| users.held(&user_id))) {
                 Some(held) => {
-                    let write = match (self.replaces, mark.has_left) {
+                    let write = match (self.replaces, mark.was_disconnected) {
                         (true, _) => Write::Replace,
                         (false, true) => Write::Anew,
                         (false, false) => Write::Change,
