@@ -43,7 +43,7 @@ pub struct Applied {
     /// The type of a user who stays has changed: that is no event, but others have to see it.
     pub is_retyped: bool,
     /// Leaves to publish after a node has died, each with its version.
-    pub left: Vec<(UserId, u64)>,
+    pub leaves: Vec<(UserId, u64)>,
     /// `Some` if requested.
     pub snapshot: Option<ConnectionStatus>,
     /// The snapshot has an unreadable value: a connected user may be missing from it.
@@ -89,8 +89,8 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
         i64,
     );
     let reply: Reply = redis::from_redis_value(answer)?;
-    let (version, changes, left, values, birth, damaged, suspect_for, latest, retyped) = reply;
-    let left = left
+    let (version, changes, leaves, values, birth, damaged, suspect_for, latest, retyped) = reply;
+    let leaves = leaves
         .iter()
         .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
     let users = snapshot(values.iter().map(Vec::as_slice));
@@ -103,7 +103,7 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
         version: version.parse().unwrap_or(0),
         changes: changes.iter().filter_map(|change| read_change(change)).collect(),
         is_retyped: retyped == 1,
-        left: left.collect(),
+        leaves: leaves.collect(),
         readable: (wanted == Wants::Listed).then(|| users.users.keys().cloned().collect()),
         has_unreadable,
         snapshot: (wanted == Wants::Snapshot).then_some(users),

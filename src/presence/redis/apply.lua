@@ -4,13 +4,13 @@
 --
 -- KEYS  1 the session's users: user id -> JSON   2 its meta (below)
 --       3 pending leaves, which the log has not acknowledged: user id -> version   (all in the same slot)
--- ARGV  1 node   2 what is listed: 'some' of its users here, 'all' of them, or 'left': none, the node is gone
+-- ARGV  1 node   2 what is listed: 'some' of its users here, 'all' of them, or 'gone': none, the node is gone
 --       3 which users' values to return: 'all', those 'listed', or 'none'
 --       4 the session's birth as this node knows it (empty: unknown)
 --       5 how long a session is suspect after damage to its keys, in milliseconds
 --       then for each user, in the order in which they joined and left: id, type, joined_at, connections (0: none, in
 --       the grace; -1: none), and '1' if there was no connection in between, '2' if the stored value can't be read
--- Reply version, changes in their order (+id: has joined, -id: has left), leaves to publish (id, version, …; for 'left'
+-- Reply version, changes in their order (+id: has joined, -id: has left), leaves to publish (id, version, …; for 'gone'
 --       only; they include those of an earlier reaper), values of users, birth, when damage was last found (or empty),
 --       how long the session is still suspect in milliseconds, meta's changes, whether a user's type has changed
 --
@@ -207,13 +207,13 @@ if #changes > 0 or is_changed or must_recount then
 end
 version = string.format('%.0f', version)
 
-local left = {}
-if listing == 'left' then
+local leaves = {}
+if listing == 'gone' then
     -- Kept until the log has acknowledged them: if the reaper dies before, the next one publishes them again.
     local found = redis.call('TYPE', pending_leaves).ok
     if found ~= 'hash' and found ~= 'none' then redis.call('DEL', pending_leaves) end
     for _, change in ipairs(changes) do redis.call('HSET', pending_leaves, string.sub(change, 2), version) end
-    left = redis.call('HGETALL', pending_leaves)
+    leaves = redis.call('HGETALL', pending_leaves)
 end
 
 local values = {}
@@ -223,6 +223,6 @@ elseif wanted == 'listed' then
     for _, id in ipairs(listed) do values[#values + 1] = redis.call('HGET', users, id) or '' end
 end
 return {
-    version, changes, left, values, birth, damaged and string.format('%.0f', damaged) or '',
+    version, changes, leaves, values, birth, damaged and string.format('%.0f', damaged) or '',
     math.max(suspect_for, 0), wanted == 'all' and log or '', is_retyped and 1 or 0,
 }

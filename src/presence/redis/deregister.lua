@@ -7,12 +7,12 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
-local has_left = redis.call('SISMEMBER', KEYS[4], ARGV[1]) == 1
-if not ends or tonumber(ends) <= now or has_left then
+local was_shut_down = redis.call('SISMEMBER', KEYS[4], ARGV[1]) == 1
+if not ends or tonumber(ends) <= now or was_shut_down then
     redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[2], ARGV[1])
     redis.call('SREM', KEYS[3], ARGV[1])
     redis.call('SREM', KEYS[4], ARGV[1])
-    return has_left and 2 or 1
+    return was_shut_down and 2 or 1
 end
 return 0

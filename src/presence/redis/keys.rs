@@ -14,7 +14,7 @@ pub const EPOCH: &str = "{livechat:nodes}:epoch";
 pub const WRITING: &str = "{livechat:nodes}:writing";
 
 /// Nodes that were shut down in order, whose lease is their users' grace: a set, in the slot of [`LEASES`].
-pub const LEFT: &str = "{livechat:nodes}:left";
+pub const SHUT_DOWN: &str = "{livechat:nodes}:left";
 
 /// A hash, from user id to JSON. The old server's name.
 pub fn users(session_id: &str) -> String {
@@ -88,6 +88,6 @@ mod tests {
         assert_eq!(slot(LEASES), slot(CLAIMS));
         assert_eq!(slot(LEASES), slot(EPOCH));
         assert_eq!(slot(LEASES), slot(WRITING));
-        assert_eq!(slot(LEASES), slot(LEFT));
+        assert_eq!(slot(LEASES), slot(SHUT_DOWN));
     }
 }

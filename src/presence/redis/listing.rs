@@ -72,5 +72,5 @@ pub enum Listing<'a> {
     /// All of them.
     All(&'a [Held]),
     /// None: the node is gone. The leaves that this causes are kept until the log has acknowledged them.
-    Left,
+    NodeGone,
 }

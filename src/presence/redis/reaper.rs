@@ -46,7 +46,7 @@ impl Pipeline {
                     // A UUID in capital letters, as written by earlier versions: no client sees that session any more.
                     if other.is_some() {
                         self.store
-                            .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
+                            .add_apply(&mut pipeline, &node, id, Listing::NodeGone, Wants::Nothing, "");
                         pipeline.cmd("DEL").arg(keys::pending_leaves(id, &node));
                     }
                     self.store.add_acknowledge(&mut pipeline, &node, &[(id, None)]);
@@ -74,7 +74,7 @@ impl Pipeline {
                 tracing::warn!(%node, "a node has died: its users were removed");
                 self.parts.metrics.nodes_reaped.inc();
             }
-            Deregistered::Left => {
+            Deregistered::ShutDown => {
                 tracing::info!(%node, "a node was shut down, and its users did not come back: they were removed")
             }
         }
@@ -95,7 +95,7 @@ impl Pipeline {
                     let mut pipeline = self.new_pipeline();
                     for (id, _) in sessions {
                         self.store
-                            .add_apply(&mut pipeline, &node, id, Listing::Left, Wants::Nothing, "");
+                            .add_apply(&mut pipeline, &node, id, Listing::NodeGone, Wants::Nothing, "");
                     }
                     if self.send(pipeline, LONG).await?.is_none() {
                         return Ok(());
@@ -136,7 +136,7 @@ impl Pipeline {
             for ((node, session_id), _) in entries {
                 let id = session_id.as_str();
                 self.store
-                    .add_apply(&mut pipeline, node, id, Listing::Left, Wants::Snapshot, "");
+                    .add_apply(&mut pipeline, node, id, Listing::NodeGone, Wants::Snapshot, "");
             }
             let Some(answers) = self.send(pipeline, LONG).await? else {
                 return Ok(());
@@ -157,15 +157,19 @@ impl Pipeline {
     async fn reclaimed(&mut self, entry: &ListEntry, number: Option<u64>, applied: Applied) {
         let (node, session_id) = entry;
         let session = self.parts.registry.get(session_id.as_str());
-        let leaves = applied.left.iter().map(|(user_id, _)| user_id.clone()).collect();
+        let leaves = applied
+            .leaves
+            .iter()
+            .map(|(user_id, _)| user_id.clone())
+            .collect();
         let is_retired = self.lease.is_retired(node);
         match &applied.snapshot {
             // The users who are here were written again, and published, under the current name.
-            Some(_) if is_retired && session.is_some() && applied.left.is_empty() => {
+            Some(_) if is_retired && session.is_some() && applied.leaves.is_empty() => {
                 self.publisher.track_unpublished(entry.clone(), number);
             }
             Some(status) => {
-                let events = status_publisher::leave_events(&applied.left);
+                let events = status_publisher::leave_events(&applied.leaves);
                 // What the log rejects of other names is found again on their lists.
                 let is_own = node == self.lease.name();
                 let receipt = match is_own {
@@ -201,7 +205,7 @@ impl Pipeline {
         let grace = self.remaining_grace();
         let departure = self.store.depart(&name, node_of(&self.parts.node), grace).await?;
         if !departure.has_others {
-            self.expire_everyone(departure.left, deadline).await?;
+            self.expire_everyone(departure.shut_down, deadline).await?;
         }
         for name in self.lease.retired_names() {
             self.store.expire(name).await?;
@@ -231,13 +235,13 @@ impl Pipeline {
     }
 
     /// There is no other node: the grace expires at once, also for users of nodes that were shut down before.
-    async fn expire_everyone(&mut self, left: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
+    async fn expire_everyone(&mut self, shut_down: Vec<String>, deadline: Instant) -> Result<(), RedisError> {
         while let Some(user) = self.grace.take_oldest() {
             self.end_grace(user, Moment::now());
         }
         self.round().await?;
         self.await_acknowledgements(deadline).await?;
-        for node in left.into_iter().map(Arc::<str>::from) {
+        for node in shut_down.into_iter().map(Arc::<str>::from) {
             while Instant::now() < deadline {
                 let page = self.store.sessions_of(&node, 0).await?;
                 if page.next == 0 && page.sessions.is_empty() {

@@ -470,7 +470,7 @@ impl Node {
             };
             let applied = applied.remove(0);
             self.acknowledged.push((entry, number));
-            if !self.lease.is_retired(name) || !applied.left.is_empty() {
+            if !self.lease.is_retired(name) || !applied.leaves.is_empty() {
                 link.published.insert(session);
             }
             self.note_damage(session, &applied);

@@ -264,7 +264,7 @@ impl Redis {
         Applied {
             version: keys.version,
             changes,
-            left,
+            leaves: left,
             snapshot: Some(status(keys.users.keys())),
             damage,
             ..Applied::default()

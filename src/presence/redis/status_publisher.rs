@@ -22,17 +22,17 @@ pub const MAX_ACKNOWLEDGED: usize = 1_000;
 
 /// The outcome of a publication, which may be several records.
 #[derive(Clone)]
-pub struct Receipt(Arc<Open>);
+pub struct Receipt(Arc<ReceiptState>);
 
-struct Open {
-    left: AtomicUsize,
+struct ReceiptState {
+    outstanding: AtomicUsize,
     has_failed: AtomicBool,
 }
 
 impl Receipt {
     fn of(records: usize) -> Self {
-        Self(Arc::new(Open {
-            left: AtomicUsize::new(records),
+        Self(Arc::new(ReceiptState {
+            outstanding: AtomicUsize::new(records),
             has_failed: AtomicBool::new(false),
         }))
     }
@@ -47,7 +47,7 @@ impl Receipt {
         if !is_ok {
             self.0.has_failed.store(true, Ordering::Release);
         }
-        self.0.left.fetch_sub(1, Ordering::AcqRel);
+        self.0.outstanding.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn has_failed(&self) -> bool {
@@ -55,7 +55,7 @@ impl Receipt {
     }
 
     fn is_acknowledged(&self) -> bool {
-        self.0.left.load(Ordering::Acquire) == 0 && !self.has_failed()
+        self.0.outstanding.load(Ordering::Acquire) == 0 && !self.has_failed()
     }
 }
 
@@ -275,8 +275,8 @@ impl StatusPublisher {
             .collect()
     }
 
-    /// Redis has lost data, maybe only the latest: users whose removal has been published may be back. So their sessions
-    /// stay on the lists, and are reaped again.
+    /// Redis has lost data, maybe only the latest: users whose removal has been published may be back. So their
+    /// sessions stay on the lists, and are reaped again.
     pub fn forget_all(&mut self) {
         self.unacknowledged.clear();
     }

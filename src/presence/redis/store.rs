@@ -223,9 +223,13 @@ impl Store {
         claim: Duration,
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.heartbeat.get_hash());
-        command
-            .arg(5)
-            .arg(&[keys::LEASES, keys::CLAIMS, keys::EPOCH, keys::WRITING, keys::LEFT]);
+        command.arg(5).arg(&[
+            keys::LEASES,
+            keys::CLAIMS,
+            keys::EPOCH,
+            keys::WRITING,
+            keys::SHUT_DOWN,
+        ]);
         command
             .arg(&**lease.name())
             .arg(duration.as_millis().to_string())
@@ -254,7 +258,7 @@ impl Store {
         let (name, held) = match listing {
             Listing::Some(held) => ("some", held),
             Listing::All(held) => ("all", held),
-            Listing::Left => ("left", [].as_slice()),
+            Listing::NodeGone => ("gone", [].as_slice()),
         };
         command.arg(name).arg(wants.as_str()).arg(birth);
         command.arg(SUSPICION.as_millis().to_string());
@@ -297,14 +301,14 @@ impl Store {
     pub async fn deregister(&self, node: &str) -> Result<Deregistered, RedisError> {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("EVALSHA").arg(self.deregister.get_hash());
-        let names = [keys::LEASES, keys::CLAIMS, keys::WRITING, keys::LEFT];
+        let names = [keys::LEASES, keys::CLAIMS, keys::WRITING, keys::SHUT_DOWN];
         command.arg(names.len()).arg(&names).arg(node);
         let answer = self.send(&mut pipeline, SHORT).await?.pop();
         let deregistered: i64 = redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?;
         Ok(match deregistered {
             0 => Deregistered::Not,
             1 => Deregistered::Dead,
-            _ => Deregistered::Left,
+            _ => Deregistered::ShutDown,
         })
     }
 
@@ -320,15 +324,18 @@ impl Store {
         let command = pipeline.cmd("EVALSHA").arg(self.depart.get_hash());
         command
             .arg(2)
-            .arg(&[keys::LEASES, keys::LEFT])
+            .arg(&[keys::LEASES, keys::SHUT_DOWN])
             .arg(node)
             .arg(base);
         command.arg(grace.map_or_else(String::new, |grace| grace.as_millis().to_string()));
         let answer = self.send(&mut pipeline, SHORT).await?.pop();
         let answer = answer.unwrap_or(Ok(Value::Nil))?;
-        let (has_others, left): (i64, Vec<String>) = redis::from_redis_value(answer)?;
+        let (has_others, shut_down): (i64, Vec<String>) = redis::from_redis_value(answer)?;
         let has_others = has_others == 1;
-        Ok(Departure { has_others, left })
+        Ok(Departure {
+            has_others,
+            shut_down,
+        })
     }
 
     /// Ends a node's lease: other nodes reap what is left.
@@ -382,14 +389,14 @@ pub enum Deregistered {
     Not,
     Dead,
     /// It had been shut down in order.
-    Left,
+    ShutDown,
 }
 
 /// Which other nodes there are when a node shuts down.
 pub struct Departure {
     pub has_others: bool,
     /// Nodes that were shut down and are not reaped yet.
-    pub left: Vec<String>,
+    pub shut_down: Vec<String>,
 }
 
 /// Whether Redis has answered at all: then nothing that was sent before can be executed later.
