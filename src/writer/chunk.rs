@@ -9,9 +9,9 @@ use bytes::Bytes;
 pub trait Chunk {
     fn bytes(&self) -> &[u8];
 
-    /// The same bytes for a queue, which outlives the borrow. `hold` counts their memory, once for all queues that
+    /// The same bytes for a queue, which outlives the borrow. `count` counts their memory, once for all queues that
     /// share them.
-    fn to_bytes(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes;
+    fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes;
 }
 
 /// A frame for one recipient.
@@ -20,22 +20,22 @@ impl Chunk for Bytes {
         self
     }
 
-    fn to_bytes(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
-        hold(self.clone())
+    fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes {
+        count(self.clone())
     }
 }
 
 /// A frame for several recipients, already owned.
 pub struct SharedChunk {
     frame: Bytes,
-    held: OnceLock<Bytes>,
+    counted: OnceLock<Bytes>,
 }
 
 impl SharedChunk {
     pub fn new(frame: Bytes) -> Self {
         Self {
             frame,
-            held: OnceLock::new(),
+            counted: OnceLock::new(),
         }
     }
 }
@@ -45,8 +45,8 @@ impl Chunk for SharedChunk {
         &self.frame
     }
 
-    fn to_bytes(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
-        self.held.get_or_init(|| hold(self.frame.clone())).clone()
+    fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes {
+        self.counted.get_or_init(|| count(self.frame.clone())).clone()
     }
 }
 
@@ -70,9 +70,9 @@ impl Chunk for BorrowedChunk<'_> {
         self.bytes
     }
 
-    fn to_bytes(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Bytes {
+    fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes {
         self.copy
-            .get_or_init(|| hold(Bytes::copy_from_slice(self.bytes)))
+            .get_or_init(|| count(Bytes::copy_from_slice(self.bytes)))
             .clone()
     }
 }
@@ -85,16 +85,16 @@ mod tests {
     fn all_queues_share_one_copy_of_a_borrowed_chunk() {
         let (buffer, copy) = (vec![7; 100], OnceCell::new());
         let borrowed = BorrowedChunk::new(&buffer[..10], &copy);
-        let mut held = 0;
-        let mut hold = |chunk| {
-            held += 1;
+        let mut counted = 0;
+        let mut count = |chunk| {
+            counted += 1;
             chunk
         };
-        let (one, other) = (borrowed.to_bytes(&mut hold), borrowed.to_bytes(&mut hold));
+        let (one, other) = (borrowed.to_bytes(&mut count), borrowed.to_bytes(&mut count));
         assert_eq!((one.as_ptr(), &one[..]), (other.as_ptr(), &buffer[..10]));
         assert_ne!(one.as_ptr(), buffer.as_ptr());
         let shared = SharedChunk::new(Bytes::from(buffer));
-        assert_eq!(shared.to_bytes(&mut hold), shared.to_bytes(&mut hold));
-        assert_eq!(held, 2, "each was held once");
+        assert_eq!(shared.to_bytes(&mut count), shared.to_bytes(&mut count));
+        assert_eq!(counted, 2, "each was counted once");
     }
 }

@@ -260,8 +260,8 @@ impl ConnectionWriter {
             return Sent::Closed;
         }
         if !is_whole {
-            let hold = |chunk| self.context.queue.memory.hold(chunk);
-            state.write_queue.push_partly_sent(chunk.to_bytes(hold), written);
+            let count = |chunk| self.context.queue.memory.count(chunk);
+            state.write_queue.push_partly_sent(chunk.to_bytes(count), written);
         }
         // Frames may have been queued while the chunk was being sent: often the socket takes those, too.
         let is_done = state.write_queue.is_empty() || (is_whole && self.write_backlog(&mut state));

@@ -33,9 +33,9 @@ impl SendMemory {
     }
 
     /// The same bytes, counted until the last reference is dropped.
-    pub fn hold(self: &Arc<Self>, chunk: Bytes) -> Bytes {
+    pub fn count(self: &Arc<Self>, chunk: Bytes) -> Bytes {
         self.charge(chunk.len() + CHUNK_OVERHEAD);
-        Bytes::from_owner(Held {
+        Bytes::from_owner(CountedChunk {
             chunk,
             memory: Arc::clone(self),
         })
@@ -95,18 +95,18 @@ impl SendMemory {
 }
 
 /// A counted chunk.
-struct Held {
+struct CountedChunk {
     chunk: Bytes,
     memory: Arc<SendMemory>,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for CountedChunk {
     fn as_ref(&self) -> &[u8] {
         &self.chunk
     }
 }
 
-impl Drop for Held {
+impl Drop for CountedChunk {
     fn drop(&mut self) {
         self.memory.release(self.chunk.len() + CHUNK_OVERHEAD);
     }
@@ -119,14 +119,14 @@ mod tests {
     #[tokio::test]
     async fn a_chunk_counts_once_until_its_last_reference_is_dropped() {
         let memory = SendMemory::new(1_000);
-        let one = memory.hold(Bytes::from(vec![0; 1_000]));
+        let one = memory.count(Bytes::from(vec![0; 1_000]));
         let many: Vec<_> = (0..100).map(|_| one.clone()).collect();
         assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);
         memory.exceeded().await;
         assert!(!memory.is_scarce());
-        let another = memory.hold(Bytes::from_static(&[0; 200]));
+        let another = memory.count(Bytes::from_static(&[0; 200]));
         assert!(memory.is_scarce() && !memory.is_exhausted());
-        let third = memory.hold(Bytes::from_static(&[0; 700]));
+        let third = memory.count(Bytes::from_static(&[0; 700]));
         assert!(memory.is_exhausted());
         drop((one, another, third));
         assert_eq!(memory.used(), 1_000 + CHUNK_OVERHEAD);

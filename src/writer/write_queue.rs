@@ -201,7 +201,7 @@ impl WriteQueue {
         if limits.memory.is_scarce() && (self.bytes > SMALL_QUEUE || limits.memory.is_exhausted()) {
             return false;
         }
-        self.push(chunk.to_bytes(|chunk| limits.memory.hold(chunk)));
+        self.push(chunk.to_bytes(|chunk| limits.memory.count(chunk)));
         self.recount(limits);
         true
     }

@@ -67,7 +67,7 @@ fn all_queues_together_have_a_limit() {
     let little = Bytes::from_static(b"little");
     let (mut queue, mut small) = (WriteQueue::default(), WriteQueue::default());
     assert!(queue.try_push(&chunk, &limits) && small.try_push(&little, &limits));
-    let elsewhere = memory.hold(Bytes::from(vec![0; LIMIT]));
+    let elsewhere = memory.count(Bytes::from(vec![0; LIMIT]));
     assert!(memory.is_exceeded());
     assert!(
         !queue.try_push(&Bytes::from(vec![0; LIMIT / 2]), &limits),
@@ -78,7 +78,7 @@ fn all_queues_together_have_a_limit() {
     assert!(!queue.push_required(&little, &limits), "it is large");
     assert!(small.try_push(&little, &limits), "it is small");
     assert!(small.push_required(&little, &limits), "it is small");
-    let more = memory.hold(Bytes::from(vec![0; LIMIT]));
+    let more = memory.count(Bytes::from(vec![0; LIMIT]));
     assert!(memory.is_exhausted());
     assert!(!small.push_required(&little, &limits));
     drop((elsewhere, more));
