@@ -35,9 +35,9 @@ enum Stage {
     Gone,
 }
 
-/// What a node holds of a user.
+/// A user as this node knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct UserState {
     pub user_type: UserType,
     pub joined_at: Timestamp,
     /// 0: in the grace.
@@ -170,9 +170,9 @@ impl SessionUsers {
     }
 
     /// What is held of one user.
-    pub fn held(&self, user_id: &UserId) -> Option<Held> {
+    pub fn state_of(&self, user_id: &UserId) -> Option<UserState> {
         let user = self.users.get(user_id).filter(|user| user.stage != Stage::Gone)?;
-        Some(Held {
+        Some(UserState {
             user_type: user.user_type,
             joined_at: timestamp_of(user.joined_at),
             connections: user.connections,
@@ -336,14 +336,14 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         users.join_at(&user(1), UserType::Customer, at(0));
         assert_eq!(announced(&mut users), [(true, "u1".to_owned())]);
-        let joined_at = users.held(&user(1)).unwrap().joined_at;
+        let joined_at = users.state_of(&user(1)).unwrap().joined_at;
         assert!(users.leave_at(&user(1), at(10)));
         assert!(users.has_users_in_grace() && announced(&mut users).is_empty());
         assert_eq!(users.connected().status().total_customer, 1);
-        assert_eq!(users.held(&user(1)).unwrap().connections, 0);
+        assert_eq!(users.state_of(&user(1)).unwrap().connections, 0);
         users.join_at(&user(1), UserType::Customer, at(20));
         assert!(!users.has_users_in_grace());
-        assert_eq!(users.held(&user(1)).unwrap().joined_at, joined_at);
+        assert_eq!(users.state_of(&user(1)).unwrap().joined_at, joined_at);
         assert!(!users.end_grace(&user(1), at(10), at(2010)), "that one is back");
         assert!(users.leave_at(&user(1), at(30)));
         assert!(!users.end_grace(&user(1), at(10), at(2010)), "it has left anew");

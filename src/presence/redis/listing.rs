@@ -2,19 +2,19 @@
 
 use crate::protocol::ids::{UserId, UserType};
 
-/// A user's connections on this node: an absolute number.
-pub struct Held {
+/// What is written of one user: the connections on this node, an absolute number.
+pub struct UserWrite {
     pub user_id: UserId,
     pub user_type: UserType,
     pub joined_at: String,
     /// 0: in the grace; `None`: the user has left.
     pub connections: Option<u32>,
-    pub write: Write,
+    pub mode: WriteMode,
 }
 
 /// How a user's value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
+pub enum WriteMode {
     Change,
     /// There was no connection in between.
     Anew,
@@ -22,7 +22,7 @@ pub enum Write {
     Replace,
 }
 
-impl Write {
+impl WriteMode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Change => "0",
@@ -52,15 +52,15 @@ impl Wants {
     }
 }
 
-impl Held {
+impl UserWrite {
     /// No connections of this user.
-    pub fn none(user_id: UserId) -> Self {
+    pub fn removal(user_id: UserId) -> Self {
         Self {
             user_id,
             user_type: UserType::Customer,
             joined_at: String::new(),
             connections: None,
-            write: Write::Change,
+            mode: WriteMode::Change,
         }
     }
 }
@@ -68,9 +68,9 @@ impl Held {
 /// Which of a node's users in a session a write lists.
 pub enum Listing<'a> {
     /// These; the others stay.
-    Some(&'a [Held]),
+    Some(&'a [UserWrite]),
     /// All of them.
-    All(&'a [Held]),
+    All(&'a [UserWrite]),
     /// None: the node is gone. The leaves that this causes are kept until the log has acknowledged them.
     NodeGone,
 }

@@ -1,6 +1,6 @@
 //! What has to be written, or read, of one session.
 
-use super::listing::{Held, Wants, Write};
+use super::listing::{UserWrite, Wants, WriteMode};
 use crate::presence::dirty_sessions::SessionChange;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::UserId;
@@ -51,7 +51,7 @@ impl Pending {
 
     /// The users to write with their connections, from the session as it is now, in the order in which they joined and
     /// left.
-    pub fn held(&self, session: Option<&Session>) -> Vec<Held> {
+    pub fn user_writes(&self, session: Option<&Session>) -> Vec<UserWrite> {
         let marks = &self.change.users;
         let mut ids: Vec<UserId> = marks.keys().cloned().collect();
         if let Some(session) = session.filter(|_| self.lists_all()) {
@@ -60,27 +60,27 @@ impl Pending {
         }
         let of_session = |user_id: UserId| {
             let mark = marks.get(&user_id).copied().unwrap_or_default();
-            match session.and_then(|session| session.with_users(|users| users.held(&user_id))) {
-                Some(held) => {
-                    let write = match (self.replaces, mark.was_disconnected) {
-                        (true, _) => Write::Replace,
-                        (false, true) => Write::Anew,
-                        (false, false) => Write::Change,
+            match session.and_then(|session| session.with_users(|users| users.state_of(&user_id))) {
+                Some(state) => {
+                    let mode = match (self.replaces, mark.was_disconnected) {
+                        (true, _) => WriteMode::Replace,
+                        (false, true) => WriteMode::Anew,
+                        (false, false) => WriteMode::Change,
                     };
-                    let held_there = Held {
+                    let write = UserWrite {
                         user_id,
-                        user_type: held.user_type,
-                        joined_at: format_timestamp(held.joined_at),
-                        connections: Some(held.connections),
-                        write,
+                        user_type: state.user_type,
+                        joined_at: format_timestamp(state.joined_at),
+                        connections: Some(state.connections),
+                        mode,
                     };
-                    (Some(held.came), held_there)
+                    (Some(state.came), write)
                 }
-                None => (mark.left_at, Held::none(user_id)),
+                None => (mark.left_at, UserWrite::removal(user_id)),
             }
         };
-        let mut held: Vec<_> = ids.into_iter().map(of_session).collect();
-        held.sort_by_key(|(when, _)| *when);
-        held.into_iter().map(|(_, held)| held).collect()
+        let mut writes: Vec<_> = ids.into_iter().map(of_session).collect();
+        writes.sort_by_key(|(when, _)| *when);
+        writes.into_iter().map(|(_, write)| write).collect()
     }
 }

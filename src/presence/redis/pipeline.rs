@@ -244,7 +244,7 @@ impl Pipeline {
                     return pending.must_publish && kept <= MAX_WAITING;
                 };
                 pending.must_publish |= !pending.change.users.is_empty();
-                let is_here = |id: &UserId| session.with_users(|users| users.held(id).is_some());
+                let is_here = |id: &UserId| session.with_users(|users| users.state_of(id).is_some());
                 pending.change.users.retain(|user_id, _| is_here(user_id));
                 pending.change.joiners.retain(|writer| writer.is_open());
                 true

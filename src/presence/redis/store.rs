@@ -255,18 +255,18 @@ impl Store {
         let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
         command.arg(keys::users(session_id)).arg(keys::meta(session_id));
         command.arg(keys::pending_leaves(session_id, node)).arg(node);
-        let (name, held) = match listing {
-            Listing::Some(held) => ("some", held),
-            Listing::All(held) => ("all", held),
+        let (name, writes) = match listing {
+            Listing::Some(writes) => ("some", writes),
+            Listing::All(writes) => ("all", writes),
             Listing::NodeGone => ("gone", [].as_slice()),
         };
         command.arg(name).arg(wants.as_str()).arg(birth);
         command.arg(SUSPICION.as_millis().to_string());
-        for user in held {
+        for user in writes {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
             let connections = user.connections.map_or(-1, i64::from);
             command.arg(&user.joined_at).arg(connections);
-            command.arg(user.write.as_str());
+            command.arg(user.mode.as_str());
         }
     }
 

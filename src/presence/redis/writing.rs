@@ -57,10 +57,10 @@ impl Pipeline {
         let nothing = Pending::default();
         for (session_id, session) in batch.iter().zip(&sessions) {
             let pending = self.pending.get(session_id).unwrap_or(&nothing);
-            let held = pending.held(session.as_deref());
+            let writes = pending.user_writes(session.as_deref());
             let listing = match pending.writes_all {
-                true => Listing::All(&held),
-                false => Listing::Some(&held),
+                true => Listing::All(&writes),
+                false => Listing::Some(&writes),
             };
             let can_notify =
                 !self.lease.state().is_recovering() && self.notifier.wants_snapshot(session_id, now);
@@ -73,7 +73,7 @@ impl Pipeline {
             let name = self.lease.name();
             self.store
                 .add_apply(&mut pipeline, name, session_id.as_str(), listing, wants, birth);
-            let there = held.into_iter().filter(|user| user.connections.is_some());
+            let there = writes.into_iter().filter(|user| user.connections.is_some());
             written.push(Written {
                 session_id: session_id.clone(),
                 wants,
