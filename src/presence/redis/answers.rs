@@ -13,7 +13,7 @@ use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 /// The answer to a heartbeat.
 pub struct Heartbeat {
     /// Whether our lease was there and had not ended.
-    pub is_held: bool,
+    pub is_lease_valid: bool,
     pub epoch: String,
     /// Nodes that are dead or were shut down, and that this node has claimed.
     pub dead: Vec<String>,
@@ -24,9 +24,9 @@ pub struct Heartbeat {
 
 pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {
     type Reply = (i64, String, Vec<String>, Vec<String>, Vec<String>);
-    let (held, epoch, dead, done, writing): Reply = redis::from_redis_value(answer)?;
+    let (lease_valid, epoch, dead, done, writing): Reply = redis::from_redis_value(answer)?;
     Ok(Heartbeat {
-        is_held: held == 1,
+        is_lease_valid: lease_valid == 1,
         epoch,
         dead,
         done,

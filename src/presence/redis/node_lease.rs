@@ -169,7 +169,7 @@ impl NodeLease {
         if is_emptied && !is_first {
             return Some(Loss::Emptied);
         }
-        if was_confirmed && !heartbeat.is_held {
+        if was_confirmed && !heartbeat.is_lease_valid {
             return Some(Loss::Lease);
         }
         self.note_nodes(heartbeat.done, heartbeat.writing);
@@ -238,9 +238,9 @@ mod tests {
     use super::*;
     use crate::presence::redis::timings;
 
-    fn heartbeat(epoch: &str, is_held: bool, done: &[&str]) -> Heartbeat {
+    fn heartbeat(epoch: &str, is_lease_valid: bool, done: &[&str]) -> Heartbeat {
         Heartbeat {
-            is_held,
+            is_lease_valid,
             epoch: epoch.to_owned(),
             dead: Vec::new(),
             done: done.iter().map(|&name| name.to_owned()).collect(),

@@ -201,7 +201,7 @@ impl Redis {
             .map(|(name, _)| name.clone())
             .partition(|name| data.writing.contains(name));
         Heartbeat {
-            is_held: ends.is_some_and(|ends| ends > now),
+            is_lease_valid: ends.is_some_and(|ends| ends > now),
             epoch: epoch.to_string(),
             dead,
             done,
