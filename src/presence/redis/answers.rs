@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{RedisError, Value};
 use serde::Deserialize;
 
-use super::listing::Wants;
+use super::listing::Requested;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 
@@ -76,7 +76,7 @@ pub struct Damage {
     pub suspect_for: Duration,
 }
 
-pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError> {
+pub fn read_applied(answer: Value, requested: Requested) -> Result<Applied, RedisError> {
     type Reply = (
         String,
         Vec<String>,
@@ -94,7 +94,7 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
         .iter()
         .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
     let users = snapshot(values.iter().map(Vec::as_slice));
-    let has_unreadable = wanted == Wants::Snapshot && users.users.len() != values.len();
+    let has_unreadable = requested == Requested::Snapshot && users.users.len() != values.len();
     let damage = damaged.parse().ok().map(|found| Damage {
         found,
         suspect_for: Duration::from_millis(suspect_for),
@@ -104,9 +104,9 @@ pub fn read_applied(answer: Value, wanted: Wants) -> Result<Applied, RedisError>
         changes: changes.iter().filter_map(|change| read_change(change)).collect(),
         is_retyped: retyped == 1,
         leaves: leaves.collect(),
-        readable: (wanted == Wants::Listed).then(|| users.users.keys().cloned().collect()),
+        readable: (requested == Requested::Listed).then(|| users.users.keys().cloned().collect()),
         has_unreadable,
-        snapshot: (wanted == Wants::Snapshot).then_some(users),
+        snapshot: (requested == Requested::Snapshot).then_some(users),
         birth,
         damage,
         latest: latest

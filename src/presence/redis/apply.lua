@@ -18,7 +18,7 @@
 --       birth: when this key was created   damaged: when damage was last found   changes: the latest, in order, each a
 --       line with the time in milliseconds and the change as in the reply
 local users, meta, pending_leaves = KEYS[1], KEYS[2], KEYS[3]
-local node, listing, wanted, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local node, listing, requested, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 -- So many bytes of the latest changes are kept: enough for a full frame of events; and for so long, for late readers.
 local MOST_CHANGES, CHANGES_KEPT_MS = 8192, 30000
 local TYPES = { customer = true, agent = true, admin = true }
@@ -217,12 +217,12 @@ if listing == 'gone' then
 end
 
 local values = {}
-if wanted == 'all' then
+if requested == 'all' then
     values = redis.call('HVALS', users)
-elseif wanted == 'listed' then
+elseif requested == 'listed' then
     for _, id in ipairs(listed) do values[#values + 1] = redis.call('HGET', users, id) or '' end
 end
 return {
     version, changes, leaves, values, birth, damaged and string.format('%.0f', damaged) or '',
-    math.max(suspect_for, 0), wanted == 'all' and log or '', is_retyped and 1 or 0,
+    math.max(suspect_for, 0), requested == 'all' and log or '', is_retyped and 1 or 0,
 }

@@ -1,4 +1,4 @@
-//! What a node writes about its users in a session, and what it wants in return.
+//! What a node writes about its users in a session, and what it requests in return.
 
 use crate::protocol::ids::{UserId, UserType};
 
@@ -32,9 +32,9 @@ impl WriteMode {
     }
 }
 
-/// Which users' values are wanted in the answer.
+/// Which users' values the answer is to contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
+pub enum Requested {
     Nothing,
     /// All of the session.
     Snapshot,
@@ -42,7 +42,7 @@ pub enum Wants {
     Listed,
 }
 
-impl Wants {
+impl Requested {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Nothing => "none",

@@ -1,6 +1,6 @@
 //! What has to be written, or read, of one session.
 
-use super::listing::{UserWrite, Wants, WriteMode};
+use super::listing::{Requested, UserWrite, WriteMode};
 use crate::presence::dirty_sessions::SessionChange;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::UserId;
@@ -40,12 +40,12 @@ impl Pending {
         self.writes_all || self.is_check
     }
 
-    /// What is wanted in the answer. `can_notify`: a snapshot would be sent to clients at once.
-    pub fn wants(&self, can_notify: bool) -> Wants {
+    /// What is requested in the answer. `can_notify`: a snapshot would be sent to clients at once.
+    pub fn requested(&self, can_notify: bool) -> Requested {
         match (can_notify && self.must_notify, self.is_check) {
-            (true, _) => Wants::Snapshot,
-            (false, true) => Wants::Listed,
-            (false, false) => Wants::Nothing,
+            (true, _) => Requested::Snapshot,
+            (false, true) => Requested::Listed,
+            (false, false) => Requested::Nothing,
         }
     }
 

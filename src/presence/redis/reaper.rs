@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::answers::{self, Applied};
 use super::keys::{self, node_of};
-use super::listing::{Listing, Wants};
+use super::listing::{Listing, Requested};
 use super::pipeline::{MAX_PIPELINE, Pipeline};
 use super::status_publisher::{self, ListEntry, Unacknowledged};
 use super::store::{Deregistered, LONG, SHORT};
@@ -45,8 +45,14 @@ impl Pipeline {
                     let mut pipeline = self.new_pipeline();
                     // A UUID in capital letters, as written by earlier versions: no client sees that session any more.
                     if other.is_some() {
-                        self.store
-                            .add_apply(&mut pipeline, &node, id, Listing::NodeGone, Wants::Nothing, "");
+                        self.store.add_apply(
+                            &mut pipeline,
+                            &node,
+                            id,
+                            Listing::NodeGone,
+                            Requested::Nothing,
+                            "",
+                        );
                         pipeline.cmd("DEL").arg(keys::pending_leaves(id, &node));
                     }
                     self.store.add_acknowledge(&mut pipeline, &node, &[(id, None)]);
@@ -94,8 +100,14 @@ impl Pipeline {
                 for sessions in page.sessions.chunks(MAX_PIPELINE) {
                     let mut pipeline = self.new_pipeline();
                     for (id, _) in sessions {
-                        self.store
-                            .add_apply(&mut pipeline, &node, id, Listing::NodeGone, Wants::Nothing, "");
+                        self.store.add_apply(
+                            &mut pipeline,
+                            &node,
+                            id,
+                            Listing::NodeGone,
+                            Requested::Nothing,
+                            "",
+                        );
                     }
                     if self.send(pipeline, LONG).await?.is_none() {
                         return Ok(());
@@ -135,14 +147,20 @@ impl Pipeline {
             let mut pipeline = self.new_pipeline();
             for ((node, session_id), _) in entries {
                 let id = session_id.as_str();
-                self.store
-                    .add_apply(&mut pipeline, node, id, Listing::NodeGone, Wants::Snapshot, "");
+                self.store.add_apply(
+                    &mut pipeline,
+                    node,
+                    id,
+                    Listing::NodeGone,
+                    Requested::Snapshot,
+                    "",
+                );
             }
             let Some(answers) = self.send(pipeline, LONG).await? else {
                 return Ok(());
             };
             for ((entry, number), answer) in entries.iter().zip(answers) {
-                match answer.and_then(|answer| answers::read_applied(answer, Wants::Snapshot)) {
+                match answer.and_then(|answer| answers::read_applied(answer, Requested::Snapshot)) {
                     Ok(applied) => self.reclaimed(entry, *number, applied).await,
                     Err(error) => {
                         self.refused(&entry.1, &error);

@@ -15,7 +15,7 @@ use redis::{
 use super::answers::{Facts, snapshot};
 use super::cause::{Cause, SERVER_ERRORS, answer_to_ping};
 use super::keys;
-use super::listing::{Listing, Wants};
+use super::listing::{Listing, Requested};
 use super::node_lease::NodeLease;
 use super::timings::CONNECT_TIMEOUT;
 use crate::bus::{Health, Status};
@@ -249,7 +249,7 @@ impl Store {
         node: &str,
         session_id: &str,
         listing: Listing<'_>,
-        wants: Wants,
+        requested: Requested,
         birth: &str,
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
@@ -260,7 +260,7 @@ impl Store {
             Listing::All(writes) => ("all", writes),
             Listing::NodeGone => ("gone", [].as_slice()),
         };
-        command.arg(name).arg(wants.as_str()).arg(birth);
+        command.arg(name).arg(requested.as_str()).arg(birth);
         command.arg(SUSPICION.as_millis().to_string());
         for user in writes {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());

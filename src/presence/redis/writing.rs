@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::answers::{self, Applied};
 use super::keys;
-use super::listing::{Listing, Wants};
+use super::listing::{Listing, Requested};
 use super::pending::Pending;
 use super::pipeline::Pipeline;
 use super::status_publisher::{self, Acknowledged, MAX_ACKNOWLEDGED, Unacknowledged};
@@ -22,7 +22,7 @@ const TYPING_SECONDS: u32 = 30;
 /// A session as it was written.
 struct Written {
     session_id: SessionId,
-    wants: Wants,
+    requested: Requested,
     /// The session had users here when it was written, so it stays on our list.
     was_here: bool,
     /// The users whose values must be stored now.
@@ -64,19 +64,25 @@ impl Pipeline {
             };
             let can_notify =
                 !self.lease.state().is_recovering() && self.notifier.wants_snapshot(session_id, now);
-            let wants = pending.wants(can_notify);
+            let requested = pending.requested(can_notify);
             let birth = if session.is_some() {
                 self.notifier.birth(session_id)
             } else {
                 ""
             };
             let name = self.lease.name();
-            self.store
-                .add_apply(&mut pipeline, name, session_id.as_str(), listing, wants, birth);
+            self.store.add_apply(
+                &mut pipeline,
+                name,
+                session_id.as_str(),
+                listing,
+                requested,
+                birth,
+            );
             let there = writes.into_iter().filter(|user| user.connections.is_some());
             written.push(Written {
                 session_id: session_id.clone(),
-                wants,
+                requested,
                 was_here: session.is_some(),
                 listed: there.map(|user| user.user_id).collect(),
                 replaced: pending.replaces,
@@ -99,7 +105,7 @@ impl Pipeline {
         }
         for (written, answer) in written.into_iter().zip(answers.into_iter().skip(before - 1)) {
             let pending = self.pending.remove(&written.session_id).unwrap_or_default();
-            match answer.and_then(|answer| answers::read_applied(answer, written.wants)) {
+            match answer.and_then(|answer| answers::read_applied(answer, written.requested)) {
                 Ok(applied) => self.applied(written, pending, applied).await,
                 Err(error) => self.refused(&written.session_id, &error),
             }
@@ -176,7 +182,7 @@ impl Pipeline {
     async fn applied(&mut self, written: Written, mut pending: Pending, applied: Applied) {
         let Written {
             session_id,
-            wants,
+            requested,
             was_here,
             ..
         } = &written;
@@ -236,7 +242,7 @@ impl Pipeline {
         }
         match session {
             // A mere check: nobody is to be notified.
-            Some(_) if *wants == Wants::Listed && !pending.must_notify => {
+            Some(_) if *requested == Requested::Listed && !pending.must_notify => {
                 self.notifier.note_birth(session_id, applied.birth);
             }
             Some(session) => {

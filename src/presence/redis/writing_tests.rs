@@ -96,7 +96,7 @@ impl Node {
     async fn checked(&mut self, listed: &[&str], joined: &[&str], must_notify: bool) {
         let written = Written {
             session_id: session_id(),
-            wants: Wants::Listed,
+            requested: Requested::Listed,
             was_here: true,
             listed: listed.iter().map(|id| user(id)).collect(),
             replaced: false,
@@ -140,7 +140,7 @@ async fn a_user_who_has_joined_and_is_not_marked_yet_is_not_missing() {
     // The session is read for another reason.
     let written = Written {
         session_id: session_id(),
-        wants: Wants::Snapshot,
+        requested: Requested::Snapshot,
         was_here: true,
         listed: Vec::new(),
         replaced: false,
