@@ -55,25 +55,25 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let ring_in_use = RingInUse::default();
         let backend = backend(config.fanout_io, &ring_in_use)?;
-        let mut wanted = vec![(
+        let mut to_bind = vec![(
             "PORT",
             SocketAddr::new(config.host, config.port),
             ListenerKind::Public,
         )];
-        wanted.extend(config.ws_port.map(|port| {
+        to_bind.extend(config.ws_port.map(|port| {
             (
                 "WS_PORT",
                 SocketAddr::new(config.host, port),
                 ListenerKind::Public,
             )
         }));
-        wanted.extend(
+        to_bind.extend(
             config
                 .admin_addr
                 .map(|address| ("ADMIN_ADDR", address, ListenerKind::Admin)),
         );
         let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
-        for (variable, address, kind) in wanted {
+        for (variable, address, kind) in to_bind {
             let failed = |source| StartError::Bind {
                 variable,
                 address,
@@ -254,12 +254,12 @@ fn log_limits(config: &Config) {
 }
 
 /// How batches are sent; logs it if io_uring is not available.
-fn backend(wanted: FanoutIo, in_use: &RingInUse) -> Result<FanoutBackend, StartError> {
-    if wanted == FanoutIo::Send {
+fn backend(requested: FanoutIo, in_use: &RingInUse) -> Result<FanoutBackend, StartError> {
+    if requested == FanoutIo::Send {
         return Ok(FanoutBackend::Send);
     }
-    match (wanted, Ring::probe()) {
-        (_, Ok(())) => Ok(FanoutBackend::Wanted(in_use.clone())),
+    match (requested, Ring::probe()) {
+        (_, Ok(())) => Ok(FanoutBackend::RingRequested(in_use.clone())),
         (FanoutIo::Uring, Err(error)) => Err(StartError::Uring(error)),
         (_, Err(error)) => {
             tracing::info!(%error, "io_uring is not available: falling back to send");

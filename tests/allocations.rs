@@ -149,5 +149,5 @@ fn a_recipient_costs_nothing_by_send() {
 /// Who is sent to in one submission stands in a list, one for a batch.
 #[test]
 fn a_recipient_costs_nothing_by_io_uring() {
-    costs(|| FanoutBackend::Wanted(RingInUse::default()), 1);
+    costs(|| FanoutBackend::RingRequested(RingInUse::default()), 1);
 }

@@ -84,7 +84,7 @@ type Way = fn() -> FanoutBackend;
 /// Both backends, by their names in `FANOUT_IO`.
 pub const BACKENDS: [(&str, Way); 2] = [
     ("send", || FanoutBackend::Send),
-    ("uring", || FanoutBackend::Wanted(RingInUse::default())),
+    ("uring", || FanoutBackend::RingRequested(RingInUse::default())),
 ];
 
 /// Sessions, each with as many sockets.

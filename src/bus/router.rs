@@ -259,7 +259,7 @@ mod tests {
     fn spawn_returns_once_the_thread_has_set_up_its_ring() {
         let metrics = Arc::new(Metrics::default());
         let in_use = RingInUse::default();
-        let backend = FanoutBackend::Wanted(in_use.clone());
+        let backend = FanoutBackend::RingRequested(in_use.clone());
         let router = router(&Arc::default(), Box::new(|_| {}), &metrics, backend);
         let (end, ended) = mpsc::channel::<()>();
         let thread = router
@@ -268,7 +268,7 @@ mod tests {
         let shown = in_use.get();
         drop(end);
         thread.join().unwrap();
-        let mut backend = FanoutBackend::Wanted(RingInUse::default());
+        let mut backend = FanoutBackend::RingRequested(RingInUse::default());
         backend.prepare();
         assert_eq!(shown, matches!(backend, FanoutBackend::Ring(_)));
     }

@@ -61,8 +61,8 @@ impl std::ops::AddAssign for Delivered {
 pub enum FanoutBackend {
     /// One `send` per socket.
     Send,
-    /// io_uring is wanted: the thread that uses the ring is to create it.
-    Wanted(RingInUse),
+    /// io_uring was requested: the thread that uses the ring is to create it.
+    RingRequested(RingInUse),
     Ring(Box<Rings>),
 }
 
@@ -74,10 +74,10 @@ pub struct Rings {
 }
 
 impl FanoutBackend {
-    /// Creates the ring if one is wanted, and drops one that has failed.
+    /// Creates the ring if one was requested, and drops one that has failed.
     pub fn prepare(&mut self) {
         *self = match std::mem::replace(self, Self::Send) {
-            Self::Wanted(in_use) => match Ring::new() {
+            Self::RingRequested(in_use) => match Ring::new() {
                 Ok(ring) => {
                     in_use.set(true);
                     Self::Ring(Box::new(Rings {
@@ -247,7 +247,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(MEMBERS, &metrics).await;
         let in_use = RingInUse::default();
-        let mut backend = FanoutBackend::Wanted(in_use.clone());
+        let mut backend = FanoutBackend::RingRequested(in_use.clone());
         backend.prepare();
         assert_eq!(in_use.get(), matches!(backend, FanoutBackend::Ring(_)));
         let chunks = ["one ", "two ", "three "].map(|text| Bytes::from_static(text.as_bytes()));
@@ -274,7 +274,7 @@ mod tests {
     async fn panic_while_sending(count: usize) {
         let metrics = Arc::new(Metrics::default());
         let (members, mut clients) = members(count, &metrics).await;
-        let mut backend = FanoutBackend::Wanted(RingInUse::default());
+        let mut backend = FanoutBackend::RingRequested(RingInUse::default());
         backend.prepare();
         let (one, two) = (Bytes::from_static(b"one "), Bytes::from_static(b"two "));
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
