@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livechat_ws::bus::Router;
-use livechat_ws::fanout::backend::{Delivered, FanoutBackend, RingInUse, SendBatch};
+use livechat_ws::fanout::backend::{ChunkSender, Delivered, FanoutBackend, RingInUse};
 use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::metrics::Metrics;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
@@ -71,10 +71,10 @@ pub fn fan_out(
     let members = session.members();
     let mut delivered = [Delivered::default()];
     let copy = OnceCell::new();
-    let mut send_batch = SendBatch::new(backend, budget, &mut delivered);
-    send_batch.send(0, &members, BorrowedChunk::new(chunk, &copy));
-    send_batch.submit();
-    drop(send_batch);
+    let mut chunk_sender = ChunkSender::new(backend, budget, &mut delivered);
+    chunk_sender.send_to_members(0, &members, BorrowedChunk::new(chunk, &copy));
+    chunk_sender.send_reserved();
+    drop(chunk_sender);
     delivered[0]
 }
 

@@ -101,8 +101,9 @@ impl FanoutBackend {
     }
 }
 
-/// The sends of one batch, completed by [`Self::submit`]. If it is dropped before that, as by a panic, they are queued.
-pub struct SendBatch<'a> {
+/// Sends the chunks of one batch; [`Self::send_reserved`] completes it. If it is dropped before that, as by a panic,
+/// what is reserved is queued.
+pub struct ChunkSender<'a> {
     backend: &'a mut FanoutBackend,
     budget: &'a mut WaitBudget,
     /// The outcomes, by slot.
@@ -113,7 +114,7 @@ pub struct SendBatch<'a> {
     is_sent: bool,
 }
 
-impl<'a> SendBatch<'a> {
+impl<'a> ChunkSender<'a> {
     pub fn new(
         backend: &'a mut FanoutBackend,
         budget: &'a mut WaitBudget,
@@ -134,7 +135,7 @@ impl<'a> SendBatch<'a> {
     }
 
     /// Sends a chunk to each of `members`, now or with the next submission, and counts the outcomes in `slot`.
-    pub fn send(&mut self, slot: usize, members: &'a [Member], chunk: BorrowedChunk<'a>) {
+    pub fn send_to_members(&mut self, slot: usize, members: &'a [Member], chunk: BorrowedChunk<'a>) {
         if !matches!(self.backend, FanoutBackend::Ring(_)) {
             for member in members {
                 let sent = send_or_close(member, &chunk, self.budget);
@@ -147,12 +148,12 @@ impl<'a> SendBatch<'a> {
                 Reservation::Reserved => {
                     self.reserved.push((slot, member, chunk));
                     if self.reserved.len() == uring::MAX_SENDS {
-                        self.submit();
+                        self.send_reserved();
                     }
                 }
                 Reservation::Done(Sent::Full) => {
                     // This may wait for the reader: submit first, so that the others don't wait with it.
-                    self.submit();
+                    self.send_reserved();
                     let sent = send_or_close(member, &chunk, self.budget);
                     self.delivered[slot].count(sent);
                 }
@@ -162,7 +163,7 @@ impl<'a> SendBatch<'a> {
     }
 
     /// Sends or queues everything that is reserved. A socket can be reserved for its next chunk only after this.
-    pub fn submit(&mut self) {
+    pub fn send_reserved(&mut self) {
         let FanoutBackend::Ring(rings) = &mut *self.backend else {
             return;
         };
@@ -204,7 +205,7 @@ impl<'a> SendBatch<'a> {
     }
 }
 
-impl Drop for SendBatch<'_> {
+impl Drop for ChunkSender<'_> {
     fn drop(&mut self) {
         // After a panic, no reserved socket may be left without a writer, and no chunk may be sent twice.
         while !self.reserved.is_empty() {
@@ -234,10 +235,10 @@ mod tests {
         let mut delivered = [Delivered::default()];
         let mut budget = WaitBudget::default();
         let copy = OnceCell::new();
-        let mut send_batch = SendBatch::new(backend, &mut budget, &mut delivered);
-        send_batch.send(0, members, BorrowedChunk::new(chunk, &copy));
-        send_batch.submit();
-        drop(send_batch);
+        let mut chunk_sender = ChunkSender::new(backend, &mut budget, &mut delivered);
+        chunk_sender.send_to_members(0, members, BorrowedChunk::new(chunk, &copy));
+        chunk_sender.send_reserved();
+        drop(chunk_sender);
         delivered[0]
     }
 
@@ -280,12 +281,12 @@ mod tests {
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let (mut delivered, mut budget) = ([Delivered::default()], WaitBudget::default());
             let copy = OnceCell::new();
-            let mut send_batch = SendBatch::new(&mut backend, &mut budget, &mut delivered);
+            let mut chunk_sender = ChunkSender::new(&mut backend, &mut budget, &mut delivered);
             let (first, others) = members.split_at(1);
-            send_batch.send(0, first, BorrowedChunk::new(&one, &copy));
+            chunk_sender.send_to_members(0, first, BorrowedChunk::new(&one, &copy));
             // This slot does not exist.
-            send_batch.send(1, others, BorrowedChunk::new(&one, &copy));
-            send_batch.submit();
+            chunk_sender.send_to_members(1, others, BorrowedChunk::new(&one, &copy));
+            chunk_sender.send_reserved();
         }));
         assert!(unwound.is_err());
         assert_eq!(send(&mut FanoutBackend::Send, &members, &two).received(), count);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::backend::{Delivered, FanoutBackend, SendBatch};
+use super::backend::{ChunkSender, Delivered, FanoutBackend};
 use super::broadcast::SLICE;
 use super::chunks::{Chunks, Spare};
 use super::slow_readers::WaitBudget;
@@ -105,28 +105,29 @@ impl Batch {
         self.sessions.iter_mut().for_each(SessionChunks::seal);
         self.delivered.clear();
         self.delivered.resize(self.sessions.len(), Delivered::default());
-        let mut send_batch = SendBatch::new(&mut self.backend, &mut self.wait_budget, &mut self.delivered);
+        let mut chunk_sender =
+            ChunkSender::new(&mut self.backend, &mut self.wait_budget, &mut self.delivered);
         let sized = |is_large: bool| {
             let sessions = self.sessions.iter().enumerate();
             sessions.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
         };
         for (slot, pending) in sized(false) {
-            send_in_order(&mut send_batch, slot, pending.members(), &pending.chunks);
+            send_chunks_in_order(&mut chunk_sender, slot, pending.members(), &pending.chunks);
         }
         let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
         for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
             for (slot, pending) in sized(true) {
                 let members = pending.members().get(start..).unwrap_or_default();
-                send_in_order(
-                    &mut send_batch,
+                send_chunks_in_order(
+                    &mut chunk_sender,
                     slot,
                     &members[..members.len().min(SLICE)],
                     &pending.chunks,
                 );
             }
         }
-        send_batch.submit();
-        drop(send_batch);
+        chunk_sender.send_reserved();
+        drop(chunk_sender);
         let (mut total, mut records) = (Delivered::default(), 0);
         for (pending, delivered) in self.sessions.drain(..).zip(&self.delivered) {
             log_broadcast(&pending, *delivered);
@@ -139,12 +140,17 @@ impl Batch {
 }
 
 /// Sends the chunks of one session in their order.
-fn send_in_order<'a>(send_batch: &mut SendBatch<'a>, slot: usize, members: &'a [Member], chunks: &'a Chunks) {
+fn send_chunks_in_order<'a>(
+    chunk_sender: &mut ChunkSender<'a>,
+    slot: usize,
+    members: &'a [Member],
+    chunks: &'a Chunks,
+) {
     for (number, chunk) in chunks.iter().enumerate() {
         if number > 0 {
-            send_batch.submit();
+            chunk_sender.send_reserved();
         }
-        send_batch.send(slot, members, chunk);
+        chunk_sender.send_to_members(slot, members, chunk);
     }
 }
 
