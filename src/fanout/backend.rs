@@ -176,7 +176,7 @@ impl<'a> ChunkSender<'a> {
             return;
         }
         let reserved = self.reserved.iter();
-        rings.ring.send_all(
+        rings.ring.submit(
             reserved.map(|(_, member, chunk)| (member.writer.socket(), chunk.bytes())),
             &mut rings.results,
         );

@@ -1,7 +1,7 @@
 //! Many sends in one system call (io_uring), for the fan-out of a batch. The only `unsafe` on the message path.
 //!
 //! Each send is `MSG_DONTWAIT`: the kernel executes it during the submission, or fails it as `send` would, so nothing
-//! is in flight when [`Ring::send_all`] returns.
+//! is in flight when [`Ring::submit`] returns.
 
 #![allow(unsafe_code, reason = "passes buffers to the kernel by address")]
 
@@ -57,7 +57,7 @@ impl Ring {
         let (mut near, far) = std::os::unix::net::UnixStream::pair()?;
         near.set_nonblocking(true)?;
         let mut results = Vec::new();
-        Self::new()?.send_all(std::iter::once((far.as_fd(), &b"?"[..])), &mut results);
+        Self::new()?.submit(std::iter::once((far.as_fd(), &b"?"[..])), &mut results);
         results.pop().unwrap_or(Err(io::ErrorKind::Unsupported.into()))?;
         near.read_exact(&mut [0])
     }
@@ -74,7 +74,7 @@ impl Ring {
 
     /// Sends each buffer to its socket; the results are those of `send(2)`, in order. What is not sent, because there
     /// are more than [`MAX_SENDS`] or the ring is broken, "would block".
-    pub fn send_all<'a>(
+    pub fn submit<'a>(
         &mut self,
         sends: impl Iterator<Item = (BorrowedFd<'a>, &'a [u8])>,
         results: &mut Vec<io::Result<usize>>,
@@ -172,7 +172,7 @@ mod tests {
         let Some(mut ring) = ring() else { return };
         let mut results = Vec::new();
         for _ in 0..3 {
-            ring.send_all(
+            ring.submit(
                 [
                     (far.as_fd(), &b"one"[..]),
                     (widow.as_fd(), b"nobody"),
@@ -207,22 +207,22 @@ mod tests {
         let sends = |count| std::iter::repeat_n((far.as_fd(), &b"x"[..]), count);
         let mut results = Vec::new();
         let Some(mut ring) = ring() else { return };
-        ring.send_all(sends(MAX_SENDS), &mut results);
+        ring.submit(sends(MAX_SENDS), &mut results);
         assert!(results.len() == MAX_SENDS && results.iter().all(|sent| matches!(sent, Ok(1))));
         near.read_exact(&mut [0; MAX_SENDS]).unwrap();
-        ring.send_all(sends(0), &mut results);
+        ring.submit(sends(0), &mut results);
         assert!(results.is_empty());
-        ring.send_all(sends(MAX_SENDS + 1), &mut results);
+        ring.submit(sends(MAX_SENDS + 1), &mut results);
         assert!(results[..MAX_SENDS].iter().all(Result::is_ok));
         assert!(results[MAX_SENDS].is_err(), "one too many is not sent");
         near.read_exact(&mut [0; MAX_SENDS]).unwrap();
         // A panic of the iterator leaves addresses in the queue, which are never submitted.
         let half = sends(3).inspect(|_| panic!("half way"));
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            ring.send_all(sends(2).chain(half), &mut Vec::new());
+            ring.submit(sends(2).chain(half), &mut Vec::new());
         }));
         assert!(unwound.is_err() && ring.is_broken());
-        ring.send_all(sends(1), &mut results);
+        ring.submit(sends(1), &mut results);
         assert!(results[0].is_err());
         near.set_nonblocking(true).unwrap();
         assert_eq!(near.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

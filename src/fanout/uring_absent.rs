@@ -32,7 +32,7 @@ impl Ring {
         match *self {}
     }
 
-    pub fn send_all<'a>(
+    pub fn submit<'a>(
         &mut self,
         _sends: impl Iterator<Item = (BorrowedFd<'a>, &'a [u8])>,
         _results: &mut Vec<io::Result<usize>>,
