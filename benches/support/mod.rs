@@ -58,7 +58,7 @@ pub fn deliver(router: &mut Router, batch: &[Record]) {
     for record in batch {
         router.route(&record.incoming());
     }
-    router.send_batch();
+    router.deliver_batch();
 }
 
 /// One chunk to every member, as delivery sends it.

@@ -89,7 +89,7 @@ fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &Atomi
                 receiver.try_recv().ok()
             };
         }
-        router.send_batch();
+        router.deliver_batch();
         queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

@@ -139,9 +139,9 @@ impl Router {
         }
     }
 
-    /// Sends the batch to its sessions; false if it had no recipient here.
-    pub fn send_batch(&mut self) -> bool {
-        self.batch.send()
+    /// Delivers the batch to its sessions; false if it had no recipient here.
+    pub fn deliver_batch(&mut self) -> bool {
+        self.batch.deliver()
     }
 
     /// A session has changed elsewhere. Records of livechat-ws nodes only signal that: presence then queries its store.
@@ -246,7 +246,7 @@ mod tests {
         router.route(&record(Topic::Messages, Form::Native, "one"));
         router.route(&record(Topic::Status, Form::Legacy, status));
         router.route(&record(Topic::Messages, Form::Native, "two"));
-        router.send_batch();
+        router.deliver_batch();
         let mut got = [0; 10];
         clients[0].read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"\x81\x03one\x81\x03two");

@@ -1,4 +1,4 @@
-//! Groups a batch of records by session and sends it.
+//! Groups a batch of records by session and delivers it.
 //!
 //! The frames of one session in a batch become one contiguous write, cut into chunks (see [`chunks`](super::chunks)).
 
@@ -84,13 +84,13 @@ impl Batch {
         pending.chunks.push(payload);
     }
 
-    /// Sends the batch to the current members of its sessions; false if there is nothing to send. If sending panics,
+    /// Delivers the batch to the current members of its sessions; false if there is nothing to deliver. If that panics,
     /// the rest of the batch is counted and abandoned.
-    pub fn send(&mut self) -> bool {
+    pub fn deliver(&mut self) -> bool {
         if self.sessions.is_empty() {
             return false;
         }
-        if catch_panic(|| self.send_chunks()).is_none() {
+        if catch_panic(|| self.deliver_to_sessions()).is_none() {
             let records = self.sessions.drain(..).map(|pending| pending.records).sum();
             tracing::error!(records, "delivery has failed: please report this bug");
             self.metrics.records_abandoned(records);
@@ -100,7 +100,7 @@ impl Batch {
     }
 
     /// Small sessions are served first; large ones take turns, one slice of members each.
-    fn send_chunks(&mut self) {
+    fn deliver_to_sessions(&mut self) {
         self.backend.prepare();
         self.sessions.iter_mut().for_each(SessionChunks::seal);
         self.delivered.clear();
@@ -135,7 +135,7 @@ impl Batch {
             records += pending.records;
             self.spare.give_back(pending.chunks);
         }
-        self.metrics.batch(records, total.written, total.queued);
+        self.metrics.batch_delivered(records, total.written, total.queued);
     }
 }
 

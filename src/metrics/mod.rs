@@ -320,7 +320,7 @@ impl Metrics {
     }
 
     /// Counts a delivered batch: its records, and the chunks that were written at once or queued.
-    pub fn batch(&self, records: u64, written: usize, queued: usize) {
+    pub fn batch_delivered(&self, records: u64, written: usize, queued: usize) {
         self.records.inc_by(records);
         self.deliveries_written.inc_by(written as u64);
         self.deliveries_queued.inc_by(queued as u64);

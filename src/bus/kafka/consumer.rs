@@ -88,7 +88,7 @@ impl Thread {
             "reading Kafka has failed: please report this bug"
         );
         self.shared.metrics.records_abandoned(1);
-        self.router.send_batch();
+        self.router.deliver_batch();
         self.reader.offsets.advance(&self.next);
         self.reader.offsets.restart();
         thread::sleep(RETRY);
@@ -141,7 +141,7 @@ impl Thread {
             (records, wait) = (records + 1, Duration::ZERO);
         }
         if records > 0 {
-            let has_delivered = self.router.send_batch();
+            let has_delivered = self.router.deliver_batch();
             self.reader.offsets.advance(&self.next);
             if has_delivered && self.reader.topics.contains(&Topic::Messages) {
                 self.note_latency(first);
