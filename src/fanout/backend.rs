@@ -170,7 +170,7 @@ impl<'a> ChunkSender<'a> {
         if self.reserved.len() < MIN_RING {
             // A reservation leaves the list only when it is completed, here and below.
             while let Some((_, member, chunk)) = self.reserved.last() {
-                let result = member.writer.send_now(chunk);
+                let result = member.writer.send_syscall(chunk);
                 self.complete_last(result);
             }
             return;

@@ -25,7 +25,7 @@ pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: b
     let chunk = SharedChunk::new(frame);
     let members = session.members();
     for member in members.iter().filter(|member| member.user_id != *user_id) {
-        member.writer.send(&chunk);
+        member.writer.send_chunk(&chunk);
     }
 }
 

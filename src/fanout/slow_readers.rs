@@ -51,7 +51,7 @@ impl WaitBudget {
 
 /// Sends a chunk on the delivery thread, which may wait: a burst of messages must not close a healthy connection.
 pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
-    let mut sent = member.writer.send(chunk);
+    let mut sent = member.writer.send_chunk(chunk);
     if sent == Sent::Full {
         sent = wait_for_room(member, chunk, budget);
     }
@@ -69,7 +69,7 @@ fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -
     budget.refill();
     let (mut stalled, mut backlog) = (Duration::ZERO, member.writer.backlog());
     while stalled < MAX_STALL && member.writer.is_worth_waiting_for() && budget.wait(WAIT_STEP) {
-        match member.writer.send(chunk) {
+        match member.writer.send_chunk(chunk) {
             Sent::Full => {}
             sent => return sent,
         }

@@ -133,13 +133,16 @@ mod tests {
             let session_id = SessionId::parse(&format!("s{number}")).unwrap();
             registry.join(&session_id, member, UserType::Customer, |_| Bytes::new());
             // Some bytes are in flight, and stay so.
-            assert_eq!(member.writer.send(&Bytes::from(vec![0; LARGE / 2])), Sent::Queued);
+            assert_eq!(
+                member.writer.send_chunk(&Bytes::from(vec![0; LARGE / 2])),
+                Sent::Queued
+            );
         }
         let mut evicted = Evicted::default();
         assert_eq!(close_largest(&registry, &context, &mut evicted, true), 0);
-        members[1].writer.send(&Bytes::from(vec![0; LARGE / 2]));
-        members[2].writer.send(&Bytes::from(vec![0; LARGE]));
-        members[1].writer.send(&Bytes::from(vec![0; LARGE / 4]));
+        members[1].writer.send_chunk(&Bytes::from(vec![0; LARGE / 2]));
+        members[2].writer.send_chunk(&Bytes::from(vec![0; LARGE]));
+        members[1].writer.send_chunk(&Bytes::from(vec![0; LARGE / 4]));
         assert!(context.queue.memory.is_exceeded());
         // Until the kernel takes no more.
         while members.iter().any(|member| member.writer.is_worth_waiting_for()) {
@@ -166,10 +169,13 @@ mod tests {
         registry.join(&session_id, &members[0], UserType::Customer, |_| Bytes::new());
         for (member, large) in members.iter().zip([LARGE / 8, LARGE + LARGE / 4]) {
             assert_eq!(
-                member.writer.send(&Bytes::from(vec![b'a'; LARGE / 2])),
+                member.writer.send_chunk(&Bytes::from(vec![b'a'; LARGE / 2])),
                 Sent::Queued
             );
-            assert_eq!(member.writer.send(&Bytes::from(vec![b'b'; large])), Sent::Queued);
+            assert_eq!(
+                member.writer.send_chunk(&Bytes::from(vec![b'b'; large])),
+                Sent::Queued
+            );
         }
         members[1].writer.close_for_drain();
         assert!(context.queue.memory.is_exceeded());

@@ -145,7 +145,7 @@ impl ConnectionWriter {
     }
 
     /// Sends a chunk of the session's frames. An empty queue takes a chunk of any size.
-    pub fn send(self: &Arc<Self>, chunk: &impl Chunk) -> Sent {
+    pub fn send_chunk(self: &Arc<Self>, chunk: &impl Chunk) -> Sent {
         self.send_locked(self.state.lock(), chunk)
     }
 
@@ -184,7 +184,7 @@ impl ConnectionWriter {
         if state.is_busy() {
             return state.queue(chunk, &self.context.queue);
         }
-        let result = self.send_now(chunk);
+        let result = self.send_syscall(chunk);
         self.finish_send(state, chunk, result)
     }
 
@@ -214,7 +214,7 @@ impl ConnectionWriter {
 
     /// One `send` that bypasses the runtime's readiness state, which saves a cache line per recipient. If a flusher is
     /// needed, it finds out by itself that the socket is full.
-    pub fn send_now(&self, chunk: &impl Chunk) -> io::Result<usize> {
+    pub fn send_syscall(&self, chunk: &impl Chunk) -> io::Result<usize> {
         SockRef::from(self.socket.as_ref()).send(chunk.bytes())
     }
 

@@ -29,7 +29,7 @@ async fn send_while(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter
     meanwhile(&writer);
     let result = match written {
         0 => Err(io::ErrorKind::WouldBlock.into()),
-        written => writer.send_now(&CHUNK.slice(..written)),
+        written => writer.send_syscall(&CHUNK.slice(..written)),
     };
     let sent = writer.complete(&CHUNK, result);
     // A flusher, if there is one, keeps it alive until it is done.
@@ -95,7 +95,7 @@ async fn a_second_ping_is_sent_only_after_something_was_received() {
     ask();
     writer.heard();
     ask();
-    writer.send(&CHUNK);
+    writer.send_chunk(&CHUNK);
     drop(writer);
     let mut got = Vec::new();
     client.read_to_end(&mut got).await.unwrap();
