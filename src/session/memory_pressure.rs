@@ -80,7 +80,7 @@ fn close_largest(
     }
     let mut queues = Vec::new();
     let mut add = |writer: &Arc<ConnectionWriter>| {
-        let (bytes, drains) = (writer.spare_backlog(), writer.is_worth_waiting_for());
+        let (bytes, drains) = (writer.discardable_backlog(), writer.is_worth_waiting_for());
         if bytes > 0 && (includes_draining || !drains) {
             queues.push((drains, Reverse(bytes), Arc::clone(writer)));
         }

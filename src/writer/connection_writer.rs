@@ -174,7 +174,7 @@ impl ConnectionWriter {
         let mut state = self.state.lock();
         publish();
         state.write_queue.push(first.clone());
-        self.write_now(state);
+        self.flush_or_spawn(state);
     }
 
     fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Chunk) -> Sent {
@@ -256,7 +256,7 @@ impl ConnectionWriter {
             }
         );
         if written == 0 && !is_whole && discards {
-            self.write_now(state);
+            self.flush_or_spawn(state);
             return Sent::Closed;
         }
         if !is_whole {
@@ -278,7 +278,7 @@ impl ConnectionWriter {
             return;
         }
         state.write_queue.set_pong(frame::pong(payload));
-        self.write_now(state);
+        self.flush_or_spawn(state);
     }
 
     /// Drops the connection without a close frame; what the kernel still holds for it is discarded.
@@ -367,7 +367,7 @@ impl ConnectionWriter {
             state.write_queue.set_ping();
             // Before writing: the pong may arrive before the write returns.
             self.awaiting_pong.store(true, Ordering::Relaxed);
-            self.write_now(state);
+            self.flush_or_spawn(state);
         }
     }
 
@@ -377,7 +377,7 @@ impl ConnectionWriter {
     }
 
     /// Queued bytes that could be discarded.
-    pub fn spare_backlog(&self) -> usize {
+    pub fn discardable_backlog(&self) -> usize {
         let state = self.state.lock();
         match state.phase {
             Phase::Open
@@ -423,8 +423,9 @@ impl ConnectionWriter {
         true
     }
 
-    /// Writes what is queued, unless it is being written already, and makes sure that the rest is written later.
-    fn write_now(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    /// Writes what is queued, unless it is being written already, and spawns a flusher for what the socket does not
+    /// take.
+    fn flush_or_spawn(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.is_writing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
         }

@@ -71,7 +71,7 @@ impl ConnectionWriter {
             backlog,
         };
         state.wake_reader();
-        self.write_now(state);
+        self.flush_or_spawn(state);
         if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
             self.context.closing.note(self);
         }
@@ -87,7 +87,7 @@ impl ConnectionWriter {
         let was_delivering = std::mem::replace(backlog, BacklogPolicy::Discard) == BacklogPolicy::Deliver;
         if was_delivering {
             state.write_queue.discard_but_last(&self.context.queue);
-            self.write_now(state);
+            self.flush_or_spawn(state);
         }
         was_delivering
     }
