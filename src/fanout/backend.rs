@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::slow_readers::{WaitBudget, send_or_close};
 use super::uring::{self, Ring};
 use crate::session::Member;
-use crate::writer::{BorrowedChunk, Chunk, Reservation, Sent};
+use crate::writer::{BorrowedChunk, Chunk, Reservation, SendOutcome};
 
 /// Fewer sends than this are made one by one: a submission would cost more than it saves.
 const MIN_RING: usize = 4;
@@ -41,11 +41,11 @@ impl Delivered {
         self.written + self.queued
     }
 
-    pub(super) fn count(&mut self, sent: Sent) {
+    pub(super) fn count(&mut self, sent: SendOutcome) {
         match sent {
-            Sent::Written => self.written += 1,
-            Sent::Queued => self.queued += 1,
-            Sent::Full | Sent::Closed => {}
+            SendOutcome::Written => self.written += 1,
+            SendOutcome::Queued => self.queued += 1,
+            SendOutcome::Full | SendOutcome::Closed => {}
         }
     }
 }
@@ -151,7 +151,7 @@ impl<'a> ChunkSender<'a> {
                         self.send_reserved();
                     }
                 }
-                Reservation::Done(Sent::Full) => {
+                Reservation::Done(SendOutcome::Full) => {
                     // This may wait for the reader: submit first, so that the others don't wait with it.
                     self.send_reserved();
                     let sent = send_or_close(member, &chunk, self.budget);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::code::CloseCode;
 use crate::session::Member;
-use crate::writer::{BacklogPolicy, Chunk, Sent};
+use crate::writer::{BacklogPolicy, Chunk, SendOutcome};
 
 /// How long delivery waits for one reader without any progress. It waits only for a reader that drains but has used up
 /// its overdraft (see `writer::write_queue`): pausing the consumer is better than closing that connection.
@@ -50,12 +50,12 @@ impl WaitBudget {
 }
 
 /// Sends a chunk on the delivery thread, which may wait: a burst of messages must not close a healthy connection.
-pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
+pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> SendOutcome {
     let mut sent = member.writer.send_chunk(chunk);
-    if sent == Sent::Full {
+    if sent == SendOutcome::Full {
         sent = wait_for_room(member, chunk, budget);
     }
-    if sent == Sent::Full {
+    if sent == SendOutcome::Full {
         member.writer.close(
             CloseCode::SlowConsumer,
             "outbound queue is full",
@@ -65,12 +65,12 @@ pub(super) fn send_or_close(member: &Member, chunk: &impl Chunk, budget: &mut Wa
     sent
 }
 
-fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> Sent {
+fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -> SendOutcome {
     budget.refill();
     let (mut stalled, mut backlog) = (Duration::ZERO, member.writer.backlog());
     while stalled < MAX_STALL && member.writer.is_worth_waiting_for() && budget.wait(WAIT_STEP) {
         match member.writer.send_chunk(chunk) {
-            Sent::Full => {}
+            SendOutcome::Full => {}
             sent => return sent,
         }
         let now_queued = member.writer.backlog();
@@ -81,7 +81,7 @@ fn wait_for_room(member: &Member, chunk: &impl Chunk, budget: &mut WaitBudget) -
         };
         backlog = now_queued;
     }
-    Sent::Full
+    SendOutcome::Full
 }
 
 #[cfg(test)]

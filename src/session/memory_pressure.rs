@@ -115,7 +115,7 @@ mod tests {
     use crate::protocol::frame;
     use crate::protocol::ids::{SessionId, UserType};
     use crate::session::testing::{context, members_of};
-    use crate::writer::Sent;
+    use crate::writer::SendOutcome;
 
     /// More than a socket takes at once.
     const LARGE: usize = 16 << 20;
@@ -135,7 +135,7 @@ mod tests {
             // Some bytes are in flight, and stay so.
             assert_eq!(
                 member.writer.send_chunk(&Bytes::from(vec![0; LARGE / 2])),
-                Sent::Queued
+                SendOutcome::Queued
             );
         }
         let mut evicted = Evicted::default();
@@ -170,11 +170,11 @@ mod tests {
         for (member, large) in members.iter().zip([LARGE / 8, LARGE + LARGE / 4]) {
             assert_eq!(
                 member.writer.send_chunk(&Bytes::from(vec![b'a'; LARGE / 2])),
-                Sent::Queued
+                SendOutcome::Queued
             );
             assert_eq!(
                 member.writer.send_chunk(&Bytes::from(vec![b'b'; large])),
-                Sent::Queued
+                SendOutcome::Queued
             );
         }
         members[1].writer.close_for_drain();

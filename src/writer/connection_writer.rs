@@ -51,7 +51,7 @@ pub struct WriterContext {
 
 /// The outcome of sending a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub enum SendOutcome {
     Written,
     Queued,
     /// The queue is full, and nothing was queued. The sender decides between waiting and [`ConnectionWriter::close`].
@@ -65,7 +65,7 @@ pub enum Sent {
 pub enum Reservation {
     /// It may, and must end the reservation with [`ConnectionWriter::complete`]; until then everything else is queued.
     Reserved,
-    Done(Sent),
+    Done(SendOutcome),
 }
 
 /// Writes one connection's socket.
@@ -97,11 +97,11 @@ impl State {
         self.is_writing || !self.write_queue.is_empty()
     }
 
-    fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> Sent {
+    fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> SendOutcome {
         if self.write_queue.try_push(chunk, limits) {
-            Sent::Queued
+            SendOutcome::Queued
         } else {
-            Sent::Full
+            SendOutcome::Full
         }
     }
 
@@ -145,17 +145,17 @@ impl ConnectionWriter {
     }
 
     /// Sends a chunk of the session's frames. An empty queue takes a chunk of any size.
-    pub fn send_chunk(self: &Arc<Self>, chunk: &impl Chunk) -> Sent {
+    pub fn send_chunk(self: &Arc<Self>, chunk: &impl Chunk) -> SendOutcome {
         self.send_locked(self.state.lock(), chunk)
     }
 
     /// Sends a frame that must not be dropped, without waiting: an answer to the client's own frame, or a status frame.
     /// The queue may reach twice its limit; beyond that, the connection is closed as too slow.
-    pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> Sent {
+    pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> SendOutcome {
         let mut state = self.state.lock();
         if state.phase == Phase::Open && state.is_busy() {
             if state.write_queue.push_required(frame, &self.context.queue) {
-                return Sent::Queued;
+                return SendOutcome::Queued;
             }
             drop(state);
             self.close(
@@ -163,7 +163,7 @@ impl ConnectionWriter {
                 "outbound queue is full",
                 BacklogPolicy::Discard,
             );
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         self.send_locked(state, frame)
     }
@@ -177,9 +177,9 @@ impl ConnectionWriter {
         self.flush_or_spawn(state);
     }
 
-    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Chunk) -> Sent {
+    fn send_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, chunk: &impl Chunk) -> SendOutcome {
         if state.phase != Phase::Open {
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         if state.is_busy() {
             return state.queue(chunk, &self.context.queue);
@@ -193,7 +193,7 @@ impl ConnectionWriter {
     pub fn reserve(&self, chunk: &impl Chunk) -> Reservation {
         let mut state = self.state.lock();
         if state.phase != Phase::Open {
-            return Reservation::Done(Sent::Closed);
+            return Reservation::Done(SendOutcome::Closed);
         }
         if state.is_busy() {
             return Reservation::Done(state.queue(chunk, &self.context.queue));
@@ -203,11 +203,11 @@ impl ConnectionWriter {
     }
 
     /// Ends a reservation with the result of its send, as from `send(2)`.
-    pub fn complete(self: &Arc<Self>, chunk: &impl Chunk, result: io::Result<usize>) -> Sent {
+    pub fn complete(self: &Arc<Self>, chunk: &impl Chunk, result: io::Result<usize>) -> SendOutcome {
         let mut state = self.state.lock();
         state.is_writing = false;
         if state.phase == Phase::Dead {
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         self.finish_send(state, chunk, result)
     }
@@ -229,7 +229,7 @@ impl ConnectionWriter {
         mut state: MutexGuard<'_, State>,
         chunk: &impl Chunk,
         result: io::Result<usize>,
-    ) -> Sent {
+    ) -> SendOutcome {
         let written = match result {
             Ok(written) => written,
             Err(error)
@@ -242,7 +242,7 @@ impl ConnectionWriter {
             }
             Err(_) => {
                 self.fail(&mut state);
-                return Sent::Closed;
+                return SendOutcome::Closed;
             }
         };
         let is_whole = written == chunk.bytes().len();
@@ -257,7 +257,7 @@ impl ConnectionWriter {
         );
         if written == 0 && !is_whole && discards {
             self.flush_or_spawn(state);
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         if !is_whole {
             let count = |chunk| self.context.queue.memory.count(chunk);
@@ -268,7 +268,11 @@ impl ConnectionWriter {
         if !is_done {
             self.start_flusher(state);
         }
-        if is_whole { Sent::Written } else { Sent::Queued }
+        if is_whole {
+            SendOutcome::Written
+        } else {
+            SendOutcome::Queued
+        }
     }
 
     /// Answers a ping. At most one pong waits, however many pings the peer sends.

@@ -18,12 +18,15 @@ async fn one() -> (Arc<ConnectionWriter>, TcpStream) {
 }
 
 /// Reserves a socket, calls `meanwhile`, completes the send with `written` bytes, and returns what the client gets.
-async fn send_while(written: usize, meanwhile: impl FnOnce(&Arc<ConnectionWriter>)) -> (Sent, Vec<u8>) {
+async fn send_while(
+    written: usize,
+    meanwhile: impl FnOnce(&Arc<ConnectionWriter>),
+) -> (SendOutcome, Vec<u8>) {
     let (writer, mut client) = one().await;
     assert_eq!(writer.reserve(&CHUNK), Reservation::Reserved);
     assert_eq!(
         writer.reserve(&CHUNK),
-        Reservation::Done(Sent::Queued),
+        Reservation::Done(SendOutcome::Queued),
         "behind the first"
     );
     meanwhile(&writer);
@@ -57,7 +60,7 @@ async fn a_close_follows_the_chunk_being_sent_and_replaces_the_queued_ones() {
         let (sent, got) = send_while(written, closing(queued)).await;
         let expected = [&CHUNK.repeat(chunks), &close[..]].concat();
         assert_eq!(got, expected, "{written} bytes were written");
-        assert_eq!(sent == Sent::Closed, chunks == 0);
+        assert_eq!(sent == SendOutcome::Closed, chunks == 0);
     }
 }
 
@@ -78,7 +81,7 @@ async fn nothing_more_is_sent_on_a_socket_that_was_aborted_meanwhile() {
     for give_up in [ConnectionWriter::gone, ConnectionWriter::abort] {
         for written in [0, 3] {
             let (sent, got) = send_while(written, |writer| give_up(writer)).await;
-            assert_eq!((sent, &got[..]), (Sent::Closed, &b""[..]));
+            assert_eq!((sent, &got[..]), (SendOutcome::Closed, &b""[..]));
         }
     }
 }

@@ -16,7 +16,7 @@ pub mod write_queue;
 
 pub use chunk::{BorrowedChunk, Chunk, SharedChunk};
 pub use connection_writer::{
-    BacklogPolicy, ClosingWriters, ConnectionWriter, Reservation, Sent, WriterContext,
+    BacklogPolicy, ClosingWriters, ConnectionWriter, Reservation, SendOutcome, WriterContext,
 };
 pub use memory::SendMemory;
 pub use write_queue::QueueLimits;
