@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use super::answers::read_heartbeat;
 use super::keys;
 use super::node_lease::{Loss, Transition};
-use super::pipeline::Pipeline;
+use super::presence_task::PresenceTask;
 use crate::bus::Status;
 
-impl Pipeline {
+impl PresenceTask {
     pub(super) async fn connect(&mut self) -> Result<(), RedisError> {
         // Until the first answer nobody knows what it holds.
         self.store.set_incomplete(true);

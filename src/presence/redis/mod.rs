@@ -3,7 +3,7 @@
 //! - [`store`]: the connection and its scripts; [`answers`]: their replies; [`keys`]: what is stored
 //! - [`cause`]: failures of Redis in words for the operator
 //! - [`node_lease`]: this node's name and lease; [`sync_state`]: whether Redis knows everything it should
-//! - [`pipeline`]: the task that owns all writes. It connects and renews the lease ([`lease_renewal`]), folds the
+//! - [`presence_task`]: the task that owns all writes. It connects and renews the lease ([`lease_renewal`]), folds the
 //!   changes of a window ([`pending`]) and writes them ([`writing`])
 //! - [`checks`]: which sessions to compare with Redis next
 //! - [`client_notifier`]: notifies the clients of this node; [`client_view`]: what was announced to those of a session
@@ -25,7 +25,7 @@ mod lease_renewal;
 mod listing;
 mod node_lease;
 mod pending;
-mod pipeline;
+mod presence_task;
 mod reaper;
 mod status_publisher;
 mod store;
@@ -44,11 +44,11 @@ use super::parts::{Parts, Times};
 use crate::config::RedisConfig;
 use crate::error::StartError;
 use crate::supervise;
-use pipeline::Pipeline;
+use presence_task::PresenceTask;
 pub use store::Store;
 use timings::Timings;
 
-/// Starts the pipeline task. It is no error if Redis is unavailable.
+/// Starts the presence task. It is no error if Redis is unavailable.
 pub fn start(
     parts: Parts,
     settings: &RedisConfig,
@@ -58,7 +58,7 @@ pub fn start(
     let for_task = Arc::clone(&store);
     let (parts, timings) = (Arc::new(parts), Timings::of(times));
     let task = supervise::spawn("presence", move || {
-        Pipeline::new(Arc::clone(&for_task), Arc::clone(&parts), timings).run()
+        PresenceTask::new(Arc::clone(&for_task), Arc::clone(&parts), timings).run()
     });
     Ok((store, task))
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::answers::{self, Applied};
 use super::keys::{self, node_of};
 use super::listing::{Listing, Requested};
-use super::pipeline::{MAX_PIPELINE, Pipeline};
+use super::presence_task::{MAX_PIPELINE, PresenceTask};
 use super::status_publisher::{self, ListEntry, Unacknowledged};
 use super::store::{Deregistered, LONG, SHORT};
 use crate::clock::Moment;
@@ -22,7 +22,7 @@ use crate::session::Session;
 /// The share of the time for shutting down that the log gets; the rest is for Redis.
 const LOG_SHARE: f64 = 0.6;
 
-impl Pipeline {
+impl PresenceTask {
     /// Reclaims some sessions of a node that is dead or was shut down, or of one of our retired names: a page of its
     /// list at a time, however long that is. Deregisters it when there are none left and its lease has ended: until
     /// then one of its pipelines may still be under way.

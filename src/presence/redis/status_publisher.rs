@@ -153,7 +153,7 @@ impl StatusPublisher {
     }
 
     /// Publishes one record, or several if there are too many events for one.
-    /// `wakes`: the pipeline task runs again when the log has acknowledged it.
+    /// `wakes`: the presence task runs again when the log has acknowledged it.
     fn publish_all(
         &self,
         session_id: &SessionId,

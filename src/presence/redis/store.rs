@@ -1,4 +1,4 @@
-//! The connection to Redis: commands, scripts and their answers. The pipeline task and REST share it.
+//! The connection to Redis: commands, scripts and their answers. The presence task and REST share it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

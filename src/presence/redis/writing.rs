@@ -9,7 +9,7 @@ use super::answers::{self, Applied};
 use super::keys;
 use super::listing::{Listing, Requested};
 use super::pending::Pending;
-use super::pipeline::Pipeline;
+use super::presence_task::PresenceTask;
 use super::status_publisher::{self, Acknowledged, MAX_ACKNOWLEDGED, Unacknowledged};
 use super::store::{LONG, SHORT};
 use crate::protocol::ids::{SessionId, UserId};
@@ -30,7 +30,7 @@ struct Written {
     replaced: bool,
 }
 
-impl Pipeline {
+impl PresenceTask {
     /// Renews the lease, removes what is acknowledged from the lists, and writes a batch. Returns whether that is
     /// stored: false if Redis has lost us.
     pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {

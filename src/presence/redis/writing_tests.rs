@@ -16,9 +16,9 @@ use crate::session::testing::members;
 use crate::session::typists::Typists;
 use crate::session::{Member, Registry};
 
-/// A pipeline that never sends anything to Redis. Users of one session join its registry, and mark nothing.
+/// A task that never sends anything to Redis. Users of one session join its registry, and mark nothing.
 struct Node {
-    pipeline: Pipeline,
+    task: PresenceTask,
     members: Vec<Member>,
     _clients: Vec<tokio::net::TcpStream>,
 }
@@ -66,7 +66,7 @@ impl Node {
         let store = Arc::new(Store::new(&settings).unwrap());
         let timings = crate::presence::redis::timings::testing(std::time::Duration::from_secs(60));
         Self {
-            pipeline: Pipeline::new(store, Arc::new(parts), timings),
+            task: PresenceTask::new(store, Arc::new(parts), timings),
             members,
             _clients: clients,
         }
@@ -75,7 +75,7 @@ impl Node {
     fn join(&mut self, id: &str) -> Arc<Session> {
         let mut member = self.members.pop().unwrap();
         member.user_id = user(id);
-        let registry = &self.pipeline.parts.registry;
+        let registry = &self.task.parts.registry;
         let greeting = |_| Bytes::new();
         registry
             .join(&session_id(), &member, UserType::Customer, greeting)
@@ -89,7 +89,7 @@ impl Node {
             snapshot: Some(status(users)),
             ..Applied::default()
         };
-        self.pipeline.notifier.notify(session, Vec::new(), applied).await;
+        self.task.notifier.notify(session, Vec::new(), applied).await;
     }
 
     /// A check that has listed these users, some of whom were not stored before.
@@ -113,15 +113,15 @@ impl Node {
             readable: Some(written.listed.iter().cloned().collect()),
             ..Applied::default()
         };
-        self.pipeline.applied(written, pending, applied).await;
+        self.task.applied(written, pending, applied).await;
     }
 
     fn repairs(&self) -> u64 {
-        self.pipeline.parts.metrics.presence_repairs.get()
+        self.task.parts.metrics.presence_repairs.get()
     }
 
     fn again(&self) -> Option<&Pending> {
-        self.pipeline.pending.get(&session_id())
+        self.task.pending.get(&session_id())
     }
 }
 
@@ -136,7 +136,7 @@ async fn a_user_who_has_joined_and_is_not_marked_yet_is_not_missing() {
     let session = node.join("a");
     node.announces(&session, &["a"]).await;
     node.join("b");
-    node.pipeline.took_changes = Moment::now();
+    node.task.took_changes = Moment::now();
     // The session is read for another reason.
     let written = Written {
         session_id: session_id(),
@@ -150,7 +150,7 @@ async fn a_user_who_has_joined_and_is_not_marked_yet_is_not_missing() {
         snapshot: Some(status(&["a"])),
         ..Applied::default()
     };
-    node.pipeline.applied(written, Pending::default(), applied).await;
+    node.task.applied(written, Pending::default(), applied).await;
     assert_eq!(node.repairs(), 0);
     let again = node.again().expect("it is checked");
     assert!(again.is_check && !again.replaces && !again.must_publish);
@@ -163,7 +163,7 @@ async fn a_check_that_writes_a_fresh_join_announces_it() {
     node.announces(&session, &["a"]).await;
     node.join("b");
     node.checked(&["a", "b"], &["b"], false).await;
-    let deferred = node.pipeline.notifier.take_deferred(&session_id());
+    let deferred = node.task.notifier.take_deferred(&session_id());
     assert_eq!(ids(deferred.expect("an event to publish")), ["b"]);
     assert_eq!(node.repairs(), 0);
 }
@@ -173,11 +173,7 @@ async fn a_check_that_writes_the_first_join_of_a_session_announces_it() {
     let mut node = Node::new().await;
     node.join("a");
     node.checked(&["a"], &["a"], false).await;
-    let again = node
-        .pipeline
-        .pending
-        .remove(&session_id())
-        .expect("a pending write");
+    let again = node.task.pending.remove(&session_id()).expect("a pending write");
     assert!(again.must_publish);
     assert_eq!(ids(again.events), ["a"]);
     assert_eq!(node.repairs(), 0);
@@ -189,10 +185,10 @@ async fn a_join_in_the_window_of_a_check_is_announced_when_the_next_frame_is_due
     let mut node = Node::new().await;
     let session = node.join("a");
     node.announces(&session, &["a"]).await;
-    assert_eq!(node.pipeline.notifier.due(), None);
+    assert_eq!(node.task.notifier.due(), None);
     node.join("b");
     node.checked(&["a", "b"], &["b"], true).await;
-    assert!(node.pipeline.notifier.due().is_some());
+    assert!(node.task.notifier.due().is_some());
 }
 
 #[tokio::test]
@@ -204,7 +200,7 @@ async fn a_check_that_rewrites_an_announced_user_has_found_damage() {
     assert_eq!(node.repairs(), 1);
     let again = node.again().expect("it is written again");
     assert!(again.is_check && again.replaces && again.must_publish);
-    let deferred = node.pipeline.notifier.take_deferred(&session_id());
+    let deferred = node.task.notifier.take_deferred(&session_id());
     assert_eq!(
         ids(deferred.unwrap_or_default()),
         [""; 0],
@@ -216,10 +212,10 @@ async fn a_check_that_rewrites_an_announced_user_has_found_damage() {
 async fn after_a_loss_of_data_no_session_is_taken_off_a_list_for_what_was_removed_before() {
     let mut node = Node::new().await;
     let entry = || ("dead+2".into(), session_id());
-    let is_tracked = |node: &Node| node.pipeline.publisher.is_tracked(&entry());
-    node.pipeline.publisher.track_unpublished(entry(), Some(1));
-    node.pipeline.lost(Loss::Lease);
+    let is_tracked = |node: &Node| node.task.publisher.is_tracked(&entry());
+    node.task.publisher.track_unpublished(entry(), Some(1));
+    node.task.lost(Loss::Lease);
     assert!(is_tracked(&node), "only our lease has ended");
-    node.pipeline.lost(Loss::Restarted);
+    node.task.lost(Loss::Restarted);
     assert!(!is_tracked(&node));
 }

@@ -1,4 +1,4 @@
-//! The pipeline task: collects the changes of a window, writes them in one pipeline, and passes on what has changed.
+//! The presence task: collects the changes of a window, writes them in one pipeline, and passes on what has changed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const MAX_TYPING: usize = 10_000;
 /// The least time between two log lines about sessions that Redis refuses.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-pub struct Pipeline {
+pub struct PresenceTask {
     pub(super) store: Arc<Store>,
     pub(super) parts: Arc<Parts>,
     pub(super) timings: Timings,
@@ -63,7 +63,7 @@ pub struct Pipeline {
     pub(super) repair_log: LogLimit,
 }
 
-impl Pipeline {
+impl PresenceTask {
     pub fn new(store: Arc<Store>, parts: Arc<Parts>, timings: Timings) -> Self {
         let mut grace = GraceClock::new(timings.grace);
         // There are some already if the task was restarted after a panic.
