@@ -29,7 +29,7 @@ impl PresenceTask {
     }
 
     /// A pipeline starts with our heartbeat: whatever is written has a lease, or else somebody to remove it.
-    pub(super) fn new_pipeline(&self) -> redis::Pipeline {
+    pub(super) fn pipeline_with_heartbeat(&self) -> redis::Pipeline {
         let mut pipeline = redis::pipe();
         // Who claims a node keeps it from the others, and so has to reap it in the same round.
         let claim = match self.claims_nodes {
@@ -41,9 +41,9 @@ impl PresenceTask {
         pipeline
     }
 
-    /// Sends a pipeline of [`Self::new_pipeline`]. Returns the answers without the heartbeat's, or `None` if Redis has
-    /// lost us, or more: then they mean nothing, and everything is to be written again.
-    pub(super) async fn send(
+    /// Sends a pipeline of [`Self::pipeline_with_heartbeat`]. Returns the answers without the heartbeat's, or `None` if
+    /// Redis has lost us, or more: then they mean nothing, and everything is to be written again.
+    pub(super) async fn send_with_heartbeat(
         &mut self,
         mut pipeline: redis::Pipeline,
         timeout: Duration,
@@ -51,7 +51,7 @@ impl PresenceTask {
         // Asked at the end as well: Redis may be emptied between two commands.
         pipeline.cmd("GET").arg(keys::EPOCH);
         self.parts.metrics.redis_pipelines.inc();
-        let mut answers = self.store.send(&mut pipeline, timeout).await?;
+        let mut answers = self.store.execute(&mut pipeline, timeout).await?;
         let epoch = answers.pop().unwrap_or(Ok(Value::Nil))?;
         let epoch: Option<String> = redis::from_redis_value(epoch)?;
         let heartbeat = read_heartbeat(answers.remove(0)?)?;

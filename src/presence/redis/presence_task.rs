@@ -284,12 +284,12 @@ impl PresenceTask {
             self.schedule_checks();
         }
         if self.pending.is_empty() {
-            self.write(Vec::new()).await?;
+            self.write_sessions(Vec::new()).await?;
         }
         let mut losses = 0;
         while !self.pending.is_empty() {
             let batch = self.next_batch();
-            losses += usize::from(!self.write(batch).await?);
+            losses += usize::from(!self.write_sessions(batch).await?);
             if losses == MAX_LOSSES {
                 return Err(store::keeps_losing());
             }

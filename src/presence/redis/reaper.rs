@@ -42,7 +42,7 @@ impl PresenceTask {
                     entries.push(((Arc::clone(&node), session_id), Some(*number)));
                 }
                 other => {
-                    let mut pipeline = self.new_pipeline();
+                    let mut pipeline = self.pipeline_with_heartbeat();
                     // A UUID in capital letters, as written by earlier versions: no client sees that session any more.
                     if other.is_some() {
                         self.store.add_apply(
@@ -56,7 +56,7 @@ impl PresenceTask {
                         pipeline.cmd("DEL").arg(keys::pending_leaves(id, &node));
                     }
                     self.store.add_acknowledge(&mut pipeline, &node, &[(id, None)]);
-                    self.send(pipeline, SHORT).await?;
+                    self.send_with_heartbeat(pipeline, SHORT).await?;
                 }
             }
         }
@@ -98,7 +98,7 @@ impl PresenceTask {
             loop {
                 let page = self.store.sessions_of(&node, from).await?;
                 for sessions in page.sessions.chunks(MAX_PIPELINE) {
-                    let mut pipeline = self.new_pipeline();
+                    let mut pipeline = self.pipeline_with_heartbeat();
                     for (id, _) in sessions {
                         self.store.add_apply(
                             &mut pipeline,
@@ -109,7 +109,7 @@ impl PresenceTask {
                             "",
                         );
                     }
-                    if self.send(pipeline, LONG).await?.is_none() {
+                    if self.send_with_heartbeat(pipeline, LONG).await?.is_none() {
                         return Ok(());
                     }
                 }
@@ -144,7 +144,7 @@ impl PresenceTask {
     /// Removes all users of these nodes from these sessions, publishes and announces that.
     async fn reclaim(&mut self, entries: Vec<(ListEntry, Option<u64>)>) -> Result<(), RedisError> {
         for entries in entries.chunks(MAX_PIPELINE) {
-            let mut pipeline = self.new_pipeline();
+            let mut pipeline = self.pipeline_with_heartbeat();
             for ((node, session_id), _) in entries {
                 let id = session_id.as_str();
                 self.store.add_apply(
@@ -156,7 +156,7 @@ impl PresenceTask {
                     "",
                 );
             }
-            let Some(answers) = self.send(pipeline, LONG).await? else {
+            let Some(answers) = self.send_with_heartbeat(pipeline, LONG).await? else {
                 return Ok(());
             };
             for ((entry, number), answer) in entries.iter().zip(answers) {
@@ -276,7 +276,7 @@ impl PresenceTask {
     /// Waits until the log has acknowledged what was published, and removes that from the lists.
     async fn await_acknowledgements(&mut self, deadline: Instant) -> Result<(), RedisError> {
         loop {
-            self.write(Vec::new()).await?;
+            self.write_sessions(Vec::new()).await?;
             if self.publisher.is_idle() || Instant::now() >= deadline {
                 return Ok(());
             }

@@ -190,7 +190,7 @@ impl Store {
     }
 
     /// Sends a pipeline. Each command has its own result, unless the server as a whole refuses.
-    pub async fn send(
+    pub async fn execute(
         &self,
         pipeline: &mut Pipeline,
         duration: Duration,
@@ -303,7 +303,7 @@ impl Store {
         let command = pipeline.cmd("EVALSHA").arg(self.deregister.get_hash());
         let names = [keys::LEASES, keys::CLAIMS, keys::WRITING, keys::SHUT_DOWN];
         command.arg(names.len()).arg(&names).arg(node);
-        let answer = self.send(&mut pipeline, SHORT).await?.pop();
+        let answer = self.execute(&mut pipeline, SHORT).await?.pop();
         let deregistered: i64 = redis::from_redis_value(answer.unwrap_or(Ok(Value::Nil))?)?;
         Ok(match deregistered {
             0 => Deregistered::Not,
@@ -328,7 +328,7 @@ impl Store {
             .arg(node)
             .arg(base);
         command.arg(grace.map_or_else(String::new, |grace| grace.as_millis().to_string()));
-        let answer = self.send(&mut pipeline, SHORT).await?.pop();
+        let answer = self.execute(&mut pipeline, SHORT).await?.pop();
         let answer = answer.unwrap_or(Ok(Value::Nil))?;
         let (has_others, shut_down): (i64, Vec<String>) = redis::from_redis_value(answer)?;
         let has_others = has_others == 1;
@@ -342,7 +342,7 @@ impl Store {
     pub async fn expire(&self, node: &str) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("ZADD").arg(keys::LEASES).arg(0).arg(node);
-        self.send(&mut pipeline, SHORT).await.map(|_| ())
+        self.execute(&mut pipeline, SHORT).await.map(|_| ())
     }
 
     /// Adds the removal of sessions from a node's list, each with the number it was read with, if that matters.
@@ -362,7 +362,7 @@ impl Store {
         let mut pipeline = redis::pipe();
         let command = pipeline.cmd("ZSCAN").arg(keys::sessions(node));
         command.arg(cursor).arg("COUNT").arg(PAGE);
-        let Some(Ok(answer)) = self.send(&mut pipeline, SHORT).await?.pop() else {
+        let Some(Ok(answer)) = self.execute(&mut pipeline, SHORT).await?.pop() else {
             return Ok(Page::default());
         };
         let (next, listed): (u64, Vec<(Vec<u8>, f64)>) = redis::from_redis_value(answer)?;

@@ -33,10 +33,10 @@ struct Written {
 impl PresenceTask {
     /// Renews the lease, removes what is acknowledged from the lists, and writes a batch. Returns whether that is
     /// stored: false if Redis has lost us.
-    pub(super) async fn write(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {
+    pub(super) async fn write_sessions(&mut self, batch: Vec<SessionId>) -> Result<bool, RedisError> {
         let now = Instant::now();
         self.number += 1;
-        let mut pipeline = self.new_pipeline();
+        let mut pipeline = self.pipeline_with_heartbeat();
         let acknowledged = self.add_acknowledged(&mut pipeline);
         let registry = &self.parts.registry;
         // Asked only once: every session written by this pipeline is on our list by this pipeline.
@@ -90,7 +90,7 @@ impl PresenceTask {
         }
         let has_list = !here.is_empty();
         let patience = if batch.len() > 1 { LONG } else { SHORT };
-        let Some(answers) = self.send(pipeline, patience).await? else {
+        let Some(answers) = self.send_with_heartbeat(pipeline, patience).await? else {
             return Ok(false);
         };
         self.typing.clear();
@@ -161,7 +161,7 @@ impl PresenceTask {
     async fn recreate_list(&mut self) -> Result<(), RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("DEL").arg(keys::sessions(self.lease.name()));
-        self.store.send(&mut pipeline, SHORT).await?;
+        self.store.execute(&mut pipeline, SHORT).await?;
         self.start_resync();
         Ok(())
     }
