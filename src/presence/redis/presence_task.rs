@@ -294,7 +294,7 @@ impl PresenceTask {
                 return Err(store::keeps_losing());
             }
         }
-        if self.lease.state().is_resyncing() {
+        if self.lease.state().must_write_all() {
             self.release_retired_names().await?;
             // There is more to write if Redis has lost us meanwhile.
             if !self.pending.is_empty() {

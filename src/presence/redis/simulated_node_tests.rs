@@ -286,7 +286,7 @@ impl Node {
                 return Err(Failed);
             }
         }
-        if self.lease.state().is_resyncing() {
+        if self.lease.state().must_write_all() {
             self.release_retired_names(link)?;
             if !self.pending.is_empty() {
                 return Ok(());
@@ -317,7 +317,7 @@ impl Node {
             lease: self.timings.lease,
             claim: self.claims_nodes.then_some(self.timings.claim),
             may_reap: lease.may_reap(),
-            is_writing: lease.state().is_resyncing(),
+            is_writing: lease.state().must_write_all(),
             epoch: lease.epoch().to_owned(),
             retired_names: lease
                 .retired_names()

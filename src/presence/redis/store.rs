@@ -234,7 +234,7 @@ impl Store {
             .arg(&**lease.name())
             .arg(duration.as_millis().to_string())
             .arg(claim.as_millis().to_string())
-            .arg(flag(lease.state().is_resyncing()))
+            .arg(flag(lease.state().must_write_all()))
             .arg(flag(lease.may_reap()))
             .arg(lease.epoch());
         for name in lease.retired_names() {

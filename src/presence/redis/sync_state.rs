@@ -38,7 +38,7 @@ enum Progress {
     /// It writes everything. Its users seem new to Redis, but are not.
     Rebuilding,
     /// It writes everything once more. `written`: when it had, if it still counts.
-    Resyncing { written: Option<Instant> },
+    Rewriting { written: Option<Instant> },
     /// It has written everything.
     Waiting { written: Instant },
 }
@@ -67,7 +67,7 @@ impl SyncState {
         *self == Self::Synced
     }
 
-    pub fn is_resyncing(&self) -> bool {
+    pub fn must_write_all(&self) -> bool {
         match self {
             Self::Synced => false,
             Self::Resyncing => true,
@@ -116,16 +116,16 @@ impl RecoveryBarrier {
             }
             (Progress::Waiting { written }, Event::ResyncRequired) => {
                 let written = Some(written);
-                Progress::Resyncing { written }
+                Progress::Rewriting { written }
             }
-            (Progress::Waiting { .. } | Progress::Resyncing { .. }, Event::Renamed) => {
-                Progress::Resyncing { written: None }
+            (Progress::Waiting { .. } | Progress::Rewriting { .. }, Event::Renamed) => {
+                Progress::Rewriting { written: None }
             }
-            (Progress::Rebuilding | Progress::Resyncing { written: None }, Event::AllWritten { now }) => {
+            (Progress::Rebuilding | Progress::Rewriting { written: None }, Event::AllWritten { now }) => {
                 Progress::Waiting { written: now }
             }
             (
-                Progress::Resyncing {
+                Progress::Rewriting {
                     written: Some(written),
                 },
                 Event::AllWritten { .. },
@@ -134,7 +134,7 @@ impl RecoveryBarrier {
                 return SyncState::Synced;
             }
             (
-                Progress::Resyncing {
+                Progress::Rewriting {
                     written: Some(written),
                 },
                 Event::Tick { now },
@@ -371,7 +371,7 @@ mod tests {
                 if !is_recovering {
                     (written, is_peer_missing, is_peer_writing) = (None, false, false);
                 }
-                prop_assert_eq!(state.is_resyncing(), must_write);
+                prop_assert_eq!(state.must_write_all(), must_write);
                 prop_assert_eq!(state.is_rebuilding(), is_new_to_redis);
                 prop_assert_eq!(state.is_recovering(), is_recovering);
             }
