@@ -1,4 +1,17 @@
-//! Whether Redis knows everything it should: the states, and one function for all transitions between them.
+//! Whether Redis knows everything it should: the states and all transitions between them.
+//!
+//! | state | this node | next state |
+//! | --- | --- | --- |
+//! | `Synced` | writes changes | `Resyncing`, if it has to write everything again |
+//! | `Resyncing` | writes everything it holds | `Synced` |
+//! | `Recovering`, `Rebuilding` | writes everything, the first time since the loss | `Waiting` |
+//! | `Recovering`, `Waiting` | has written everything and waits for others | `Synced` at the end, or `Rewriting` |
+//! | `Recovering`, `Rewriting` | has to write everything once more | `Waiting`, or `Resyncing` at the end |
+//!
+//! Lost data leads from every state to `Rebuilding`. A recovery ends when all nodes that were alive before the loss
+//! have written everything, or have had the time to ([`RecoveryBarrier::is_over`]), counted from when this node had. If
+//! this node has to write once more, that time still counts (`written`), unless it has another name: Redis has nothing
+//! under that one yet.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -140,7 +153,7 @@ impl RecoveryBarrier {
                 Event::Tick { now },
             ) if self.is_over(now - written, timings) => return SyncState::Resyncing,
             (progress, Event::NodesSeen { done, writing }) => {
-                self.note_nodes(done, writing);
+                self.update_missing(done, writing);
                 progress
             }
             (
@@ -161,7 +174,7 @@ impl RecoveryBarrier {
         all_are_back || since_written >= timeout
     }
 
-    fn note_nodes(&mut self, done: &[String], writing: &[String]) {
+    fn update_missing(&mut self, done: &[String], writing: &[String]) {
         let has_new = |names: &[String], node: &str, known: &Names| {
             let mut of_node = names.iter().filter(|name| node_of(name) == node);
             of_node.any(|name| !known.contains(name))
