@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use super::chunk::Chunk;
 use super::kernel;
-use super::pulse::Pulse;
+use super::liveness::Liveness;
 use super::write_queue::{QueueLimits, WriteQueue};
 use crate::clock;
 use crate::metrics::Metrics;
@@ -80,7 +80,7 @@ pub struct ConnectionWriter {
 #[derive(Default)]
 struct State {
     write_queue: WriteQueue,
-    pulse: Pulse,
+    liveness: Liveness,
     phase: Phase,
     /// Whether the socket is being written without holding this lock: by a flusher, or by the holder of a reservation.
     /// It changes only under this lock, so that no backlog is left without a writer.
@@ -335,7 +335,7 @@ impl ConnectionWriter {
     pub fn sweep(self: &Arc<Self>) {
         let state = self.state.lock();
         match state.phase {
-            Phase::Open => self.check_pulse(state),
+            Phase::Open => self.check_liveness(state),
             Phase::Closing { since, .. } if clock::since(since) > CLOSE_TIMEOUT => {
                 drop(state);
                 self.abort();
@@ -344,30 +344,33 @@ impl ConnectionWriter {
         }
     }
 
-    fn check_pulse(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    fn check_liveness(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let is_awaiting = self.awaiting_pong.load(Ordering::Relaxed);
         let is_behind = !state.write_queue.is_empty();
         if is_awaiting || is_behind {
-            state.pulse.update(kernel::stream(self.socket()));
+            state.liveness.update(kernel::stream(self.socket()));
         }
         // The queue shrinks in large steps, since the kernel accepts more only in large steps.
         let stalled = state
             .write_queue
             .stalled_for()
-            .min(state.pulse.unacknowledged_for());
+            .min(state.liveness.unacknowledged_for());
         if is_behind && stalled > self.context.queue.send_timeout {
             drop(state);
             let reason = "no progress within the send timeout";
             self.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
         } else if is_awaiting {
-            let silent = state.pulse.silent_for().min(state.write_queue.since_progress());
+            let silent = state
+                .liveness
+                .silent_for()
+                .min(state.write_queue.since_progress());
             // For a ping that has not been written yet, the send timeout applies.
             if !state.write_queue.has_ping() && silent > self.context.pong_timeout {
                 drop(state);
                 self.close(CloseCode::NoPong, "no pong in time", BacklogPolicy::Discard);
             }
-        } else if state.pulse.is_ping_due(self.context.ping_interval) {
-            state.pulse.ping_requested();
+        } else if state.liveness.is_ping_due(self.context.ping_interval) {
+            state.liveness.ping_requested();
             state.write_queue.set_ping();
             // Before writing: the pong may arrive before the write returns.
             self.awaiting_pong.store(true, Ordering::Relaxed);
@@ -409,7 +412,7 @@ impl ConnectionWriter {
                 Ok(written) => {
                     if let Some(since_ping) = state.write_queue.advance(written, &self.context.queue) {
                         let stream = kernel::stream(self.socket());
-                        state.pulse.ping_written(since_ping, stream);
+                        state.liveness.ping_written(since_ping, stream);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,

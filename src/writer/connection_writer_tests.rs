@@ -91,7 +91,7 @@ async fn nothing_more_is_sent_on_a_socket_that_was_aborted_meanwhile() {
 async fn a_second_ping_is_sent_only_after_something_was_received() {
     let (writer, mut client) = one().await;
     let ask = || {
-        writer.state.lock().pulse = Pulse::requested_long_ago();
+        writer.state.lock().liveness = Liveness::requested_long_ago();
         writer.sweep();
     };
     ask();

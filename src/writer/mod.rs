@@ -3,13 +3,13 @@
 //! - [`connection_writer`]: sends, queues the rest, and closes
 //! - [`write_queue`]: what waits for one socket; [`memory`]: the memory of all queues together
 //! - [`chunk`]: whole frames, borrowed until a queue needs them
-//! - `pulse`, `kernel`: whether a client is alive, and what its kernel has acknowledged
+//! - `liveness`, `kernel`: whether a client is alive, and what its kernel has acknowledged
 
 pub mod chunk;
 pub mod connection_writer;
 mod kernel;
+mod liveness;
 pub mod memory;
-mod pulse;
 #[cfg(test)]
 pub mod testing;
 pub mod write_queue;

@@ -396,7 +396,7 @@ fn structure_upward_imports_and_cycles_are_detected() {
         "use crate::{clock, fanout::batch::Batch};\n",
     );
     inject("writer/memory.rs", "fn up() { super::super::ws::rate::up() }\n");
-    inject("writer/pulse.rs", "use super::ConnectionWriter;\n");
+    inject("writer/liveness.rs", "use super::ConnectionWriter;\n");
     let broken = upward(&sources);
     assert_eq!(
         broken,
@@ -405,7 +405,7 @@ fn structure_upward_imports_and_cycles_are_detected() {
             "writer/memory.rs uses crate::ws::rate::up, and ws is above writer"
         ]
     );
-    let through_the_facade = ["writer/connection_writer.rs", "writer/pulse.rs"].map(str::to_owned);
+    let through_the_facade = ["writer/connection_writer.rs", "writer/liveness.rs"].map(str::to_owned);
     let cycles = cycles(&sources);
     let is_in_one = |file| cycles.iter().any(|cycle| cycle.contains(file));
     assert!(through_the_facade.iter().all(is_in_one), "{cycles:#?}");

@@ -12,7 +12,7 @@ use super::kernel::Stream;
 use crate::clock;
 
 /// Times are as in [`clock::now_ms`], positions as in [`Stream`].
-pub struct Pulse {
+pub struct Liveness {
     /// When the last ping was requested.
     pinged_at: u32,
     /// When the last ping was written, or the last sign of life since then that is not a byte from the client.
@@ -24,7 +24,7 @@ pub struct Pulse {
     acked_at: u32,
 }
 
-impl Default for Pulse {
+impl Default for Liveness {
     fn default() -> Self {
         let now = clock::now_ms();
         Self {
@@ -37,7 +37,7 @@ impl Default for Pulse {
     }
 }
 
-impl Pulse {
+impl Liveness {
     /// As if the last ping had been requested an hour ago.
     #[cfg(test)]
     pub fn requested_long_ago() -> Self {
@@ -111,49 +111,49 @@ mod tests {
     }
 
     /// As if [`LONG`] had passed.
-    fn age(pulse: &mut Pulse) {
+    fn age(liveness: &mut Liveness) {
         let by = LONG.as_millis() as u32;
-        pulse.sign_at = pulse.sign_at.wrapping_sub(by);
-        pulse.acked_at = pulse.acked_at.wrapping_sub(by);
+        liveness.sign_at = liveness.sign_at.wrapping_sub(by);
+        liveness.acked_at = liveness.acked_at.wrapping_sub(by);
     }
 
     #[test]
     fn acknowledged_data_is_a_sign_of_life_before_the_ping_but_not_after_it() {
         for base in [0, u32::MAX - 500] {
             let at = |position: u32| base.wrapping_add(position);
-            let mut pulse = Pulse::default();
-            pulse.update(stream(at(0), at(0)));
-            pulse.ping_written(2, stream(at(100), at(1_002)));
-            age(&mut pulse);
-            pulse.update(stream(at(100), at(1_002)));
-            assert!(pulse.silent_for() >= LONG, "nothing has moved");
-            pulse.update(stream(at(500), at(1_002)));
-            assert!(pulse.silent_for() < LONG, "it takes what is ahead of the ping");
-            age(&mut pulse);
-            pulse.update(stream(at(1_002), at(1_002)));
-            assert!(pulse.silent_for() < LONG, "it has taken the ping");
-            age(&mut pulse);
-            pulse.update(stream(at(2_000), at(3_000)));
+            let mut liveness = Liveness::default();
+            liveness.update(stream(at(0), at(0)));
+            liveness.ping_written(2, stream(at(100), at(1_002)));
+            age(&mut liveness);
+            liveness.update(stream(at(100), at(1_002)));
+            assert!(liveness.silent_for() >= LONG, "nothing has moved");
+            liveness.update(stream(at(500), at(1_002)));
+            assert!(liveness.silent_for() < LONG, "it takes what is ahead of the ping");
+            age(&mut liveness);
+            liveness.update(stream(at(1_002), at(1_002)));
+            assert!(liveness.silent_for() < LONG, "it has taken the ping");
+            age(&mut liveness);
+            liveness.update(stream(at(2_000), at(3_000)));
             assert!(
-                pulse.silent_for() >= LONG,
+                liveness.silent_for() >= LONG,
                 "its kernel takes what follows the ping"
             );
-            assert!(pulse.unacknowledged_for() < LONG);
+            assert!(liveness.unacknowledged_for() < LONG);
         }
     }
 
     #[test]
     fn without_data_ahead_the_pong_timeout_starts_when_the_ping_is_written() {
-        let mut pulse = Pulse::default();
-        pulse.ping_written(2, stream(1_000, 1_002));
-        age(&mut pulse);
-        pulse.update(stream(1_002, 1_002));
-        assert!(pulse.silent_for() >= LONG);
+        let mut liveness = Liveness::default();
+        liveness.ping_written(2, stream(1_000, 1_002));
+        age(&mut liveness);
+        liveness.update(stream(1_002, 1_002));
+        assert!(liveness.silent_for() >= LONG);
         // The same if the kernel doesn't say.
-        let mut pulse = Pulse::default();
-        pulse.ping_written(2, None);
-        age(&mut pulse);
-        pulse.update(None);
-        assert!(pulse.silent_for() >= LONG);
+        let mut liveness = Liveness::default();
+        liveness.ping_written(2, None);
+        age(&mut liveness);
+        liveness.update(None);
+        assert!(liveness.silent_for() >= LONG);
     }
 }
