@@ -198,7 +198,7 @@ impl Sessions {
 /// A member whose socket is closed: it can join and leave, but nothing is written.
 pub fn mute_member() -> Member {
     let member = Sessions::open(1, 1).sessions[0].members()[0].clone();
-    member.writer.gone();
+    member.writer.peer_gone();
     member
 }
 

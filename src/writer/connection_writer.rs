@@ -241,7 +241,7 @@ impl ConnectionWriter {
                 0
             }
             Err(_) => {
-                self.fail(&mut state);
+                self.mark_dead(&mut state);
                 return SendOutcome::Closed;
             }
         };
@@ -289,12 +289,12 @@ impl ConnectionWriter {
     pub fn abort(&self) {
         let mut state = self.state.lock();
         let _ = SockRef::from(self.socket.as_ref()).set_linger(Some(Duration::ZERO));
-        self.fail(&mut state);
+        self.mark_dead(&mut state);
     }
 
     /// Notes that the peer is gone: nothing more is sent.
-    pub fn gone(&self) {
-        self.fail(&mut self.state.lock());
+    pub fn peer_gone(&self) {
+        self.mark_dead(&mut self.state.lock());
     }
 
     /// How the connection ended: the code of the close frame, or RFC 6455's code for a missing one.
@@ -324,7 +324,7 @@ impl ConnectionWriter {
     }
 
     /// Notes that something has been received from the client: it is alive.
-    pub fn heard(&self) {
+    pub fn note_received(&self) {
         // The flag is rarely set, and a load does not invalidate the cache line as a store would.
         if self.awaiting_pong.load(Ordering::Relaxed) {
             self.awaiting_pong.store(false, Ordering::Relaxed);
@@ -417,7 +417,7 @@ impl ConnectionWriter {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(_) => {
-                    self.fail(state);
+                    self.mark_dead(state);
                     return true;
                 }
             }
@@ -451,7 +451,7 @@ impl ConnectionWriter {
             let ready = self.socket.writable().await;
             let mut state = self.state.lock();
             if ready.is_err() {
-                self.fail(&mut state);
+                self.mark_dead(&mut state);
             }
             if self.write_backlog(&mut state) {
                 state.is_writing = false;
@@ -461,7 +461,7 @@ impl ConnectionWriter {
     }
 
     /// The socket is broken: forget the backlog and wake the reader.
-    fn fail(&self, state: &mut State) {
+    fn mark_dead(&self, state: &mut State) {
         state.phase = Phase::Dead;
         state.write_queue.clear(&self.context.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);

@@ -78,7 +78,7 @@ async fn a_pong_follows_the_chunk_being_sent_and_precedes_the_queued_ones() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_more_is_sent_on_a_socket_that_was_aborted_meanwhile() {
-    for give_up in [ConnectionWriter::gone, ConnectionWriter::abort] {
+    for give_up in [ConnectionWriter::peer_gone, ConnectionWriter::abort] {
         for written in [0, 3] {
             let (sent, got) = send_while(written, |writer| give_up(writer)).await;
             assert_eq!((sent, &got[..]), (SendOutcome::Closed, &b""[..]));
@@ -96,7 +96,7 @@ async fn a_second_ping_is_sent_only_after_something_was_received() {
     };
     ask();
     ask();
-    writer.heard();
+    writer.note_received();
     ask();
     writer.send_chunk(&CHUNK);
     drop(writer);

@@ -1,10 +1,10 @@
 //! Whether a client is alive: what counts as a sign of life, and when the last one was.
 //!
 //! Any byte from the client is a sign of life, noted where it is read
-//! ([`ConnectionWriter::heard`](super::ConnectionWriter::heard)). So is progress with the data ahead of our ping, for
-//! which a slow link may need longer than the pong timeout. This data is first in our queue and then in the kernel,
-//! which says how much of it the peer has acknowledged. Acknowledged data after the ping is no sign of life: the kernel
-//! of a client that has stopped acknowledges it, too.
+//! ([`ConnectionWriter::note_received`](super::ConnectionWriter::note_received)). So is progress with the data ahead of
+//! our ping, for which a slow link may need longer than the pong timeout. This data is first in our queue and then in
+//! the kernel, which says how much of it the peer has acknowledged. Acknowledged data after the ping is no sign of
+//! life: the kernel of a client that has stopped acknowledges it, too.
 
 use std::time::Duration;
 

@@ -184,7 +184,7 @@ impl Connection {
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             let bytes = buffer.filled();
             if !bytes.is_empty() {
-                self.membership.participant.member.writer.heard();
+                self.membership.participant.member.writer.note_received();
             }
             Poll::Ready((read.is_ok() && !bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
         })
@@ -202,7 +202,7 @@ impl Connection {
         // The socket is closed here in any case: a flusher may still hold it for a peer that doesn't read, and the
         // sweep and MAX_CONNECTIONS no longer cover it.
         if writer.is_open() || linger(&mut socket).await {
-            writer.gone();
+            writer.peer_gone();
         } else {
             writer.abort();
         }
@@ -251,7 +251,7 @@ impl Inbound {
         let scanned = Scanned {
             scanner,
             prefix: first,
-            socket: &mut Heard { socket, writer },
+            socket: &mut ReportingSocket { socket, writer },
         };
         let take = |frame: Frame<'_>| {
             if !writer.is_open() {
@@ -299,12 +299,12 @@ async fn read_frames<R: AsyncRead + Unpin>(
 }
 
 /// A socket that reports incoming bytes as signs of life: during a long frame a client can send nothing else.
-struct Heard<'a> {
+struct ReportingSocket<'a> {
     socket: &'a mut OwnedReadHalf,
     writer: &'a ConnectionWriter,
 }
 
-impl AsyncRead for Heard<'_> {
+impl AsyncRead for ReportingSocket<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -313,7 +313,7 @@ impl AsyncRead for Heard<'_> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut *self.socket).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.writer.heard();
+            self.writer.note_received();
         }
         polled
     }
