@@ -32,7 +32,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 type NodeConsumer = BaseConsumer<Reasons>;
 
 pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, router: Router) {
-    let mut thread = Thread {
+    let mut thread = ConsumerThread {
         pace: Pace::new(shared.config.pace, Instant::now()),
         shared,
         reader,
@@ -51,7 +51,7 @@ pub(super) fn run(shared: Arc<Shared>, reader: Arc<Reader>, router: Router) {
     }
 }
 
-struct Thread {
+struct ConsumerThread {
     shared: Arc<Shared>,
     reader: Arc<Reader>,
     router: Router,
@@ -65,7 +65,7 @@ struct Thread {
     error_log: LogLimit,
 }
 
-impl Thread {
+impl ConsumerThread {
     fn step(&mut self) {
         let generation = self.reader.offsets.generation();
         if generation == self.applied {
