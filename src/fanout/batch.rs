@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 
 use super::backend::{ChunkSender, Delivered, FanoutBackend};
 use super::broadcast::SLICE;
-use super::chunks::{Chunks, Spare};
+use super::chunks::{BufferPool, ChunkBuffer};
 use super::slow_readers::WaitBudget;
 use crate::metrics::Metrics;
 use crate::session::{Member, Session};
@@ -18,7 +18,7 @@ use crate::supervise::catch_panic;
 /// The batch of one delivery thread. Its buffers are reused for the next one, so that a batch allocates nothing.
 pub struct Batch {
     sessions: Vec<SessionChunks>,
-    spare: Spare,
+    pool: BufferPool,
     /// The outcome for each session.
     delivered: Vec<Delivered>,
     /// The index of each session in `sessions`, by its address: the batch keeps it alive.
@@ -32,7 +32,7 @@ pub struct Batch {
 struct SessionChunks {
     session: Arc<Session>,
     records: u64,
-    chunks: Chunks,
+    chunks: ChunkBuffer,
     /// The recipients, once sealed.
     members: Option<Arc<Vec<Member>>>,
 }
@@ -53,7 +53,7 @@ impl Batch {
     pub fn new(backend: FanoutBackend, metrics: Arc<Metrics>) -> Self {
         Self {
             sessions: Vec::new(),
-            spare: Spare::default(),
+            pool: BufferPool::default(),
             delivered: Vec::new(),
             index: HashMap::default(),
             wait_budget: WaitBudget::default(),
@@ -74,7 +74,7 @@ impl Batch {
             self.sessions.push(SessionChunks {
                 session,
                 records: 0,
-                chunks: self.spare.take(),
+                chunks: self.pool.take(),
                 members: None,
             });
             self.sessions.len() - 1
@@ -133,7 +133,7 @@ impl Batch {
             log_broadcast(&pending, *delivered);
             total += *delivered;
             records += pending.records;
-            self.spare.give_back(pending.chunks);
+            self.pool.give_back(pending.chunks);
         }
         self.metrics.batch_delivered(records, total.written, total.queued);
     }
@@ -144,7 +144,7 @@ fn send_chunks_in_order<'a>(
     chunk_sender: &mut ChunkSender<'a>,
     slot: usize,
     members: &'a [Member],
-    chunks: &'a Chunks,
+    chunks: &'a ChunkBuffer,
 ) {
     for (number, chunk) in chunks.iter().enumerate() {
         if number > 0 {

@@ -14,12 +14,12 @@ const CHUNK_BYTES: usize = 128 * 1024;
 
 /// How much buffer space is kept for later batches. A batch is at most a mebibyte plus its last record, and a buffer's
 /// capacity can be twice its content. A larger buffer is freed: it would leave no room for those of other sessions.
-const SPARE_BYTES: usize = 4 << 20;
-const MAX_SPARE_BUFFER: usize = 2 << 20;
+const POOL_BYTES: usize = 4 << 20;
+const MAX_POOLED_BUFFER: usize = 2 << 20;
 
 /// Frames, cut into chunks of at most [`CHUNK_BYTES`].
 #[derive(Default)]
-pub struct Chunks {
+pub struct ChunkBuffer {
     bytes: Vec<u8>,
     cuts: Vec<Cut>,
 }
@@ -30,7 +30,7 @@ struct Cut {
     copy: OnceCell<Bytes>,
 }
 
-impl Chunks {
+impl ChunkBuffer {
     /// Adds a text frame.
     pub fn push(&mut self, payload: &[u8]) {
         let open = self.bytes.len() - self.cut_at();
@@ -70,23 +70,23 @@ impl Chunks {
 
 /// Buffers kept for later batches.
 #[derive(Default)]
-pub struct Spare {
-    buffers: Vec<Chunks>,
+pub struct BufferPool {
+    buffers: Vec<ChunkBuffer>,
     bytes: usize,
 }
 
-impl Spare {
+impl BufferPool {
     /// An empty buffer.
-    pub fn take(&mut self) -> Chunks {
+    pub fn take(&mut self) -> ChunkBuffer {
         let chunks = self.buffers.pop().unwrap_or_default();
         self.bytes -= chunks.bytes.capacity();
         chunks
     }
 
     /// Keeps a buffer for later, or frees it if enough are kept or it is too large.
-    pub fn give_back(&mut self, mut chunks: Chunks) {
+    pub fn give_back(&mut self, mut chunks: ChunkBuffer) {
         let bytes = self.bytes + chunks.bytes.capacity();
-        if bytes <= SPARE_BYTES && chunks.bytes.capacity() <= MAX_SPARE_BUFFER {
+        if bytes <= POOL_BYTES && chunks.bytes.capacity() <= MAX_POOLED_BUFFER {
             chunks.clear();
             self.buffers.push(chunks);
             self.bytes = bytes;
@@ -106,7 +106,7 @@ mod tests {
         /// chunk equals it.
         #[test]
         fn chunks_are_the_frames(lengths in prop::collection::vec(0usize..40_000, 1..20)) {
-            let mut chunks = Chunks::default();
+            let mut chunks = ChunkBuffer::default();
             let (mut expected, mut ends) = (Vec::new(), Vec::new());
             for (number, &length) in lengths.iter().enumerate() {
                 let payload = vec![number as u8; length];
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_frame_longer_than_a_chunk_gets_its_own_chunk() {
-        let mut chunks = Chunks::default();
+        let mut chunks = ChunkBuffer::default();
         for length in [10, CHUNK_BYTES + 1, 10] {
             chunks.push(&vec![0; length]);
         }
@@ -140,24 +140,24 @@ mod tests {
     }
 
     #[test]
-    fn spare_buffers_are_empty_and_bounded() {
-        let mut spare = Spare::default();
+    fn pooled_buffers_are_empty_and_bounded() {
+        let mut pool = BufferPool::default();
         for _ in 0..200 {
-            let mut chunks = Chunks::default();
+            let mut chunks = ChunkBuffer::default();
             chunks.push(&vec![0; CHUNK_BYTES]);
             chunks.cut();
-            spare.give_back(chunks);
+            pool.give_back(chunks);
         }
-        let kept: usize = spare.buffers.iter().map(|chunks| chunks.bytes.capacity()).sum();
-        assert_eq!(kept, spare.bytes);
-        assert!(kept <= SPARE_BYTES && kept > SPARE_BYTES / 2);
-        let chunks = spare.take();
+        let kept: usize = pool.buffers.iter().map(|chunks| chunks.bytes.capacity()).sum();
+        assert_eq!(kept, pool.bytes);
+        assert!(kept <= POOL_BYTES && kept > POOL_BYTES / 2);
+        let chunks = pool.take();
         assert!(chunks.bytes.is_empty() && chunks.cuts.is_empty() && chunks.bytes.capacity() >= CHUNK_BYTES);
-        assert_eq!(spare.bytes, kept - chunks.bytes.capacity());
-        let mut spare = Spare::default();
-        let mut large = Chunks::default();
-        large.push(&vec![0; MAX_SPARE_BUFFER]);
-        spare.give_back(large);
-        assert_eq!((spare.bytes, spare.buffers.len()), (0, 0));
+        assert_eq!(pool.bytes, kept - chunks.bytes.capacity());
+        let mut pool = BufferPool::default();
+        let mut large = ChunkBuffer::default();
+        large.push(&vec![0; MAX_POOLED_BUFFER]);
+        pool.give_back(large);
+        assert_eq!((pool.bytes, pool.buffers.len()), (0, 0));
     }
 }
