@@ -91,7 +91,7 @@ impl Bus {
     }
 
     /// Sends other nodes something short-lived: no acknowledgement, no retry.
-    pub fn announce(&self, record: Outgoing) {
+    pub fn publish_unacknowledged(&self, record: Outgoing) {
         match self {
             // There are no other nodes.
             Self::Embedded(_) => drop(record),

@@ -183,7 +183,7 @@ impl Chat {
         let Some(value) = record::typing_value(&session.id, user_id, user_type, is_typing, &at) else {
             return;
         };
-        self.bus.announce(Outgoing {
+        self.bus.publish_unacknowledged(Outgoing {
             topic: Topic::Typing,
             key: session.id.clone(),
             value,
