@@ -152,7 +152,7 @@ impl WriteQueue {
     }
 
     /// How many chunks must stay first and are never discarded: 0 or 1.
-    fn fixed(&self) -> usize {
+    fn pinned_chunks(&self) -> usize {
         usize::from(self.offset > 0 || self.has_answer)
     }
 
@@ -214,9 +214,9 @@ impl WriteQueue {
         if self.is_empty() {
             return None;
         }
-        let fixed = self.fixed();
-        let first = self.queue.range(..fixed).map(|chunk| &chunk[self.offset..]);
-        let others = self.queue.range(fixed..).map(|chunk| &chunk[..]);
+        let pinned = self.pinned_chunks();
+        let first = self.queue.range(..pinned).map(|chunk| &chunk[self.offset..]);
+        let others = self.queue.range(pinned..).map(|chunk| &chunk[..]);
         let frames = first.chain(self.control.frames()).chain(others);
         let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
         let mut count = 0;
@@ -229,9 +229,9 @@ impl WriteQueue {
 
     /// Removes what has been written. If one of our pings was in it, returns the number of bytes from its beginning on.
     pub fn advance(&mut self, written: usize, limits: &QueueLimits) -> Option<usize> {
-        let mut rest = self.pop_written(written, self.fixed());
+        let mut rest = self.pop_written(written, self.pinned_chunks());
         let mut since_ping = None;
-        while rest > 0 && self.fixed() == 0 {
+        while rest > 0 && self.pinned_chunks() == 0 {
             let Some((frame, is_ping)) = self.control.take_first() else {
                 break;
             };
@@ -308,14 +308,14 @@ impl WriteQueue {
     /// Discards everything but what must stay first.
     pub fn discard(&mut self, limits: &QueueLimits) {
         self.control = Control::default();
-        self.queue.truncate(self.fixed());
+        self.queue.truncate(self.pinned_chunks());
         self.bytes = self.queue.front().map_or(0, |chunk| chunk.len() - self.offset);
         self.release_excess(limits);
     }
 
     /// The same, but keeps the last chunk.
     pub fn discard_but_last(&mut self, limits: &QueueLimits) {
-        if self.queue.len() <= self.fixed() {
+        if self.queue.len() <= self.pinned_chunks() {
             return;
         }
         let last = self.queue.pop_back();
