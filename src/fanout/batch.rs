@@ -79,9 +79,9 @@ impl Batch {
             });
             self.sessions.len() - 1
         });
-        let pending = &mut self.sessions[at];
-        pending.records += 1;
-        pending.chunks.push(payload);
+        let session_chunks = &mut self.sessions[at];
+        session_chunks.records += 1;
+        session_chunks.chunks.push(payload);
     }
 
     /// Delivers the batch to the current members of its sessions; false if there is nothing to deliver. If that panics,
@@ -91,7 +91,11 @@ impl Batch {
             return false;
         }
         if catch_panic(|| self.deliver_to_sessions()).is_none() {
-            let records = self.sessions.drain(..).map(|pending| pending.records).sum();
+            let records = self
+                .sessions
+                .drain(..)
+                .map(|session_chunks| session_chunks.records)
+                .sum();
             tracing::error!(records, "delivery has failed: please report this bug");
             self.metrics.records_abandoned(records);
         }
@@ -109,31 +113,38 @@ impl Batch {
             ChunkSender::new(&mut self.backend, &mut self.wait_budget, &mut self.delivered);
         let sized = |is_large: bool| {
             let sessions = self.sessions.iter().enumerate();
-            sessions.filter(move |(_, pending)| (pending.members().len() > SLICE) == is_large)
+            sessions.filter(move |(_, session_chunks)| (session_chunks.members().len() > SLICE) == is_large)
         };
-        for (slot, pending) in sized(false) {
-            send_chunks_in_order(&mut chunk_sender, slot, pending.members(), &pending.chunks);
+        for (slot, session_chunks) in sized(false) {
+            send_chunks_in_order(
+                &mut chunk_sender,
+                slot,
+                session_chunks.members(),
+                &session_chunks.chunks,
+            );
         }
-        let largest = sized(true).map(|(_, pending)| pending.members().len()).max();
+        let largest = sized(true)
+            .map(|(_, session_chunks)| session_chunks.members().len())
+            .max();
         for start in (0..largest.unwrap_or(0)).step_by(SLICE) {
-            for (slot, pending) in sized(true) {
-                let members = pending.members().get(start..).unwrap_or_default();
+            for (slot, session_chunks) in sized(true) {
+                let members = session_chunks.members().get(start..).unwrap_or_default();
                 send_chunks_in_order(
                     &mut chunk_sender,
                     slot,
                     &members[..members.len().min(SLICE)],
-                    &pending.chunks,
+                    &session_chunks.chunks,
                 );
             }
         }
         chunk_sender.send_reserved();
         drop(chunk_sender);
         let (mut total, mut records) = (Delivered::default(), 0);
-        for (pending, delivered) in self.sessions.drain(..).zip(&self.delivered) {
-            log_broadcast(&pending, *delivered);
+        for (session_chunks, delivered) in self.sessions.drain(..).zip(&self.delivered) {
+            log_broadcast(&session_chunks, *delivered);
             total += *delivered;
-            records += pending.records;
-            self.pool.give_back(pending.chunks);
+            records += session_chunks.records;
+            self.pool.give_back(session_chunks.chunks);
         }
         self.metrics.batch_delivered(records, total.written, total.queued);
     }
@@ -154,11 +165,11 @@ fn send_chunks_in_order<'a>(
     }
 }
 
-fn log_broadcast(pending: &SessionChunks, delivered: Delivered) {
+fn log_broadcast(session_chunks: &SessionChunks, delivered: Delivered) {
     tracing::debug!(
         "Broadcasted message to session {}: {}/{} clients received",
-        pending.session.id,
-        delivered.received() / pending.chunks.iter().count(),
-        pending.members().len()
+        session_chunks.session.id,
+        delivered.received() / session_chunks.chunks.iter().count(),
+        session_chunks.members().len()
     );
 }
