@@ -2,6 +2,8 @@
 //!
 //! Expected values come from the library's own tables or its sources, never from a list kept here.
 
+mod architecture;
+mod log_lines;
 mod pages;
 
 use std::collections::BTreeSet;
