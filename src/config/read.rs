@@ -1,4 +1,8 @@
-//! Builds a [`Config`] from a lookup: parses every variable, then checks them against each other.
+//! Reads all variables into a [`Config`], from any source: the caller passes a lookup by name.
+//!
+//! Each variable is parsed by itself, by the [`Reader`] of single variables (those of Kafka and Redis in `read_kafka`
+//! and `read_redis`). Then come the rules that concern several variables, and the defaults that depend on the
+//! [`Machine`].
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Limits of contract 7: rates, numbers of connections, silence.
+//! Limits: rates, numbers of connections, silence.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The "never sees" column of the design, checked by reading the sources: `use` lines and paths written in full.
+//! The modules table of docs/ARCHITECTURE.md, checked by reading the sources: which module may use which, by `use` lines
+//! and paths written in full, that no files import each other, and that none is too long.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -194,7 +195,7 @@ fn absolute(path: &str, file: &Path) -> String {
 }
 
 #[test]
-fn structure_modules_do_not_use_what_the_design_forbids() {
+fn structure_modules_do_not_use_what_the_architecture_forbids() {
     let sources = sources();
     let mut broken = Vec::new();
     for (name, forbidden) in NEVER_SEES {

@@ -1,10 +1,17 @@
-//! What every end-to-end test stands on. The server is a process, never a library call: only what a client, an operator
-//! or the kernel could see is asserted.
+//! The helpers that all end-to-end tests share. The server is a process, never a library call: only what a client, an
+//! operator or the kernel could see is asserted.
 //!
 //! * [`Server`]: one server process. Killed on drop; its log is printed when the test fails.
 //! * [`Client`]: a well-behaved WebSocket client (tokio-tungstenite) that speaks JSON.
 //! * [`RawWs`]: a blocking socket after a hand-made handshake; writes any bytes, reads frames and close codes.
 //! * [`Http`]: one HTTP/1.1 connection; writes any bytes, reads exact responses.
+//! * [`wire`]: frames of RFC 6455, valid and not, for [`RawWs`].
+//! * [`lines`]: the output of a child process, line by line.
+//! * [`eventually`]: waits until something holds.
+//!
+//! What only some tests share is beside them: [`services`](crate::services) has Kafka, Redis and clients of both that are
+//! not the server's own libraries, [`redis_cluster`](crate::redis_cluster) nodes with one Kafka and one Redis, and
+//! [`presence`](crate::presence) the scenarios that run over each store of presence.
 //!
 //! Nothing here sleeps to prove an absence: [`Client::expect_none`] and friends wait for a fence, an answer that would
 //! have come after the unwanted frame.
