@@ -3,10 +3,8 @@
 //! The page writes a line as `sentence field=… field=…`, with `…` for every value.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
-use super::pages::{cells, code_spans, prose, read, root};
+use super::pages::{cells, code_spans, prose, read, sources};
 
 const PAGE: &str = "docs/LOG_LINES.md";
 
@@ -15,20 +13,6 @@ const COMPLETE: [&str; 3] = ["info", "warn", "error"];
 
 /// A sentence with its level. The same one may be logged with different fields.
 type Lines = BTreeMap<(String, String), BTreeSet<Vec<String>>>;
-
-fn sources(folder: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).expect("a folder of sources") {
-        let path = entry.expect("an entry").path();
-        let name = path.to_string_lossy().into_owned();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if name.ends_with(".rs") && !name.ends_with("_tests.rs") {
-            let source = read(&path);
-            let code = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-            found.push(code.to_owned());
-        }
-    }
-}
 
 /// The arguments of a macro's call whose opening parenthesis has just been passed.
 fn arguments(source: &str) -> Vec<String> {
@@ -74,10 +58,8 @@ fn with_dots(literal: &str) -> String {
 }
 
 fn logged() -> Lines {
-    let mut all = Vec::new();
-    sources(&root().join("src"), &mut all);
     let mut lines = Lines::new();
-    for source in &all {
+    for source in &sources() {
         for level in ["debug", "info", "warn", "error"] {
             for call in source.split(&format!("tracing::{level}!(")).skip(1) {
                 let (mut fields, mut sentence) = (Vec::new(), None);
@@ -142,6 +124,28 @@ fn docs_every_log_line_is_documented_with_its_level_and_its_fields() {
     let unknown = documented.keys().filter(|at| !logged.contains_key(*at));
     missing.extend(unknown.map(|(sentence, level)| format!("{level}: {sentence}: it is never logged")));
     assert!(missing.is_empty(), "{PAGE}:\n{}", missing.join("\n"));
+}
+
+/// The line about a task that has failed names the tasks.
+#[test]
+fn docs_the_tasks_that_are_restarted_are_documented() {
+    let page = read(PAGE);
+    let row = page.lines().find(|line| line.contains("a task has failed"));
+    let row = row.expect("the row of that line");
+    let sources = sources();
+    let spawned = sources
+        .iter()
+        .flat_map(|source| source.split("supervise::spawn(\"").skip(1));
+    let names: BTreeSet<&str> = spawned
+        .map(|rest| rest.split('"').next().unwrap_or_default())
+        .collect();
+    assert!(names.len() >= 3, "{names:?}");
+    for name in names {
+        assert!(
+            row.contains(&format!("`{name}`")),
+            "{PAGE}: {name} is not in {row}"
+        );
+    }
 }
 
 /// A line that says nothing by itself stands for texts from elsewhere: each is a section of the page.

@@ -1,4 +1,4 @@
-//! Reads the Markdown pages: prose, code blocks, code spans, tables.
+//! Reads the Markdown pages: prose, code blocks, code spans, tables. And the sources, with which they are compared.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,6 +37,26 @@ pub fn pages() -> BTreeMap<String, String> {
         .flat_map(markdown_in);
     let paths = paths.map(|path| path.trim_start_matches("./").to_owned());
     paths.map(|path| (path.clone(), read(&path))).collect()
+}
+
+/// The sources of the server, without their tests.
+pub fn sources() -> Vec<String> {
+    let mut folders = vec![root().join("src")];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            let name = path.to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !name.ends_with("_tests.rs") {
+                let source = read(&path);
+                let code = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+                sources.push(code.to_owned());
+            }
+        }
+    }
+    sources
 }
 
 /// A page's lines outside of code blocks, with their numbers.
