@@ -258,7 +258,7 @@ impl Metrics {
                 "redis_up",
                 "Whether the last request to Redis was answered",
             ),
-            redis_pipelines: count(r, "redis_pipelines", "Pipelines sent to Redis"),
+            redis_pipelines: count(r, "redis_pipelines", "Pipelines with a heartbeat sent to Redis"),
             redis_refusals: count(
                 r,
                 "redis_refusals",

@@ -144,7 +144,8 @@ impl ConnectionWriter {
         })
     }
 
-    /// Sends a chunk of the session's frames. An empty queue takes a chunk of any size.
+    /// Sends a chunk of the session's frames. If nothing waits and nobody writes, what the socket does not take is
+    /// queued whatever its size; otherwise the queue's limits apply.
     pub fn send_chunk(self: &Arc<Self>, chunk: &impl Chunk) -> SendOutcome {
         self.send_locked(self.state.lock(), chunk)
     }

@@ -4,7 +4,8 @@
 //! burst of messages, such as after an outage of the log: for at most `SEND_TIMEOUT`, by at most [`MAX_OVERDRAFT`], and
 //! as long as all queues together are within `SEND_MEMORY_BYTES` (see [`memory`](super::memory)).
 //!
-//! Control frames have their own slots: a full queue refuses no ping, pong or close.
+//! A full queue refuses no ping, pong or close: the first two have slots of their own, and a close frame is pushed
+//! regardless of the limits.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -136,8 +137,7 @@ impl WriteQueue {
         self.has_shrunk && self.is_draining(limits)
     }
 
-    /// Puts a chunk, `written` bytes of which are sent, before what was queued meanwhile. An empty queue takes a chunk
-    /// of any size.
+    /// Puts a chunk, `written` bytes of which are sent, before what was queued meanwhile, whatever its size.
     pub fn push_partly_sent(&mut self, chunk: Bytes, written: usize) {
         self.start_backlog();
         self.bytes += chunk.len() - written;

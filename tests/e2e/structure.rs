@@ -29,7 +29,7 @@ const FLOORS: [&[&str]; 9] = [
 ];
 
 /// A module, and what its code must not use in addition to the layers above it.
-const NEVER_SEES: [(&str, &[&str]); 9] = [
+const NEVER_USES: [(&str, &[&str]); 9] = [
     (
         "protocol",
         &["hyper", "fastwebsockets", "rdkafka", "redis", "tokio"],
@@ -111,7 +111,7 @@ fn module(path: &Path) -> String {
     Path::new(first).with_extension("").to_string_lossy().into_owned()
 }
 
-/// The code without comments, strings and white space, and with the groups of `use` written out by [`paths`].
+/// The code without its comments.
 fn code(text: &str) -> String {
     let lines = text
         .lines()
@@ -198,7 +198,7 @@ fn absolute(path: &str, file: &Path) -> String {
 fn structure_modules_do_not_use_what_the_architecture_forbids() {
     let sources = sources();
     let mut broken = Vec::new();
-    for (name, forbidden) in NEVER_SEES {
+    for (name, forbidden) in NEVER_USES {
         let files: Vec<_> = sources
             .iter()
             .filter(|source| module(&source.path) == name)
@@ -211,7 +211,7 @@ fn structure_modules_do_not_use_what_the_architecture_forbids() {
                 .for_each(|used| *used = absolute(used, &source.path));
             for word in forbidden {
                 if let Some(used) = seen.iter().find(|used| lies_in(used, word)) {
-                    broken.push(format!("{path} uses {used}, and {name} never sees {word}"));
+                    broken.push(format!("{path} uses {used}, and {name} never uses {word}"));
                 }
                 // Without a `use`: `hyper::Request` in the middle of a line.
                 let in_full = format!("{word}::");
@@ -220,7 +220,7 @@ fn structure_modules_do_not_use_what_the_architecture_forbids() {
                     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
                 });
                 if named {
-                    broken.push(format!("{path} names {in_full}, and {name} never sees {word}"));
+                    broken.push(format!("{path} names {in_full}, and {name} never uses {word}"));
                 }
             }
         }
