@@ -1,4 +1,4 @@
-//! A node of the simulation: what the pipeline task does, with its I/O replaced by a [`Link`].
+//! A node of the simulation: what the presence task does, with its I/O replaced by a [`Link`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::protocol::status::{EventType, StatusEvent};
 
 /// How often a node checks what it holds.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// See `pipeline::MAX_LOSSES`.
+/// See `presence_task::MAX_LOSSES`.
 const MAX_LOSSES: usize = 3;
 
 /// What happens to one request.
@@ -249,7 +249,7 @@ impl Node {
         self.start_resync();
     }
 
-    /// See `Pipeline::round`.
+    /// See `PresenceTask::round`.
     fn round(&mut self, link: &mut Link<'_>) -> Result<(), Failed> {
         let now = Instant::now();
         if !self.is_connected {
@@ -378,7 +378,7 @@ impl Node {
         }
     }
 
-    /// See `Pipeline::applied`.
+    /// See `PresenceTask::applied`.
     fn applied(&mut self, link: &mut Link<'_>, session: Session, applied: Applied) {
         let mut pending = self.pending.remove(&session).unwrap_or_default();
         let is_known = pending.writes_all && self.lease.state().is_rebuilding();
@@ -431,7 +431,7 @@ impl Node {
         }
     }
 
-    /// See `Pipeline::release_retired_names`.
+    /// See `PresenceTask::release_retired_names`.
     fn release_retired_names(&mut self, link: &mut Link<'_>) -> Result<(), Failed> {
         if !self.lease.state().is_recovering() {
             return Ok(());
@@ -450,7 +450,7 @@ impl Node {
         Ok(())
     }
 
-    /// See `Pipeline::reap`.
+    /// See `PresenceTask::reap`.
     fn reap(&mut self, link: &mut Link<'_>, name: &str) -> Result<(), Failed> {
         let sessions = link.reach()?.sessions_of(name);
         if sessions.is_empty() {
