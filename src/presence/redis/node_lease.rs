@@ -29,13 +29,16 @@ pub struct NodeLease {
     is_confirmed: bool,
     /// Whether the last pipeline may still be executed later.
     is_uncertain: bool,
-    /// When Redis last answered under any name.
+    /// When Redis first answered, and when it last did, under any name.
+    first_answered: Option<Instant>,
     answered: Option<Instant>,
     /// What tells one Redis from another: its process, and its data.
     run_id: Option<String>,
     epoch: Option<String>,
     /// The names of other nodes that were last seen alive; in a recovery, also of those from before and since.
     peers: HashSet<String>,
+    /// Whether there were no other nodes: just after a start some may not be back yet from an earlier loss.
+    knows_peers: bool,
     state: SyncState,
     /// No node is declared dead before: others may be reconnecting, too.
     reap_after: Instant,
@@ -73,10 +76,12 @@ impl NodeLease {
             retired_names: Vec::new(),
             is_confirmed: false,
             is_uncertain: false,
+            first_answered: None,
             answered: None,
             run_id: None,
             epoch: None,
             peers: HashSet::new(),
+            knows_peers: false,
             // Everything that is here already has to be written.
             state: SyncState::Resyncing,
             reap_after: Instant::now(),
@@ -146,7 +151,7 @@ impl NodeLease {
             // Whether it is empty as well makes no difference any more.
             self.epoch = None;
             Transition::Lost(Loss::Restarted)
-        } else if self.is_uncertain && self.answered.is_some() {
+        } else if self.is_uncertain {
             Transition::Rename
         } else {
             Transition::Resync
@@ -165,6 +170,7 @@ impl NodeLease {
             known.is_some_and(|known| known != heartbeat.epoch) || epoch != Some(heartbeat.epoch);
         let was_confirmed = std::mem::replace(&mut self.is_confirmed, true);
         let is_first = self.answered.replace(Instant::now()).is_none();
+        self.first_answered = self.first_answered.or(self.answered);
         self.dead = heartbeat.dead;
         if is_emptied && !is_first {
             return Some(Loss::Emptied);
@@ -182,7 +188,11 @@ impl NodeLease {
         self.dead.clear();
         if loss != Loss::Lease {
             let peers = std::mem::take(&mut self.peers);
-            self.apply(Event::DataLost { peers: &peers });
+            let knows_all = self.knows_peers;
+            self.apply(Event::DataLost {
+                peers: &peers,
+                knows_all,
+            });
             self.peers = peers;
         }
     }
@@ -225,6 +235,8 @@ impl NodeLease {
         } else {
             self.peers.clear();
         }
+        let first = self.first_answered;
+        self.knows_peers |= first.is_some_and(|first| first.elapsed() >= self.timings.reconnect());
         let own = node_of(&self.name);
         let names = done.into_iter().chain(writing);
         self.peers.extend(names.filter(|name| node_of(name) != own));
@@ -280,5 +292,36 @@ mod tests {
         let restarted = lease.connected(Some("r2".into()));
         assert_eq!(restarted, Transition::Lost(Loss::Restarted));
         assert!(!lease.may_reap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_knows_all_others_when_they_have_had_the_time_to_return() {
+        let timings = timings::testing(Duration::from_secs(60));
+        let recovers_at_once = async |watched: Duration| {
+            let mut lease = NodeLease::new("a+1".into(), timings);
+            lease.connected(Some("r1".into()));
+            for after in [Duration::ZERO, watched] {
+                tokio::time::advance(after).await;
+                let held = !after.is_zero();
+                let loss = lease.answered(heartbeat("e1", held, &["a+1"]), Some("e1".to_owned()));
+                assert_eq!(loss, None);
+            }
+            lease.lost(Loss::Emptied);
+            lease.rename("a+1.1".into());
+            lease.wrote_all();
+            tokio::time::advance(timings.heartbeat + timings.window).await;
+            lease.end_recovery()
+        };
+        assert!(!recovers_at_once(timings.reconnect() / 2).await);
+        assert!(recovers_at_once(timings.reconnect()).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_pipeline_without_an_answer_leads_to_another_name() {
+        let timings = timings::testing(Duration::from_secs(60));
+        let mut lease = NodeLease::new("a+1".into(), timings);
+        assert_eq!(lease.connected(None), Transition::Resync);
+        lease.unanswered();
+        assert_eq!(lease.connected(None), Transition::Rename);
     }
 }

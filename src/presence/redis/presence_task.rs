@@ -118,10 +118,11 @@ impl PresenceTask {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    self.store.fail(&error);
-                    if !store::is_answer(&error) {
+                    // Without a connection nothing was sent.
+                    if self.store.is_connected() && !store::is_answer(&error) {
                         self.lease.unanswered();
                     }
+                    self.store.fail(&error);
                     self.next_heartbeat = Instant::now() + self.retry;
                     self.retry = MAX_RETRY.min(2 * self.retry);
                     self.trim_pending();

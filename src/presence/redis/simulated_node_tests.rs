@@ -202,8 +202,9 @@ impl Node {
                 }
             }
             Err(Failed) => {
-                self.is_connected = false;
-                self.lease.unanswered();
+                if std::mem::replace(&mut self.is_connected, false) {
+                    self.lease.unanswered();
+                }
                 self.next_heartbeat = now + self.retry;
                 self.retry = MAX_RETRY.min(2 * self.retry);
                 self.publish_all_under_way();

@@ -40,6 +40,8 @@ pub struct RecoveryBarrier {
     /// Nodes that were alive before and have not written everything again, with the names they had: a node that is back
     /// has a new one.
     missing: HashMap<String, Names>,
+    /// Whether those are all.
+    knows_all: bool,
     /// Some of them are writing.
     is_some_writing: bool,
     progress: Progress,
@@ -62,8 +64,8 @@ pub enum Event<'a> {
     /// This node continues under another name, and has written nothing under it.
     Renamed,
     /// Redis has lost data. The names of the other nodes that were alive before; after another loss during a recovery,
-    /// also those that they have had since.
-    DataLost { peers: &'a Names },
+    /// also those that they have had since. `knows_all`: whether there were no others.
+    DataLost { peers: &'a Names, knows_all: bool },
     /// Redis names the nodes that are alive and have written everything, and those that are alive and have not.
     NodesSeen {
         done: &'a [String],
@@ -101,7 +103,9 @@ impl SyncState {
     pub fn after(self, event: Event<'_>, timings: &Timings) -> Self {
         match (self, event) {
             (Self::Recovering(barrier), event) => barrier.after(event, timings),
-            (_, Event::DataLost { peers }) => Self::Recovering(RecoveryBarrier::new(by_node(peers))),
+            (_, Event::DataLost { peers, knows_all }) => {
+                Self::Recovering(RecoveryBarrier::new(by_node(peers), knows_all))
+            }
             (_, Event::ResyncRequired | Event::Renamed) => Self::Resyncing,
             (_, Event::AllWritten { .. }) => Self::Synced,
             (state, Event::NodesSeen { .. } | Event::Tick { .. }) => state,
@@ -110,9 +114,10 @@ impl SyncState {
 }
 
 impl RecoveryBarrier {
-    fn new(missing: HashMap<String, Names>) -> Self {
+    fn new(missing: HashMap<String, Names>, knows_all: bool) -> Self {
         Self {
             missing,
+            knows_all,
             is_some_writing: false,
             progress: Progress::Rebuilding,
         }
@@ -121,11 +126,11 @@ impl RecoveryBarrier {
     fn after(mut self, event: Event<'_>, timings: &Timings) -> SyncState {
         self.progress = match (self.progress, event) {
             // The nodes that were back are not any more.
-            (_, Event::DataLost { peers }) => {
+            (_, Event::DataLost { peers, knows_all }) => {
                 for (node, names) in by_node(peers) {
                     self.missing.entry(node).or_default().extend(names);
                 }
-                return SyncState::Recovering(Self::new(self.missing));
+                return SyncState::Recovering(Self::new(self.missing, self.knows_all && knows_all));
             }
             (Progress::Waiting { written }, Event::ResyncRequired) => {
                 let written = Some(written);
@@ -166,7 +171,8 @@ impl RecoveryBarrier {
 
     /// Whether the other nodes are back, or have had the time to be, since this one had written everything.
     fn is_over(&self, since_written: Duration, timings: &Timings) -> bool {
-        let all_are_back = self.missing.is_empty() && since_written >= timings.heartbeat + timings.window;
+        let all_are_back =
+            self.knows_all && self.missing.is_empty() && since_written >= timings.heartbeat + timings.window;
         let timeout = match self.is_some_writing {
             true => timings.ttl,
             false => timings.reconnect(),
@@ -218,6 +224,11 @@ mod tests {
         timings::testing(Duration::from_secs(60))
     }
 
+    fn lost(peers: &Names) -> Event<'_> {
+        let knows_all = true;
+        Event::DataLost { peers, knows_all }
+    }
+
     #[test]
     fn a_resync_ends_when_everything_is_written() {
         let (timings, now) = (timings(), Instant::now());
@@ -242,8 +253,8 @@ mod tests {
             state.after(Event::NodesSeen { done, writing }, &timings)
         };
         let before = &peers(&["b+2", "c+3.4"]);
-        let lost = || SyncState::Synced.after(Event::DataLost { peers: before }, &timings);
-        let state = tick(lost(), Duration::from_secs(100));
+        let after_loss = || SyncState::Synced.after(lost(before), &timings);
+        let state = tick(after_loss(), Duration::from_secs(100));
         assert!(state.is_recovering(), "this node has not written");
         let state = state.after(Event::AllWritten { now: start }, &timings);
         let state = seen(state, &["b+2", "c+3.4"], &[]);
@@ -255,19 +266,50 @@ mod tests {
         let state = seen(state, &["b+2.1", "c+3.5"], &[]);
         assert_eq!(tick(state, Duration::from_secs(2)), SyncState::Synced);
 
-        let state = lost().after(Event::AllWritten { now: start }, &timings);
+        let state = after_loss().after(Event::AllWritten { now: start }, &timings);
         let state = tick(state, timings.reconnect());
         assert_eq!(state, SyncState::Synced, "they may be dead");
+    }
+
+    #[test]
+    fn nodes_that_are_not_known_have_the_time_to_return() {
+        let (timings, start) = (timings(), Instant::now());
+        let nobody = &peers(&[]);
+        let with_unknown = |state: SyncState| {
+            let knows_all = false;
+            let event = Event::DataLost {
+                peers: nobody,
+                knows_all,
+            };
+            state.after(event, &timings)
+        };
+        let is_over = |state: SyncState, after: Duration| {
+            let state = state.after(Event::AllWritten { now: start }, &timings);
+            let now = start + after;
+            !state.after(Event::Tick { now }, &timings).is_recovering()
+        };
+        let at_once = timings.heartbeat + timings.window;
+        let known = SyncState::Synced.after(lost(nobody), &timings);
+        assert!(is_over(known.clone(), at_once));
+        let cases = [
+            with_unknown(SyncState::Synced),
+            with_unknown(known),
+            with_unknown(SyncState::Synced).after(lost(nobody), &timings),
+        ];
+        for state in cases {
+            assert!(!is_over(state.clone(), at_once), "{state:?}");
+            assert!(is_over(state, timings.reconnect()));
+        }
     }
 
     #[test]
     fn after_another_loss_the_nodes_from_before_the_first_are_waited_for() {
         let (timings, now) = (timings(), Instant::now());
         let before = peers(&["b+2"]);
-        let state = SyncState::Synced.after(Event::DataLost { peers: &before }, &timings);
+        let state = SyncState::Synced.after(lost(&before), &timings);
         let state = state.after(Event::AllWritten { now }, &timings);
         let nobody = peers(&[]);
-        let again = state.after(Event::DataLost { peers: &nobody }, &timings);
+        let again = state.after(lost(&nobody), &timings);
         assert!(again.is_rebuilding());
         let again = again.after(Event::AllWritten { now }, &timings);
         let now = now + timings.heartbeat + timings.window;
@@ -278,7 +320,7 @@ mod tests {
     fn after_another_loss_nodes_that_were_back_are_waited_for_again() {
         let (timings, start) = (timings(), Instant::now());
         let written = |state: SyncState, peers: &Names| {
-            let state = state.after(Event::DataLost { peers }, &timings);
+            let state = state.after(lost(peers), &timings);
             state.after(Event::AllWritten { now: start }, &timings)
         };
         let seen = |state: SyncState, name: &str| {
@@ -306,6 +348,8 @@ mod tests {
         Resync,
         Rename,
         Lose,
+        /// There may be a node that is not known.
+        LoseEarly,
         PeerWrites,
         PeerIsBack,
         PeerIsAway,
@@ -318,6 +362,7 @@ mod tests {
             1 => Just(Step::Resync),
             1 => Just(Step::Rename),
             1 => Just(Step::Lose),
+            1 => Just(Step::LoseEarly),
             1 => Just(Step::PeerWrites),
             1 => Just(Step::PeerIsBack),
             1 => Just(Step::PeerIsAway),
@@ -335,7 +380,7 @@ mod tests {
             let known = peers(&["b+2"]);
             let (mut state, mut now) = (SyncState::Resyncing, Instant::now());
             let (mut must_write, mut is_new_to_redis, mut is_recovering) = (true, false, false);
-            let (mut is_peer_missing, mut is_peer_writing) = (false, false);
+            let (mut is_peer_missing, mut is_peer_writing, mut is_other_missing) = (false, false, false);
             let mut written = None;
             for (step, ms) in steps {
                 now += Duration::from_millis(ms);
@@ -348,7 +393,8 @@ mod tests {
                 let event = match step {
                     Step::Resync => Event::ResyncRequired,
                     Step::Rename => Event::Renamed,
-                    Step::Lose => Event::DataLost { peers: &known },
+                    Step::Lose => lost(&known),
+                    Step::LoseEarly => Event::DataLost { peers: &known, knows_all: false },
                     Step::PeerWrites | Step::PeerIsBack | Step::PeerIsAway => {
                         Event::NodesSeen { done: &done, writing: &writing }
                     }
@@ -359,8 +405,9 @@ mod tests {
                 match step {
                     Step::Resync => must_write = true,
                     Step::Rename => (must_write, written) = (true, None),
-                    Step::Lose => {
+                    Step::Lose | Step::LoseEarly => {
                         is_peer_missing = true;
+                        is_other_missing |= matches!(step, Step::LoseEarly);
                         (must_write, is_new_to_redis, is_recovering) = (true, true, true);
                         (is_peer_writing, written) = (false, None);
                     }
@@ -375,14 +422,15 @@ mod tests {
                         let since = written.map(|written| now - written).unwrap_or_default();
                         let least = timings.heartbeat + timings.window;
                         let most = if is_peer_writing { timings.ttl } else { timings.reconnect() };
-                        let is_over = !is_peer_missing && since >= least || since >= most;
+                        let is_over = !is_peer_missing && !is_other_missing && since >= least || since >= most;
                         if is_recovering && is_over {
                             (is_recovering, is_peer_missing, is_peer_writing) = (false, false, false);
                         }
                     }
                 }
                 if !is_recovering {
-                    (written, is_peer_missing, is_peer_writing) = (None, false, false);
+                    written = None;
+                    (is_peer_missing, is_peer_writing, is_other_missing) = (false, false, false);
                 }
                 prop_assert_eq!(state.must_write_all(), must_write);
                 prop_assert_eq!(state.is_rebuilding(), is_new_to_redis);
