@@ -73,6 +73,7 @@ mod redis_cluster;
 mod redis_damage;
 mod redis_faults;
 mod redis_grace;
+mod redis_heartbeat;
 mod redis_long_list;
 mod redis_presence;
 mod redis_reaping;
