@@ -48,16 +48,23 @@ pub fn node_of(name: &str) -> &str {
     name[boot..].find('.').map_or(name, |dot| &name[..boot + dot])
 }
 
+/// Which of its node's names this is: later ones have greater numbers.
+pub fn number_of(name: &str) -> u32 {
+    let number = name[node_of(name).len()..].strip_prefix('.');
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_node_of_a_name_has_no_number() {
-        assert_eq!(node_of("host+9949663f105b"), "host+9949663f105b");
-        assert_eq!(node_of("host+9949663f105b.12"), "host+9949663f105b");
-        assert_eq!(node_of("a.b+c+9949663f105b.1"), "a.b+c+9949663f105b");
-        assert_eq!(node_of("odd"), "odd");
+    fn a_name_is_that_of_a_node_and_a_number() {
+        let parts = |name| (node_of(name), number_of(name));
+        assert_eq!(parts("host+9949663f105b"), ("host+9949663f105b", 0));
+        assert_eq!(parts("host+9949663f105b.12"), ("host+9949663f105b", 12));
+        assert_eq!(parts("a.b+c+9949663f105b.1"), ("a.b+c+9949663f105b", 1));
+        assert_eq!(parts("odd"), ("odd", 0));
     }
 
     /// CRC-16/XMODEM of the part between the braces, or of the whole key.

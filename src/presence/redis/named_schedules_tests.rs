@@ -84,3 +84,27 @@ fn the_first_pipeline_of_a_node_does_not_bring_back_a_user_who_has_left() {
         Step::Wait { turns: 8 },
     ]);
 }
+
+/// Under one of node 1's retired names a heartbeat is executed late, after a loss that node 1 notices later than node 0:
+/// node 1 has not written its users again.
+#[test]
+fn a_late_heartbeat_under_a_retired_name_does_not_count_as_everything_written() {
+    let join = || Step::Join {
+        node: 0,
+        session: 0,
+        guest: 0,
+    };
+    let disturb = |faults| Step::Disturb { node: 1, faults };
+    simulate(vec![
+        Step::Wait { turns: 10 },
+        join(),
+        disturb(vec![Fault::Delayed(4251)]),
+        Step::Wait { turns: 3 },
+        join(),
+        Step::EmptyRedis,
+        Step::Wait { turns: 15 },
+        Step::EmptyRedis,
+        disturb(vec![Fault::Repeated, Fault::LostRequest, Fault::LostRequest]),
+        Step::Wait { turns: 7 },
+    ]);
+}

@@ -18,10 +18,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::keys::node_of;
+use super::keys::{node_of, number_of};
 use super::timings::Timings;
 
-/// Names of one node: under each connection after a loss it has another.
 type Names = HashSet<String>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +36,9 @@ pub enum SyncState {
 /// What a recovery waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryBarrier {
-    /// Nodes that were alive before and have not written everything again, with the names they had: a node that is back
-    /// has a new one.
-    missing: HashMap<String, Names>,
+    /// Nodes that were alive before and have not written everything again, each with the number of its last name: a node
+    /// that is back has a later one. (Under an earlier one something from before the loss was executed late.)
+    missing: HashMap<String, u32>,
     /// Whether those are all.
     knows_all: bool,
     /// Some of them are writing.
@@ -104,7 +103,9 @@ impl SyncState {
         match (self, event) {
             (Self::Recovering(barrier), event) => barrier.after(event, timings),
             (_, Event::DataLost { peers, knows_all }) => {
-                Self::Recovering(RecoveryBarrier::new(by_node(peers), knows_all))
+                let mut missing = HashMap::new();
+                add_nodes(&mut missing, peers);
+                Self::Recovering(RecoveryBarrier::new(missing, knows_all))
             }
             (_, Event::ResyncRequired | Event::Renamed) => Self::Resyncing,
             (_, Event::AllWritten { .. }) => Self::Synced,
@@ -114,7 +115,7 @@ impl SyncState {
 }
 
 impl RecoveryBarrier {
-    fn new(missing: HashMap<String, Names>, knows_all: bool) -> Self {
+    fn new(missing: HashMap<String, u32>, knows_all: bool) -> Self {
         Self {
             missing,
             knows_all,
@@ -127,9 +128,7 @@ impl RecoveryBarrier {
         self.progress = match (self.progress, event) {
             // The nodes that were back are not any more.
             (_, Event::DataLost { peers, knows_all }) => {
-                for (node, names) in by_node(peers) {
-                    self.missing.entry(node).or_default().extend(names);
-                }
+                add_nodes(&mut self.missing, peers);
                 return SyncState::Recovering(Self::new(self.missing, self.knows_all && knows_all));
             }
             (Progress::Waiting { written }, Event::ResyncRequired) => {
@@ -181,28 +180,24 @@ impl RecoveryBarrier {
     }
 
     fn update_missing(&mut self, done: &[String], writing: &[String]) {
-        let has_new = |names: &[String], node: &str, known: &Names| {
+        let has_later = |names: &[String], node: &str, last: u32| {
             let mut of_node = names.iter().filter(|name| node_of(name) == node);
-            of_node.any(|name| !known.contains(name))
+            of_node.any(|name| number_of(name) > last)
         };
         self.is_some_writing = false;
-        self.missing.retain(|node, known| {
-            let is_writing = has_new(writing, node, known);
+        self.missing.retain(|node, last| {
+            let is_writing = has_later(writing, node, *last);
             self.is_some_writing |= is_writing;
-            is_writing || !has_new(done, node, known)
+            is_writing || !has_later(done, node, *last)
         });
     }
 }
 
-fn by_node(names: &Names) -> HashMap<String, Names> {
-    let mut nodes = HashMap::<_, Names>::new();
+fn add_nodes(nodes: &mut HashMap<String, u32>, names: &Names) {
     for name in names {
-        nodes
-            .entry(node_of(name).to_owned())
-            .or_default()
-            .insert(name.clone());
+        let last = nodes.entry(node_of(name).to_owned()).or_default();
+        *last = number_of(name).max(*last);
     }
-    nodes
 }
 
 #[cfg(test)]
@@ -260,6 +255,9 @@ mod tests {
         let state = seen(state, &["b+2", "c+3.4"], &[]);
         let state = tick(state, Duration::from_secs(2));
         assert!(state.is_recovering(), "old names are no sign of life");
+        let state = seen(state, &["b+2", "c+3.3"], &[]);
+        let state = tick(state, Duration::from_secs(2));
+        assert!(state.is_recovering(), "nor are names from before those");
         let state = seen(state, &["b+2.1", "c+3.4"], &["c+3.5"]);
         let state = tick(state, 2 * timings.reconnect());
         assert!(state.is_recovering(), "one is about to write");
