@@ -108,3 +108,40 @@ fn a_late_heartbeat_under_a_retired_name_does_not_count_as_everything_written() 
         Step::Wait { turns: 7 },
     ]);
 }
+
+/// Node 0 is back after its lease has ended, and node 1 can't reach Redis until after the next loss: it does not know
+/// that it has to wait for node 0. See `World::is_on_known_node`.
+#[test]
+fn a_node_that_came_back_unseen_is_not_waited_for() {
+    let join = |node| Step::Join {
+        node,
+        session: 1,
+        guest: 1,
+    };
+    let disturb = |node, times| Step::Disturb {
+        node,
+        faults: vec![Fault::LostRequest; times],
+    };
+    simulate(vec![
+        Step::Wait { turns: 2 },
+        join(1),
+        join(0),
+        Step::Kill { node: 2 },
+        Step::RestartRedis,
+        Step::Sleep { node: 0, turns: 34 },
+        disturb(1, 1),
+        Step::Wait { turns: 10 },
+        disturb(0, 2),
+        Step::Wait { turns: 31 },
+        disturb(1, 4),
+        Step::Wait { turns: 13 },
+        Step::Sleep { node: 0, turns: 7 },
+        Step::EmptyRedis,
+        Step::Leave {
+            node: 1,
+            session: 1,
+            guest: 1,
+        },
+        Step::Wait { turns: 6 },
+    ]);
+}

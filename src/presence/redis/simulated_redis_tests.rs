@@ -90,6 +90,8 @@ pub struct Redis {
     start: Instant,
     /// When the data of all nodes was lost last: for the checks only.
     pub lost: Option<Instant>,
+    /// The nodes that each node knows to be alive: for the checks only.
+    pub seen: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Redis {
@@ -101,6 +103,7 @@ impl Redis {
             epochs: 0,
             start: Instant::now(),
             lost: None,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -200,6 +203,9 @@ impl Redis {
         let (writing, done) = live
             .map(|(name, _)| name.clone())
             .partition(|name| data.writing.contains(name));
+        let seen = self.seen.entry(node_of(&request.name).to_owned()).or_default();
+        let alive = data.leases.iter().filter(|(_, ends)| **ends > now);
+        seen.extend(alive.map(|(name, _)| node_of(name).to_owned()));
         Heartbeat {
             is_lease_valid: ends.is_some_and(|ends| ends > now),
             epoch: epoch.to_string(),
