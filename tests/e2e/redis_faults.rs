@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::redis_cluster::fault_scenario::{FaultScenario, degraded, median, redis_status, rest_503};
-use crate::redis_cluster::{Cluster, Tab, Truth, fence, rest};
+use crate::redis_cluster::{Cluster, Seen, Tab, Truth, fence, rest};
 use crate::services::{OUTAGE, PrivateRedis, Service, unique, users_key};
 use crate::support::eventually;
 
@@ -157,6 +157,9 @@ async fn sigterm_removes_the_nodes_users_and_lease_from_redis() {
         .collect();
     assert!(!side.is_empty(), "no lease of the node: {:?}", client.keys("*"));
 
+    // A user whose join it has not seen yet would not be announced as leaving.
+    let joins = |seen: &Seen| (0..USERS).all(|number| seen.joins(&format!("user-{number}")) > 0);
+    watcher.until("every join", joins).await;
     leaving.signal("TERM");
     let code = tokio::task::block_in_place(|| leaving.wait_exit(Duration::from_secs(2) + OUTAGE));
     assert_eq!(code, Some(0), "the exit status");
