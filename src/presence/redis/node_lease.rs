@@ -302,8 +302,8 @@ mod tests {
             lease.connected(Some("r1".into()));
             for after in [Duration::ZERO, watched] {
                 tokio::time::advance(after).await;
-                let held = !after.is_zero();
-                let loss = lease.answered(heartbeat("e1", held, &["a+1"]), Some("e1".to_owned()));
+                let is_lease_valid = !after.is_zero();
+                let loss = lease.answered(heartbeat("e1", is_lease_valid, &["a+1"]), Some("e1".to_owned()));
                 assert_eq!(loss, None);
             }
             lease.lost(Loss::Emptied);
