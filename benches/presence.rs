@@ -14,6 +14,7 @@ use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
 use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
 use livechat_ws::session::SessionUsers;
+use livechat_ws::writer::Start;
 
 use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
 
@@ -167,7 +168,7 @@ impl Store {
             let join = |_| greeting.clone();
             self.sessions
                 .registry
-                .join(&session.id, member, UserType::Customer, join);
+                .join(&session.id, member, UserType::Customer, Start::Live, join);
             self.presence
                 .connection_opened(&session.id, &member.user_id, &member.writer);
         }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use livechat_ws::protocol::ids::{SessionId, UserType};
 use livechat_ws::session::{Member, Registry};
+use livechat_ws::writer::Start;
 
 use crate::support::{mute_member, session_id};
 
@@ -22,11 +23,15 @@ const CHURNED: usize = 100;
 const CROWDS: [(usize, usize); 5] = [(1, 0), (1, 1), (4, 0), (4, 1), (4, 4)];
 
 fn join(registry: &Registry, session_id: &SessionId, member: &Member) {
-    registry.join(session_id, member, UserType::Customer, |_| Bytes::new());
+    registry.join(session_id, member, UserType::Customer, Start::Live, |_| {
+        Bytes::new()
+    });
 }
 
 fn join_and_leave(registry: &Registry, session_id: &SessionId, member: &Member) {
-    let (session, _) = registry.join(session_id, member, UserType::Customer, |_| Bytes::new());
+    let (session, _) = registry.join(session_id, member, UserType::Customer, Start::Live, |_| {
+        Bytes::new()
+    });
     registry.leave(&session, member);
 }
 

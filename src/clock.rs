@@ -2,11 +2,17 @@
 
 use std::ops::Add;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the first call, wrapping after 49 days: compare with [`since`] only.
 pub fn now_ms() -> u32 {
     start().elapsed().as_millis() as u32
+}
+
+/// Milliseconds since 1970, for comparison with timestamps of records.
+pub fn unix_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Tenths of a second since the first call: enough for thirteen years.

@@ -28,6 +28,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod fanout;
+pub mod history;
 pub mod http;
 pub mod lifecycle;
 pub mod logging;

@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::bus::kafka::Kafka;
+use crate::bus::kafka::{HistoryFeed, Kafka};
 use crate::bus::{Bus, Router, embedded};
-use crate::chat::{self, Chat};
+use crate::chat::{self, Chat, ResumeLimits};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
 use crate::fanout::backend::{FanoutBackend, RingInUse};
 use crate::fanout::uring::Ring;
+use crate::history::RecentLog;
 use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
 use crate::http::keep_alive::Pool;
@@ -139,7 +140,8 @@ fn assemble(
 ) -> Result<Http, StartError> {
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::new(&config));
-    let registry = Arc::new(Registry::new(!config.presence_grace.is_zero()));
+    let history = Arc::new(RecentLog::new(config.resume.recent_log_bytes));
+    let registry = Arc::new(Registry::new(!config.presence_grace.is_zero(), history.end()));
     let typists = Arc::new(Typists::default());
     // A restart under the same name is another node.
     let boot = Uuid::now_v7().simple().to_string();
@@ -158,14 +160,23 @@ fn assemble(
         )
     };
     let bus = match &config.kafka {
-        None => Bus::Embedded(embedded::Embedded::start(router(backend))?),
+        None => {
+            // Another log with each start, and all of it is here.
+            history.set_whole_log(fastrand::u64(1..));
+            let router = router(backend).keeping(Arc::clone(&history));
+            Bus::Embedded(embedded::Embedded::start(router)?)
+        }
         Some(kafka) => Bus::Kafka(Kafka::start(
             kafka.clone(),
             node.clone(),
             config.max_record_bytes,
             // There are few typing and status frames.
-            [router(backend), router(FanoutBackend::Send)],
+            [
+                router(backend).keeping(Arc::clone(&history)),
+                router(FanoutBackend::Send),
+            ],
             Arc::clone(&metrics),
+            HistoryFeed::new(Arc::clone(&history), config.resume.window),
         )?),
     };
     let bus = Arc::new(bus);
@@ -193,6 +204,8 @@ fn assemble(
         metrics: Arc::clone(&metrics),
         max_record_bytes: config.max_record_bytes,
         pending: chat::PendingAnswers::default(),
+        history,
+        resume_limits: ResumeLimits::new(&config.resume),
     });
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {
@@ -300,6 +313,7 @@ async fn upkeep(http: Arc<Http>) {
                 sweep_connections(&http.chat).await;
                 let memory = &http.connections.writer_context.queue.memory;
                 http.metrics.send_memory_bytes.set(i64::try_from(memory.used()).unwrap_or(i64::MAX));
+                http.chat.measure_history();
             }
         }
     }

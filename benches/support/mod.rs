@@ -20,7 +20,7 @@ use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
 use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
-use livechat_ws::writer::BorrowedChunk;
+use livechat_ws::writer::{BorrowedChunk, Start};
 use livechat_ws::writer::{ClosingWriters, ConnectionWriter, QueueLimits, SendMemory, WriterContext};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -72,7 +72,7 @@ pub fn fan_out(
     let mut delivered = [Delivered::default()];
     let copy = OnceCell::new();
     let mut chunk_sender = ChunkSender::new(backend, budget, &mut delivered);
-    chunk_sender.send_to_members(0, &members, BorrowedChunk::new(chunk, &copy));
+    chunk_sender.send_to_members(0, &members, BorrowedChunk::new(chunk, 0, &copy));
     chunk_sender.send_reserved();
     drop(chunk_sender);
     delivered[0]
@@ -139,9 +139,10 @@ impl Sessions {
                 let greeting = greeting(&session_id, &member.user_id);
                 greetings += greeting.len();
                 let greet = |_| greeting.clone();
-                let joined = opened
-                    .registry
-                    .join(&session_id, &member, UserType::Customer, greet);
+                let joined =
+                    opened
+                        .registry
+                        .join(&session_id, &member, UserType::Customer, Start::Live, greet);
                 session = Some(joined.0);
             }
             opened.sessions.extend(session);
@@ -208,7 +209,7 @@ pub fn greeting(session_id: &SessionId, user_id: &UserId) -> Bytes {
         user_id,
         user_type: UserType::Customer,
     };
-    server::connection_established(who, TIMESTAMP)
+    server::connection_established(who, TIMESTAMP, None)
 }
 
 /// One connection: its writer here, its reader on the runtime.

@@ -65,6 +65,7 @@ impl Record {
             form: self.form,
             key: Some(self.session_id.as_str().as_bytes()),
             value: Some(&self.value),
+            time: 0,
             node: None,
         }
     }

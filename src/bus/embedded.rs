@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 use super::{Ack, PublishError, Router, is_full_batch};
+use crate::clock;
 use crate::protocol::record::{Incoming, Outgoing};
 
 /// The most records that may wait for delivery.
@@ -80,6 +81,7 @@ fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &Atomi
                 form: record.form,
                 key: Some(record.key.as_str().as_bytes()),
                 value: Some(&record.value),
+                time: clock::unix_ms(),
                 node: None,
             });
             offset += 1;

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use crate::fanout::backend::FanoutBackend;
 use crate::fanout::batch::Batch;
 use crate::fanout::broadcast;
+use crate::history::{LogRecord, RecentLog};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
-use crate::session::Registry;
 use crate::session::typists::{Home, Typists};
+use crate::session::{Registry, Session};
 use crate::supervise::catch_panic;
 
 /// At most one log line about poison records per interval; the metric counts them all.
@@ -35,6 +36,8 @@ pub struct Router {
     max_record_bytes: usize,
     converter: Converter,
     batch: Batch,
+    /// Where messages are kept for clients that come back; `None` for the thread that reads no messages.
+    history: Option<Arc<RecentLog>>,
     poison_log: LogLimit,
 }
 
@@ -57,8 +60,15 @@ impl Router {
             node,
             max_record_bytes,
             converter: Converter::default(),
+            history: None,
             poison_log: LogLimit::new(POISON_LOG_INTERVAL),
         }
+    }
+
+    /// Keeps the messages that are read, for clients that come back.
+    pub fn keeping(mut self, history: Arc<RecentLog>) -> Self {
+        self.history = Some(history);
+        self
     }
 
     /// Starts the delivery thread and waits until its backend is set up: so `fanout_io` is right by the time the node
@@ -84,8 +94,49 @@ impl Router {
     pub fn route(&mut self, incoming: &Incoming<'_>) {
         let pushed = catch_panic(|| self.try_route(incoming));
         if let Err(poison) = pushed.unwrap_or(Err(Poison::Internal)) {
+            if let (Some(history), Topic::Messages) = (&self.history, incoming.topic) {
+                history.skip(incoming.partition, incoming.offset);
+            }
             self.skip(incoming, poison);
         }
+    }
+
+    /// Keeps a record for clients that come back; nobody gets it live.
+    pub fn keep(&mut self, incoming: &Incoming<'_>) {
+        let kept = catch_panic(|| self.try_keep(incoming));
+        if let (Err(_), Some(history)) = (kept.unwrap_or(Err(Poison::Internal)), &self.history) {
+            history.skip(incoming.partition, incoming.offset);
+        }
+    }
+
+    fn try_keep(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+        let value = self.checked_value(incoming)?;
+        let Self {
+            converter,
+            history: Some(history),
+            ..
+        } = self
+        else {
+            return Ok(());
+        };
+        match incoming.form {
+            Form::Native => {
+                let session_id = record::native_session(incoming.key)?;
+                if simdutf8::basic::from_utf8(value).is_err() {
+                    return Err(Poison::NotUtf8);
+                }
+                record_to(history, &session_id, incoming, value);
+            }
+            Form::Legacy => {
+                let record = |session_id: &str| {
+                    record_to(history, session_id, incoming, value);
+                    false
+                };
+                converter.message(value, record)?;
+            }
+            Form::Unknown => return Err(Poison::UnknownForm),
+        }
+        Ok(())
     }
 
     /// Called when reading resumes. Status records may have been missed, so every session's users are queried again.
@@ -96,35 +147,40 @@ impl Router {
     }
 
     fn try_route(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
-        let value = incoming.value.ok_or(Poison::Tombstone)?;
-        if value.len() > self.max_record_bytes {
-            return Err(Poison::TooBig);
-        }
-        if record::is_reserved(incoming.key) {
-            return Err(Poison::BadKey);
-        }
+        let value = self.checked_value(incoming)?;
         match (incoming.form, incoming.topic) {
-            (Form::Native, _) => {
+            (Form::Native, topic) => {
                 let session_id = record::native_session(incoming.key)?;
-                if let Some(session) = self.registry.get(&session_id) {
-                    if simdutf8::basic::from_utf8(value).is_err() {
+                let recorded = self.history.as_deref().filter(|_| topic == Topic::Messages);
+                if recorded.is_some() && simdutf8::basic::from_utf8(value).is_err() {
+                    return Err(Poison::NotUtf8);
+                }
+                let position = recorded.map(|history| record_to(history, &session_id, incoming, value));
+                if let Some(session) = recipient(&self.registry, &session_id, position) {
+                    if position.is_none() && simdutf8::basic::from_utf8(value).is_err() {
                         return Err(Poison::NotUtf8);
                     }
-                    self.batch.add(session, value);
+                    self.batch.add(session, value, end(position));
                 }
                 Ok(())
             }
             (Form::Legacy, Topic::Messages) => {
                 let Self {
-                    converter, registry, ..
+                    converter,
+                    registry,
+                    history,
+                    ..
                 } = self;
-                let mut session = None;
+                let (mut session, mut position) = (None, None);
                 let converted = converter.message(value, |session_id| {
-                    session = registry.get(session_id);
+                    position = history
+                        .as_deref()
+                        .map(|history| record_to(history, session_id, incoming, value));
+                    session = recipient(registry, session_id, position);
                     session.is_some()
                 })?;
                 if let (Some(session), Some((_, payload))) = (session, converted) {
-                    self.batch.add(session, &payload);
+                    self.batch.add(session, &payload, end(position));
                 }
                 Ok(())
             }
@@ -139,9 +195,25 @@ impl Router {
         }
     }
 
+    /// The value of a record that is neither a tombstone nor too big, and has no reserved key.
+    fn checked_value<'a>(&self, incoming: &Incoming<'a>) -> Result<&'a [u8], Poison> {
+        let value = incoming.value.ok_or(Poison::Tombstone)?;
+        if value.len() > self.max_record_bytes {
+            return Err(Poison::TooBig);
+        }
+        if record::is_reserved(incoming.key) {
+            return Err(Poison::BadKey);
+        }
+        Ok(value)
+    }
+
     /// Delivers the batch to its sessions; false if it had no recipient here.
     pub fn deliver_batch(&mut self) -> bool {
-        self.batch.deliver()
+        let has_sent = self.batch.deliver();
+        if let Some(history) = &self.history {
+            history.delivered();
+        }
+        has_sent
     }
 
     /// A session has changed elsewhere. Records of livechat-ws nodes only signal that: presence then queries its store.
@@ -151,7 +223,7 @@ impl Router {
             return Ok(());
         };
         match foreign {
-            Some(payload) => self.batch.add(session, &payload),
+            Some(payload) => self.batch.add(session, &payload, 0),
             None => (self.changed_elsewhere)(&session_id),
         }
         Ok(())
@@ -192,6 +264,30 @@ impl Router {
     }
 }
 
+/// Keeps a record for clients that come back, before its session is looked up: a session that is created later does not
+/// get it live, but finds it there.
+fn record_to(history: &RecentLog, session_id: &str, incoming: &Incoming<'_>, value: &[u8]) -> u64 {
+    history.append(&LogRecord {
+        session_id,
+        partition: incoming.partition,
+        offset: incoming.offset,
+        time: incoming.time,
+        form: incoming.form,
+        value,
+    })
+}
+
+/// The session that gets a record live, if it is here.
+fn recipient(registry: &Registry, session_id: &str, position: Option<u64>) -> Option<Arc<Session>> {
+    let session = registry.get(session_id)?;
+    position.is_none_or(|at| at >= session.created).then_some(session)
+}
+
+/// The position after a record; 0 if it has none.
+fn end(position: Option<u64>) -> u64 {
+    position.map_or(0, |at| at + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -201,6 +297,7 @@ mod tests {
     use crate::fanout::backend::RingInUse;
     use crate::protocol::ids::UserType;
     use crate::session::testing::members;
+    use crate::writer::Start;
 
     fn router(
         registry: &Arc<Registry>,
@@ -228,6 +325,7 @@ mod tests {
             &SessionId::parse("s").unwrap(),
             &members[0],
             UserType::Agent,
+            Start::Live,
             greeting,
         );
 
@@ -240,6 +338,7 @@ mod tests {
             form,
             key: Some(b"s"),
             value: Some(value.as_bytes()),
+            time: 0,
             node: Some(b"another"),
         };
         let status = r#"{"session_id":"s","connection_status":{}}"#;

@@ -2,6 +2,7 @@
 
 mod origin;
 mod pending;
+mod resume;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, PublishError};
 use crate::fanout::broadcast;
+use crate::history::RecentLog;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
@@ -20,13 +22,16 @@ use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::json::Passthrough;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
+use crate::protocol::resume::Resume;
 use crate::protocol::server::{self, Identity, NewMessage};
 use crate::protocol::timestamp;
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
+use crate::writer::Start;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
+pub use resume::ResumeLimits;
 
 /// How often expired typists and unanswered messages are checked.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -41,6 +46,8 @@ pub struct Chat {
     /// `MAX_RECORD_BYTES`: checked before the log checks it.
     pub max_record_bytes: usize,
     pub pending: PendingAnswers,
+    pub history: Arc<RecentLog>,
+    pub resume_limits: ResumeLimits,
 }
 
 /// A connection that has joined its session.
@@ -73,22 +80,34 @@ impl Chat {
         session_id: &SessionId,
         member: Member,
         user_type: UserType,
+        resume: Option<Box<Resume>>,
         origin: ConnectionOrigin,
     ) -> Participant {
-        let (session, user_type) = self.registry.join(session_id, &member, user_type, |user_type| {
-            let who = Identity {
-                session_id,
-                user_id: &member.user_id,
-                user_type,
-            };
-            server::connection_established(who, &timestamp())
-        });
+        let start = if resume.is_some() {
+            Start::Replay
+        } else {
+            Start::Live
+        };
+        let (session, joined) = self
+            .registry
+            .join(session_id, &member, user_type, start, |joined| {
+                let who = Identity {
+                    session_id,
+                    user_id: &member.user_id,
+                    user_type: joined.user_type,
+                };
+                let cursor = self.first_cursor(session_id, resume.as_deref(), joined.position);
+                server::connection_established(who, &timestamp(), cursor.as_deref())
+            });
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
+        if let Some(resume) = resume {
+            self.resume(session_id, &member.writer, *resume, joined.position);
+        }
         let participant = Participant {
             session,
             member,
-            user_type,
+            user_type: joined.user_type,
             origin,
         };
         origin::log_connected(&participant);
@@ -152,8 +171,11 @@ impl Chat {
                 participant.member.writer.send_required(&frame);
             }
             Request::Ping => {
-                let frame = server::pong(&timestamp(), correlation);
-                participant.member.writer.send_required(&frame);
+                let session_id = participant.session.id.as_str();
+                participant.member.writer.send_stamped(|sent_up_to| {
+                    let cursor = self.cursor(session_id, sent_up_to);
+                    server::pong(&timestamp(), cursor.as_deref(), correlation)
+                });
             }
             Request::Typing { is_typing } => self.typing(participant, *is_typing),
             Request::SendMessage(message) => self.send_message(participant, message, correlation),

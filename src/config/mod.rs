@@ -38,8 +38,8 @@ pub use network::Network;
 pub use origins::{Origin, Origins};
 pub use sources::load;
 pub use types::{
-    AllowedHeaders, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, Sasl, SaslMechanism,
-    SecurityProtocol, SessionIdFormat,
+    AllowedHeaders, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, ResumeConfig, Sasl,
+    SaslMechanism, SecurityProtocol, SessionIdFormat,
 };
 pub use variables::{Section, VARIABLES, Variable};
 
@@ -107,6 +107,8 @@ pub struct Config {
     pub session_id_format: SessionIdFormat,
     /// How a batch's frames reach their sockets.
     pub fanout_io: FanoutIo,
+    /// What clients that come back can get.
+    pub resume: ResumeConfig,
     /// The longest record value in bytes; longer ones are skipped. At most `limits.send_queue_bytes`, or it could never
     /// be queued.
     pub max_record_bytes: usize,

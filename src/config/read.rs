@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::parse::{self, choice, number};
 use super::reader::Reader;
 use super::{
-    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, SessionIdFormat,
-    descriptor_limit, memory, read_kafka, read_redis,
+    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, ResumeConfig,
+    SessionIdFormat, descriptor_limit, memory, read_kafka, read_redis,
 };
 
 /// Descriptors that clients may not use: listeners, Kafka, Redis, log files, and connections that are being refused.
@@ -135,6 +135,7 @@ pub(super) fn config(
     let log_format = r.required("LOG_FORMAT", |text| {
         choice(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
     });
+    let resume = resume(r);
     let limits = limits(r, machine);
     let mut max_record_bytes = r.required("MAX_RECORD_BYTES", |text| number(text, 1024..=64 * MEBIBYTE));
     if r.text("MAX_RECORD_BYTES").is_none() {
@@ -163,6 +164,7 @@ pub(super) fn config(
         http_keep_alive,
         session_id_format,
         fanout_io,
+        resume,
         max_record_bytes,
         log_level,
         log_format,
@@ -250,6 +252,23 @@ fn presence_grace(r: &mut Reader<'_>, presence_ttl: Duration) -> Duration {
         );
     }
     presence_ttl
+}
+
+fn resume(r: &mut Reader<'_>) -> ResumeConfig {
+    let recent_log_bytes = r.required("RECENT_LOG_BYTES", |text| match number(text, 0..=1 << 40)? {
+        // Too little to hold what is being delivered.
+        bytes @ 1..MEBIBYTE => Err(format!(
+            "{bytes} is too small: expected 0, or at least {MEBIBYTE}"
+        )),
+        bytes => Ok(bytes),
+    });
+    ResumeConfig {
+        recent_log_bytes,
+        window: r.duration("RESUME_WINDOW", SECOND, 24 * HOUR),
+        timeout: r.duration("RESUME_TIMEOUT", SECOND / 10, 60 * SECOND),
+        max_messages: r.required("RESUME_MAX_MESSAGES", |text| number(text, 1..=5_000)),
+        max_bytes: r.required("RESUME_MAX_BYTES", |text| number(text, 1024..=1024 * MEBIBYTE)),
+    }
 }
 
 fn limits(r: &mut Reader<'_>, machine: &Machine) -> Limits {

@@ -40,6 +40,21 @@ pub enum AllowedHeaders {
     List(Vec<String>),
 }
 
+/// What clients that come back can get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumeConfig {
+    /// Memory for what has been read lately; 0: none.
+    pub recent_log_bytes: usize,
+    /// How far back the log is read.
+    pub window: Duration,
+    /// How long a client waits for what it has missed.
+    pub timeout: Duration,
+    /// The most messages of one replay.
+    pub max_messages: usize,
+    /// The most bytes of one replay.
+    pub max_bytes: usize,
+}
+
 /// How a batch's frames are sent to their sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FanoutIo {

@@ -161,6 +161,11 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "HTTP_KEEP_ALIVE", "DURATION", "75s", "How long a connection waits for its next request; 0s: closed after each answer"),
     var(Node, "SESSION_ID_FORMAT", "NAME", "any", "Which session ids are accepted: any, or uuid"),
     var(Node, "FANOUT_IO", "NAME", "auto", "How a batch reaches its sockets: send, uring (Linux 6.1), or auto"),
+    var(Node, "RECENT_LOG_BYTES", "BYTES", "67108864", "Memory for messages read lately, for clients that come back; 0: none"),
+    var(Node, "RESUME_WINDOW", "DURATION", "15m", "How far back the log is read for a client that comes back"),
+    var(Node, "RESUME_TIMEOUT", "DURATION", "5s", "How long such a client waits for what it has missed"),
+    var(Node, "RESUME_MAX_MESSAGES", "COUNT", "1000", "A client that has missed more must load them elsewhere"),
+    var(Node, "RESUME_MAX_BYTES", "BYTES", "4194304", "The same, in bytes"),
     var(Node, "MAX_RECORD_BYTES", "BYTES", "1048576", "Longer records in the log are skipped; at most SEND_QUEUE_BYTES, which also lowers the default"),
 
     var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level; other targets stay at info"),

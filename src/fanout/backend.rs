@@ -236,7 +236,7 @@ mod tests {
         let mut budget = WaitBudget::default();
         let copy = OnceCell::new();
         let mut chunk_sender = ChunkSender::new(backend, &mut budget, &mut delivered);
-        chunk_sender.send_to_members(0, members, BorrowedChunk::new(chunk, &copy));
+        chunk_sender.send_to_members(0, members, BorrowedChunk::new(chunk, 0, &copy));
         chunk_sender.send_reserved();
         drop(chunk_sender);
         delivered[0]
@@ -283,9 +283,9 @@ mod tests {
             let copy = OnceCell::new();
             let mut chunk_sender = ChunkSender::new(&mut backend, &mut budget, &mut delivered);
             let (first, others) = members.split_at(1);
-            chunk_sender.send_to_members(0, first, BorrowedChunk::new(&one, &copy));
+            chunk_sender.send_to_members(0, first, BorrowedChunk::new(&one, 0, &copy));
             // This slot does not exist.
-            chunk_sender.send_to_members(1, others, BorrowedChunk::new(&one, &copy));
+            chunk_sender.send_to_members(1, others, BorrowedChunk::new(&one, 0, &copy));
             chunk_sender.send_reserved();
         }));
         assert!(unwound.is_err());

@@ -41,7 +41,7 @@ impl SessionChunks {
     /// Ends the last chunk and takes a snapshot of the members; nothing more is added.
     fn seal(&mut self) {
         self.chunks.cut();
-        self.members = Some(self.session.members());
+        self.members = Some(self.session.recipients(self.chunks.position()));
     }
 
     fn members(&self) -> &[Member] {
@@ -67,8 +67,8 @@ impl Batch {
         self.backend.prepare();
     }
 
-    /// Adds a frame with this payload for a session.
-    pub fn add(&mut self, session: Arc<Session>, payload: &[u8]) {
+    /// Adds a frame with this payload for a session; see [`Chunks::push`].
+    pub fn add(&mut self, session: Arc<Session>, payload: &[u8], position: u64) {
         let address = Arc::as_ptr(&session) as usize;
         let at = *self.index.entry(address).or_insert_with(|| {
             self.sessions.push(SessionChunks {
@@ -81,7 +81,7 @@ impl Batch {
         });
         let session_chunks = &mut self.sessions[at];
         session_chunks.records += 1;
-        session_chunks.chunks.push(payload);
+        session_chunks.chunks.push(payload, position);
     }
 
     /// Delivers the batch to the current members of its sessions; false if there is nothing to deliver. If that panics,

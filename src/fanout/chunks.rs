@@ -21,29 +21,39 @@ const MAX_POOLED_BUFFER: usize = 2 << 20;
 #[derive(Default)]
 pub struct ChunkBuffer {
     bytes: Vec<u8>,
+    /// The position in the log after the last frame; see [`Chunk::end`](crate::writer::Chunk::end).
+    position: u64,
     cuts: Vec<Cut>,
 }
 
 struct Cut {
     end: usize,
+    position: u64,
     /// The copy shared by the queues of sockets that can't take the chunk at once.
     copy: OnceCell<Bytes>,
 }
 
 impl ChunkBuffer {
-    /// Adds a text frame.
-    pub fn push(&mut self, payload: &[u8]) {
+    /// Adds a text frame; `position` is the one after it in the log, 0 if it is not from the messages topic.
+    pub fn push(&mut self, payload: &[u8], position: u64) {
         let open = self.bytes.len() - self.cut_at();
         if open > 0 && open + frame::text_frame_len(payload.len()) > CHUNK_BYTES {
             self.cut();
         }
         frame::put_text(&mut self.bytes, payload);
+        self.position = position;
+    }
+
+    /// The position in the log after the last frame.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// Ends the current chunk.
     pub fn cut(&mut self) {
         self.cuts.push(Cut {
             end: self.bytes.len(),
+            position: self.position,
             copy: OnceCell::new(),
         });
     }
@@ -58,12 +68,13 @@ impl ChunkBuffer {
         self.cuts.iter().map(move |cut| {
             let bytes = &self.bytes[start..cut.end];
             start = cut.end;
-            BorrowedChunk::new(bytes, &cut.copy)
+            BorrowedChunk::new(bytes, cut.position, &cut.copy)
         })
     }
 
     fn clear(&mut self) {
         self.bytes.clear();
+        self.position = 0;
         self.cuts.clear();
     }
 }
@@ -110,7 +121,7 @@ mod tests {
             let (mut expected, mut ends) = (Vec::new(), Vec::new());
             for (number, &length) in lengths.iter().enumerate() {
                 let payload = vec![number as u8; length];
-                chunks.push(&payload);
+                chunks.push(&payload, 0);
                 frame::put_text(&mut expected, &payload);
                 ends.push(expected.len());
             }
@@ -132,7 +143,7 @@ mod tests {
     fn a_frame_longer_than_a_chunk_gets_its_own_chunk() {
         let mut chunks = ChunkBuffer::default();
         for length in [10, CHUNK_BYTES + 1, 10] {
-            chunks.push(&vec![0; length]);
+            chunks.push(&vec![0; length], 0);
         }
         chunks.cut();
         let lengths: Vec<_> = chunks.iter().map(|chunk| chunk.bytes().len()).collect();
@@ -144,7 +155,7 @@ mod tests {
         let mut pool = BufferPool::default();
         for _ in 0..200 {
             let mut chunks = ChunkBuffer::default();
-            chunks.push(&vec![0; CHUNK_BYTES]);
+            chunks.push(&vec![0; CHUNK_BYTES], 0);
             chunks.cut();
             pool.give_back(chunks);
         }
@@ -156,7 +167,7 @@ mod tests {
         assert_eq!(pool.bytes, kept - chunks.bytes.capacity());
         let mut pool = BufferPool::default();
         let mut large = ChunkBuffer::default();
-        large.push(&vec![0; MAX_POOLED_BUFFER]);
+        large.push(&vec![0; MAX_POOLED_BUFFER], 0);
         pool.give_back(large);
         assert_eq!((pool.bytes, pool.buffers.len()), (0, 0));
     }

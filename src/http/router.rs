@@ -18,6 +18,7 @@ use super::rest;
 use super::upgrade::{self, PendingUpgrade};
 use crate::config::SessionIdFormat;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
+use crate::protocol::resume::Resume;
 use crate::ws::connection::ConnectParams;
 
 /// The longest request target, in bytes.
@@ -159,6 +160,7 @@ async fn dispatch(
                 user_id,
                 user_type,
                 client: http.addresses.client(peer, request.headers()),
+                resume: request.uri().query().and_then(Resume::of_query).map(Box::new),
             };
             upgrade::upgrade(http, params, request, pending)
         }

@@ -1,6 +1,7 @@
 //! Metrics. Counters are resolved once, at the start, and the message path updates them once per batch. No metric has a
 //! label by session or user.
 
+pub mod history;
 mod kafka;
 pub mod page;
 mod process;
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 
+use history::HistoryMetrics;
 use page::Format;
 use refusals::{RequestRefusal, UpgradeRefusal};
 
@@ -88,6 +90,7 @@ pub struct Metrics {
     draining: Level,
     pub send_memory_bytes: Level,
     pub kafka: KafkaMetrics,
+    pub history: HistoryMetrics,
 }
 
 /// Which dependencies are configured: only those have metrics.
@@ -140,6 +143,8 @@ impl Metrics {
             registry.register(name, help, family.clone());
             family
         };
+        let history = HistoryMetrics::default();
+        history.register(r);
         let kafka = KafkaMetrics::default();
         if dependencies.kafka {
             kafka.register(r);
@@ -285,6 +290,7 @@ impl Metrics {
                 "Memory of the frames that wait for clients",
             ),
             kafka,
+            history,
             draining: level(r, "draining", "Whether this node is draining"),
             registry,
         }

@@ -1,6 +1,6 @@
 //! WebSocket frames that the server sends (RFC 6455, section 5.2): unmasked, never fragmented.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::code::CloseCode;
 
@@ -26,16 +26,16 @@ fn header_len(payload_len: usize) -> usize {
     }
 }
 
-fn put_header(out: &mut Vec<u8>, first: u8, payload_len: usize) {
+fn put_header(out: &mut impl BufMut, first: u8, payload_len: usize) {
     match payload_len {
-        0..=125 => out.extend_from_slice(&[first, payload_len as u8]),
+        0..=125 => out.put_slice(&[first, payload_len as u8]),
         126..=0xFFFF => {
-            out.extend_from_slice(&[first, 126]);
-            out.extend_from_slice(&(payload_len as u16).to_be_bytes());
+            out.put_slice(&[first, 126]);
+            out.put_slice(&(payload_len as u16).to_be_bytes());
         }
         _ => {
-            out.extend_from_slice(&[first, 127]);
-            out.extend_from_slice(&(payload_len as u64).to_be_bytes());
+            out.put_slice(&[first, 127]);
+            out.put_slice(&(payload_len as u64).to_be_bytes());
         }
     }
 }
@@ -45,6 +45,22 @@ pub fn put_text(out: &mut Vec<u8>, payload: &[u8]) {
     out.reserve(text_frame_len(payload.len()));
     put_header(out, FIN_TEXT, payload.len());
     out.extend_from_slice(payload);
+}
+
+/// The same, into a buffer that has room for it.
+pub fn put_text_into(out: &mut BytesMut, payload: &[u8]) {
+    put_header(out, FIN_TEXT, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// The payload of a whole frame of ours.
+pub fn payload(frame: &[u8]) -> &[u8] {
+    let header = match frame.get(1) {
+        Some(127) => 10,
+        Some(126) => 4,
+        _ => 2,
+    };
+    frame.get(header..).unwrap_or_default()
 }
 
 /// One text frame.

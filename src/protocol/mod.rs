@@ -9,6 +9,8 @@
 //! | [`correlation`] | the ids by which a client recognizes an answer |
 //! | [`server`] | text frames that clients receive |
 //! | [`record`] | Kafka records, native and old |
+//! | [`cursor`] | where a client is in the log |
+//! | [`resume`] | what a client that comes back asks for, and the answer |
 //! | [`status`] | connected users, as frames and REST show them |
 //! | [`code`] | close codes and error codes |
 //! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
@@ -16,10 +18,12 @@
 pub mod client;
 pub mod code;
 pub mod correlation;
+pub mod cursor;
 pub mod frame;
 pub mod ids;
 pub mod json;
 pub mod record;
+pub mod resume;
 pub mod server;
 pub mod status;
 pub mod surrogates;

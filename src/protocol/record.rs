@@ -75,6 +75,8 @@ pub struct Incoming<'a> {
     pub form: Form,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
+    /// The record's timestamp, in milliseconds since 1970; 0 if it has none.
+    pub time: i64,
     /// [`NODE_HEADER`].
     pub node: Option<&'a [u8]>,
 }

@@ -50,20 +50,23 @@ pub struct Identity<'a> {
     pub user_type: UserType,
 }
 
-/// The first frame of every connection.
-pub fn connection_established(who: Identity<'_>, timestamp: &str) -> Bytes {
+/// The first frame of every connection; without a cursor while the log is not known.
+pub fn connection_established(who: Identity<'_>, timestamp: &str, cursor: Option<&str>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         #[serde(flatten)]
         who: Identity<'a>,
         timestamp: &'a str,
         message: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<&'a str>,
     }
     let message = "Successfully connected to chat session";
     let data = Data {
         who,
         timestamp,
         message,
+        cursor,
     };
     answer("connection_established", data, Correlation::default())
 }
@@ -80,12 +83,19 @@ pub fn session_joined(who: Identity<'_>, timestamp: &str, correlation: Correlati
 }
 
 /// The answer to `ping`.
-pub fn pong(timestamp: &str, correlation: Correlation<'_>) -> Bytes {
+pub fn pong(timestamp: &str, cursor: Option<&str>, correlation: Correlation<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Data<'a> {
         timestamp: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<&'a str>,
     }
-    answer("pong", Data { timestamp }, correlation)
+    answer("pong", Data { timestamp, cursor }, correlation)
+}
+
+/// See [`resume::resumed`](super::resume::resumed).
+pub(super) fn resumed(data: impl Serialize) -> Bytes {
+    answer("resumed", data, Correlation::default())
 }
 
 /// The answer to `send_message`, once the log has the record.
@@ -231,10 +241,14 @@ mod tests {
             user_id: &user_id,
             user_type: UserType::Agent,
         };
-        let frame = connection_established(who, "T");
+        let frame = connection_established(who, "T", None);
         assert_eq!(
             std::str::from_utf8(&frame[4..]).unwrap(),
             r#"{"type":"connection_established","success":true,"data":{"session_id":"s1","user_id":"u1","user_type":"agent","timestamp":"T","message":"Successfully connected to chat session"}}"#
+        );
+        assert_eq!(
+            json(&connection_established(who, "T", Some("c")))["data"]["cursor"],
+            "c"
         );
     }
 

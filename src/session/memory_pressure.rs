@@ -115,7 +115,7 @@ mod tests {
     use crate::protocol::frame;
     use crate::protocol::ids::{SessionId, UserType};
     use crate::session::testing::{context, members_of};
-    use crate::writer::SendOutcome;
+    use crate::writer::{SendOutcome, Start};
 
     /// More than a socket takes at once.
     const LARGE: usize = 16 << 20;
@@ -131,7 +131,9 @@ mod tests {
         let registry = Registry::default();
         for (number, member) in members.iter().enumerate() {
             let session_id = SessionId::parse(&format!("s{number}")).unwrap();
-            registry.join(&session_id, member, UserType::Customer, |_| Bytes::new());
+            registry.join(&session_id, member, UserType::Customer, Start::Live, |_| {
+                Bytes::new()
+            });
             // Some bytes are in flight, and stay so.
             assert_eq!(
                 member.writer.send_chunk(&Bytes::from(vec![0; LARGE / 2])),
@@ -166,7 +168,9 @@ mod tests {
         let (members, mut clients) = members_of(&context, 2).await;
         let registry = Registry::default();
         let session_id = SessionId::parse("s").unwrap();
-        registry.join(&session_id, &members[0], UserType::Customer, |_| Bytes::new());
+        registry.join(&session_id, &members[0], UserType::Customer, Start::Live, |_| {
+            Bytes::new()
+        });
         for (member, large) in members.iter().zip([LARGE / 8, LARGE + LARGE / 4]) {
             assert_eq!(
                 member.writer.send_chunk(&Bytes::from(vec![b'a'; LARGE / 2])),

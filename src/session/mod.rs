@@ -21,7 +21,7 @@ pub use registry::Registry;
 pub use users::SessionUsers;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::writer::ConnectionWriter;
+use crate::writer::{ConnectionWriter, Start};
 
 /// A connection as its session knows it.
 #[derive(Clone)]
@@ -33,6 +33,8 @@ pub struct Member {
 /// A session with at least one connection on this node, or a user in the grace.
 pub struct Session {
     pub id: SessionId,
+    /// The position in the log at which it was created: earlier records are not sent to its members.
+    pub created: u64,
     state: Mutex<State>,
 }
 
@@ -40,44 +42,61 @@ struct State {
     /// Copied on write only while a fan-out holds it: no lock is held across a send.
     members: Arc<Vec<Member>>,
     users: SessionUsers,
+    /// The position in the log up to which members have been taken for delivery: records before it are not sent to those
+    /// who join now.
+    delivered_to: u64,
     /// The registry has removed it: a new connection needs a new one.
     closed: bool,
 }
 
+/// How a connection has joined its session.
+#[derive(Clone, Copy, Debug)]
+pub struct Joined {
+    /// Its user's type; see [`SessionUsers::join`].
+    pub user_type: UserType,
+    /// The position in the log from which on records reach it live.
+    pub position: u64,
+}
+
 impl Session {
-    fn new(id: SessionId, has_grace: bool) -> Self {
+    fn new(id: SessionId, created: u64, has_grace: bool) -> Self {
         let state = State {
             members: Arc::default(),
             users: SessionUsers::new(has_grace),
+            delivered_to: created,
             closed: false,
         };
         Self {
             id,
+            created,
             state: Mutex::new(state),
         }
     }
 
-    /// Adds a connection and returns its user's type (see [`SessionUsers::join`]). The greeting is its first frame:
-    /// nothing is sent before it, and nothing that is fanned out after it is missed. `None` if the session has just
-    /// ended.
+    /// Adds a connection. The greeting is its first frame: nothing is sent before it, and nothing that is fanned out
+    /// after it is missed. `None` if the session has just ended.
     fn join(
         &self,
         member: Member,
         user_type: UserType,
-        greeting: impl FnOnce(UserType) -> Bytes,
-    ) -> Option<UserType> {
+        start: Start,
+        greeting: impl FnOnce(Joined) -> Bytes,
+    ) -> Option<Joined> {
         let mut state = self.state.lock();
         if state.closed {
             return None;
         }
-        let user_type = state.users.join(&member.user_id, user_type);
-        let greeting = greeting(user_type);
+        let joined = Joined {
+            user_type: state.users.join(&member.user_id, user_type),
+            position: state.delivered_to,
+        };
+        let greeting = greeting(joined);
         let writer = Arc::clone(&member.writer);
-        writer.send_first(&greeting, move || {
+        writer.send_first(&greeting, start, joined.position, move || {
             Arc::make_mut(&mut state.members).push(member);
             // The session's lock ends here; the writer's holds until the greeting is on its way.
         });
-        Some(user_type)
+        Some(joined)
     }
 
     /// Removes a connection. `Some(true)` if it was the user's last here; `None` if it had been removed already.
@@ -94,6 +113,13 @@ impl Session {
     /// The current connections.
     pub fn members(&self) -> Arc<Vec<Member>> {
         Arc::clone(&self.state.lock().members)
+    }
+
+    /// The current connections, for records before this position in the log: who joins later does not get them.
+    pub fn recipients(&self, position: u64) -> Arc<Vec<Member>> {
+        let mut state = self.state.lock();
+        state.delivered_to = state.delivered_to.max(position);
+        Arc::clone(&state.members)
     }
 
     /// Reads or changes the users of this node.

@@ -1,14 +1,16 @@
 //! The sessions of this node: a sharded map, with one lookup per record, join or leave.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 
-use super::{Member, Session};
+use super::{Joined, Member, Session};
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::writer::Start;
 
 /// DashMap's default, four shards a core, is too few for storms of connects.
 const SHARDS: usize = 128;
@@ -17,19 +19,22 @@ pub struct Registry {
     sessions: DashMap<SessionId, Arc<Session>, RandomState>,
     /// Whether users have a grace ([`SessionUsers::new`](super::SessionUsers::new)).
     has_grace: bool,
+    /// The position after the last record that was read from the log.
+    log_end: Arc<AtomicU64>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self::new(false)
+        Self::new(false, Arc::default())
     }
 }
 
 impl Registry {
-    pub fn new(has_grace: bool) -> Self {
+    pub fn new(has_grace: bool, log_end: Arc<AtomicU64>) -> Self {
         Self {
             sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
             has_grace,
+            log_end,
         }
     }
 
@@ -61,14 +66,19 @@ impl Registry {
         session_id: &SessionId,
         member: &Member,
         user_type: UserType,
-        greeting: impl Fn(UserType) -> Bytes,
-    ) -> (Arc<Session>, UserType) {
+        start: Start,
+        greeting: impl Fn(Joined) -> Bytes,
+    ) -> (Arc<Session>, Joined) {
         loop {
-            let new = || Arc::new(Session::new(session_id.clone(), self.has_grace));
+            // Within the map's lock: a record that is not looked up here any more is before this position.
+            let new = || {
+                let created = self.log_end.load(Ordering::Acquire);
+                Arc::new(Session::new(session_id.clone(), created, self.has_grace))
+            };
             let session = Arc::clone(&self.sessions.entry(session_id.clone()).or_insert_with(new));
             // `None`: it ended between the two lines; the next iteration creates a new one.
-            if let Some(user_type) = session.join(member.clone(), user_type, &greeting) {
-                return (session, user_type);
+            if let Some(joined) = session.join(member.clone(), user_type, start, &greeting) {
+                return (session, joined);
             }
         }
     }

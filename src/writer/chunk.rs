@@ -9,6 +9,11 @@ use bytes::Bytes;
 pub trait Chunk {
     fn bytes(&self) -> &[u8];
 
+    /// The position in the log after its last record; 0: they are no records of the messages topic.
+    fn end(&self) -> u64 {
+        0
+    }
+
     /// The same bytes for a queue, which outlives the borrow. `count` counts their memory, once for all queues that
     /// share them.
     fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes;
@@ -55,19 +60,24 @@ impl Chunk for SharedChunk {
 #[derive(Clone, Copy)]
 pub struct BorrowedChunk<'a> {
     bytes: &'a [u8],
+    end: u64,
     copy: &'a OnceCell<Bytes>,
 }
 
 impl<'a> BorrowedChunk<'a> {
-    /// `copy` belongs to these bytes alone.
-    pub fn new(bytes: &'a [u8], copy: &'a OnceCell<Bytes>) -> Self {
-        Self { bytes, copy }
+    /// `copy` belongs to these bytes alone; `end`: see [`Chunk::end`].
+    pub fn new(bytes: &'a [u8], end: u64, copy: &'a OnceCell<Bytes>) -> Self {
+        Self { bytes, end, copy }
     }
 }
 
 impl Chunk for BorrowedChunk<'_> {
     fn bytes(&self) -> &[u8] {
         self.bytes
+    }
+
+    fn end(&self) -> u64 {
+        self.end
     }
 
     fn to_bytes(&self, count: impl FnOnce(Bytes) -> Bytes) -> Bytes {
@@ -84,7 +94,7 @@ mod tests {
     #[test]
     fn all_queues_share_one_copy_of_a_borrowed_chunk() {
         let (buffer, copy) = (vec![7; 100], OnceCell::new());
-        let borrowed = BorrowedChunk::new(&buffer[..10], &copy);
+        let borrowed = BorrowedChunk::new(&buffer[..10], 0, &copy);
         let mut counted = 0;
         let mut count = |chunk| {
             counted += 1;

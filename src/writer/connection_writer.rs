@@ -5,8 +5,10 @@
 //! backlog. One small lock guards backlog and phase; it is never held across an await.
 
 mod closing;
+mod resuming;
 
 pub use closing::ClosingWriters;
+pub use resuming::{Pulled, Replay, SentUpTo, Start};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,6 +31,7 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
+use resuming::Resuming;
 
 /// How long after our close frame a peer may keep the connection open before it is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,6 +90,10 @@ struct State {
     is_writing: bool,
     /// The code of the close frame, sent or echoed; 0: there was none.
     close_code: u16,
+    /// The position after the last record that was sent or queued.
+    sent_up_to: u64,
+    /// What is owed to the client before live records.
+    resuming: Option<Box<Resuming>>,
     /// Wakes the reading task when the connection is closed elsewhere.
     reader: Option<Waker>,
 }
@@ -94,15 +101,33 @@ struct State {
 impl State {
     /// Whether a new frame must be queued.
     fn is_busy(&self) -> bool {
-        self.is_writing || !self.write_queue.is_empty()
+        self.is_writing || !self.write_queue.is_empty() || self.resuming.is_some()
     }
 
     fn queue(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> SendOutcome {
+        if chunk.end() > 0
+            && let Some(resuming) = &mut self.resuming
+        {
+            resuming.hold(chunk);
+            return SendOutcome::Queued;
+        }
         if self.write_queue.try_push(chunk, limits) {
+            self.note_sent(chunk);
             SendOutcome::Queued
         } else {
             SendOutcome::Full
         }
+    }
+
+    fn note_sent(&mut self, chunk: &impl Chunk) {
+        if chunk.end() > 0 {
+            self.sent_up_to = chunk.end();
+        }
+    }
+
+    /// Whether something is queued that nobody writes: that of a connection whose replay has not begun.
+    fn needs_writer(&self) -> bool {
+        self.resuming.is_some() && !self.is_writing && !self.write_queue.is_empty()
     }
 
     fn wake_reader(&mut self) {
@@ -153,9 +178,17 @@ impl ConnectionWriter {
     /// Sends a frame that must not be dropped, without waiting: an answer to the client's own frame, or a status frame.
     /// The queue may reach twice its limit; beyond that, the connection is closed as too slow.
     pub fn send_required(self: &Arc<Self>, frame: &impl Chunk) -> SendOutcome {
-        let mut state = self.state.lock();
+        self.send_required_locked(self.state.lock(), frame)
+    }
+
+    fn send_required_locked(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        frame: &impl Chunk,
+    ) -> SendOutcome {
         if state.phase == Phase::Open && state.is_busy() {
             if state.write_queue.push_required(frame, &self.context.queue) {
+                self.write_unattended(state);
                 return SendOutcome::Queued;
             }
             drop(state);
@@ -170,10 +203,14 @@ impl ConnectionWriter {
     }
 
     /// Makes the connection known to other senders with `publish`, and sends `first` before anything of theirs: they
-    /// wait for the lock until it is written or queued.
-    pub fn send_first(self: &Arc<Self>, first: &Bytes, publish: impl FnOnce()) {
+    /// wait for the lock until it is written or queued. `position` is that of the first live record.
+    pub fn send_first(self: &Arc<Self>, first: &Bytes, start: Start, position: u64, publish: impl FnOnce()) {
         let mut state = self.state.lock();
         publish();
+        state.sent_up_to = position;
+        if start == Start::Replay {
+            state.resuming = Some(Resuming::new());
+        }
         state.write_queue.push(first.clone());
         self.flush_or_spawn(state);
     }
@@ -183,8 +220,11 @@ impl ConnectionWriter {
             return SendOutcome::Closed;
         }
         if state.is_busy() {
-            return state.queue(chunk, &self.context.queue);
+            let sent = state.queue(chunk, &self.context.queue);
+            self.write_unattended(state);
+            return sent;
         }
+        state.note_sent(chunk);
         let result = self.send_syscall(chunk);
         self.finish_send(state, chunk, result)
     }
@@ -199,6 +239,7 @@ impl ConnectionWriter {
         if state.is_busy() {
             return Reservation::Done(state.queue(chunk, &self.context.queue));
         }
+        state.note_sent(chunk);
         state.is_writing = true;
         Reservation::Reserved
     }
@@ -405,19 +446,21 @@ impl ConnectionWriter {
 
     /// Writes what the socket takes. True if nothing is left to write, or the socket is broken.
     fn write_backlog(&self, state: &mut State) -> bool {
-        while let Some(written) = state
-            .write_queue
-            .write_to(|chunks| self.socket.try_write_vectored(chunks))
-        {
+        loop {
+            let written = state
+                .write_queue
+                .write_to(|chunks| self.socket.try_write_vectored(chunks));
             match written {
-                Ok(written) => {
+                None if self.pull(state) => {}
+                None => break,
+                Some(Ok(written)) => {
                     if let Some(since_ping) = state.write_queue.advance(written, &self.context.queue) {
                         let stream = kernel::stream(self.socket());
                         state.liveness.ping_written(since_ping, stream);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(_) => {
+                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Some(Err(_)) => {
                     self.mark_dead(state);
                     return true;
                 }
@@ -436,6 +479,13 @@ impl ConnectionWriter {
     fn flush_or_spawn(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.is_writing && !self.write_backlog(&mut state) {
             self.start_flusher(state);
+        }
+    }
+
+    /// Writes what nobody else would write; see [`State::needs_writer`].
+    fn write_unattended(self: &Arc<Self>, state: MutexGuard<'_, State>) {
+        if state.needs_writer() {
+            self.flush_or_spawn(state);
         }
     }
 
@@ -464,6 +514,7 @@ impl ConnectionWriter {
     /// The socket is broken: forget the backlog and wake the reader.
     fn mark_dead(&self, state: &mut State) {
         state.phase = Phase::Dead;
+        state.resuming = None;
         state.write_queue.clear(&self.context.queue);
         let _ = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
         state.wake_reader();

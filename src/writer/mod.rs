@@ -16,7 +16,8 @@ pub mod write_queue;
 
 pub use chunk::{BorrowedChunk, Chunk, SharedChunk};
 pub use connection_writer::{
-    BacklogPolicy, ClosingWriters, ConnectionWriter, Reservation, SendOutcome, WriterContext,
+    BacklogPolicy, ClosingWriters, ConnectionWriter, Pulled, Replay, Reservation, SendOutcome, SentUpTo,
+    Start, WriterContext,
 };
 pub use memory::SendMemory;
 pub use write_queue::QueueLimits;

@@ -30,6 +30,7 @@ use crate::clock::Moment;
 use crate::lifecycle::Lifecycle;
 use crate::protocol::code::{CloseCode, is_sendable_close_code};
 use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::protocol::resume::Resume;
 use crate::session::Member;
 use crate::writer::{BacklogPolicy, ConnectionWriter, WriterContext};
 
@@ -62,6 +63,8 @@ pub struct ConnectParams {
     pub user_type: UserType,
     /// The client's address, with `TRUSTED_PROXIES` applied.
     pub client: IpAddr,
+    /// What it has missed, if it comes back.
+    pub resume: Option<Box<Resume>>,
 }
 
 /// Removes the connection from its session, however its task ends.
@@ -120,9 +123,13 @@ impl Connection {
             user_id: params.user_id,
         };
         let origin = ConnectionOrigin::now(params.client);
-        let participant = shared
-            .chat
-            .join(&params.session_id, member, params.user_type, origin);
+        let participant = shared.chat.join(
+            &params.session_id,
+            member,
+            params.user_type,
+            params.resume,
+            origin,
+        );
         // The drain closes the connections that it finds in sessions; one that joins later is closed here.
         if shared.lifecycle.is_draining() {
             participant.member.writer.close_for_drain();

@@ -107,7 +107,14 @@ impl ConsumerThread {
             Some(consumer) => consumer,
             None => create_consumer(&self.shared, &self.reader)?,
         };
+        if self.reader.topics.contains(&Topic::Messages) {
+            let shared = Arc::clone(&self.shared);
+            shared.history.fill(&shared, |message| self.keep(message));
+        }
         self.next = self.reader.offsets.assignment().into_iter().collect();
+        if self.reader.topics.contains(&Topic::Messages) {
+            self.shared.history.assigned(&self.next);
+        }
         let positions = self.next.iter().map(|(&at, &next)| (at, Offset::Offset(next)));
         consumer.assign(&self.shared.positions(positions)?)?;
         self.consumer = Some(consumer);
@@ -181,24 +188,12 @@ impl ConsumerThread {
             return;
         }
         *next = message.offset() + 1;
-        let (mut frame, mut node) = (None, None);
-        for (name, value) in headers::of(message) {
-            if name == FRAME_HEADER.as_bytes() {
-                // A header without a value still counts as present.
-                frame = Some(value.unwrap_or_default());
-            } else if name == NODE_HEADER.as_bytes() {
-                node = value;
-            }
-        }
-        self.router.route(&Incoming {
-            topic,
-            partition: at.1,
-            offset: message.offset(),
-            form: Form::of_header(frame),
-            key: message.key(),
-            value: message.payload(),
-            node,
-        });
+        self.router.route(&incoming(topic, message));
+    }
+
+    /// Keeps a record that was written before this node started.
+    fn keep(&mut self, message: &BorrowedMessage<'_>) {
+        self.router.keep(&incoming(Topic::Messages, message));
     }
 
     fn note_error(&mut self, error: &KafkaError) {
@@ -221,6 +216,29 @@ impl ConsumerThread {
         } else if self.error_log.allows() {
             tracing::warn!(%error, "Kafka consumer");
         }
+    }
+}
+
+/// A record, as the router takes it.
+fn incoming<'a>(topic: Topic, message: &'a BorrowedMessage<'_>) -> Incoming<'a> {
+    let (mut frame, mut node) = (None, None);
+    for (name, value) in headers::of(message) {
+        if name == FRAME_HEADER.as_bytes() {
+            // A header without a value still counts as present.
+            frame = Some(value.unwrap_or_default());
+        } else if name == NODE_HEADER.as_bytes() {
+            node = value;
+        }
+    }
+    Incoming {
+        topic,
+        partition: message.partition(),
+        offset: message.offset(),
+        form: Form::of_header(frame),
+        key: message.key(),
+        value: message.payload(),
+        time: message.timestamp().to_millis().unwrap_or_default(),
+        node,
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`producer`]: idempotent, keyed, acknowledged; [`outcomes`]: which writes fail, and for how long
 //! - [`monitor`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: open transactions of others
 //! - [`broker`]: the requests of the monitor and its audit; [`topics`]: admin requests
+//! - [`history_feed`]: what the recent log has to know about Kafka
 //! - [`causes`]: what is wrong, for health and the log (`monitor/report.rs`); [`reasons`]: why a broker can't be
 //!   reached
 //!
@@ -17,6 +18,7 @@ mod causes;
 mod consumer;
 mod credentials;
 mod headers;
+mod history_feed;
 mod monitor;
 mod native;
 mod offsets;
@@ -44,6 +46,7 @@ use crate::config::KafkaConfig;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
 use causes::HealthReport;
+pub use history_feed::HistoryFeed;
 use offsets::{Offsets, Partition};
 use outcomes::Outcomes;
 use pace::FetchSettings;
@@ -90,6 +93,7 @@ struct Shared {
     readers: [Arc<Reader>; 2],
     health: Mutex<HealthReport>,
     outcomes: Arc<Outcomes>,
+    history: HistoryFeed,
     /// Connection errors of the producer.
     producer_errors: Reasons,
     /// Set to make the monitor probe at once.
@@ -106,6 +110,7 @@ impl Kafka {
         max_record_bytes: usize,
         [messages, signals]: [Router; 2],
         metrics: Arc<Metrics>,
+        history: HistoryFeed,
     ) -> std::io::Result<Self> {
         // Messages have a consumer of their own: the cost of a fetch grows with its partitions, even empty ones, and
         // typing and status then can't delay messages.
@@ -113,7 +118,14 @@ impl Kafka {
             Reader::new("bus", &[Topic::Messages], pace::MESSAGES),
             Reader::new("bus-signals", &[Topic::Typing, Topic::Status], pace::SIGNALS),
         ];
-        let shared = Arc::new(Shared::new(config, node, max_record_bytes, metrics, readers));
+        let shared = Arc::new(Shared::new(
+            config,
+            node,
+            max_record_bytes,
+            metrics,
+            readers,
+            history,
+        ));
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let monitor = monitor::Monitor::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
         let mut consumers = Vec::new();
@@ -172,6 +184,7 @@ impl Shared {
         max_record_bytes: usize,
         metrics: Arc<Metrics>,
         readers: [Arc<Reader>; 2],
+        history: HistoryFeed,
     ) -> Self {
         Self {
             config,
@@ -184,6 +197,7 @@ impl Shared {
                 causes: Vec::new(),
             }),
             outcomes: Arc::default(),
+            history,
             producer_errors: Reasons::default(),
             probe_now: AtomicBool::new(false),
             stop: AtomicBool::new(false),

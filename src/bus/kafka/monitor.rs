@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
@@ -19,12 +19,14 @@ use super::Shared;
 use super::audit::{Audit, is_refusal};
 use super::broker::{ANSWER_TIMEOUT, BrokerClient, NO_RECORD};
 use super::causes::HealthReporter;
+use super::history_feed::Fill;
 use super::native::{self, TopicDescription, TopicId};
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topics::TopicAdmin;
 use super::transactions::OpenTransactions;
 use crate::bus::Status;
+use crate::clock;
 use crate::protocol::record::Topic;
 use crate::supervise::catch_panic;
 use report::ClusterState;
@@ -199,7 +201,16 @@ impl Monitor {
                 continue;
             }
             let asked: Vec<_> = all.iter().map(|&(at, _)| (at, Offset::End)).collect();
+            let asked_at = clock::unix_ms();
             let stable = self.broker.list_offsets(&asked)?;
+            if reader.topics.contains(&Topic::Messages) && stable.iter().all(Option::is_some) {
+                let ends = all
+                    .iter()
+                    .zip(&stable)
+                    .filter_map(|(&(at, _), end)| Some((at, (*end)?)));
+                let next = |at| reader.offsets.get(at);
+                shared.history.observe_ends(asked_at, ends.collect(), next);
+            }
             let high = native::high_watermarks(
                 self.broker.client()?.client(),
                 &shared.positions(asked)?,
@@ -274,7 +285,15 @@ impl Monitor {
             .collect();
         let firsts = self.broker.list_offsets(&deferred)?.into_iter().zip(ends);
         let deferred_starts = firsts.map(|(first, end)| if first == Some(NO_RECORD) { end } else { first });
-        let asked = new.into_iter().chain(deferred).map(|(at, _)| at);
+        let asked = new.iter().copied().chain(deferred).map(|(at, _)| at);
+        if topic == Topic::Messages {
+            let count = partitions.led.len() + partitions.leaderless.len();
+            self.shared.history.found(id, &name, count);
+            if from_end {
+                let fills = self.fills(&new, &new_starts, count)?;
+                self.shared.history.plan(fills);
+            }
+        }
         let mut started = Vec::new();
         let mut leaderless: Vec<_> = partitions.leaderless.iter().map(of_topic).collect();
         for (at, start) in asked.zip(new_starts.into_iter().chain(deferred_starts)) {
@@ -289,8 +308,7 @@ impl Monitor {
             }
         }
         if from_end {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+            let now_ms = clock::unix_ms();
             self.deferred_starts
                 .extend(leaderless.into_iter().map(|at| (at, now_ms)));
         }
@@ -311,6 +329,41 @@ impl Monitor {
             self.known.insert(topic, id);
         }
         Ok(described)
+    }
+
+    /// What a starting node reads into its recent log: the last records before the ends of these partitions.
+    fn fills(
+        &mut self,
+        partitions: &[(Partition, Offset)],
+        ends: &[Option<i64>],
+        count: usize,
+    ) -> KafkaResult<Vec<Fill>> {
+        let history = &self.shared.history;
+        if !history.log.keeps_records() {
+            return Ok(Vec::new());
+        }
+        let (since, most) = (clock::unix_ms() - history.window_ms, history.most_filled(count));
+        let asked: Vec<_> = partitions
+            .iter()
+            .map(|&(at, _)| (at, Offset::Offset(since)))
+            .collect();
+        let starts = self.broker.list_offsets(&asked)?;
+        let fills = partitions.iter().zip(ends.iter().zip(starts));
+        let fill =
+            |(&((_, partition), _), (end, start)): (&(Partition, Offset), (&Option<i64>, Option<i64>))| {
+                let (end, start) = ((*end)?, start?);
+                let start = if start == NO_RECORD {
+                    end
+                } else {
+                    start.clamp(end - most, end)
+                };
+                Some(Fill {
+                    partition,
+                    start: start.max(0),
+                    end,
+                })
+            };
+        Ok(fills.filter_map(fill).collect())
     }
 
     /// A topic's partitions; `None` if there is no such topic.

@@ -371,9 +371,10 @@ mod tests {
 
     use rdkafka::ClientConfig;
 
-    use super::super::{Reader, pace};
+    use super::super::{HistoryFeed, Reader, pace};
     use super::*;
     use crate::config::Config;
+    use crate::history::RecentLog;
     use crate::metrics::Metrics;
 
     #[test]
@@ -390,6 +391,7 @@ mod tests {
             1024,
             Arc::new(Metrics::default()),
             readers,
+            HistoryFeed::new(Arc::new(RecentLog::new(0)), Duration::ZERO),
         );
         let producer = Producer::new(Arc::new(shared));
         let cause = producer.fatal().expect("there is no producer");

@@ -15,6 +15,7 @@ use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 use crate::session::testing::members;
 use crate::session::typists::Typists;
 use crate::session::{Member, Registry};
+use crate::writer::Start;
 
 /// A task that never sends anything to Redis. Users of one session join its registry, and mark nothing.
 struct Node {
@@ -78,7 +79,7 @@ impl Node {
         let registry = &self.task.parts.registry;
         let greeting = |_| Bytes::new();
         registry
-            .join(&session_id(), &member, UserType::Customer, greeting)
+            .join(&session_id(), &member, UserType::Customer, Start::Live, greeting)
             .0
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{BacklogPolicy, ConnectionWriter, NO_STATUS, Phase};
+use super::{BacklogPolicy, ConnectionWriter, NO_STATUS, Phase, State};
 use crate::clock;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
@@ -61,6 +61,17 @@ impl ConnectionWriter {
         if state.phase != Phase::Open {
             return false;
         }
+        self.close_locked(&mut state, code, close, backlog);
+        self.flush_or_spawn(state);
+        if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
+            self.context.closing.note(self);
+        }
+        true
+    }
+
+    /// Queues the close frame; what is still to be replayed is left to the client's next connection.
+    pub(super) fn close_locked(&self, state: &mut State, code: u16, close: Bytes, backlog: BacklogPolicy) {
+        state.resuming = None;
         if backlog == BacklogPolicy::Discard {
             state.write_queue.discard(&self.context.queue);
         }
@@ -71,11 +82,6 @@ impl ConnectionWriter {
             backlog,
         };
         state.wake_reader();
-        self.flush_or_spawn(state);
-        if backlog == BacklogPolicy::Deliver && self.backlog() > 0 {
-            self.context.closing.note(self);
-        }
-        true
     }
 
     /// Discards what still precedes the close frame; false if there is nothing to discard.

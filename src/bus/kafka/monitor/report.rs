@@ -158,6 +158,10 @@ impl Monitor {
         self.healthy_since = is_healthy.then(|| self.healthy_since.unwrap_or(now));
         self.report_writing(probed, started, &mut causes);
         self.report_transactions(now, &mut causes);
+        if causes.is_empty() && !self.shared.history.is_filled() {
+            // The node is not ready yet.
+            return;
+        }
         let status = match probed {
             Err(_) if self.shared.status() == Status::Connecting => Status::Connecting,
             _ if causes.is_empty() => Status::Ok,

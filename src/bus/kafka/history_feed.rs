@@ -1,0 +1,227 @@
+//! What the recent log has to know about Kafka: which log it is, where reading starts, and how far it has got. At the
+//! start of a node, the recent log is filled with what was written lately.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message};
+
+use super::Shared;
+use super::native::TopicId;
+use super::offsets::Partition;
+use super::reasons::Reasons;
+use crate::clock;
+use crate::history::RecentLog;
+use crate::protocol::record::Topic;
+
+/// How long a starting node may read what was written lately. It is ready after that.
+const FILL_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long one poll of that takes.
+const POLL: Duration = Duration::from_millis(100);
+/// How many bytes of the recent log a record takes at least: no more records than fit are read.
+const LEAST_RECORD_BYTES: usize = 256;
+
+/// Offsets of a partition that are read into the recent log before delivery starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    pub partition: i32,
+    pub start: i64,
+    pub end: i64,
+}
+
+/// A check of the ends of all partitions that the consumer has yet to reach.
+struct Ends {
+    asked_at: i64,
+    ends: Vec<(Partition, i64)>,
+}
+
+pub struct HistoryFeed {
+    pub log: Arc<RecentLog>,
+    /// `RESUME_WINDOW`, in milliseconds.
+    pub window_ms: i64,
+    /// Which log it is, and its partitions.
+    identity: Mutex<(u64, i32)>,
+    /// Set by the monitor, taken by the consumer of messages.
+    fills: Mutex<Vec<Fill>>,
+    /// Whether the recent log is filled: the node is not ready before that.
+    is_filled: AtomicBool,
+    ends: Mutex<Option<Ends>>,
+}
+
+impl HistoryFeed {
+    pub fn new(log: Arc<RecentLog>, window: Duration) -> Self {
+        Self {
+            log,
+            window_ms: i64::try_from(window.as_millis()).unwrap_or(i64::MAX),
+            identity: Mutex::new((0, 0)),
+            fills: Mutex::default(),
+            is_filled: AtomicBool::new(false),
+            ends: Mutex::default(),
+        }
+    }
+
+    /// The messages topic, as a probe has found it.
+    pub fn found(&self, id: TopicId, name: &str, partitions: usize) {
+        // An old broker has no ids: then the name has to do.
+        let log = match id {
+            (0, 0) => name
+                .bytes()
+                .fold(1, |hash: u64, byte| hash.wrapping_mul(31) + u64::from(byte)),
+            (high, low) => high.cast_unsigned() ^ low.cast_unsigned().rotate_left(1),
+        };
+        let mut identity = self.identity.lock();
+        if identity.0 != 0 && identity.0 != log.max(1) {
+            self.log.outdate();
+        }
+        *identity = (log.max(1), i32::try_from(partitions).unwrap_or(i32::MAX));
+    }
+
+    /// How many offsets of a partition are read into the recent log at most.
+    pub fn most_filled(&self, partitions: usize) -> i64 {
+        let records = self.log.limit() / LEAST_RECORD_BYTES / partitions.max(1);
+        i64::try_from(records).unwrap_or(i64::MAX)
+    }
+
+    pub fn plan(&self, fills: Vec<Fill>) {
+        *self.fills.lock() = fills;
+    }
+
+    pub fn is_filled(&self) -> bool {
+        self.is_filled.load(Ordering::Relaxed)
+    }
+
+    /// On the thread that appends, before it reads on from `next`.
+    pub fn assigned(&self, next: &HashMap<Partition, i64>) {
+        let (log, partitions) = *self.identity.lock();
+        if log != 0 {
+            self.log.set_log(log, partitions);
+        }
+        for (&(_, partition), &offset) in next {
+            self.log.continue_at(partition, offset);
+        }
+        if !self.log.has_start() && !next.is_empty() {
+            // A topic that is read from its beginning is all here.
+            let is_whole = next.values().all(|&offset| offset == 0);
+            self.log
+                .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
+        }
+    }
+
+    /// Fills the recent log, if that is to be done: `append` is called with each record.
+    pub(super) fn fill(&self, shared: &Shared, mut append: impl FnMut(&BorrowedMessage<'_>)) {
+        let fills = std::mem::take(&mut *self.fills.lock());
+        if !fills.is_empty() {
+            let started = clock::unix_ms();
+            let (log, partitions) = *self.identity.lock();
+            self.log.set_log(log, partitions);
+            for fill in &fills {
+                self.log.continue_at(fill.partition, fill.start);
+            }
+            let filled = self.read(shared, &fills, &mut append);
+            let is_whole = match filled {
+                Ok(is_whole) => is_whole,
+                Err(error) => {
+                    tracing::warn!(%error, "the recent log cannot be filled: clients that come back are served from the log");
+                    false
+                }
+            };
+            let is_capped = fills
+                .iter()
+                .any(|fill| fill.end - fill.start >= self.most_filled(fills.len()));
+            let since = match is_whole {
+                true if fills.iter().all(|fill| fill.start == 0) => i64::MIN,
+                true if !is_capped => started - self.window_ms,
+                _ => started,
+            };
+            self.log.set_complete_since(since);
+        }
+        self.is_filled.store(true, Ordering::Relaxed);
+    }
+
+    /// Reads the planned offsets; false if that took too long.
+    fn read(
+        &self,
+        shared: &Shared,
+        fills: &[Fill],
+        append: &mut impl FnMut(&BorrowedMessage<'_>),
+    ) -> KafkaResult<bool> {
+        let of = |fill: &Fill| ((Topic::Messages, fill.partition), Offset::Offset(fill.start));
+        let mut left: HashMap<_, _> = fills
+            .iter()
+            .filter(|fill| fill.start < fill.end)
+            .map(|fill| (fill.partition, fill.end))
+            .collect();
+        if left.is_empty() {
+            return Ok(true);
+        }
+        let consumer: BaseConsumer<Reasons> = shared
+            .consumer_config()
+            // Transaction markers have offsets and are never delivered: the end tells that there is nothing more.
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "10")
+            .set("queued.max.messages.kbytes", "16384")
+            .create_with_context(Reasons::default())?;
+        consumer.assign(&shared.positions(fills.iter().map(of))?)?;
+        let until = Instant::now() + FILL_TIMEOUT;
+        while !left.is_empty() && !shared.is_stopping() {
+            if Instant::now() >= until {
+                tracing::warn!(
+                    seconds = FILL_TIMEOUT.as_secs(),
+                    "the recent log was not filled in time: it has less than RESUME_WINDOW"
+                );
+                return Ok(false);
+            }
+            match consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    let Some(&end) = left.get(&message.partition()) else {
+                        continue;
+                    };
+                    if message.offset() < end {
+                        append(&message);
+                    }
+                    if message.offset() + 1 >= end {
+                        left.remove(&message.partition());
+                        self.log.reached(message.partition(), end);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(end) = left.remove(&partition) {
+                        self.log.reached(partition, end);
+                    }
+                }
+                Some(Err(error)) => tracing::debug!(%error, "Kafka consumer"),
+                None => {}
+            }
+        }
+        Ok(left.is_empty())
+    }
+
+    /// The ends of all partitions, asked for at `asked_at`, and how far the consumer has got since the last check.
+    pub fn observe_ends(
+        &self,
+        asked_at: i64,
+        ends: Vec<(Partition, i64)>,
+        next: impl Fn(Partition) -> Option<i64>,
+    ) {
+        let is_reached = |ends: &[(Partition, i64)]| {
+            ends.iter()
+                .all(|&(at, end)| next(at).is_some_and(|next| next >= end))
+        };
+        let mut waiting = self.ends.lock();
+        if is_reached(&ends) {
+            self.log.set_read_until(asked_at);
+            *waiting = None;
+        } else if waiting.as_ref().is_none_or(|waiting| is_reached(&waiting.ends)) {
+            if let Some(reached) = &*waiting {
+                self.log.set_read_until(reached.asked_at);
+            }
+            *waiting = Some(Ends { asked_at, ends });
+        }
+    }
+}

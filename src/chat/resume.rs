@@ -1,0 +1,190 @@
+//! Clients that come back: what they have missed is replayed before they take part in live delivery.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Chat;
+use crate::clock;
+use crate::config::ResumeConfig;
+use crate::history::range::{self, Range};
+use crate::history::{Found, LogReplay, RecentLog, find};
+use crate::metrics::Metrics;
+use crate::metrics::history::Source;
+use crate::protocol::ids::SessionId;
+use crate::protocol::resume::{NotResumed, Resume};
+use crate::writer::{ConnectionWriter, SentUpTo};
+
+/// How often to look whether this node has read as far as a client that was connected to another one.
+const RECHECK: Duration = Duration::from_millis(50);
+
+/// Limits of a replay.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumeLimits {
+    pub range: range::Limits,
+    /// `RESUME_TIMEOUT`.
+    pub timeout: Duration,
+}
+
+impl ResumeLimits {
+    pub fn new(config: &ResumeConfig) -> Self {
+        Self {
+            range: range::Limits {
+                messages: config.max_messages,
+                bytes: config.max_bytes,
+                window_ms: i64::try_from(config.window.as_millis()).unwrap_or(i64::MAX),
+            },
+            timeout: config.timeout,
+        }
+    }
+}
+
+impl Chat {
+    /// Updates the recent log's metrics.
+    pub fn measure_history(&self) {
+        let (bytes, oldest) = self.history.usage();
+        let metrics = &self.metrics.history;
+        metrics
+            .recent_log_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let age = oldest.map_or(0, |oldest| (clock::unix_ms() - oldest) / 1000);
+        metrics.recent_log_age.set(age.max(0));
+    }
+
+    /// The cursor of a greeting: what the client has already. A client that comes back with a message's id has not got
+    /// what is replayed next, and keeps that id until `resumed`.
+    pub(super) fn first_cursor(
+        &self,
+        session_id: &SessionId,
+        resume: Option<&Resume>,
+        position: u64,
+    ) -> Option<String> {
+        match resume {
+            None => self.history.cursor(session_id.as_str(), position),
+            Some(Resume::Cursor { text, .. }) => Some(text.clone()),
+            Some(_) => None,
+        }
+    }
+
+    /// The cursor of a connection that has got this much.
+    pub(super) fn cursor(&self, session_id: &str, sent_up_to: SentUpTo) -> Option<String> {
+        let position = match sent_up_to {
+            SentUpTo::Live(position) => position.max(self.history.delivered_end()),
+            SentUpTo::Replay(position) => position,
+            SentUpTo::Unknown => return None,
+        };
+        self.history.cursor(session_id, position)
+    }
+
+    /// Replays what a connection has missed; it gets records live from the position `start` on.
+    pub(super) fn resume(
+        &self,
+        session_id: &SessionId,
+        writer: &Arc<ConnectionWriter>,
+        resume: Resume,
+        start: u64,
+    ) {
+        let resuming = Resuming {
+            history: Arc::clone(&self.history),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.resume_limits,
+            session_id: session_id.clone(),
+            writer: Arc::downgrade(writer),
+            resume,
+            start,
+        };
+        match resuming.find() {
+            Found::Range(range) => resuming.begin(Ok((VecDeque::new(), range)), Source::Memory),
+            Found::Refused(why) => resuming.begin(Err(why), Source::Memory),
+            Found::Ahead | Found::Older => drop(tokio::spawn(resuming.wait())),
+        }
+    }
+}
+
+/// A connection whose replay has not begun.
+struct Resuming {
+    history: Arc<RecentLog>,
+    metrics: Arc<Metrics>,
+    limits: ResumeLimits,
+    session_id: SessionId,
+    /// Weak, so that it does not keep a closed connection's socket open.
+    writer: Weak<ConnectionWriter>,
+    resume: Resume,
+    start: u64,
+}
+
+impl Resuming {
+    fn find(&self) -> Found {
+        let (session_id, limits) = (self.session_id.as_str(), &self.limits.range);
+        find(
+            &self.history,
+            session_id,
+            &self.resume,
+            self.start,
+            limits,
+            clock::unix_ms(),
+        )
+    }
+
+    /// Waits until this node has read as far as the client has.
+    async fn wait(self) {
+        let until = Instant::now() + self.limits.timeout;
+        loop {
+            let refusal = match self.find() {
+                Found::Range(range) => return self.begin(Ok((VecDeque::new(), range)), Source::Memory),
+                Found::Refused(why) => return self.begin(Err(why), Source::Memory),
+                Found::Older => {
+                    let why = self.too_old();
+                    return self.begin(Err(why), Source::Memory);
+                }
+                Found::Ahead => match self.resume {
+                    Resume::Message { .. } if self.history.is_known() => NotResumed::UnknownMessage,
+                    _ => NotResumed::Unavailable,
+                },
+            };
+            let is_open = self.writer.upgrade().is_some_and(|writer| writer.is_open());
+            if !is_open {
+                return;
+            }
+            if Instant::now() >= until || !self.may_catch_up() {
+                return self.begin(Err(refusal), Source::Memory);
+            }
+            tokio::time::sleep(RECHECK).await;
+        }
+    }
+
+    /// Whether a message that this node does not know may still come: it is not older than what the node has read.
+    fn may_catch_up(&self) -> bool {
+        match self.resume {
+            Resume::Message { time: Some(time), .. } => self.history.may_not_have_read(time),
+            _ => true,
+        }
+    }
+
+    fn too_old(&self) -> NotResumed {
+        let has_time = matches!(self.resume, Resume::Message { time: None, .. });
+        if has_time {
+            NotResumed::UnknownMessage
+        } else {
+            NotResumed::TooOld
+        }
+    }
+
+    fn begin(self, found: Result<(VecDeque<Bytes>, Range), NotResumed>, source: Source) {
+        self.metrics.history.resumed(
+            found
+                .as_ref()
+                .map(|(older, range)| older.len() + range.positions.len())
+                .map_err(|why| *why),
+            source,
+        );
+        let Some(writer) = self.writer.upgrade() else {
+            return;
+        };
+        let asked = self.resume.asked();
+        let replay = LogReplay::new(self.history, self.session_id, self.start, asked, found);
+        writer.replay(Box::new(replay));
+    }
+}

@@ -1,0 +1,19 @@
+//! What has been said lately, for clients that come back.
+//!
+//! - [`recent_log`]: what this node has read lately from the messages topic, in [`segment`]s
+//! - [`range`]: which of it follows what a client has
+//! - [`replay`]: passes it to the client's writer, as fast as the socket takes it
+//! - [`partitioner`]: the partition of a session's keyed records
+
+mod partitioner;
+pub mod range;
+pub mod recent_log;
+pub mod replay;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+pub use range::{Found, Limits, find};
+pub use recent_log::RecentLog;
+pub use replay::LogReplay;
+pub use segment::LogRecord;

@@ -1,0 +1,241 @@
+//! Finds the records that follow what a client has, and counts them before the first is sent.
+
+use memchr::memmem;
+use serde::Deserialize;
+
+use super::recent_log::{CLOCK_SKEW_MS, RecentLog};
+use crate::protocol::cursor::{Cursor, Position};
+use crate::protocol::record::Converter;
+use crate::protocol::resume::{NotResumed, Resume};
+
+/// How many records are searched for an id before the lock is released for a moment.
+const STEP: usize = 64;
+
+/// How much is replayed at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `RESUME_MAX_MESSAGES`.
+    pub messages: usize,
+    /// `RESUME_MAX_BYTES`.
+    pub bytes: usize,
+    /// `RESUME_WINDOW`, in milliseconds.
+    pub window_ms: i64,
+}
+
+/// What the recent log has for a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The positions of the records, in their order.
+    Range(Range),
+    Refused(NotResumed),
+    /// This node has not read as far as the client has.
+    Ahead,
+    /// It is further back than the recent log goes.
+    Older,
+}
+
+/// Records of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    pub positions: Vec<u64>,
+    /// What the client has got already; live records before it are not sent again.
+    pub after: Option<Position>,
+}
+
+/// The records of a session before the position `end` that follow what the client has; `now` in milliseconds since 1970.
+pub fn find(
+    log: &RecentLog,
+    session_id: &str,
+    resume: &Resume,
+    end: u64,
+    limits: &Limits,
+    now: i64,
+) -> Found {
+    match resume {
+        Resume::Invalid(_) => Found::Refused(NotResumed::Invalid),
+        Resume::Cursor { cursor, .. } => after_cursor(log, session_id, cursor, end, limits),
+        Resume::Message { id, time } => after_message(log, session_id, id, *time, end, limits),
+        Resume::Rewind(count) => last(log, session_id, *count, end, limits, now),
+    }
+}
+
+fn after_cursor(log: &RecentLog, session_id: &str, cursor: &Cursor, end: u64, limits: &Limits) -> Found {
+    {
+        let state = log.lock();
+        if state.log() == 0 {
+            return Found::Ahead;
+        }
+        if state.log() != cursor.log || !state.has_partition(cursor.position.partition) {
+            return Found::Refused(NotResumed::UnknownMessage);
+        }
+        if state.next_offset(cursor.position.partition) < cursor.position.offset {
+            return Found::Ahead;
+        }
+    }
+    after(log, session_id, cursor.position, end, limits)
+}
+
+/// The records that follow a position.
+fn after(log: &RecentLog, session_id: &str, position: Position, end: u64, limits: &Limits) -> Found {
+    let mut count = Counted::new(limits);
+    let state = log.lock();
+    if !state.covers(&position) {
+        return Found::Older;
+    }
+    let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
+        if at >= end || !position.is_before(entry.partition, entry.offset, entry.time) {
+            return true;
+        }
+        count.add(at, entry.len())
+    });
+    drop(state);
+    if !count.is_within {
+        Found::Refused(NotResumed::TooMany)
+    } else if is_complete {
+        Found::Range(Range {
+            positions: count.into_positions(),
+            after: Some(position),
+        })
+    } else {
+        Found::Older
+    }
+}
+
+fn after_message(
+    log: &RecentLog,
+    session_id: &str,
+    id: &str,
+    time: Option<i64>,
+    end: u64,
+    limits: &Limits,
+) -> Found {
+    let mut positions = Vec::new();
+    let is_complete = {
+        let state = log.lock();
+        if state.log() == 0 {
+            return Found::Ahead;
+        }
+        state.search(session_id, log.hash_of(session_id), 0, |at, _| {
+            positions.push(at);
+            true
+        })
+    };
+    let is_it = memmem::Finder::new(id);
+    let mut converter = Converter::default();
+    for some in positions.chunks(STEP) {
+        let mut state = log.lock();
+        for &at in some {
+            // It may have been dropped meanwhile: then so have all older ones.
+            let Some((entry, bytes)) = state.bytes(at) else {
+                return Found::Older;
+            };
+            if is_it.find(&bytes).is_some()
+                && message_id(&mut converter, entry.is_legacy, &bytes).as_deref() == Some(id)
+            {
+                let position = Position {
+                    partition: entry.partition,
+                    offset: entry.offset + 1,
+                    time: entry.time - CLOCK_SKEW_MS,
+                };
+                drop(state);
+                return after(log, session_id, position, end, limits);
+            }
+        }
+    }
+    let state = log.lock();
+    match time {
+        Some(time) if is_complete && state.complete_since() <= time - CLOCK_SKEW_MS => {
+            // Another node may have read further.
+            Found::Ahead
+        }
+        _ => Found::Older,
+    }
+}
+
+fn last(log: &RecentLog, session_id: &str, count: usize, end: u64, limits: &Limits, now: i64) -> Found {
+    let mut counted = Counted::new(limits);
+    let state = log.lock();
+    if state.log() == 0 {
+        return Found::Ahead;
+    }
+    let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
+        if at >= end {
+            return true;
+        }
+        counted.add(at, entry.len()) && counted.positions.len() < count
+    });
+    if !counted.is_within {
+        return Found::Refused(NotResumed::TooMany);
+    }
+    let is_all =
+        counted.positions.len() == count || is_complete && state.complete_since() <= now - limits.window_ms;
+    if is_all {
+        Found::Range(Range {
+            positions: counted.into_positions(),
+            after: None,
+        })
+    } else {
+        Found::Older
+    }
+}
+
+/// Positions, the newest first, and whether they are within the limits.
+struct Counted {
+    positions: Vec<u64>,
+    bytes: usize,
+    is_within: bool,
+    limits: Limits,
+}
+
+impl Counted {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            positions: Vec::new(),
+            bytes: 0,
+            is_within: true,
+            limits: *limits,
+        }
+    }
+
+    /// False if that is one too many.
+    fn add(&mut self, position: u64, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.is_within = self.positions.len() < self.limits.messages && self.bytes <= self.limits.bytes;
+        if self.is_within {
+            self.positions.push(position);
+        }
+        self.is_within
+    }
+
+    fn into_positions(mut self) -> Vec<u64> {
+        self.positions.reverse();
+        self.positions
+    }
+}
+
+/// The id of the message in a record: `data.message_id` of a frame's payload, `id` of a legacy record.
+pub fn message_id(converter: &mut Converter, is_legacy: bool, bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Frame<'a> {
+        #[serde(borrow)]
+        data: Data<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(borrow)]
+        message_id: &'a serde_json::value::RawValue,
+    }
+    let converted;
+    let payload = if is_legacy {
+        converted = converter.message(bytes, |_| true).ok().flatten()?.1;
+        &converted[..]
+    } else {
+        crate::protocol::frame::payload(bytes)
+    };
+    let frame: Frame<'_> = serde_json::from_slice(payload).ok()?;
+    let raw = frame.data.message_id.get();
+    // A legacy id may be a number.
+    serde_json::from_str::<String>(raw)
+        .ok()
+        .or_else(|| Some(raw.to_owned()))
+}

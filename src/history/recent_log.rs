@@ -1,0 +1,448 @@
+//! The recent log: what this node has read lately from the messages topic, of all sessions, in memory.
+//!
+//! Records are numbered in the order in which they were read: such a number is a *position*. They are indexed by
+//! buckets of sessions: a bucket has the position of its last record, and each record that of the one before it. So an
+//! append is one copy and one write to a table of fixed size, and nothing has to be removed from the table when old
+//! segments are reused.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use foldhash::quality::RandomState;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::partitioner;
+use super::segment::{Entry, LogRecord, Segment};
+use crate::clock;
+use crate::protocol::cursor::{Cursor, Position};
+
+/// Segments are this large, or a sixteenth of the log if that is less.
+const SEGMENT_BYTES: usize = 1 << 20;
+const MIN_SEGMENT_BYTES: usize = 16 << 10;
+/// An entry has room for every so many bytes of a segment, so that small records do not need more memory.
+const BYTES_PER_ENTRY: usize = 192;
+/// A bucket has room for every so many bytes of the log.
+const BYTES_PER_BUCKET: usize = 512;
+const MIN_BUCKETS: usize = 64;
+
+/// How far clocks of nodes, brokers and producers may differ, in milliseconds.
+pub const CLOCK_SKEW_MS: i64 = 5_000;
+
+/// There is no previous entry.
+const NONE: u64 = u64::MAX;
+
+/// How many entries a search looks at: it holds the lock that delivery needs.
+const MAX_SEARCH: usize = 10_000;
+
+/// The recent log of one node. One thread appends; any may read.
+pub struct RecentLog {
+    state: Mutex<State>,
+    /// The position after the last appended record. It is written before the record's session is looked up: a session
+    /// created later, or a member added later, sees it.
+    end: Arc<AtomicU64>,
+    /// The position before which everything has been handed to the members of its session.
+    delivered: AtomicU64,
+    /// See [`RecentLog::set_read_until`].
+    read_until: AtomicI64,
+    hasher: RandomState,
+    /// `RECENT_LOG_BYTES`.
+    limit: usize,
+    segment_bytes: usize,
+}
+
+pub(super) struct State {
+    segments: VecDeque<Segment>,
+    /// Dropped segments whose bytes readers may still hold; they count as memory.
+    released: Vec<Segment>,
+    /// The position of the last entry of each bucket.
+    buckets: Vec<u64>,
+    /// The position of the first entry that is still here.
+    first: u64,
+    partitions: Vec<PartitionState>,
+    /// Which log this is; 0: not known yet.
+    log: u64,
+    /// It is another one now, and what is here belongs to the old one.
+    is_outdated: bool,
+    /// How many partitions the topic has.
+    count: i32,
+    /// Records of any partition with this timestamp or a later one are all here, in milliseconds since 1970.
+    complete_since: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct PartitionState {
+    /// The offset after the last record that was appended.
+    next: i64,
+    /// Records from this offset on are all here.
+    complete_from: i64,
+}
+
+impl RecentLog {
+    /// A log of at most `limit` bytes; with 0 it keeps only what is being delivered.
+    pub fn new(limit: usize) -> Self {
+        let segment_bytes = (limit / 16).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
+        let buckets = (limit / BYTES_PER_BUCKET).next_power_of_two().max(MIN_BUCKETS);
+        Self {
+            state: Mutex::new(State {
+                segments: VecDeque::new(),
+                released: Vec::new(),
+                buckets: vec![NONE; buckets],
+                first: 0,
+                partitions: Vec::new(),
+                log: 0,
+                is_outdated: false,
+                count: 0,
+                complete_since: i64::MAX,
+            }),
+            end: Arc::default(),
+            delivered: AtomicU64::new(0),
+            read_until: AtomicI64::new(i64::MIN),
+            hasher: RandomState::default(),
+            limit,
+            segment_bytes,
+        }
+    }
+
+    /// The position after the last appended record, shared.
+    pub fn end(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.end)
+    }
+
+    /// Whether records stay here after their delivery.
+    pub fn keeps_records(&self) -> bool {
+        self.limit > 0
+    }
+
+    /// Which log is read, and how many partitions it has. Another log than before: what is here is forgotten.
+    pub fn set_log(&self, log: u64, partitions: i32) {
+        let mut state = self.state.lock();
+        if state.log != 0 && state.log != log {
+            state.forget(self.end.load(Ordering::Relaxed));
+        }
+        (state.log, state.count, state.is_outdated) = (log, partitions, false);
+    }
+
+    /// The log was made again: until [`RecentLog::set_log`], nothing is known.
+    pub fn outdate(&self) {
+        self.state.lock().is_outdated = true;
+    }
+
+    /// The log is in this process and has one partition: all of it is read here, and is here until it is dropped.
+    pub fn set_whole_log(&self, log: u64) {
+        self.set_log(log, 1);
+        self.set_complete_since(i64::MIN);
+        self.set_read_until(i64::MAX);
+    }
+
+    /// A partition is read on from `offset`: if that is not where it was left, what precedes it is not all here.
+    pub fn continue_at(&self, partition: i32, offset: i64) {
+        let mut state = self.state.lock();
+        let mut is_gap = false;
+        if let Some(known) = state.partition(partition)
+            && known.next != offset
+        {
+            is_gap = known.next != 0;
+            (known.next, known.complete_from) = (offset, offset);
+        }
+        if is_gap {
+            state.complete_since = state.complete_since.max(clock::unix_ms());
+        }
+    }
+
+    /// All records of a partition before `offset` have been read.
+    pub fn reached(&self, partition: i32, offset: i64) {
+        if let Some(known) = self.state.lock().partition(partition) {
+            known.next = known.next.max(offset);
+        }
+    }
+
+    /// `RECENT_LOG_BYTES`.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Records with this timestamp or a later one will all be here.
+    pub fn set_complete_since(&self, time: i64) {
+        self.state.lock().complete_since = time;
+    }
+
+    /// Whether it is known since when all records are here.
+    pub fn has_start(&self) -> bool {
+        self.state.lock().complete_since < i64::MAX
+    }
+
+    /// Everything that was appended to any partition before this time, in milliseconds since 1970, has been read.
+    pub fn set_read_until(&self, time: i64) {
+        self.read_until.fetch_max(time, Ordering::Relaxed);
+    }
+
+    /// Whether a record with this timestamp may be in the log, and not read yet.
+    pub fn may_not_have_read(&self, time: i64) -> bool {
+        let read_until = self.read_until.load(Ordering::Relaxed).min(clock::unix_ms());
+        time >= read_until - CLOCK_SKEW_MS
+    }
+
+    /// Whether it is known which log is read.
+    pub fn is_known(&self) -> bool {
+        self.state.lock().log() != 0
+    }
+
+    /// Appends a record and returns its position.
+    pub fn append(&self, record: &LogRecord<'_>) -> u64 {
+        let hash = self.hash(record.session_id);
+        let mut state = self.state.lock();
+        let position = self.end.load(Ordering::Relaxed);
+        if !state.segments.back().is_some_and(|last| last.has_room(record)) {
+            self.add_segment(&mut state, position, record);
+        }
+        let State {
+            segments, buckets, ..
+        } = &mut *state;
+        let bucket = hash as usize & (buckets.len() - 1);
+        let bucket = &mut buckets[bucket];
+        let previous = std::mem::replace(bucket, position);
+        if let Some(last) = segments.back_mut() {
+            last.push(record, (hash >> 32) as u32, previous);
+        }
+        if let Some(known) = state.partition(record.partition) {
+            known.next = record.offset + 1;
+        }
+        // Under the lock, so that a reader who sees the position finds the record.
+        self.end.store(position + 1, Ordering::Release);
+        position
+    }
+
+    /// A record that is passed over: it is not kept.
+    pub fn skip(&self, partition: i32, offset: i64) {
+        if let Some(known) = self.state.lock().partition(partition) {
+            known.next = offset + 1;
+        }
+    }
+
+    /// Everything appended so far has been handed to the members of its session.
+    pub fn delivered(&self) {
+        let end = self.end.load(Ordering::Relaxed);
+        self.delivered.store(end, Ordering::Release);
+        if self.limit == 0 {
+            self.state.lock().forget(end);
+        }
+    }
+
+    /// The position before which everything has been handed to the members of its session.
+    pub fn delivered_end(&self) -> u64 {
+        self.delivered.load(Ordering::Acquire)
+    }
+
+    /// Bytes of memory, and the timestamp of the oldest segment's newest record.
+    pub fn usage(&self) -> (usize, Option<i64>) {
+        let state = self.state.lock();
+        let oldest = state.segments.front().map(|segment| segment.newest);
+        (state.memory(), oldest.filter(|&time| time > i64::MIN))
+    }
+
+    /// What a client that has got everything of its session before `position` has: `None` while the log is not known.
+    pub fn cursor(&self, session_id: &str, position: u64) -> Option<String> {
+        let hash = self.hash(session_id);
+        let read_until = self.read_until.load(Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if state.log() == 0 {
+            return None;
+        }
+        let partition = partitioner::partition(session_id, state.count);
+        let mut offset = state.partition(partition)?.next;
+        let mut time = read_until;
+        state.search(session_id, hash, position, |_, entry| {
+            if entry.partition == partition {
+                offset = offset.min(entry.offset);
+            } else {
+                time = time.min(entry.time);
+            }
+            true
+        });
+        let position = Position {
+            partition,
+            offset,
+            time: time.saturating_sub(CLOCK_SKEW_MS).max(0),
+        };
+        Some(
+            Cursor {
+                log: state.log,
+                position,
+            }
+            .encode(),
+        )
+    }
+
+    /// The session's own partition, that of its keyed records.
+    pub fn partition_of(&self, session_id: &str) -> i32 {
+        partitioner::partition(session_id, self.state.lock().count.max(1))
+    }
+
+    fn hash(&self, session_id: &str) -> u64 {
+        self.hasher.hash_one(session_id)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(super) fn hash_of(&self, session_id: &str) -> u64 {
+        self.hash(session_id)
+    }
+
+    /// Starts a segment, and drops the oldest ones to keep within the limit.
+    fn add_segment(&self, state: &mut State, position: u64, record: &LogRecord<'_>) {
+        let needed = record.session_id.len() + record.value.len() + 16;
+        let bytes = self.segment_bytes.max(needed);
+        let entries = (bytes / BYTES_PER_ENTRY).max(1);
+        state.close_last();
+        let mut spare = state.take_released(bytes);
+        // What is being delivered stays.
+        let delivered = self.delivered.load(Ordering::Relaxed);
+        while spare.is_none()
+            && state.memory() + bytes + entries * size_of::<Entry>() > self.limit
+            && state
+                .segments
+                .front()
+                .is_some_and(|oldest| oldest.end() <= delivered)
+        {
+            state.drop_oldest();
+            spare = state.take_released(bytes);
+        }
+        let mut segment = spare.unwrap_or_else(|| Segment::new(0, bytes, entries));
+        segment.first = position;
+        state.segments.push_back(segment);
+        state.first = state.segments.front().map_or(position, |segment| segment.first);
+    }
+}
+
+impl State {
+    fn partition(&mut self, partition: i32) -> Option<&mut PartitionState> {
+        let at = usize::try_from(partition).ok()?;
+        if at >= self.partitions.len() {
+            // The broker numbers partitions from 0 on.
+            self.partitions.resize(at + 1, PartitionState::default());
+        }
+        self.partitions.get_mut(at)
+    }
+
+    fn memory(&self) -> usize {
+        let all = self.segments.iter().chain(&self.released);
+        self.buckets.len() * size_of::<u64>() + all.map(Segment::memory).sum::<usize>()
+    }
+
+    fn close_last(&mut self) {
+        let ends = self.partitions.iter().map(|partition| partition.next).collect();
+        if let Some(last) = self.segments.back_mut() {
+            last.ends = ends;
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(mut oldest) = self.segments.pop_front() else {
+            return;
+        };
+        for (known, &end) in self.partitions.iter_mut().zip(&oldest.ends) {
+            known.complete_from = known.complete_from.max(end);
+        }
+        self.complete_since = self.complete_since.max(oldest.newest.saturating_add(1));
+        oldest.clear();
+        self.released.push(oldest);
+    }
+
+    /// A dropped segment of this size whose bytes no reader holds; others of that kind are freed.
+    fn take_released(&mut self, bytes: usize) -> Option<Segment> {
+        let mut spare = None;
+        for mut segment in std::mem::take(&mut self.released) {
+            if !segment.clear() {
+                self.released.push(segment);
+            } else if spare.is_none() && segment.capacity() == bytes {
+                spare = Some(segment);
+            }
+        }
+        spare
+    }
+
+    /// Forgets all records.
+    fn forget(&mut self, end: u64) {
+        self.close_last();
+        while !self.segments.is_empty() {
+            self.drop_oldest();
+        }
+        self.first = end;
+    }
+
+    /// Calls `visit` with the session's records from `start` on, the newest first, until it returns false. False if
+    /// there are more entries than a search may look at.
+    pub fn search(
+        &self,
+        session_id: &str,
+        hash: u64,
+        start: u64,
+        mut visit: impl FnMut(u64, &Entry) -> bool,
+    ) -> bool {
+        let mut at = self.buckets[hash as usize & (self.buckets.len() - 1)];
+        let first = self.first.max(start);
+        for _ in 0..MAX_SEARCH {
+            if at == NONE || at < first {
+                return true;
+            }
+            let Some(segment) = self.segment(at) else {
+                return true;
+            };
+            let Some(entry) = segment.get(at).copied() else {
+                return true;
+            };
+            if entry.hash == (hash >> 32) as u32 && segment.is_of(&entry, session_id) && !visit(at, &entry) {
+                return true;
+            }
+            at = entry.previous;
+        }
+        false
+    }
+
+    fn segment(&self, position: u64) -> Option<&Segment> {
+        let number = self.segments.partition_point(|segment| segment.first <= position);
+        self.segments.get(number.checked_sub(1)?)
+    }
+
+    /// A record's bytes: a frame, or the value of a legacy record. `None` if it is no longer here.
+    pub fn bytes(&mut self, position: u64) -> Option<(Entry, Bytes)> {
+        let number = self.segments.partition_point(|segment| segment.first <= position);
+        let segment = self.segments.get_mut(number.checked_sub(1)?)?;
+        let entry = *segment.get(position)?;
+        Some((entry, segment.bytes(&entry)))
+    }
+
+    /// Which log this is; 0: not known.
+    pub fn log(&self) -> u64 {
+        if self.is_outdated { 0 } else { self.log }
+    }
+
+    pub fn has_partition(&self, partition: i32) -> bool {
+        (0..self.count).contains(&partition)
+    }
+
+    /// The offset after the last record of a partition that was read.
+    pub fn next_offset(&self, partition: i32) -> i64 {
+        let at = usize::try_from(partition).ok();
+        at.and_then(|at| self.partitions.get(at))
+            .map_or(0, |known| known.next)
+    }
+
+    /// Whether all records of a session that follow `position` are here.
+    pub fn covers(&self, position: &Position) -> bool {
+        let at = usize::try_from(position.partition).ok();
+        let known = at.and_then(|at| self.partitions.get(at));
+        let is_exact = known.is_some_and(|known| known.complete_from <= position.offset);
+        is_exact && (self.count == 1 || self.complete_since <= position.time)
+    }
+
+    /// The time since which all records are here.
+    pub fn complete_since(&self) -> i64 {
+        self.complete_since
+    }
+}

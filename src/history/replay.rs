@@ -1,0 +1,136 @@
+//! Passes records of the recent log to a connection's writer, as fast as its socket takes them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::range::Range;
+use super::recent_log::RecentLog;
+use crate::protocol::frame;
+use crate::protocol::ids::SessionId;
+use crate::protocol::record::Converter;
+use crate::protocol::resume::{Asked, NotResumed, resumed};
+use crate::writer::{Pulled, Replay};
+
+/// How much is passed on at once: enough to keep a socket busy.
+const PULL_BYTES: usize = 64 << 10;
+
+/// The replay of one connection: a range, then `resumed`, then the live records that have come meanwhile.
+pub struct LogReplay {
+    log: Arc<RecentLog>,
+    session_id: SessionId,
+    /// Frames that are older than the recent log.
+    older: VecDeque<Bytes>,
+    /// Records of the recent log that are still to be sent.
+    positions: VecDeque<u64>,
+    /// The position from which on records are live.
+    next: u64,
+    range: Range,
+    /// Not answered yet.
+    answer: Option<Answer>,
+    converter: Converter,
+}
+
+struct Answer {
+    asked: Asked,
+    outcome: Result<usize, NotResumed>,
+}
+
+impl LogReplay {
+    /// A replay for a connection that gets records live from the position `start` on.
+    pub fn new(
+        log: Arc<RecentLog>,
+        session_id: SessionId,
+        start: u64,
+        asked: Asked,
+        found: Result<(VecDeque<Bytes>, Range), NotResumed>,
+    ) -> Self {
+        let outcome = found
+            .as_ref()
+            .map(|(older, range)| older.len() + range.positions.len());
+        let answer = Answer {
+            asked,
+            outcome: outcome.map_err(|why| *why),
+        };
+        let (older, mut range) = found.unwrap_or_default();
+        Self {
+            log,
+            session_id,
+            older,
+            positions: std::mem::take(&mut range.positions).into(),
+            next: start,
+            range,
+            answer: Some(answer),
+            converter: Converter::default(),
+        }
+    }
+
+    /// Adds the live records up to `end`; false if there are too many to find.
+    fn add_live(&mut self, end: u64) -> bool {
+        let session_id = self.session_id.as_str();
+        let (start, positions, range) = (self.next, &mut self.positions, &self.range);
+        let found = self
+            .log
+            .lock()
+            .search(session_id, self.log.hash_of(session_id), start, |at, entry| {
+                // Of other partitions, the time does not tell what the client has.
+                let has_it = range
+                    .after
+                    .is_some_and(|after| entry.partition == after.partition && entry.offset < after.offset);
+                if at < end && !has_it {
+                    positions.push_front(at);
+                }
+                true
+            });
+        self.next = end;
+        found
+    }
+
+    /// The frame of a record; `None` if it is no longer there, an empty one for a record that can't be converted.
+    fn frame(&mut self, position: u64) -> Option<Bytes> {
+        let (entry, bytes) = self.log.lock().bytes(position)?;
+        if !entry.is_legacy {
+            return Some(bytes);
+        }
+        let converted = self.converter.message(&bytes, |_| true);
+        let payload = converted.ok().flatten().map(|(_, payload)| payload);
+        Some(payload.map_or_else(Bytes::new, |payload| frame::text(&payload)))
+    }
+}
+
+impl Replay for LogReplay {
+    fn pull(&mut self, live_end: u64, push: &mut dyn FnMut(Bytes)) -> Pulled {
+        let mut bytes = 0;
+        while bytes < PULL_BYTES {
+            let frame = if let Some(older) = self.older.pop_front() {
+                older
+            } else if let Some(position) = self.positions.pop_front() {
+                match self.frame(position) {
+                    Some(frame) => frame,
+                    None => return Pulled::Lost,
+                }
+            } else if let Some(Answer { asked, outcome }) = self.answer.take() {
+                let cursor = self.log.cursor(self.session_id.as_str(), self.next);
+                resumed(&asked, outcome, cursor.as_deref())
+            } else if self.next < live_end {
+                if !self.add_live(live_end) {
+                    return Pulled::Lost;
+                }
+                continue;
+            } else {
+                return Pulled::CaughtUp;
+            };
+            bytes += frame.len();
+            if !frame.is_empty() {
+                push(frame);
+            }
+        }
+        Pulled::More
+    }
+
+    fn position(&self) -> Option<u64> {
+        let next = self.positions.front().copied().unwrap_or(self.next);
+        self.older.is_empty().then_some(next)
+    }
+}

@@ -1,0 +1,280 @@
+//! The recent log against a plain list of records.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::recent_log::CLOCK_SKEW_MS;
+use super::*;
+use crate::protocol::cursor::{Cursor, Position};
+use crate::protocol::frame;
+use crate::protocol::ids::SessionId;
+use crate::protocol::record::Form;
+use crate::protocol::resume::{NotResumed, Resume};
+use crate::writer::{Pulled, Replay};
+
+const LOG: u64 = 7;
+const LIMITS: Limits = Limits {
+    messages: 50,
+    bytes: 200_000,
+    window_ms: 1_000_000,
+};
+
+/// A record, and its position.
+#[derive(Clone, Debug)]
+struct Record {
+    session: String,
+    partition: i32,
+    offset: i64,
+    time: i64,
+    id: String,
+    payload: String,
+    position: u64,
+}
+
+struct Model {
+    log: Arc<RecentLog>,
+    records: Vec<Record>,
+    next: HashMap<i32, i64>,
+    now: i64,
+}
+
+impl Model {
+    fn new(limit: usize, partitions: i32) -> Self {
+        let log = Arc::new(RecentLog::new(limit));
+        log.set_log(LOG, partitions);
+        log.set_complete_since(i64::MIN);
+        log.set_read_until(i64::MAX);
+        Self {
+            log,
+            records: Vec::new(),
+            next: HashMap::new(),
+            now: 100_000,
+        }
+    }
+
+    fn append(&mut self, session: &str, partition: i32, hole: i64, len: usize, form: Form) {
+        self.now += 1;
+        let id = format!("m{}", self.records.len());
+        let text = "x".repeat(len);
+        let payload = format!(
+            r#"{{"type":"new_message","success":true,"data":{{"message_id":"{id}","session_id":"{session}","sender_id":null,"sender_type":null,"message":"{text}","message_type":null,"attachments":null,"timestamp":null}}}}"#
+        );
+        let legacy = format!(r#"{{"id":"{id}","session_id":"{session}","message":"{text}"}}"#);
+        let next = self.next.entry(partition).or_default();
+        let offset = *next + hole;
+        *next = offset + 1;
+        let value = if form == Form::Native {
+            payload.as_bytes()
+        } else {
+            legacy.as_bytes()
+        };
+        let position = self.log.append(&LogRecord {
+            session_id: session,
+            partition,
+            offset,
+            time: self.now,
+            form,
+            value,
+        });
+        self.records.push(Record {
+            session: session.to_owned(),
+            partition,
+            offset,
+            time: self.now,
+            id,
+            payload,
+            position,
+        });
+    }
+
+    fn of<'a>(&'a self, session: &'a str) -> impl DoubleEndedIterator<Item = &'a Record> {
+        self.records
+            .iter()
+            .filter(move |record| record.session == session)
+    }
+
+    /// What a client that gets live records from `start` on receives, as text.
+    fn replay(&self, session: &str, start: u64, live_end: u64, found: Found) -> Vec<String> {
+        let Found::Range(range) = found else {
+            panic!("{found:?}")
+        };
+        let session_id = SessionId::parse(session).unwrap();
+        let resume = Resume::Rewind(1);
+        let mut replay = LogReplay::new(
+            Arc::clone(&self.log),
+            session_id,
+            start,
+            resume.asked(),
+            Ok((std::collections::VecDeque::new(), range)),
+        );
+        let mut frames: Vec<Bytes> = Vec::new();
+        while replay.pull(live_end, &mut |frame| frames.push(frame)) == Pulled::More {}
+        let text = |frame: &Bytes| String::from_utf8(frame::payload(frame).to_vec()).unwrap();
+        frames
+            .iter()
+            .map(text)
+            .filter(|text| !text.contains("resumed"))
+            .collect()
+    }
+}
+
+fn payloads<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<String> {
+    records.map(|record| record.payload.clone()).collect()
+}
+
+proptest! {
+    /// Whatever is asked for, a replay is exactly what follows in the plain list, or is refused for a good reason.
+    #[test]
+    fn a_replay_is_what_the_log_has(
+        limit in 40_000usize..2_000_000,
+        partitions in 1i32..4,
+        appends in prop::collection::vec((0u8..5, 0i32..4, 0i64..3, 0usize..3_000, any::<bool>(), any::<bool>()), 1..300),
+        asked in prop::collection::vec((any::<prop::sample::Index>(), 0u8..3, any::<prop::sample::Index>()), 1..20),
+    ) {
+        let mut model = Model::new(limit, partitions);
+        let mut held = Vec::new();
+        for (session, partition, hole, len, is_native, reads) in appends {
+            let session = format!("s{session}");
+            let own = model.log.partition_of(&session);
+            // Native records are keyed.
+            let partition = if is_native { own } else { partition % partitions };
+            model.append(&session, partition, hole, len, if is_native { Form::Native } else { Form::Legacy });
+            if reads {
+                let at = model.records.last().unwrap().position;
+                held.push(model.log.lock().bytes(at).unwrap().1);
+                if held.len() > 3 { held.remove(0); }
+            }
+            model.log.delivered();
+            prop_assert!(model.log.usage().0 <= limit.max(3 * 20_000) + limit / 10 + 8 * 4096, "{} of {limit}", model.log.usage().0);
+        }
+        let end = model.records.len() as u64;
+        let kept_from = model.records.iter().find(|record| model.log.lock().bytes(record.position).is_some()).unwrap().position;
+        for (which, how, live) in asked {
+            let since = which.get(&model.records).clone();
+            let session = &since.session;
+            let start = live.index(end as usize + 1) as u64;
+            let own = model.log.partition_of(session);
+            let (resume, position) = match how {
+                0 => {
+                    let position = Position { partition: since.partition, offset: since.offset + 1, time: since.time - CLOCK_SKEW_MS };
+                    (Resume::Message { id: since.id.clone(), time: Some(since.time) }, position)
+                }
+                1 => {
+                    let text = model.log.cursor(session, since.position + 1).unwrap();
+                    let cursor = Cursor::decode(&text).unwrap();
+                    prop_assert_eq!(cursor.position.partition, own);
+                    (Resume::Cursor { text, cursor }, cursor.position)
+                }
+                _ => (Resume::Rewind(3), Position { partition: 0, offset: 0, time: 0 }),
+            };
+            let found = find(&model.log, session, &resume, start, &LIMITS, model.now);
+            let follows = |record: &&Record| position.is_before(record.partition, record.offset, record.time);
+            let range: Vec<&Record> = match how {
+                2 => { let mut last: Vec<_> = model.of(session).rev().filter(|record| record.position < start).take(3).collect(); last.reverse(); last }
+                _ => model.of(session).filter(|record| record.position < start).filter(follows).collect(),
+            };
+            match &found {
+                Found::Range(_) => {
+                    let has_it = |record: &&Record| how != 2 && record.partition == position.partition && record.offset < position.offset;
+                    let live: Vec<&Record> = model.of(session).filter(|record| record.position >= start && !has_it(record)).collect();
+                    let is_kept = live.iter().all(|record| record.position >= kept_from);
+                    if is_kept {
+                        let expected = payloads(range.into_iter().chain(live));
+                        prop_assert_eq!(model.replay(session, start, end, found), expected);
+                    }
+                }
+                Found::Refused(NotResumed::TooMany) => {
+                    let bytes: usize = range.iter().map(|record| record.payload.len()).sum();
+                    prop_assert!(range.len() > LIMITS.messages || bytes > LIMITS.bytes / 2);
+                }
+                Found::Older => {
+                    // Something that may follow, or the message itself, was dropped.
+                    prop_assert!(kept_from > 0, "nothing was dropped");
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_a_node_knows_is_found() {
+    let mut model = Model::new(1 << 20, 1);
+    model.append("s", 0, 0, 10, Form::Native);
+    model.append("other", 0, 0, 10, Form::Native);
+    let find = |resume: &Resume| find(&model.log, "s", resume, 2, &LIMITS, model.now);
+    let message = |id: &str, time| Resume::Message {
+        id: id.to_owned(),
+        time,
+    };
+    assert_eq!(
+        find(&message("m1", Some(model.now))),
+        Found::Ahead,
+        "of another session"
+    );
+    assert_eq!(
+        find(&message("m", Some(model.now))),
+        Found::Ahead,
+        "a part of an id"
+    );
+    assert_eq!(find(&message("m9", None)), Found::Older);
+    let cursor = |log, partition, offset| {
+        let position = Position {
+            partition,
+            offset,
+            time: 0,
+        };
+        Resume::Cursor {
+            text: String::new(),
+            cursor: Cursor { log, position },
+        }
+    };
+    let unknown = Found::Refused(NotResumed::UnknownMessage);
+    assert_eq!(find(&cursor(LOG + 1, 0, 0)), unknown, "another log");
+    assert_eq!(find(&cursor(LOG, 1, 0)), unknown, "no such partition");
+    assert_eq!(find(&cursor(LOG, 0, 3)), Found::Ahead);
+    assert!(matches!(find(&cursor(LOG, 0, 2)), Found::Range(range) if range.positions.is_empty()));
+    model.log.set_log(LOG + 1, 1);
+    assert!(matches!(
+        super::find(&model.log, "s", &cursor(LOG + 1, 0, 0), 2, &LIMITS, 0),
+        Found::Older
+    ));
+}
+
+#[test]
+fn a_cursor_has_nothing_that_was_not_sent() {
+    let mut model = Model::new(1 << 20, 4);
+    let own = model.log.partition_of("s");
+    for _ in 0..3 {
+        model.append("s", own, 0, 10, Form::Native);
+        model.append("other", own, 0, 10, Form::Native);
+    }
+    let offset = |position| {
+        Cursor::decode(&model.log.cursor("s", position).unwrap())
+            .unwrap()
+            .position
+            .offset
+    };
+    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(offset), [0, 2, 2, 4, 4, 6, 6]);
+}
+
+#[test]
+fn without_memory_only_what_is_being_delivered_is_kept() {
+    let mut model = Model::new(0, 1);
+    for _ in 0..100 {
+        model.append("s", 0, 0, 1_000, Form::Native);
+    }
+    let cursor = |model: &Model| {
+        Cursor::decode(&model.log.cursor("s", 50).unwrap())
+            .unwrap()
+            .position
+            .offset
+    };
+    assert_eq!(cursor(&model), 50);
+    model.log.delivered();
+    assert_eq!(model.log.lock().bytes(99).map(|_| ()), None);
+    assert_eq!(cursor(&model), 100);
+}
