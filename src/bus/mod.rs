@@ -8,7 +8,9 @@ pub mod router;
 
 pub use router::Router;
 
+use crate::history::query::LogQuery;
 use crate::protocol::record::{Outgoing, Topic};
+use crate::protocol::resume::{NotResumed, Resume};
 
 /// A batch ends when no more records are ready, or at these limits, so that a flood does not delay its first record.
 const MAX_BATCH: usize = 1_024;
@@ -96,6 +98,23 @@ impl Bus {
             // There are no other nodes.
             Self::Embedded(_) => drop(record),
             Self::Kafka(bus) => bus.publish(&record, None),
+        }
+    }
+
+    /// Reads what is older than the recent log for a client that comes back.
+    pub fn query_log(&self, query: LogQuery) {
+        match self {
+            // The recent log is all there is.
+            Self::Embedded(_) => {
+                let has_time = !matches!(query.resume, Resume::Message { time: None, .. });
+                let why = if has_time {
+                    NotResumed::TooOld
+                } else {
+                    NotResumed::UnknownMessage
+                };
+                (query.reply)(Err(why));
+            }
+            Self::Kafka(bus) => bus.query_log(query),
         }
     }
 

@@ -83,10 +83,10 @@ impl Chat {
         resume: Option<Box<Resume>>,
         origin: ConnectionOrigin,
     ) -> Participant {
-        let start = if resume.is_some() {
-            Start::Replay
-        } else {
-            Start::Live
+        let start = match &resume {
+            None => Start::Live,
+            Some(_) if self.history.keeps_records() => Start::Replay,
+            Some(_) => Start::HeldReplay,
         };
         let (session, joined) = self
             .registry

@@ -5,10 +5,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::Chat;
+use crate::bus::Bus;
 use crate::clock;
 use crate::config::ResumeConfig;
+use crate::history::query::{Answer, LogQuery};
 use crate::history::range::{self, Range};
 use crate::history::{Found, LogReplay, RecentLog, find};
 use crate::metrics::Metrics;
@@ -42,6 +45,14 @@ impl ResumeLimits {
 }
 
 impl Chat {
+    pub(super) fn older(&self) -> Older {
+        Older {
+            bus: Arc::clone(&self.bus),
+            history: Arc::clone(&self.history),
+            limits: self.resume_limits,
+        }
+    }
+
     /// Updates the recent log's metrics.
     pub fn measure_history(&self) {
         let (bytes, oldest) = self.history.usage();
@@ -87,6 +98,7 @@ impl Chat {
         start: u64,
     ) {
         let resuming = Resuming {
+            older: self.older(),
             history: Arc::clone(&self.history),
             metrics: Arc::clone(&self.metrics),
             limits: self.resume_limits,
@@ -103,8 +115,36 @@ impl Chat {
     }
 }
 
+/// Asks for what is older than the recent log.
+#[derive(Clone)]
+pub(super) struct Older {
+    bus: Arc<Bus>,
+    history: Arc<RecentLog>,
+    limits: ResumeLimits,
+}
+
+impl Older {
+    /// What follows in a session, up to the position `end` of the recent log.
+    pub(super) async fn read(&self, session_id: &SessionId, resume: &Resume, end: u64) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.bus.query_log(LogQuery {
+            session_id: session_id.clone(),
+            resume: resume.clone(),
+            ends: self.history.offsets_at(session_id.as_str(), end),
+            limits: self.limits.range,
+            deadline: Instant::now() + self.limits.timeout,
+            reply: Box::new(move |answer| drop(reply.send(answer))),
+        });
+        match tokio::time::timeout(self.limits.timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(NotResumed::Unavailable),
+        }
+    }
+}
+
 /// A connection whose replay has not begun.
 struct Resuming {
+    older: Older,
     history: Arc<RecentLog>,
     metrics: Arc<Metrics>,
     limits: ResumeLimits,
@@ -136,8 +176,8 @@ impl Resuming {
                 Found::Range(range) => return self.begin(Ok((VecDeque::new(), range)), Source::Memory),
                 Found::Refused(why) => return self.begin(Err(why), Source::Memory),
                 Found::Older => {
-                    let why = self.too_old();
-                    return self.begin(Err(why), Source::Memory);
+                    let answer = self.older.read(&self.session_id, &self.resume, self.start).await;
+                    return self.begin(answer.map(|older| (older, Range::default())), Source::Log);
                 }
                 Found::Ahead => match self.resume {
                     Resume::Message { .. } if self.history.is_known() => NotResumed::UnknownMessage,
@@ -160,15 +200,6 @@ impl Resuming {
         match self.resume {
             Resume::Message { time: Some(time), .. } => self.history.may_not_have_read(time),
             _ => true,
-        }
-    }
-
-    fn too_old(&self) -> NotResumed {
-        let has_time = matches!(self.resume, Resume::Message { time: None, .. });
-        if has_time {
-            NotResumed::UnknownMessage
-        } else {
-            NotResumed::TooOld
         }
     }
 

@@ -2,10 +2,12 @@
 //!
 //! - [`recent_log`]: what this node has read lately from the messages topic, in [`segment`]s
 //! - [`range`]: which of it follows what a client has
+//! - [`query`]: what is older, as the reader of the log collects it
 //! - [`replay`]: passes it to the client's writer, as fast as the socket takes it
 //! - [`partitioner`]: the partition of a session's keyed records
 
 mod partitioner;
+pub mod query;
 pub mod range;
 pub mod recent_log;
 pub mod replay;

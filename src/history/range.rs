@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::recent_log::{CLOCK_SKEW_MS, RecentLog};
 use crate::protocol::cursor::{Cursor, Position};
-use crate::protocol::record::Converter;
+use crate::protocol::record::{Converter, Form};
 use crate::protocol::resume::{NotResumed, Resume};
 
 /// How many records are searched for an id before the lock is released for a moment.
@@ -130,7 +130,7 @@ fn after_message(
                 return Found::Older;
             };
             if is_it.find(&bytes).is_some()
-                && message_id(&mut converter, entry.is_legacy, &bytes).as_deref() == Some(id)
+                && message_id(&mut converter, entry.form(), &bytes).as_deref() == Some(id)
             {
                 let position = Position {
                     partition: entry.partition,
@@ -214,7 +214,7 @@ impl Counted {
 }
 
 /// The id of the message in a record: `data.message_id` of a frame's payload, `id` of a legacy record.
-pub fn message_id(converter: &mut Converter, is_legacy: bool, bytes: &[u8]) -> Option<String> {
+pub fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Frame<'a> {
         #[serde(borrow)]
@@ -226,7 +226,7 @@ pub fn message_id(converter: &mut Converter, is_legacy: bool, bytes: &[u8]) -> O
         message_id: &'a serde_json::value::RawValue,
     }
     let converted;
-    let payload = if is_legacy {
+    let payload = if form == Form::Legacy {
         converted = converter.message(bytes, |_| true).ok().flatten()?.1;
         &converted[..]
     } else {

@@ -281,6 +281,20 @@ impl RecentLog {
         partitioner::partition(session_id, self.state.lock().count.max(1))
     }
 
+    /// The offset of each partition up to which a session's records precede `position`.
+    pub fn offsets_at(&self, session_id: &str, position: u64) -> Vec<i64> {
+        let state = self.state.lock();
+        let mut offsets: Vec<_> = state.partitions.iter().map(|known| known.next).collect();
+        state.search(session_id, self.hash(session_id), position, |_, entry| {
+            let at = usize::try_from(entry.partition).ok();
+            if let Some(offset) = at.and_then(|at| offsets.get_mut(at)) {
+                *offset = (*offset).min(entry.offset);
+            }
+            true
+        });
+        offsets
+    }
+
     fn hash(&self, session_id: &str) -> u64 {
         self.hasher.hash_one(session_id)
     }

@@ -37,6 +37,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    pub fn form(&self) -> Form {
+        if self.is_legacy {
+            Form::Legacy
+        } else {
+            Form::Native
+        }
+    }
+
     /// Bytes of its frame, or of a legacy record's value.
     pub fn len(&self) -> usize {
         self.len as usize - usize::from(self.id_len)

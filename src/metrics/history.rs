@@ -1,10 +1,12 @@
 //! Metrics of the recent log and of clients that come back.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::{Count, Level, Name};
+use super::{Count, Latency, Level, Name, latency};
 use crate::protocol::resume::NotResumed;
 
 /// Where replayed messages came from.
@@ -38,6 +40,7 @@ const RECOVERED: &str = "recovered";
 pub struct HistoryMetrics {
     resumes: Family<Outcome, Count>,
     replayed: Count,
+    log_reads: Latency,
     pub recent_log_bytes: Level,
     pub recent_log_age: Level,
 }
@@ -57,6 +60,7 @@ impl Default for HistoryMetrics {
         Self {
             resumes,
             replayed: Count::default(),
+            log_reads: latency(),
             recent_log_bytes: Level::default(),
             recent_log_age: Level::default(),
         }
@@ -76,6 +80,11 @@ impl HistoryMetrics {
             self.replayed.clone(),
         );
         registry.register(
+            "log_read_seconds",
+            "Time of one pass over older records of the log, for all clients that waited for it",
+            self.log_reads.clone(),
+        );
+        registry.register(
             "recent_log_bytes",
             "Memory of the recent log",
             self.recent_log_bytes.clone(),
@@ -85,6 +94,11 @@ impl HistoryMetrics {
             "How far back the recent log goes",
             self.recent_log_age.clone(),
         );
+    }
+
+    /// The log was read for clients that came back.
+    pub fn log_read(&self, took: Duration) {
+        self.log_reads.observe(took.as_secs_f64());
     }
 
     /// A client came back, and so many messages are replayed to it.

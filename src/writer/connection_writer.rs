@@ -108,8 +108,11 @@ impl State {
         if chunk.end() > 0
             && let Some(resuming) = &mut self.resuming
         {
-            resuming.hold(chunk);
-            return SendOutcome::Queued;
+            return if resuming.hold(chunk, limits) {
+                SendOutcome::Queued
+            } else {
+                SendOutcome::Full
+            };
         }
         if self.write_queue.try_push(chunk, limits) {
             self.note_sent(chunk);
@@ -208,9 +211,7 @@ impl ConnectionWriter {
         let mut state = self.state.lock();
         publish();
         state.sent_up_to = position;
-        if start == Start::Replay {
-            state.resuming = Some(Resuming::new());
-        }
+        state.resuming = Resuming::starting(start);
         state.write_queue.push(first.clone());
         self.flush_or_spawn(state);
     }

@@ -163,6 +163,62 @@ async fn partitions_that_are_added_lose_nothing() {
     }
 }
 
+/// Without memory for the recent log, all of it comes from Kafka: on one node with none of it, and on one that has lost
+/// the old part of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_older_than_the_recent_log_is_read_from_kafka() {
+    let topics = Topics::new();
+    let server = topics.node("node-a").start();
+    let none = topics
+        .node("node-b")
+        .env("RECENT_LOG_BYTES", 0)
+        .env("ADMIN_ADDR", "127.0.0.1:0")
+        .start();
+    let small = topics.node("node-c").env("RECENT_LOG_BYTES", 1 << 20).start();
+    let session = unique("session");
+    let mut agent = Client::connect(&server, &session, "agent", "agent").await;
+    let old = |n: usize| {
+        let value = json!({"id": format!("id-{n}"), "session_id": session, "message": format!("old {n}"), "created_at": "x"});
+        Record {
+            key: Some(session.clone().into_bytes()),
+            ..Record::old(value.to_string())
+        }
+    };
+    topics.kafka.produce(&topics.messages, &[old(1)]);
+    agent.next("new_message").await;
+    let ids = say(&mut agent, &["a", "b", "c"]).await;
+    let cursor = agent.greeting["cursor"].as_str().unwrap().to_owned();
+    // Others push it out.
+    let mut other = Client::connect(&server, &unique("other"), "agent", "agent").await;
+    for _ in 0..60 {
+        other.say_acked(&"x".repeat(30_000)).await;
+    }
+    let ids_d = say(&mut agent, &["d"]).await;
+    let mut said = vec!["old 1", "a", "b", "c", "d"];
+    for node in [&none, &small] {
+        for (query, from) in [
+            (since(&ids[0]), 2),
+            (since("id-1"), 1),
+            (since(&cursor), 0),
+            ("rewind=3".to_owned(), said.len() - 3),
+            (since(&ids_d[0]), 5),
+        ] {
+            let mut back = open(node, &session, "u", &query).await;
+            gets(&mut back, &said[from..]).await;
+        }
+        let mut back = open(node, &session, "u", &since(&ids[2])).await;
+        gets(&mut back, &said[4..]).await;
+        said.push("live");
+        let last = say(&mut agent, &["live"]).await;
+        assert_eq!(back.next("new_message").await["data"]["message"], "live");
+        let mut back = open(node, &session, "u", &since(&last[0])).await;
+        gets(&mut back, &[]).await;
+        let mut back = open(node, &unique("quiet"), "u", &since(&ids[0])).await;
+        assert_eq!(back.next("resumed").await["data"]["reason"], "unknown_message");
+    }
+    assert!(none.metric("livechat_log_read_seconds_count") >= 8.0);
+}
+
 /// Clients that change nodes at random under traffic miss nothing and get nothing twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_change_nodes_under_traffic_miss_nothing_and_get_nothing_twice() {

@@ -220,7 +220,7 @@ impl ConsumerThread {
 }
 
 /// A record, as the router takes it.
-fn incoming<'a>(topic: Topic, message: &'a BorrowedMessage<'_>) -> Incoming<'a> {
+pub(super) fn incoming<'a>(topic: Topic, message: &'a BorrowedMessage<'_>) -> Incoming<'a> {
     let (mut frame, mut node) = (None, None);
     for (name, value) in headers::of(message) {
         if name == FRAME_HEADER.as_bytes() {

@@ -56,6 +56,8 @@ pub struct HistoryFeed {
 
 impl HistoryFeed {
     pub fn new(log: Arc<RecentLog>, window: Duration) -> Self {
+        // What was written before this node started is none of its clients' business, and the topic may not exist yet.
+        log.set_read_until(clock::unix_ms());
         Self {
             log,
             window_ms: i64::try_from(window.as_millis()).unwrap_or(i64::MAX),
@@ -90,6 +92,11 @@ impl HistoryFeed {
 
     pub fn plan(&self, fills: Vec<Fill>) {
         *self.fills.lock() = fills;
+    }
+
+    /// How many partitions the messages topic has; 0 if that is not known.
+    pub fn partitions(&self) -> i32 {
+        self.identity.lock().1
     }
 
     pub fn is_filled(&self) -> bool {

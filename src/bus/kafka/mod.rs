@@ -6,6 +6,7 @@
 //! - [`monitor`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: open transactions of others
 //! - [`broker`]: the requests of the monitor and its audit; [`topics`]: admin requests
 //! - [`history_feed`]: what the recent log has to know about Kafka
+//! - [`log_reader`]: older records, for clients that come back
 //! - [`causes`]: what is wrong, for health and the log (`monitor/report.rs`); [`reasons`]: why a broker can't be
 //!   reached
 //!
@@ -19,6 +20,7 @@ mod consumer;
 mod credentials;
 mod headers;
 mod history_feed;
+mod log_reader;
 mod monitor;
 mod native;
 mod offsets;
@@ -43,10 +45,12 @@ use tokio::runtime::Handle;
 
 use super::{Ack, Health, Router, Status};
 use crate::config::KafkaConfig;
+use crate::history::query::LogQuery;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
 use causes::HealthReport;
 pub use history_feed::HistoryFeed;
+use log_reader::LogReader;
 use offsets::{Offsets, Partition};
 use outcomes::Outcomes;
 use pace::FetchSettings;
@@ -61,6 +65,7 @@ pub struct Kafka {
     producer: Arc<Producer>,
     consumers: Mutex<Vec<JoinHandle<()>>>,
     monitor: Thread,
+    log_reader: LogReader,
 }
 
 /// What one consumer thread reads.
@@ -138,6 +143,7 @@ impl Kafka {
             .name("bus-monitor".into())
             .spawn(move || monitor.run())?;
         Ok(Self {
+            log_reader: LogReader::start(Arc::clone(&shared))?,
             shared,
             producer,
             consumers: Mutex::new(consumers),
@@ -147,6 +153,11 @@ impl Kafka {
 
     pub fn publish(&self, record: &Outgoing, ack: Option<Ack>) {
         self.producer.publish(record, ack);
+    }
+
+    /// Reads older records for a client that comes back.
+    pub fn query_log(&self, query: LogQuery) {
+        self.log_reader.ask(query);
     }
 
     /// A sender's wait has timed out: the monitor is to find out why.
