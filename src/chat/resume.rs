@@ -125,17 +125,23 @@ pub(super) struct Older {
 
 impl Older {
     /// What follows in a session, up to the position `end` of the recent log.
-    pub(super) async fn read(&self, session_id: &SessionId, resume: &Resume, end: u64) -> Answer {
+    pub(super) async fn read(
+        &self,
+        session_id: &SessionId,
+        resume: &Resume,
+        end: u64,
+        deadline: Instant,
+    ) -> Answer {
         let (reply, answer) = oneshot::channel();
         self.bus.query_log(LogQuery {
             session_id: session_id.clone(),
             resume: resume.clone(),
             ends: self.history.offsets_at(session_id.as_str(), end),
             limits: self.limits.range,
-            deadline: Instant::now() + self.limits.timeout,
+            deadline,
             reply: Box::new(move |answer| drop(reply.send(answer))),
         });
-        match tokio::time::timeout(self.limits.timeout, answer).await {
+        match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(NotResumed::Unavailable),
         }
@@ -176,7 +182,10 @@ impl Resuming {
                 Found::Range(range) => return self.begin(Ok((VecDeque::new(), range)), Source::Memory),
                 Found::Refused(why) => return self.begin(Err(why), Source::Memory),
                 Found::Older => {
-                    let answer = self.older.read(&self.session_id, &self.resume, self.start).await;
+                    let answer = self
+                        .older
+                        .read(&self.session_id, &self.resume, self.start, until)
+                        .await;
                     return self.begin(answer.map(|older| (older, Range::default())), Source::Log);
                 }
                 Found::Ahead => match self.resume {

@@ -72,12 +72,23 @@ pub(super) struct State {
     complete_since: i64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct PartitionState {
     /// The offset after the last record that was appended.
     next: i64,
-    /// Records from this offset on are all here.
+    /// Records from this offset on are all here; `i64::MAX`: the partition is not read yet.
     complete_from: i64,
+}
+
+impl PartitionState {
+    const UNKNOWN: Self = Self {
+        next: 0,
+        complete_from: i64::MAX,
+    };
+
+    fn is_known(&self) -> bool {
+        self.complete_from < i64::MAX
+    }
 }
 
 impl RecentLog {
@@ -133,6 +144,7 @@ impl RecentLog {
     /// The log is in this process and has one partition: all of it is read here, and is here until it is dropped.
     pub fn set_whole_log(&self, log: u64) {
         self.set_log(log, 1);
+        self.continue_at(0, 0);
         self.set_complete_since(i64::MIN);
         self.set_read_until(i64::MAX);
     }
@@ -142,9 +154,9 @@ impl RecentLog {
         let mut state = self.state.lock();
         let mut is_gap = false;
         if let Some(known) = state.partition(partition)
-            && known.next != offset
+            && (known.next != offset || !known.is_known())
         {
-            is_gap = known.next != 0;
+            is_gap = known.is_known();
             (known.next, known.complete_from) = (offset, offset);
         }
         if is_gap {
@@ -252,7 +264,8 @@ impl RecentLog {
             return None;
         }
         let partition = partitioner::partition(session_id, state.count);
-        let mut offset = state.partition(partition)?.next;
+        let known = state.partition(partition).filter(|known| known.is_known());
+        let mut offset = known?.next;
         let mut time = read_until;
         state.search(session_id, hash, position, |_, entry| {
             if entry.partition == partition {
@@ -338,7 +351,7 @@ impl State {
         let at = usize::try_from(partition).ok()?;
         if at >= self.partitions.len() {
             // The broker numbers partitions from 0 on.
-            self.partitions.resize(at + 1, PartitionState::default());
+            self.partitions.resize(at + 1, PartitionState::UNKNOWN);
         }
         self.partitions.get_mut(at)
     }

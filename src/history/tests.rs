@@ -46,6 +46,9 @@ impl Model {
         let log = Arc::new(RecentLog::new(limit));
         log.set_log(LOG, partitions);
         log.set_complete_since(i64::MIN);
+        for partition in 0..partitions {
+            log.continue_at(partition, 0);
+        }
         log.set_read_until(i64::MAX);
         Self {
             log,

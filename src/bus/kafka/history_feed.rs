@@ -78,10 +78,15 @@ impl HistoryFeed {
             (high, low) => high.cast_unsigned() ^ low.cast_unsigned().rotate_left(1),
         };
         let mut identity = self.identity.lock();
+        identity.1 = i32::try_from(partitions).unwrap_or(i32::MAX);
+        // An old broker among new ones: it is the log that is known.
+        if identity.0 != 0 && id == (0, 0) {
+            return;
+        }
         if identity.0 != 0 && identity.0 != log.max(1) {
             self.log.outdate();
         }
-        *identity = (log.max(1), i32::try_from(partitions).unwrap_or(i32::MAX));
+        identity.0 = log.max(1);
     }
 
     /// How many offsets of a partition are read into the recent log at most.

@@ -175,3 +175,7 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "resuming_tests.rs"]
+mod tests;
