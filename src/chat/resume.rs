@@ -189,7 +189,9 @@ impl Resuming {
                     return self.begin(answer.map(|older| (older, Range::default())), Source::Log);
                 }
                 Found::Ahead => match self.resume {
-                    Resume::Message { .. } if self.history.is_known() => NotResumed::UnknownMessage,
+                    Resume::Message { time: Some(time), .. } if self.history.has_read(time) => {
+                        NotResumed::UnknownMessage
+                    }
                     _ => NotResumed::Unavailable,
                 },
             };

@@ -197,9 +197,9 @@ impl RecentLog {
         time >= read_until - CLOCK_SKEW_MS
     }
 
-    /// Whether it is known which log is read.
-    pub fn is_known(&self) -> bool {
-        self.state.lock().log() != 0
+    /// Whether everything that was written before this time has been read, as far as clocks agree.
+    pub fn has_read(&self, time: i64) -> bool {
+        self.state.lock().log() != 0 && self.read_until.load(Ordering::Relaxed) >= time
     }
 
     /// Appends a record and returns its position.

@@ -67,6 +67,7 @@ mod kafka_poison;
 mod kafka_producers;
 mod kafka_records;
 mod kafka_resume;
+mod kafka_resume_chaos;
 mod kafka_shutdown;
 mod kafka_topics;
 mod redis_causes;
