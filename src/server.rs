@@ -11,13 +11,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::bus::kafka::{HistoryFeed, Kafka};
-use crate::bus::{Bus, Router, embedded};
-use crate::chat::{self, Chat, ResumeLimits};
+use crate::bus::{Bus, ReadMessage, Repeats, Router, embedded};
+use crate::chat::{self, Attempts, Chat, ResumeLimits};
 use crate::config::{Config, FanoutIo};
 use crate::error::StartError;
 use crate::fanout::backend::{FanoutBackend, RingInUse};
 use crate::fanout::uring::Ring;
-use crate::history::RecentLog;
+use crate::history::{RecentLog, SentMessages};
 use crate::http::addresses::Addresses;
 use crate::http::cors::Cors;
 use crate::http::keep_alive::Pool;
@@ -159,11 +159,18 @@ fn assemble(
             backend,
         )
     };
+    let sent = Arc::new(SentMessages::new(config.dedup.bytes, config.dedup.window));
+    let attempts = Arc::new(Attempts::new(Arc::clone(&sent), Arc::clone(&metrics)));
+    let repeats = {
+        let attempts = Arc::clone(&attempts);
+        let on_read = move |messages: &mut Vec<ReadMessage>| attempts.read(messages);
+        Repeats::new(Arc::clone(&sent), Box::new(on_read), Arc::clone(&metrics))
+    };
     let bus = match &config.kafka {
         None => {
             // Another log with each start, and all of it is here.
             history.set_whole_log(fastrand::u64(1..));
-            let router = router(backend).keeping(Arc::clone(&history));
+            let router = router(backend).keeping(Arc::clone(&history), repeats);
             Bus::Embedded(embedded::Embedded::start(router)?)
         }
         Some(kafka) => Bus::Kafka(Kafka::start(
@@ -172,11 +179,11 @@ fn assemble(
             config.max_record_bytes,
             // There are few typing and status frames.
             [
-                router(backend).keeping(Arc::clone(&history)),
+                router(backend).keeping(Arc::clone(&history), repeats),
                 router(FanoutBackend::Send),
             ],
             Arc::clone(&metrics),
-            HistoryFeed::new(Arc::clone(&history), config.resume.window),
+            HistoryFeed::new(Arc::clone(&history), sent, config.resume.window, config.dedup.window),
         )?),
     };
     let bus = Arc::new(bus);
@@ -204,6 +211,7 @@ fn assemble(
         metrics: Arc::clone(&metrics),
         max_record_bytes: config.max_record_bytes,
         pending: chat::PendingAnswers::default(),
+        attempts,
         history,
         resume_limits: ResumeLimits::new(&config.resume),
     });

@@ -67,6 +67,8 @@ impl Record {
             value: Some(&self.value),
             time: 0,
             node: None,
+            message_id: None,
+            client_id: None,
         }
     }
 }

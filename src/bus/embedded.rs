@@ -69,6 +69,7 @@ impl Embedded {
 
 fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &AtomicUsize) {
     let mut offset = 0;
+    let node = router.node().to_owned();
     while let Ok(first) = receiver.recv() {
         let (mut records, mut bytes, mut next) = (0, 0, Some(first));
         while let Some(record) = next {
@@ -82,7 +83,9 @@ fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &Atomi
                 key: Some(record.key.as_str().as_bytes()),
                 value: Some(&record.value),
                 time: clock::unix_ms(),
-                node: None,
+                node: Some(node.as_bytes()),
+                message_id: record.message_id.as_deref().map(str::as_bytes),
+                client_id: record.client_id.as_deref().map(str::as_bytes),
             });
             offset += 1;
             next = if is_full_batch(records, bytes) {

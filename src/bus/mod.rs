@@ -4,8 +4,10 @@
 
 pub mod embedded;
 pub mod kafka;
+mod repeats;
 pub mod router;
 
+pub use repeats::{MessagesRead, ReadMessage, Repeats};
 pub use router::Router;
 
 use crate::history::query::LogQuery;

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::Repeats;
 use crate::fanout::backend::FanoutBackend;
 use crate::fanout::batch::Batch;
 use crate::fanout::broadcast;
@@ -38,6 +39,8 @@ pub struct Router {
     batch: Batch,
     /// Where messages are kept for clients that come back; `None` for the thread that reads no messages.
     history: Option<Arc<RecentLog>>,
+    /// As `history`.
+    repeats: Option<Repeats>,
     poison_log: LogLimit,
 }
 
@@ -61,14 +64,20 @@ impl Router {
             max_record_bytes,
             converter: Converter::default(),
             history: None,
+            repeats: None,
             poison_log: LogLimit::new(POISON_LOG_INTERVAL),
         }
     }
 
-    /// Keeps the messages that are read, for clients that come back.
-    pub fn keeping(mut self, history: Arc<RecentLog>) -> Self {
-        self.history = Some(history);
+    /// Keeps the messages that are read, for clients that come back, and passes over repeated ones.
+    pub fn keeping(mut self, history: Arc<RecentLog>, repeats: Repeats) -> Self {
+        (self.history, self.repeats) = (Some(history), Some(repeats));
         self
+    }
+
+    /// This node's name and boot id.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// Starts the delivery thread and waits until its backend is set up: so `fanout_io` is right by the time the node
@@ -114,6 +123,7 @@ impl Router {
         let Self {
             converter,
             history: Some(history),
+            repeats: Some(repeats),
             ..
         } = self
         else {
@@ -125,7 +135,14 @@ impl Router {
                 if simdutf8::basic::from_utf8(value).is_err() {
                     return Err(Poison::NotUtf8);
                 }
-                record_to(history, &session_id, incoming, value);
+                if repeats.is_repeat(&session_id, incoming, value, false) {
+                    history.skip(incoming.partition, incoming.offset);
+                } else {
+                    record_to(history, &session_id, incoming, value);
+                }
+            }
+            Form::Legacy if repeats.is_legacy_repeat(incoming, value, false)? => {
+                history.skip(incoming.partition, incoming.offset);
             }
             Form::Legacy => {
                 let record = |session_id: &str| {
@@ -135,6 +152,31 @@ impl Router {
                 converter.message(value, record)?;
             }
             Form::Unknown => return Err(Poison::UnknownForm),
+        }
+        Ok(())
+    }
+
+    /// Learns what was sent before this node started: the record itself is not kept.
+    pub fn learn(&mut self, incoming: &Incoming<'_>) {
+        if incoming.client_id.is_some() {
+            catch_panic(|| self.try_learn(incoming).ok());
+        }
+    }
+
+    fn try_learn(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+        let value = self.checked_value(incoming)?;
+        let Some(repeats) = &mut self.repeats else {
+            return Ok(());
+        };
+        match incoming.form {
+            Form::Native => {
+                let session_id = record::native_session(incoming.key)?;
+                if simdutf8::basic::from_utf8(value).is_ok() {
+                    repeats.is_repeat(&session_id, incoming, value, false);
+                }
+            }
+            Form::Legacy => drop(repeats.is_legacy_repeat(incoming, value, false)?),
+            Form::Unknown => {}
         }
         Ok(())
     }
@@ -155,6 +197,12 @@ impl Router {
                 if recorded.is_some() && simdutf8::basic::from_utf8(value).is_err() {
                     return Err(Poison::NotUtf8);
                 }
+                if let (Some(history), Some(repeats)) = (recorded, &mut self.repeats)
+                    && repeats.is_repeat(&session_id, incoming, value, true)
+                {
+                    history.skip(incoming.partition, incoming.offset);
+                    return Ok(());
+                }
                 let position = recorded.map(|history| record_to(history, &session_id, incoming, value));
                 if let Some(session) = recipient(&self.registry, &session_id, position) {
                     if position.is_none() && simdutf8::basic::from_utf8(value).is_err() {
@@ -169,8 +217,15 @@ impl Router {
                     converter,
                     registry,
                     history,
+                    repeats,
                     ..
                 } = self;
+                if let (Some(history), Some(repeats)) = (&*history, repeats)
+                    && repeats.is_legacy_repeat(incoming, value, true)?
+                {
+                    history.skip(incoming.partition, incoming.offset);
+                    return Ok(());
+                }
                 let (mut session, mut position) = (None, None);
                 let converted = converter.message(value, |session_id| {
                     position = history
@@ -212,6 +267,10 @@ impl Router {
         let has_sent = self.batch.deliver();
         if let Some(history) = &self.history {
             history.delivered();
+        }
+        if let Some(repeats) = &mut self.repeats {
+            // A panic must not end the thread.
+            catch_panic(|| repeats.delivered());
         }
         has_sent
     }
@@ -340,6 +399,8 @@ mod tests {
             value: Some(value.as_bytes()),
             time: 0,
             node: Some(b"another"),
+            message_id: None,
+            client_id: None,
         };
         let status = r#"{"session_id":"s","connection_status":{}}"#;
         router.route(&record(Topic::Messages, Form::Native, "one"));

@@ -1,5 +1,6 @@
 //! What each client frame does: the use cases. They work with sessions, the bus and presence, but not with sockets.
 
+mod attempts;
 mod origin;
 mod pending;
 mod resume;
@@ -9,15 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
-use uuid::Uuid;
 
 use crate::bus::{Bus, PublishError};
 use crate::fanout::broadcast;
-use crate::history::RecentLog;
+use crate::history::{RecentLog, Sent};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
 use crate::protocol::code::{ErrorCode, WireError};
+use crate::protocol::client_id;
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::json::Passthrough;
@@ -28,6 +29,8 @@ use crate::protocol::timestamp;
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
+pub use attempts::Attempts;
+use attempts::Attempt;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
@@ -46,6 +49,7 @@ pub struct Chat {
     /// `MAX_RECORD_BYTES`: checked before the log checks it.
     pub max_record_bytes: usize,
     pub pending: PendingAnswers,
+    pub attempts: Arc<Attempts>,
     pub history: Arc<RecentLog>,
     pub resume_limits: ResumeLimits,
 }
@@ -211,6 +215,7 @@ impl Chat {
             value,
             form: Form::Legacy,
             message_id: None,
+            client_id: None,
         });
     }
 
@@ -220,7 +225,8 @@ impl Chat {
         message: &SendMessage<'_, '_>,
         correlation: Correlation<'_>,
     ) {
-        let (message_id, at) = (Uuid::now_v7().to_string(), timestamp());
+        let sent = Sent::now();
+        let (message_id, at) = (sent.message_id(), sent.timestamp());
         let identity = participant.identity();
         let frame = NewMessage {
             message_id: &message_id,
@@ -238,8 +244,6 @@ impl Chat {
         };
         let pending = PendingAnswer::new(
             &participant.member.writer,
-            message_id.clone(),
-            at.clone(),
             correlation,
             Arc::clone(&self.metrics),
         );
@@ -247,16 +251,44 @@ impl Chat {
             pending.answer(Err(PublishError::TooLarge));
             return;
         }
+        let user_id = participant.member.user_id.as_str();
         let outgoing = Outgoing {
             topic: Topic::Messages,
             key: participant.session.id.clone(),
             value,
             form: Form::Native,
             message_id: Some(message_id),
+            client_id: message
+                .client_message_id
+                .map(|client_message_id| client_id::encode(user_id, client_message_id)),
         };
-        let answered = Arc::clone(&pending);
-        self.bus
-            .publish(outgoing, Box::new(move |outcome| answered.answer(outcome)));
+        let Some(client_message_id) = message.client_message_id else {
+            let (answered, metrics) = (Arc::clone(&pending), Arc::clone(&self.metrics));
+            let ack = move |outcome: Result<(), _>| {
+                if outcome.is_ok() {
+                    metrics.records_published.inc();
+                }
+                answered.answer(outcome.map(|()| &sent));
+            };
+            self.bus.publish(outgoing, Box::new(ack));
+            return self.pending.watch(pending);
+        };
+        let session_id = participant.session.id.as_str();
+        let key = (self.attempts.sent).key(session_id, user_id.as_bytes(), client_message_id.as_bytes());
+        match self.attempts.begin(key, &pending) {
+            Attempt::Known(first) => return pending.answer(Ok(&first)),
+            Attempt::Refused => return pending.answer(Err(PublishError::Full)),
+            Attempt::Waits => {}
+            Attempt::First(number) => {
+                let (attempts, metrics) = (Arc::clone(&self.attempts), Arc::clone(&self.metrics));
+                let ack = move |outcome| match outcome {
+                    // Answered when the record is read.
+                    Ok(()) => drop(metrics.records_published.inc()),
+                    Err(error) => attempts.failed(key, number, error),
+                };
+                self.bus.publish(outgoing, Box::new(ack));
+            }
+        }
         self.pending.watch(pending);
     }
 
@@ -272,6 +304,7 @@ impl Chat {
     /// Periodic work: typing expires, and unanswered messages get an answer.
     pub fn tick(&self) {
         let now = Instant::now();
+        self.attempts.purge(now);
         if self.pending.expire(now) {
             self.bus.unanswered();
         }

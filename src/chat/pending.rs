@@ -9,6 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::bus::PublishError;
+use crate::history::Sent;
 use crate::metrics::Metrics;
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::{Correlation, OwnedCorrelation};
@@ -24,8 +25,6 @@ pub struct PendingAnswer {
     is_answered: AtomicBool,
     /// Weak, so that an outstanding answer does not keep a closing connection open: the log may take half a minute.
     writer: Weak<ConnectionWriter>,
-    message_id: String,
-    timestamp: String,
     correlation: OwnedCorrelation,
     metrics: Arc<Metrics>,
 }
@@ -33,30 +32,26 @@ pub struct PendingAnswer {
 impl PendingAnswer {
     pub fn new(
         writer: &Arc<ConnectionWriter>,
-        message_id: String,
-        timestamp: String,
         correlation: Correlation<'_>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             is_answered: AtomicBool::new(false),
             writer: Arc::downgrade(writer),
-            message_id,
-            timestamp,
             correlation: correlation.to_owned(),
             metrics,
         })
     }
 
-    /// Answers the sender, unless that was done before.
-    pub fn answer(&self, outcome: Result<(), PublishError>) {
+    /// Answers the sender, unless that was done before: the message is in the log, or not.
+    pub fn answer(&self, outcome: Result<&Sent, PublishError>) {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return;
         }
         let frame = match outcome {
-            Ok(()) => {
-                self.metrics.records_published.inc();
-                server::message_sent(&self.message_id, &self.timestamp, self.correlation.as_ref())
+            Ok(sent) => {
+                let (message_id, timestamp) = (sent.message_id(), sent.timestamp());
+                server::message_sent(&message_id, &timestamp, self.correlation.as_ref())
             }
             Err(PublishError::Unknown) => return self.answer_unknown(),
             Err(error) => {
@@ -99,7 +94,7 @@ impl PendingAnswer {
         }
     }
 
-    fn is_answered(&self) -> bool {
+    pub fn is_answered(&self) -> bool {
         self.is_answered.load(Ordering::Acquire)
     }
 }

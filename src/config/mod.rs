@@ -38,7 +38,7 @@ pub use network::Network;
 pub use origins::{Origin, Origins};
 pub use sources::load;
 pub use types::{
-    AllowedHeaders, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, ResumeConfig, Sasl,
+    AllowedHeaders, DedupConfig, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, ResumeConfig, Sasl,
     SaslMechanism, SecurityProtocol, SessionIdFormat,
 };
 pub use variables::{Section, VARIABLES, Variable};
@@ -109,6 +109,8 @@ pub struct Config {
     pub fanout_io: FanoutIo,
     /// What clients that come back can get.
     pub resume: ResumeConfig,
+    /// How repeated messages are recognized.
+    pub dedup: DedupConfig,
     /// The longest record value in bytes; longer ones are skipped. At most `limits.send_queue_bytes`, or it could never
     /// be queued.
     pub max_record_bytes: usize,

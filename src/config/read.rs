@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::parse::{self, choice, number};
 use super::reader::Reader;
 use super::{
-    Config, ConfigError, Environment, FanoutIo, Limits, LogFormat, Network, Origins, ResumeConfig,
+    Config, ConfigError, DedupConfig, Environment, FanoutIo, Limits, LogFormat, Network, Origins, ResumeConfig,
     SessionIdFormat, descriptor_limit, memory, read_kafka, read_redis,
 };
 
@@ -136,6 +136,10 @@ pub(super) fn config(
         choice(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
     });
     let resume = resume(r);
+    let dedup = DedupConfig {
+        window: r.duration("DEDUP_WINDOW", SECOND, 24 * HOUR),
+        bytes: r.required("DEDUP_BYTES", |text| number(text, 65_536..=64 << 30)),
+    };
     let limits = limits(r, machine);
     let mut max_record_bytes = r.required("MAX_RECORD_BYTES", |text| number(text, 1024..=64 * MEBIBYTE));
     if r.text("MAX_RECORD_BYTES").is_none() {
@@ -165,6 +169,7 @@ pub(super) fn config(
         session_id_format,
         fanout_io,
         resume,
+        dedup,
         max_record_bytes,
         log_level,
         log_format,

@@ -55,6 +55,15 @@ pub struct ResumeConfig {
     pub max_bytes: usize,
 }
 
+/// How repeated messages are recognized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DedupConfig {
+    /// How long a repeated `client_message_id` is the same message.
+    pub window: Duration,
+    /// Memory for what was sent lately.
+    pub bytes: usize,
+}
+
 /// How a batch's frames are sent to their sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FanoutIo {

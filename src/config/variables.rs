@@ -166,6 +166,8 @@ pub const VARIABLES: &[Variable] = &[
     var(Node, "RESUME_TIMEOUT", "DURATION", "5s", "How long such a client waits for what it has missed"),
     var(Node, "RESUME_MAX_MESSAGES", "COUNT", "1000", "A client that has missed more must load them elsewhere"),
     var(Node, "RESUME_MAX_BYTES", "BYTES", "4194304", "The same, in bytes"),
+    var(Node, "DEDUP_WINDOW", "DURATION", "5m", "How long a repeated client_message_id is the same message; the same on all nodes"),
+    var(Node, "DEDUP_BYTES", "BYTES", "33554432", "Memory for recognizing them; when it is full, the oldest are forgotten"),
     var(Node, "MAX_RECORD_BYTES", "BYTES", "1048576", "Longer records in the log are skipped; at most SEND_QUEUE_BYTES, which also lowers the default"),
 
     var(Logging, "LOG_LEVEL", "LEVEL", "info", "off, error, warn, info, debug or trace; also target=level; other targets stay at info"),

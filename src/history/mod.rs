@@ -1,9 +1,10 @@
-//! What has been said lately, for clients that come back.
+//! What has been said lately, for clients that come back and for messages that are sent again.
 //!
 //! - [`recent_log`]: what this node has read lately from the messages topic, in [`segment`]s
 //! - [`range`]: which of it follows what a client has
 //! - [`query`]: what is older, as the reader of the log collects it
 //! - [`replay`]: passes it to the client's writer, as fast as the socket takes it
+//! - [`sent`]: what clients have sent lately, by which repeats are recognized
 //! - [`partitioner`]: the partition of a session's keyed records
 
 mod partitioner;
@@ -12,6 +13,7 @@ pub mod range;
 pub mod recent_log;
 pub mod replay;
 mod segment;
+pub mod sent;
 #[cfg(test)]
 mod tests;
 
@@ -19,3 +21,4 @@ pub use range::{Found, Limits, find};
 pub use recent_log::RecentLog;
 pub use replay::LogReplay;
 pub use segment::LogRecord;
+pub use sent::{Sent, SentMessages};

@@ -43,6 +43,9 @@ pub struct HistoryMetrics {
     log_reads: Latency,
     pub recent_log_bytes: Level,
     pub recent_log_age: Level,
+    pub duplicates_skipped: Count,
+    pub dedup_forgotten: Count,
+    pub repeats_answered: Count,
 }
 
 impl Default for HistoryMetrics {
@@ -63,6 +66,9 @@ impl Default for HistoryMetrics {
             log_reads: latency(),
             recent_log_bytes: Level::default(),
             recent_log_age: Level::default(),
+            duplicates_skipped: Count::default(),
+            dedup_forgotten: Count::default(),
+            repeats_answered: Count::default(),
         }
     }
 }
@@ -93,6 +99,21 @@ impl HistoryMetrics {
             "recent_log_age_seconds",
             "How far back the recent log goes",
             self.recent_log_age.clone(),
+        );
+        registry.register(
+            "duplicates_skipped",
+            "Records that repeat a message, passed over",
+            self.duplicates_skipped.clone(),
+        );
+        registry.register(
+            "dedup_forgotten",
+            "Messages forgotten within DEDUP_WINDOW, because DEDUP_BYTES is full",
+            self.dedup_forgotten.clone(),
+        );
+        registry.register(
+            "repeats_answered",
+            "Repeated messages of clients that were answered without writing a record",
+            self.repeats_answered.clone(),
         );
     }
 

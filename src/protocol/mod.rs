@@ -6,6 +6,7 @@
 //! | [`json`] | the JSON reader with its limits and rules |
 //! | [`surrogates`] | unpaired surrogates in JSON text |
 //! | [`client`] | text frames that clients send |
+//! | [`client_id`] | by which id its sender knows a message |
 //! | [`correlation`] | the ids by which a client recognizes an answer |
 //! | [`server`] | text frames that clients receive |
 //! | [`record`] | Kafka records, native and old |
@@ -16,6 +17,7 @@
 //! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
 
 pub mod client;
+pub mod client_id;
 pub mod code;
 pub mod correlation;
 pub mod cursor;

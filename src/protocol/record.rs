@@ -19,6 +19,8 @@ pub const FRAME_HEADER: &str = "livechat-frame";
 pub const FRAME_NATIVE: &[u8] = b"1";
 /// The header with the message's id.
 pub const ID_HEADER: &str = "livechat-id";
+/// The header by which a repeated message is recognized: see [`client_id`](super::client_id).
+pub const CLIENT_ID_HEADER: &str = "livechat-client-id";
 /// The header with the publishing node's name and boot id, by which a node recognizes and skips its own records.
 pub const NODE_HEADER: &str = "livechat-node";
 
@@ -79,6 +81,10 @@ pub struct Incoming<'a> {
     pub time: i64,
     /// [`NODE_HEADER`].
     pub node: Option<&'a [u8]>,
+    /// [`ID_HEADER`].
+    pub message_id: Option<&'a [u8]>,
+    /// [`CLIENT_ID_HEADER`].
+    pub client_id: Option<&'a [u8]>,
 }
 
 /// A record to be appended to the log, keyed by its session.
@@ -90,6 +96,8 @@ pub struct Outgoing {
     pub form: Form,
     /// [`ID_HEADER`].
     pub message_id: Option<String>,
+    /// [`CLIENT_ID_HEADER`].
+    pub client_id: Option<String>,
 }
 
 /// Why a record is skipped.

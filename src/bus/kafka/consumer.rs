@@ -18,7 +18,7 @@ use super::reasons::Reasons;
 use super::{Reader, Shared, headers};
 use crate::bus::{Router, is_full_batch};
 use crate::logging::LogLimit;
-use crate::protocol::record::{FRAME_HEADER, Form, Incoming, NODE_HEADER, Topic};
+use crate::protocol::record::{CLIENT_ID_HEADER, FRAME_HEADER, Form, ID_HEADER, Incoming, NODE_HEADER, Topic};
 use crate::supervise::catch_panic;
 
 /// How long a poll waits, and so how soon the thread notices a new assignment or the stop.
@@ -109,7 +109,7 @@ impl ConsumerThread {
         };
         if self.reader.topics.contains(&Topic::Messages) {
             let shared = Arc::clone(&self.shared);
-            shared.history.fill(&shared, |message| self.keep(message));
+            shared.history.fill(&shared, |message, is_kept| self.keep(message, is_kept));
         }
         self.next = self.reader.offsets.assignment().into_iter().collect();
         if self.reader.topics.contains(&Topic::Messages) {
@@ -191,9 +191,14 @@ impl ConsumerThread {
         self.router.route(&incoming(topic, message));
     }
 
-    /// Keeps a record that was written before this node started.
-    fn keep(&mut self, message: &BorrowedMessage<'_>) {
-        self.router.keep(&incoming(Topic::Messages, message));
+    /// Keeps a record that was written before this node started, or only learns from it.
+    fn keep(&mut self, message: &BorrowedMessage<'_>, is_kept: bool) {
+        let incoming = incoming(Topic::Messages, message);
+        if is_kept {
+            self.router.keep(&incoming);
+        } else {
+            self.router.learn(&incoming);
+        }
     }
 
     fn note_error(&mut self, error: &KafkaError) {
@@ -221,13 +226,17 @@ impl ConsumerThread {
 
 /// A record, as the router takes it.
 pub(super) fn incoming<'a>(topic: Topic, message: &'a BorrowedMessage<'_>) -> Incoming<'a> {
-    let (mut frame, mut node) = (None, None);
+    let (mut frame, mut node, mut message_id, mut client_id) = (None, None, None, None);
     for (name, value) in headers::of(message) {
         if name == FRAME_HEADER.as_bytes() {
             // A header without a value still counts as present.
             frame = Some(value.unwrap_or_default());
         } else if name == NODE_HEADER.as_bytes() {
             node = value;
+        } else if name == ID_HEADER.as_bytes() {
+            message_id = value;
+        } else if name == CLIENT_ID_HEADER.as_bytes() {
+            client_id = value;
         }
     }
     Incoming {
@@ -239,6 +248,8 @@ pub(super) fn incoming<'a>(topic: Topic, message: &'a BorrowedMessage<'_>) -> In
         value: message.payload(),
         time: message.timestamp().to_millis().unwrap_or_default(),
         node,
+        message_id,
+        client_id,
     }
 }
 

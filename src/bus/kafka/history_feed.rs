@@ -1,5 +1,6 @@
-//! What the recent log has to know about Kafka: which log it is, where reading starts, and how far it has got. At the
-//! start of a node, the recent log is filled with what was written lately.
+//! What the recent log has to know about Kafka: which log it is, where reading starts, and how far it has got. A starting
+//! node reads what was written lately: into its recent log, and further back by `DEDUP_WINDOW`, so that it recognizes
+//! repeats as the other nodes do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,11 +14,13 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::Shared;
+use super::broker::NO_RECORD;
 use super::native::TopicId;
 use super::offsets::Partition;
 use super::reasons::Reasons;
 use crate::clock;
-use crate::history::RecentLog;
+use crate::history::recent_log::CLOCK_SKEW_MS;
+use crate::history::{RecentLog, SentMessages};
 use crate::protocol::record::Topic;
 
 /// How long a starting node may read what was written lately. It is ready after that.
@@ -27,12 +30,31 @@ const POLL: Duration = Duration::from_millis(100);
 /// How many bytes of the recent log a record takes at least: no more records than fit are read.
 const LEAST_RECORD_BYTES: usize = 256;
 
-/// Offsets of a partition that are read into the recent log before delivery starts.
+/// Offsets of a partition that are read before delivery starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
     pub partition: i32,
     pub start: i64,
+    /// Records from here on are kept in the recent log; of those before, only repeats are learnt.
+    pub keep_from: i64,
     pub end: i64,
+}
+
+impl Fill {
+    /// `kept` and `learnt` are the first offsets of the two windows, `most` how many records of each to read at most.
+    pub fn new(partition: i32, [kept, learnt]: [i64; 2], end: i64, [most_kept, most_learnt]: [i64; 2]) -> Self {
+        let start = |first: i64, most: i64| match first {
+            NO_RECORD => end,
+            first => first.clamp(end.saturating_sub(most).min(end), end).max(0),
+        };
+        let keep_from = start(kept, most_kept);
+        Self {
+            partition,
+            start: start(learnt, most_learnt).min(keep_from),
+            keep_from,
+            end,
+        }
+    }
 }
 
 /// A check of the ends of all partitions that the consumer has yet to reach.
@@ -43,8 +65,11 @@ struct Ends {
 
 pub struct HistoryFeed {
     pub log: Arc<RecentLog>,
+    sent: Arc<SentMessages>,
     /// `RESUME_WINDOW`, in milliseconds.
-    pub window_ms: i64,
+    window_ms: i64,
+    /// `DEDUP_WINDOW`, in milliseconds.
+    dedup_ms: i64,
     /// Which log it is, and its partitions.
     identity: Mutex<(u64, i32)>,
     /// Set by the monitor, taken by the consumer of messages.
@@ -55,12 +80,16 @@ pub struct HistoryFeed {
 }
 
 impl HistoryFeed {
-    pub fn new(log: Arc<RecentLog>, window: Duration) -> Self {
+    pub fn new(log: Arc<RecentLog>, sent: Arc<SentMessages>, window: Duration, dedup: Duration) -> Self {
+        // Configuration allows a day at most.
+        let ms = |window: Duration| i64::try_from(window.as_millis()).unwrap_or(i64::MAX / 4);
         // What was written before this node started is none of its clients' business, and the topic may not exist yet.
         log.set_read_until(clock::unix_ms());
         Self {
             log,
-            window_ms: i64::try_from(window.as_millis()).unwrap_or(i64::MAX),
+            sent,
+            window_ms: ms(window),
+            dedup_ms: ms(dedup),
             identity: Mutex::new((0, 0)),
             fills: Mutex::default(),
             is_filled: AtomicBool::new(false),
@@ -89,10 +118,21 @@ impl HistoryFeed {
         identity.0 = log.max(1);
     }
 
-    /// How many offsets of a partition are read into the recent log at most.
-    pub fn most_filled(&self, partitions: usize) -> i64 {
-        let records = self.log.limit() / LEAST_RECORD_BYTES / partitions.max(1);
-        i64::try_from(records).unwrap_or(i64::MAX)
+    /// How many offsets of a partition are kept and learnt from at most.
+    pub fn most_filled(&self, partitions: usize) -> [i64; 2] {
+        let records = [self.log.limit() / LEAST_RECORD_BYTES, self.sent.capacity()];
+        records.map(|records| i64::try_from(records / partitions.max(1)).unwrap_or(i64::MAX))
+    }
+
+    /// Since when records are kept and learnt from at a start. What precedes the kept ones by `DEDUP_WINDOW` tells which of
+    /// them are repeats.
+    pub fn filled_since(&self, now: i64) -> [i64; 2] {
+        let kept = if self.log.keeps_records() {
+            now - self.window_ms
+        } else {
+            now
+        };
+        [kept, kept - self.dedup_ms - CLOCK_SKEW_MS]
     }
 
     pub fn plan(&self, fills: Vec<Fill>) {
@@ -113,6 +153,7 @@ impl HistoryFeed {
         let (log, partitions) = *self.identity.lock();
         if log != 0 {
             self.log.set_log(log, partitions);
+            self.sent.set_log(log);
         }
         for (&(_, partition), &offset) in next {
             self.log.continue_at(partition, offset);
@@ -125,33 +166,35 @@ impl HistoryFeed {
         }
     }
 
-    /// Fills the recent log, if that is to be done: `append` is called with each record.
-    pub(super) fn fill(&self, shared: &Shared, mut append: impl FnMut(&BorrowedMessage<'_>)) {
+    /// Reads what was written lately, if that is to be done: `read` is called with each record, and whether it is kept.
+    pub(super) fn fill(&self, shared: &Shared, mut read: impl FnMut(&BorrowedMessage<'_>, bool)) {
         let fills = std::mem::take(&mut *self.fills.lock());
         if !fills.is_empty() {
             let started = clock::unix_ms();
             let (log, partitions) = *self.identity.lock();
             self.log.set_log(log, partitions);
+            self.sent.set_log(log);
             for fill in &fills {
-                self.log.continue_at(fill.partition, fill.start);
+                self.log.continue_at(fill.partition, fill.keep_from);
             }
-            let filled = self.read(shared, &fills, &mut append);
+            let filled = self.read(shared, &fills, &mut read);
             let is_whole = match filled {
                 Ok(is_whole) => is_whole,
                 Err(error) => {
-                    tracing::warn!(%error, "the recent log cannot be filled: clients that come back are served from the log");
+                    tracing::warn!(%error, "what was written lately cannot be read: a message that is sent again may appear twice");
                     false
                 }
             };
-            let is_capped = fills
-                .iter()
-                .any(|fill| fill.end - fill.start >= self.most_filled(fills.len()));
+            let [most, _] = self.most_filled(fills.len());
+            let is_capped = fills.iter().any(|fill| fill.end - fill.keep_from >= most);
             let since = match is_whole {
-                true if fills.iter().all(|fill| fill.start == 0) => i64::MIN,
+                true if fills.iter().all(|fill| fill.keep_from == 0) => i64::MIN,
                 true if !is_capped => started - self.window_ms,
                 _ => started,
             };
-            self.log.set_complete_since(since);
+            if self.log.keeps_records() {
+                self.log.set_complete_since(since);
+            }
         }
         self.is_filled.store(true, Ordering::Relaxed);
     }
@@ -161,13 +204,13 @@ impl HistoryFeed {
         &self,
         shared: &Shared,
         fills: &[Fill],
-        append: &mut impl FnMut(&BorrowedMessage<'_>),
+        read: &mut impl FnMut(&BorrowedMessage<'_>, bool),
     ) -> KafkaResult<bool> {
         let of = |fill: &Fill| ((Topic::Messages, fill.partition), Offset::Offset(fill.start));
         let mut left: HashMap<_, _> = fills
             .iter()
             .filter(|fill| fill.start < fill.end)
-            .map(|fill| (fill.partition, fill.end))
+            .map(|fill| (fill.partition, (fill.keep_from, fill.end)))
             .collect();
         if left.is_empty() {
             return Ok(true);
@@ -185,17 +228,17 @@ impl HistoryFeed {
             if Instant::now() >= until {
                 tracing::warn!(
                     seconds = FILL_TIMEOUT.as_secs(),
-                    "the recent log was not filled in time: it has less than RESUME_WINDOW"
+                    "not everything written lately was read in time: a message that is sent again may appear twice"
                 );
                 return Ok(false);
             }
             match consumer.poll(POLL) {
                 Some(Ok(message)) => {
-                    let Some(&end) = left.get(&message.partition()) else {
+                    let Some(&(keep_from, end)) = left.get(&message.partition()) else {
                         continue;
                     };
                     if message.offset() < end {
-                        append(&message);
+                        read(&message, message.offset() >= keep_from);
                     }
                     if message.offset() + 1 >= end {
                         left.remove(&message.partition());
@@ -203,7 +246,7 @@ impl HistoryFeed {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if let Some(end) = left.remove(&partition) {
+                    if let Some((_, end)) = left.remove(&partition) {
                         self.log.reached(partition, end);
                     }
                 }

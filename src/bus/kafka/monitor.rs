@@ -331,7 +331,7 @@ impl Monitor {
         Ok(described)
     }
 
-    /// What a starting node reads into its recent log: the last records before the ends of these partitions.
+    /// What a starting node reads first: the last records before the ends of these partitions.
     fn fills(
         &mut self,
         partitions: &[(Partition, Offset)],
@@ -339,31 +339,19 @@ impl Monitor {
         count: usize,
     ) -> KafkaResult<Vec<Fill>> {
         let history = &self.shared.history;
-        if !history.log.keeps_records() {
-            return Ok(Vec::new());
-        }
-        let (since, most) = (clock::unix_ms() - history.window_ms, history.most_filled(count));
-        let asked: Vec<_> = partitions
-            .iter()
-            .map(|&(at, _)| (at, Offset::Offset(since)))
-            .collect();
-        let starts = self.broker.list_offsets(&asked)?;
-        let fills = partitions.iter().zip(ends.iter().zip(starts));
-        let fill =
-            |(&((_, partition), _), (end, start)): (&(Partition, Offset), (&Option<i64>, Option<i64>))| {
-                let (end, start) = ((*end)?, start?);
-                let start = if start == NO_RECORD {
-                    end
-                } else {
-                    start.clamp(end - most, end)
-                };
-                Some(Fill {
-                    partition,
-                    start: start.max(0),
-                    end,
-                })
-            };
-        Ok(fills.filter_map(fill).collect())
+        let most = history.most_filled(count);
+        let [kept, learnt] = history.filled_since(clock::unix_ms()).map(|since| {
+            let asked = partitions.iter().map(|&(at, _)| (at, Offset::Offset(since)));
+            asked.collect::<Vec<_>>()
+        });
+        let kept = self.broker.list_offsets(&kept)?;
+        let learnt = self.broker.list_offsets(&learnt)?;
+        let starts = kept.into_iter().zip(learnt);
+        let fills = partitions.iter().zip(ends).zip(starts);
+        let fill = fills.filter_map(|((&((_, partition), _), end), (kept, learnt))| {
+            Some(Fill::new(partition, [kept?, learnt?], (*end)?, most))
+        });
+        Ok(fill.collect())
     }
 
     /// A topic's partitions; `None` if there is no such topic.

@@ -18,7 +18,7 @@ use super::reasons::Reasons;
 use super::{RECORD_OVERHEAD, Shared, native};
 use crate::bus::{Ack, PublishError};
 use crate::metrics::Latency;
-use crate::protocol::record::{FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
+use crate::protocol::record::{CLIENT_ID_HEADER, FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
 use crate::supervise::catch_panic;
 
 /// How long a record may wait for the log. The sender has got "outcome unknown" long before; a message that appears
@@ -102,7 +102,7 @@ impl Producer {
         let Some(producer) = self.current.read().clone() else {
             return acknowledge(ack, Err(PublishError::Unavailable));
         };
-        let mut headers = OwnedHeaders::new_with_capacity(3).insert(Header {
+        let mut headers = OwnedHeaders::new_with_capacity(4).insert(Header {
             key: NODE_HEADER,
             value: Some(self.shared.node.as_bytes()),
         });
@@ -116,6 +116,12 @@ impl Producer {
             headers = headers.insert(Header {
                 key: ID_HEADER,
                 value: Some(message_id),
+            });
+        }
+        if let Some(client_id) = &record.client_id {
+            headers = headers.insert(Header {
+                key: CLIENT_ID_HEADER,
+                value: Some(client_id),
             });
         }
         let outgoing = BaseRecord::with_opaque_to(self.shared.topic_name(record.topic), Box::new(ack))
@@ -374,7 +380,7 @@ mod tests {
     use super::super::{HistoryFeed, Reader, pace};
     use super::*;
     use crate::config::Config;
-    use crate::history::RecentLog;
+    use crate::history::{RecentLog, SentMessages};
     use crate::metrics::Metrics;
 
     #[test]
@@ -391,7 +397,12 @@ mod tests {
             1024,
             Arc::new(Metrics::default()),
             readers,
-            HistoryFeed::new(Arc::new(RecentLog::new(0)), Duration::ZERO),
+            HistoryFeed::new(
+                Arc::new(RecentLog::new(0)),
+                Arc::new(SentMessages::new(65_536, Duration::ZERO)),
+                Duration::ZERO,
+                Duration::ZERO,
+            ),
         );
         let producer = Producer::new(Arc::new(shared));
         let cause = producer.fatal().expect("there is no producer");

@@ -181,6 +181,7 @@ impl StatusPublisher {
                 value,
                 form: Form::Legacy,
                 message_id: None,
+                client_id: None,
             };
             self.bus.publish(
                 outgoing,
