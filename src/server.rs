@@ -183,7 +183,12 @@ fn assemble(
                 router(FanoutBackend::Send),
             ],
             Arc::clone(&metrics),
-            HistoryFeed::new(Arc::clone(&history), sent, config.resume.window, config.dedup.window),
+            HistoryFeed::new(
+                Arc::clone(&history),
+                sent,
+                config.resume.window,
+                config.dedup.window,
+            ),
         )?),
     };
     let bus = Arc::new(bus);

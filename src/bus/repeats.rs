@@ -36,7 +36,13 @@ impl Repeats {
     }
 
     /// Whether a valid native record is passed over.
-    pub fn is_repeat(&mut self, session_id: &str, incoming: &Incoming<'_>, value: &[u8], is_live: bool) -> bool {
+    pub fn is_repeat(
+        &mut self,
+        session_id: &str,
+        incoming: &Incoming<'_>,
+        value: &[u8],
+        is_live: bool,
+    ) -> bool {
         let Some(client_id) = incoming.client_id else {
             return false;
         };

@@ -154,3 +154,7 @@ impl Attempts {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "attempts_tests.rs"]
+mod tests;

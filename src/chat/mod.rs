@@ -17,8 +17,8 @@ use crate::history::{RecentLog, Sent};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::client::{FrameReader, Request, SendMessage};
-use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::client_id;
+use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::protocol::json::Passthrough;
@@ -29,8 +29,8 @@ use crate::protocol::timestamp;
 use crate::session::typists::{Home, Typists};
 use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
-pub use attempts::Attempts;
 use attempts::Attempt;
+pub use attempts::Attempts;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
@@ -242,11 +242,7 @@ impl Chat {
         let Some(value) = server::new_message(&frame) else {
             return self.refuse(participant, &WireError::internal(), correlation);
         };
-        let pending = PendingAnswer::new(
-            &participant.member.writer,
-            correlation,
-            Arc::clone(&self.metrics),
-        );
+        let pending = PendingAnswer::new(&participant.member.writer, correlation, Arc::clone(&self.metrics));
         if value.len() > self.max_record_bytes {
             pending.answer(Err(PublishError::TooLarge));
             return;

@@ -38,8 +38,8 @@ pub use network::Network;
 pub use origins::{Origin, Origins};
 pub use sources::load;
 pub use types::{
-    AllowedHeaders, DedupConfig, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig, ResumeConfig, Sasl,
-    SaslMechanism, SecurityProtocol, SessionIdFormat,
+    AllowedHeaders, DedupConfig, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig,
+    ResumeConfig, Sasl, SaslMechanism, SecurityProtocol, SessionIdFormat,
 };
 pub use variables::{Section, VARIABLES, Variable};
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::parse::{self, choice, number};
 use super::reader::Reader;
 use super::{
-    Config, ConfigError, DedupConfig, Environment, FanoutIo, Limits, LogFormat, Network, Origins, ResumeConfig,
-    SessionIdFormat, descriptor_limit, memory, read_kafka, read_redis,
+    Config, ConfigError, DedupConfig, Environment, FanoutIo, Limits, LogFormat, Network, Origins,
+    ResumeConfig, SessionIdFormat, descriptor_limit, memory, read_kafka, read_redis,
 };
 
 /// Descriptors that clients may not use: listeners, Kafka, Redis, log files, and connections that are being refused.

@@ -239,9 +239,7 @@ impl SentTable {
     /// See [`SentMessages::read`].
     pub fn read(&mut self, record: SentRecord, message: impl FnOnce() -> Sent) -> Known {
         let is_it = |entry: &Entry| entry.partition == record.partition;
-        if let Some(first) = self.newest(record.key, is_it)
-            && record.time.saturating_sub(first.time) <= self.window_ms
-        {
+        if let Some(first) = self.newest(record.key, record.time, is_it) {
             return Known {
                 first: first.message.clone(),
                 is_repeat: true,
@@ -257,11 +255,11 @@ impl SentTable {
     }
 
     fn find(&self, key: Key, now: i64) -> Option<Sent> {
-        let entry = self.newest(key, |_| true)?;
-        (now.saturating_sub(entry.time) <= self.window_ms).then(|| entry.message.clone())
+        self.newest(key, now, |_| true).map(|entry| entry.message.clone())
     }
 
-    fn newest(&self, key: Key, is_it: impl Fn(&Entry) -> bool) -> Option<&Entry> {
+    /// The last entry with this key that is in its window at this time.
+    fn newest(&self, key: Key, time: i64, is_it: impl Fn(&Entry) -> bool) -> Option<&Entry> {
         let mut number = self.buckets[self.bucket(key)];
         // Each is older than the one before, also where a number that has wrapped points to a newer entry.
         let mut before = self.entries.len();
@@ -271,7 +269,8 @@ impl SentTable {
                 return None;
             }
             let entry = self.entries.get(at)?;
-            if entry.key == key && is_it(entry) {
+            let is_recent = time.saturating_sub(entry.time) <= self.window_ms;
+            if entry.key == key && is_recent && is_it(entry) {
                 return Some(entry);
             }
             (number, before) = (entry.previous, at);

@@ -81,7 +81,11 @@ fn the_oldest_go_first_and_are_counted_within_their_window() {
     assert_eq!(table.read(record(capacity, 50), Sent::now).forgotten, 1);
     assert!(!table.read(record(0, 50), Sent::now).is_repeat, "forgotten");
     assert!(table.read(record(2, 100), Sent::now).is_repeat);
-    assert_eq!(table.read(record(capacity + 1, 101), Sent::now).forgotten, 0, "too old");
+    assert_eq!(
+        table.read(record(capacity + 1, 101), Sent::now).forgotten,
+        0,
+        "too old"
+    );
 }
 
 #[test]
@@ -96,7 +100,10 @@ fn a_repeat_does_not_make_the_window_longer() {
         };
         sent.read(record, Sent::now).is_repeat
     };
-    assert_eq!([0, 60, 100, 101, 200, 202].map(read), [false, true, true, false, true, false]);
+    assert_eq!(
+        [0, 60, 100, 101, 200, 202].map(read),
+        [false, true, true, false, true, false]
+    );
 }
 
 #[test]
@@ -155,7 +162,10 @@ fn a_message_has_the_id_and_the_timestamp_of_its_record() {
     let long = format!(r#"{{"data":{{"message_id":"{}"}}}}"#, "x".repeat(257));
     for (payload, expected) in [
         (r#"{"data":{"message_id":"a\"","timestamp":"T"}}"#, ("a\"", "T")),
-        (r#"{"data":{"message_id":7,"timestamp":null}}"#, ("7", "1970-01-01T00:00:00.005Z")),
+        (
+            r#"{"data":{"message_id":7,"timestamp":null}}"#,
+            ("7", "1970-01-01T00:00:00.005Z"),
+        ),
         (r#"{"data":{}}"#, ("header", "1970-01-01T00:00:00.005Z")),
         ("no JSON", ("header", "1970-01-01T00:00:00.005Z")),
         (&long, ("header", "1970-01-01T00:00:00.005Z")),

@@ -28,9 +28,11 @@ const TEXTS: [(&str, &str); 14] = [
 #[tokio::test]
 async fn chat_half_an_emoji_is_a_replacement_character() {
     let server = unlimited();
-    let mut client = Client::connect(&server, "s1", "u1", "customer").await;
-    let mut other = Client::connect(&server, "s1", "u2", "agent").await;
-    for (text, meaning) in TEXTS {
+    for (number, (text, meaning)) in TEXTS.into_iter().enumerate() {
+        // Several mean the same, and a repeated client_message_id is one message.
+        let session = format!("s{number}");
+        let mut client = Client::connect(&server, &session, "u1", "customer").await;
+        let mut other = Client::connect(&server, &session, "u2", "agent").await;
         client
             .send_text(format!(
                 r#"{{"type":"send_message","request_id":"{text}","data":{{"message":"{text}","client_message_id":"{text}",

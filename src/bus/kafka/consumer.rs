@@ -18,7 +18,9 @@ use super::reasons::Reasons;
 use super::{Reader, Shared, headers};
 use crate::bus::{Router, is_full_batch};
 use crate::logging::LogLimit;
-use crate::protocol::record::{CLIENT_ID_HEADER, FRAME_HEADER, Form, ID_HEADER, Incoming, NODE_HEADER, Topic};
+use crate::protocol::record::{
+    CLIENT_ID_HEADER, FRAME_HEADER, Form, ID_HEADER, Incoming, NODE_HEADER, Topic,
+};
 use crate::supervise::catch_panic;
 
 /// How long a poll waits, and so how soon the thread notices a new assignment or the stop.
@@ -109,7 +111,9 @@ impl ConsumerThread {
         };
         if self.reader.topics.contains(&Topic::Messages) {
             let shared = Arc::clone(&self.shared);
-            shared.history.fill(&shared, |message, is_kept| self.keep(message, is_kept));
+            shared
+                .history
+                .fill(&shared, |message, is_kept| self.keep(message, is_kept));
         }
         self.next = self.reader.offsets.assignment().into_iter().collect();
         if self.reader.topics.contains(&Topic::Messages) {

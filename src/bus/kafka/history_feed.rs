@@ -42,7 +42,12 @@ pub struct Fill {
 
 impl Fill {
     /// `kept` and `learnt` are the first offsets of the two windows, `most` how many records of each to read at most.
-    pub fn new(partition: i32, [kept, learnt]: [i64; 2], end: i64, [most_kept, most_learnt]: [i64; 2]) -> Self {
+    pub fn new(
+        partition: i32,
+        [kept, learnt]: [i64; 2],
+        end: i64,
+        [most_kept, most_learnt]: [i64; 2],
+    ) -> Self {
         let start = |first: i64, most: i64| match first {
             NO_RECORD => end,
             first => first.clamp(end.saturating_sub(most).min(end), end).max(0),
@@ -278,5 +283,42 @@ impl HistoryFeed {
             }
             *waiting = Some(Ends { asked_at, ends });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_keeps_one_window_and_learns_from_the_other() {
+        let fill = |kept, learnt, most| {
+            let fill = Fill::new(0, [kept, learnt], 1_000, most);
+            assert_eq!(fill.end, 1_000);
+            (fill.start, fill.keep_from)
+        };
+        let most = [500, 800];
+        assert_eq!(fill(700, 600, most), (600, 700));
+        assert_eq!(fill(NO_RECORD, 600, most), (600, 1_000));
+        assert_eq!(fill(NO_RECORD, NO_RECORD, most), (1_000, 1_000));
+        assert_eq!(fill(100, 50, most), (200, 500), "no more than fit");
+        assert_eq!(fill(100, 50, [5_000, 100]), (100, 100));
+        assert_eq!(
+            fill(900, 1_100, [0, 800]),
+            (1_000, 1_000),
+            "written since the end was asked for"
+        );
+    }
+
+    #[test]
+    fn a_node_learns_for_longer_than_it_keeps() {
+        let feed = |bytes| {
+            let window = Duration::from_millis(100);
+            let (log, sent) = (RecentLog::new(bytes), SentMessages::new(65_536, window));
+            HistoryFeed::new(Arc::new(log), Arc::new(sent), 10 * window, window)
+        };
+        let learnt = -100 - CLOCK_SKEW_MS;
+        assert_eq!(feed(1 << 20).filled_since(0), [-1_000, learnt - 1_000]);
+        assert_eq!(feed(0).filled_since(0), [0, learnt]);
     }
 }

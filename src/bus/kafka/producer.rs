@@ -18,7 +18,9 @@ use super::reasons::Reasons;
 use super::{RECORD_OVERHEAD, Shared, native};
 use crate::bus::{Ack, PublishError};
 use crate::metrics::Latency;
-use crate::protocol::record::{CLIENT_ID_HEADER, FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing};
+use crate::protocol::record::{
+    CLIENT_ID_HEADER, FRAME_HEADER, FRAME_NATIVE, Form, ID_HEADER, NODE_HEADER, Outgoing,
+};
 use crate::supervise::catch_panic;
 
 /// How long a record may wait for the log. The sender has got "outcome unknown" long before; a message that appears
