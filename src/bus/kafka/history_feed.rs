@@ -74,7 +74,7 @@ pub struct HistoryFeed {
     /// `RESUME_WINDOW`, in milliseconds.
     window_ms: i64,
     /// `DEDUP_WINDOW`, in milliseconds.
-    dedup_ms: i64,
+    pub dedup_ms: i64,
     /// Which log it is, and its partitions.
     identity: Mutex<(u64, i32)>,
     /// Set by the monitor, taken by the consumer of messages.
@@ -147,6 +147,11 @@ impl HistoryFeed {
     /// How many partitions the messages topic has; 0 if that is not known.
     pub fn partitions(&self) -> i32 {
         self.identity.lock().1
+    }
+
+    /// `DEDUP_WINDOW`.
+    pub fn dedup_window(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.dedup_ms).unwrap_or(0))
     }
 
     pub fn is_filled(&self) -> bool {

@@ -12,20 +12,25 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use uuid::Uuid;
 
 use super::Shared;
 use super::consumer::incoming;
 use super::reasons::Reasons;
 use crate::clock;
 use crate::history::query::{Collector, LogQuery, frame_of};
+use crate::history::recent_log::CLOCK_SKEW_MS;
+use crate::history::sent::{Sent, SentMessages, SentRecord};
 use crate::protocol::ids::SessionId;
-use crate::protocol::record::{Converter, Topic};
+use crate::protocol::record::{Converter, Incoming, Topic};
 use crate::protocol::resume::NotResumed;
 use crate::supervise::catch_panic;
 
 /// The most clients that wait at once, and the most bytes that are collected for them.
 const MAX_WAITING: usize = 1_000;
 const MAX_BYTES: usize = 64 << 20;
+/// How much of what was sent is remembered in a pass.
+const MAX_SENT_BYTES: usize = 16 << 20;
 /// How long queries gather for one pass.
 const GATHER: Duration = Duration::from_millis(20);
 /// How long one poll waits, and how soon the thread sees that the server stops.
@@ -129,12 +134,14 @@ fn read(
     let Some(until) = until.filter(|_| since < i64::MAX && partitions > 0) else {
         return Ok(());
     };
+    // What precedes the records by that much tells which of them are repeats.
+    let since = since - shared.history.dedup_ms - CLOCK_SKEW_MS;
     let consumer = match consumer {
         Some(consumer) => consumer,
         none => none.insert(connect(shared)?),
     };
     let ranges = ranges(shared, consumer, collectors, since, partitions, until)?;
-    let mut pass = Pass::new(collectors);
+    let mut pass = Pass::new(shared, collectors);
     pass.read(shared, consumer, ranges, until)
 }
 
@@ -202,11 +209,13 @@ struct Pass<'a> {
     /// The collectors of each session.
     of_session: HashMap<SessionId, Vec<usize>>,
     converter: Converter,
+    /// Messages of these sessions that the pass has read, by which repeats are recognized.
+    sent: SentMessages,
     bytes: usize,
 }
 
 impl<'a> Pass<'a> {
-    fn new(collectors: &'a mut [Collector]) -> Self {
+    fn new(shared: &Shared, collectors: &'a mut [Collector]) -> Self {
         let mut of_session: HashMap<_, Vec<usize>> = HashMap::new();
         for (number, collector) in collectors.iter().enumerate() {
             of_session
@@ -218,6 +227,7 @@ impl<'a> Pass<'a> {
             collectors,
             of_session,
             converter: Converter::default(),
+            sent: SentMessages::new(MAX_SENT_BYTES, shared.history.dedup_window()),
             bytes: 0,
         }
     }
@@ -264,6 +274,20 @@ impl<'a> Pass<'a> {
         consumer.unassign()
     }
 
+    fn is_repeat(&self, session_id: &str, record: &Incoming<'_>) -> bool {
+        let key = record
+            .client_id
+            .and_then(|id| self.sent.key_of_header(session_id, id));
+        key.is_some_and(|key| {
+            let record = SentRecord {
+                key,
+                partition: record.partition,
+                time: record.time,
+            };
+            self.sent.read(record, || Sent::Node(Uuid::nil())).is_repeat
+        })
+    }
+
     fn add(&mut self, shared: &Shared, message: &BorrowedMessage<'_>) {
         let record = incoming(Topic::Messages, message);
         let Some(value) = record
@@ -275,7 +299,12 @@ impl<'a> Pass<'a> {
         let of_session = &self.of_session;
         let wanted = |session_id: &str| of_session.contains_key(session_id);
         let found = frame_of(&mut self.converter, record.form, record.key, value, wanted);
-        let Some((session_id, frame)) = found else { return };
+        let Some((session_id, frame)) = found else {
+            return;
+        };
+        if self.is_repeat(session_id.as_str(), &record) {
+            return;
+        }
         for &number in of_session.get(&session_id).into_iter().flatten() {
             let collector = &mut self.collectors[number];
             let before = collector.bytes();
