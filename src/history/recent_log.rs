@@ -194,7 +194,7 @@ impl RecentLog {
     /// Whether a record with this timestamp may be in the log, and not read yet.
     pub fn may_not_have_read(&self, time: i64) -> bool {
         let read_until = self.read_until.load(Ordering::Relaxed).min(clock::unix_ms());
-        time >= read_until - CLOCK_SKEW_MS
+        time >= read_until.saturating_sub(CLOCK_SKEW_MS)
     }
 
     /// Whether everything that was written before this time has been read, as far as clocks agree.

@@ -281,3 +281,12 @@ fn without_memory_only_what_is_being_delivered_is_kept() {
     assert_eq!(model.log.lock().bytes(99).map(|_| ()), None);
     assert_eq!(cursor(&model), 100);
 }
+
+#[test]
+fn before_it_is_known_how_far_a_node_has_read_it_may_not_have_read_anything() {
+    let log = RecentLog::new(0);
+    assert!(log.may_not_have_read(0));
+    log.set_read_until(100_000);
+    assert!(log.may_not_have_read(100_000 - CLOCK_SKEW_MS));
+    assert!(!log.may_not_have_read(99_999 - CLOCK_SKEW_MS));
+}
