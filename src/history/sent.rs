@@ -5,7 +5,7 @@
 //! nodes read the same log, and so decide alike.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -153,17 +153,14 @@ impl SentMessages {
     }
 
     pub fn key(&self, session_id: &str, user_id: &[u8], client_message_id: &[u8]) -> Key {
-        Key(self.hashers.each_ref().map(|hasher| {
-            let mut hasher = hasher.build_hasher();
-            // Slices are hashed with their lengths.
-            (session_id.as_bytes(), user_id, client_message_id).hash(&mut hasher);
-            hasher.finish()
-        }))
+        // Slices are hashed with their lengths.
+        let message = (session_id.as_bytes(), user_id, client_message_id);
+        Key(self.hashers.each_ref().map(|hasher| hasher.hash_one(message)))
     }
 
     /// The key of a record with this header; `None` if the header is to be ignored.
     pub fn key_of_header(&self, session_id: &str, client_id: &[u8]) -> Option<Key> {
-        let (user_id, client_message_id) = client_id::decode(client_id)?;
+        let [user_id, client_message_id] = client_id::decode(client_id)?;
         Some(self.key(session_id, &user_id, &client_message_id))
     }
 
@@ -304,7 +301,7 @@ impl SentTable {
 
     /// Whether the oldest entry must go before another one comes.
     fn is_full(&self) -> bool {
-        let others = self.others / size_of::<Entry>();
+        let others = self.others.div_ceil(size_of::<Entry>());
         self.entries.len() + 1 + others > self.capacity
     }
 

@@ -23,19 +23,15 @@ pub fn encode(user_id: &str, client_message_id: &str) -> String {
 }
 
 /// User id and client message id; `None` for a value that is too long or has no client message id, which is ignored.
-pub fn decode(value: &[u8]) -> Option<(Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+pub fn decode(value: &[u8]) -> Option<[Cow<'_, [u8]>; 2]> {
     if value.len() > MAX_LEN {
         return None;
     }
     let slash = memchr::memchr(b'/', value)?;
     let (user_id, client_message_id) = (&value[..slash], &value[slash + 1..]);
     // Without a percent sign, they are borrowed.
-    (!client_message_id.is_empty()).then(|| {
-        (
-            percent_decode(user_id).into(),
-            percent_decode(client_message_id).into(),
-        )
-    })
+    (!client_message_id.is_empty())
+        .then(|| [user_id, client_message_id].map(|part| percent_decode(part).into()))
 }
 
 #[cfg(test)]
@@ -50,10 +46,10 @@ mod tests {
         assert_eq!(encode("José", "100%\n\u{7f}"), "Jos%C3%A9/100%25%0A%7F");
         assert_eq!(encode("", "key"), "/key");
         let decoded = decode(b"u/a/b%2Fc%zz").unwrap();
-        assert_eq!((&*decoded.0, &*decoded.1), (&b"u"[..], &b"a/b/c%zz"[..]));
+        assert_eq!((&*decoded[0], &*decoded[1]), (&b"u"[..], &b"a/b/c%zz"[..]));
         assert!(matches!(
             decode(b"u/a/b"),
-            Some((Cow::Borrowed(_), Cow::Borrowed(_)))
+            Some([Cow::Borrowed(_), Cow::Borrowed(_)])
         ));
     }
 
@@ -73,7 +69,7 @@ mod tests {
             let value = encode(&user, &id);
             prop_assert!(value.bytes().all(|byte| (b' '..0x7f).contains(&byte)), "{value}");
             let decoded = decode(value.as_bytes()).unwrap();
-            prop_assert_eq!((&*decoded.0, &*decoded.1), (user.as_bytes(), id.as_bytes()));
+            prop_assert_eq!((&*decoded[0], &*decoded[1]), (user.as_bytes(), id.as_bytes()));
         }
     }
 }

@@ -270,7 +270,7 @@ async fn a_replay_is_as_fast_as_its_reader() {
         let stream = crate::support::raw::narrow(server.http_addr(), 8_192);
         let mut http = crate::support::Http::over(stream).unwrap();
         http.write(crate::support::raw::handshake(&path, &[]).as_bytes());
-        RawWs::upgraded(http).ok().expect("the upgrade")
+        RawWs::upgraded(http).expect("the upgrade")
     };
     let (mut slow, mut stopped) = (connect(), connect());
     for n in 240..280 {
