@@ -1,6 +1,7 @@
 //! What each client frame does: the use cases. They work with sessions, the bus and presence, but not with sockets.
 
 mod attempts;
+mod messages;
 mod origin;
 mod pending;
 mod resume;
@@ -31,6 +32,7 @@ use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
+pub use messages::Messages;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;

@@ -21,7 +21,7 @@ use crate::protocol::resume::{NotResumed, Resume};
 use crate::writer::{ConnectionWriter, SentUpTo};
 
 /// How often to look whether this node has read as far as a client that was connected to another one.
-const RECHECK: Duration = Duration::from_millis(50);
+pub(super) const RECHECK: Duration = Duration::from_millis(50);
 
 /// Limits of a replay.
 #[derive(Clone, Copy, Debug)]
@@ -188,29 +188,16 @@ impl Resuming {
                         .await;
                     return self.begin(answer.map(|older| (older, Range::default())), Source::Log);
                 }
-                Found::Ahead => match self.resume {
-                    Resume::Message { time: Some(time), .. } if self.history.has_read(time) => {
-                        NotResumed::UnknownMessage
-                    }
-                    _ => NotResumed::Unavailable,
-                },
+                Found::Ahead => behind(&self.history, Some(&self.resume)),
             };
             let is_open = self.writer.upgrade().is_some_and(|writer| writer.is_open());
             if !is_open {
                 return;
             }
-            if Instant::now() >= until || !self.may_catch_up() {
+            if Instant::now() >= until || !may_catch_up(&self.history, Some(&self.resume)) {
                 return self.begin(Err(refusal), Source::Memory);
             }
             tokio::time::sleep(RECHECK).await;
-        }
-    }
-
-    /// Whether a message that this node does not know may still come: it is not older than what the node has read.
-    fn may_catch_up(&self) -> bool {
-        match self.resume {
-            Resume::Message { time: Some(time), .. } => self.history.may_not_have_read(time),
-            _ => true,
         }
     }
 
@@ -228,5 +215,23 @@ impl Resuming {
         let asked = self.resume.asked();
         let replay = LogReplay::new(self.history, self.session_id, self.start, asked, found);
         writer.replay(Box::new(replay));
+    }
+}
+
+/// Why there is nothing for a client that seems to be ahead of this node, once it has waited.
+pub(super) fn behind(history: &RecentLog, resume: Option<&Resume>) -> NotResumed {
+    match resume {
+        Some(Resume::Message { time: Some(time), .. }) if history.has_read(*time) => {
+            NotResumed::UnknownMessage
+        }
+        _ => NotResumed::Unavailable,
+    }
+}
+
+/// Whether a message that this node does not know may still come: it is not older than what the node has read.
+pub(super) fn may_catch_up(history: &RecentLog, resume: Option<&Resume>) -> bool {
+    match resume {
+        Some(Resume::Message { time: Some(time), .. }) => history.may_not_have_read(*time),
+        _ => true,
     }
 }

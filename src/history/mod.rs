@@ -3,10 +3,14 @@
 //! - [`recent_log`]: what this node has read lately from the messages topic, in [`segment`]s
 //! - [`range`]: which of it follows what a client has
 //! - [`query`]: what is older, as the reader of the log collects it
+//! - [`page`]: the same, a page at a time
 //! - [`replay`]: passes it to the client's writer, as fast as the socket takes it
 //! - [`sent`]: what clients have sent lately, by which repeats are recognized
 //! - [`partitioner`]: the partition of a session's keyed records
 
+pub mod page;
+#[cfg(test)]
+mod page_tests;
 mod partitioner;
 pub mod query;
 pub mod range;
@@ -17,7 +21,8 @@ pub mod sent;
 #[cfg(test)]
 mod tests;
 
-pub use range::{Found, Limits, find};
+pub use page::Page;
+pub use range::{Found, Limits, NotHere, find};
 pub use recent_log::RecentLog;
 pub use replay::LogReplay;
 pub use segment::LogRecord;

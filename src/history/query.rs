@@ -143,6 +143,7 @@ impl Collector {
                 partition,
                 offset: offset + 1,
                 time: time - CLOCK_SKEW_MS,
+                passed: None,
             };
             self.after = Some(after);
             self.found

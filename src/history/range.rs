@@ -34,6 +34,26 @@ pub enum Found {
     Older,
 }
 
+/// Why something is not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotHere {
+    Refused(NotResumed),
+    /// As [`Found::Ahead`].
+    Ahead,
+    /// As [`Found::Older`].
+    Older,
+}
+
+impl From<NotHere> for Found {
+    fn from(why: NotHere) -> Self {
+        match why {
+            NotHere::Refused(why) => Self::Refused(why),
+            NotHere::Ahead => Self::Ahead,
+            NotHere::Older => Self::Older,
+        }
+    }
+}
+
 /// Records of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
@@ -52,27 +72,35 @@ pub fn find(
     now: i64,
 ) -> Found {
     match resume {
-        Resume::Invalid(_) => Found::Refused(NotResumed::Invalid),
-        Resume::Cursor { cursor, .. } => after_cursor(log, session_id, cursor, end, limits),
-        Resume::Message { id, time } => after_message(log, session_id, id, *time, end, limits),
         Resume::Rewind(count) => last(log, session_id, *count, end, limits, now),
+        _ => match position_of(log, session_id, resume) {
+            Ok(position) => after(log, session_id, position, end, limits),
+            Err(why) => why.into(),
+        },
     }
 }
 
-fn after_cursor(log: &RecentLog, session_id: &str, cursor: &Cursor, end: u64, limits: &Limits) -> Found {
-    {
-        let state = log.lock();
-        if state.log() == 0 {
-            return Found::Ahead;
-        }
-        if state.log() != cursor.log || !state.has_partition(cursor.position.partition) {
-            return Found::Refused(NotResumed::UnknownMessage);
-        }
-        if state.next_offset(cursor.position.partition) < cursor.position.offset {
-            return Found::Ahead;
-        }
+/// Where a client is that has got this much; otherwise why that is not known here.
+pub(super) fn position_of(log: &RecentLog, session_id: &str, resume: &Resume) -> Result<Position, NotHere> {
+    match resume {
+        Resume::Cursor { cursor, .. } => position_of_cursor(log, cursor),
+        Resume::Message { id, time } => position_of_message(log, session_id, id, *time),
+        Resume::Rewind(_) | Resume::Invalid(_) => Err(NotHere::Refused(NotResumed::Invalid)),
     }
-    after(log, session_id, cursor.position, end, limits)
+}
+
+fn position_of_cursor(log: &RecentLog, cursor: &Cursor) -> Result<Position, NotHere> {
+    let state = log.lock();
+    if state.log() == 0 {
+        return Err(NotHere::Ahead);
+    }
+    if state.log() != cursor.log || !state.has_partition(cursor.position.partition) {
+        return Err(NotHere::Refused(NotResumed::UnknownMessage));
+    }
+    if state.next_offset(cursor.position.partition) < cursor.position.offset {
+        return Err(NotHere::Ahead);
+    }
+    Ok(cursor.position)
 }
 
 /// The records that follow a position.
@@ -101,19 +129,17 @@ fn after(log: &RecentLog, session_id: &str, position: Position, end: u64, limits
     }
 }
 
-fn after_message(
+fn position_of_message(
     log: &RecentLog,
     session_id: &str,
     id: &str,
     time: Option<i64>,
-    end: u64,
-    limits: &Limits,
-) -> Found {
+) -> Result<Position, NotHere> {
     let mut positions = Vec::new();
     let is_complete = {
         let state = log.lock();
         if state.log() == 0 {
-            return Found::Ahead;
+            return Err(NotHere::Ahead);
         }
         state.search(session_id, log.hash_of(session_id), 0, |at, _| {
             positions.push(at);
@@ -127,18 +153,17 @@ fn after_message(
         for &at in some {
             // It may have been dropped meanwhile: then so have all older ones.
             let Some((entry, bytes)) = state.bytes(at) else {
-                return Found::Older;
+                return Err(NotHere::Older);
             };
             if is_it.find(&bytes).is_some()
                 && message_id(&mut converter, entry.form(), &bytes).as_deref() == Some(id)
             {
-                let position = Position {
+                return Ok(Position {
                     partition: entry.partition,
                     offset: entry.offset + 1,
                     time: entry.time - CLOCK_SKEW_MS,
-                };
-                drop(state);
-                return after(log, session_id, position, end, limits);
+                    passed: None,
+                });
             }
         }
     }
@@ -146,9 +171,9 @@ fn after_message(
     match time {
         Some(time) if is_complete && state.complete_since() <= time - CLOCK_SKEW_MS => {
             // Another node may have read further.
-            Found::Ahead
+            Err(NotHere::Ahead)
         }
-        _ => Found::Older,
+        _ => Err(NotHere::Older),
     }
 }
 

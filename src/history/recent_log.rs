@@ -122,6 +122,10 @@ impl RecentLog {
         Arc::clone(&self.end)
     }
 
+    pub(super) fn end_position(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
     /// Whether records stay here after their delivery.
     pub fn keeps_records(&self) -> bool {
         self.limit > 0
@@ -257,6 +261,10 @@ impl RecentLog {
 
     /// What a client that has got everything of its session before `position` has: `None` while the log is not known.
     pub fn cursor(&self, session_id: &str, position: u64) -> Option<String> {
+        Some(self.cursor_at(session_id, position)?.encode())
+    }
+
+    pub(super) fn cursor_at(&self, session_id: &str, position: u64) -> Option<Cursor> {
         let hash = self.hash(session_id);
         let read_until = self.read_until.load(Ordering::Relaxed);
         let mut state = self.state.lock();
@@ -279,14 +287,18 @@ impl RecentLog {
             partition,
             offset,
             time: time.saturating_sub(CLOCK_SKEW_MS).max(0),
+            passed: None,
         };
-        Some(
-            Cursor {
-                log: state.log,
-                position,
-            }
-            .encode(),
-        )
+        Some(Cursor {
+            log: state.log,
+            position,
+        })
+    }
+
+    /// Records of other partitions with an earlier timestamp have all been read, in milliseconds since 1970.
+    pub(super) fn settled_until(&self) -> i64 {
+        let read_until = self.read_until.load(Ordering::Relaxed).min(clock::unix_ms());
+        read_until.saturating_sub(CLOCK_SKEW_MS)
     }
 
     /// The session's own partition, that of its keyed records.
@@ -409,26 +421,34 @@ impl State {
         session_id: &str,
         hash: u64,
         start: u64,
-        mut visit: impl FnMut(u64, &Entry) -> bool,
+        visit: impl FnMut(u64, &Entry) -> bool,
     ) -> bool {
-        let mut at = self.buckets[hash as usize & (self.buckets.len() - 1)];
+        self.search_from(None, session_id, hash, start, visit).is_none()
+    }
+
+    /// The same, from the entry where an earlier search stopped; returns where it has to go on.
+    pub fn search_from(
+        &self,
+        from: Option<u64>,
+        session_id: &str,
+        hash: u64,
+        start: u64,
+        mut visit: impl FnMut(u64, &Entry) -> bool,
+    ) -> Option<u64> {
+        let mut at = from.unwrap_or_else(|| self.buckets[hash as usize & (self.buckets.len() - 1)]);
         let first = self.first.max(start);
         for _ in 0..MAX_SEARCH {
             if at == NONE || at < first {
-                return true;
+                return None;
             }
-            let Some(segment) = self.segment(at) else {
-                return true;
-            };
-            let Some(entry) = segment.get(at).copied() else {
-                return true;
-            };
+            let segment = self.segment(at)?;
+            let entry = *segment.get(at)?;
             if entry.hash == (hash >> 32) as u32 && segment.is_of(&entry, session_id) && !visit(at, &entry) {
-                return true;
+                return None;
             }
             at = entry.previous;
         }
-        false
+        Some(at)
     }
 
     fn segment(&self, position: u64) -> Option<&Segment> {

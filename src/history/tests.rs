@@ -16,7 +16,7 @@ use crate::protocol::resume::{NotResumed, Resume};
 use crate::writer::{Pulled, Replay};
 
 const LOG: u64 = 7;
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     messages: 50,
     bytes: 200_000,
     window_ms: 1_000_000,
@@ -24,25 +24,25 @@ const LIMITS: Limits = Limits {
 
 /// A record, and its position.
 #[derive(Clone, Debug)]
-struct Record {
-    session: String,
-    partition: i32,
-    offset: i64,
-    time: i64,
-    id: String,
-    payload: String,
-    position: u64,
+pub struct Record {
+    pub session: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub time: i64,
+    pub id: String,
+    pub payload: String,
+    pub position: u64,
 }
 
-struct Model {
-    log: Arc<RecentLog>,
-    records: Vec<Record>,
+pub struct Model {
+    pub log: Arc<RecentLog>,
+    pub records: Vec<Record>,
     next: HashMap<i32, i64>,
-    now: i64,
+    pub now: i64,
 }
 
 impl Model {
-    fn new(limit: usize, partitions: i32) -> Self {
+    pub fn new(limit: usize, partitions: i32) -> Self {
         let log = Arc::new(RecentLog::new(limit));
         log.set_log(LOG, partitions);
         log.set_complete_since(i64::MIN);
@@ -58,42 +58,55 @@ impl Model {
         }
     }
 
-    fn append(&mut self, session: &str, partition: i32, hole: i64, len: usize, form: Form) {
-        self.now += 1;
+    pub fn append(&mut self, session: &str, partition: i32, hole: i64, len: usize, form: Form) {
         let id = format!("m{}", self.records.len());
         let text = "x".repeat(len);
         let payload = format!(
             r#"{{"type":"new_message","success":true,"data":{{"message_id":"{id}","session_id":"{session}","sender_id":null,"sender_type":null,"message":"{text}","message_type":null,"attachments":null,"timestamp":null}}}}"#
         );
         let legacy = format!(r#"{{"id":"{id}","session_id":"{session}","message":"{text}"}}"#);
+        let value = if form == Form::Native { &payload } else { &legacy };
+        self.append_value(session, partition, hole, form, value, &payload);
+    }
+
+    /// A native record with any payload.
+    pub fn append_payload(&mut self, session: &str, payload: &str) {
+        self.append_value(session, 0, 0, Form::Native, payload, payload);
+    }
+
+    fn append_value(
+        &mut self,
+        session: &str,
+        partition: i32,
+        hole: i64,
+        form: Form,
+        value: &str,
+        payload: &str,
+    ) {
+        self.now += 1;
         let next = self.next.entry(partition).or_default();
         let offset = *next + hole;
         *next = offset + 1;
-        let value = if form == Form::Native {
-            payload.as_bytes()
-        } else {
-            legacy.as_bytes()
-        };
         let position = self.log.append(&LogRecord {
             session_id: session,
             partition,
             offset,
             time: self.now,
             form,
-            value,
+            value: value.as_bytes(),
         });
         self.records.push(Record {
             session: session.to_owned(),
             partition,
             offset,
             time: self.now,
-            id,
-            payload,
+            id: format!("m{}", self.records.len()),
+            payload: payload.to_owned(),
             position,
         });
     }
 
-    fn of<'a>(&'a self, session: &'a str) -> impl DoubleEndedIterator<Item = &'a Record> {
+    pub fn of<'a>(&'a self, session: &'a str) -> impl DoubleEndedIterator<Item = &'a Record> {
         self.records
             .iter()
             .filter(move |record| record.session == session)
@@ -162,7 +175,7 @@ proptest! {
             let own = model.log.partition_of(session);
             let (resume, position) = match how {
                 0 => {
-                    let position = Position { partition: since.partition, offset: since.offset + 1, time: since.time - CLOCK_SKEW_MS };
+                    let position = Position { partition: since.partition, offset: since.offset + 1, time: since.time - CLOCK_SKEW_MS, passed: None };
                     (Resume::Message { id: since.id.clone(), time: Some(since.time) }, position)
                 }
                 1 => {
@@ -171,7 +184,7 @@ proptest! {
                     prop_assert_eq!(cursor.position.partition, own);
                     (Resume::Cursor { text, cursor }, cursor.position)
                 }
-                _ => (Resume::Rewind(3), Position { partition: 0, offset: 0, time: 0 }),
+                _ => (Resume::Rewind(3), Position { partition: 0, offset: 0, time: 0, passed: None }),
             };
             let found = find(&model.log, session, &resume, start, &LIMITS, model.now);
             let follows = |record: &&Record| position.is_before(record.partition, record.offset, record.time);
@@ -229,6 +242,7 @@ fn only_what_a_node_knows_is_found() {
             partition,
             offset,
             time: 0,
+            passed: None,
         };
         Resume::Cursor {
             text: String::new(),

@@ -9,6 +9,7 @@ mod headers;
 pub mod keep_alive;
 pub mod limits;
 pub mod listener;
+mod messages;
 pub mod per_user;
 mod places;
 mod proxy_protocol;

@@ -54,6 +54,11 @@ impl RequestRefusal {
                 "this path answers GET, HEAD and OPTIONS",
             ),
             Self::SessionId => BAD_SESSION_ID,
+            Self::Limit => (
+                StatusCode::BAD_REQUEST,
+                "Invalid limit",
+                "the limit must be a number from 1 to 1000",
+            ),
         }
     }
 
@@ -137,9 +142,7 @@ impl UpgradeRefusal {
         let mut answer = answer(self.parts());
         match answer.status() {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                // Randomised, so that clients that were refused together do not retry together.
-                let seconds = ["1", "2", "3", "4", "5"][fastrand::usize(..5)];
-                set(&mut answer, header::RETRY_AFTER, seconds);
+                set(&mut answer, header::RETRY_AFTER, retry_after());
             }
             // A 426 names the protocol to upgrade to (RFC 9110, section 15.5.22).
             StatusCode::UPGRADE_REQUIRED => {
@@ -153,6 +156,11 @@ impl UpgradeRefusal {
         }
         answer
     }
+}
+
+/// Seconds, randomised so that clients that were refused together do not retry together.
+pub fn retry_after() -> &'static str {
+    ["1", "2", "3", "4", "5"][fastrand::usize(..5)]
 }
 
 fn answer((status, message, detail): Parts) -> Answer {

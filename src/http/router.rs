@@ -14,8 +14,8 @@ use super::Http;
 use super::headers::only;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
-use super::rest;
 use super::upgrade::{self, PendingUpgrade};
+use super::{messages, rest};
 use crate::config::SessionIdFormat;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
 use crate::protocol::resume::Resume;
@@ -38,6 +38,9 @@ enum Route<'a> {
     Ready,
     Metrics,
     ConnectionStatus {
+        session_id: &'a str,
+    },
+    Messages {
         session_id: &'a str,
     },
     WebSocket {
@@ -68,6 +71,9 @@ impl<'a> Route<'a> {
             (ListenerKind::Public, ["health"]) => Some(Self::Health),
             (ListenerKind::Public, ["api", "session", session_id, "connection-status"]) => {
                 Some(Self::ConnectionStatus { session_id })
+            }
+            (ListenerKind::Public, ["api", "session", session_id, "messages"]) => {
+                Some(Self::Messages { session_id })
             }
             (ListenerKind::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
                 session_id,
@@ -141,6 +147,10 @@ async fn dispatch(
             Some(session_id) => rest::connection_status(http, &session_id).await,
             None => RequestRefusal::SessionId.answer(&http.metrics),
         },
+        Route::Messages { session_id } => match parse_session(http, session_id) {
+            Some(session_id) => messages::messages(http, &session_id, request.uri().query()).await,
+            None => RequestRefusal::SessionId.answer(&http.metrics),
+        },
         Route::WebSocket {
             session_id,
             user_id,
@@ -198,6 +208,8 @@ mod tests {
             "/ws/s/u/t/",
             "/ws////",
             "/api/session/s/connection-status/",
+            "/api/session/s/messages",
+            "/api/session/s/messages/",
         ] {
             assert!(is_route(path), "{path}");
         }

@@ -41,6 +41,7 @@ pub struct HistoryMetrics {
     resumes: Family<Outcome, Count>,
     replayed: Count,
     log_reads: Latency,
+    pub messages_left_out: Count,
     pub recent_log_bytes: Level,
     pub recent_log_age: Level,
     pub duplicates_skipped: Count,
@@ -64,6 +65,7 @@ impl Default for HistoryMetrics {
             resumes,
             replayed: Count::default(),
             log_reads: latency(),
+            messages_left_out: Count::default(),
             recent_log_bytes: Level::default(),
             recent_log_age: Level::default(),
             duplicates_skipped: Count::default(),
@@ -89,6 +91,11 @@ impl HistoryMetrics {
             "log_read_seconds",
             "Time of one pass over older records of the log, for all clients that waited for it",
             self.log_reads.clone(),
+        );
+        registry.register(
+            "messages_left_out",
+            "Payloads that are not one JSON value, left out of messages loaded over HTTP",
+            self.messages_left_out.clone(),
         );
         registry.register(
             "recent_log_bytes",

@@ -13,6 +13,7 @@ pub enum RequestRefusal {
     NotFound,
     Method,
     SessionId,
+    Limit,
 }
 
 /// Why a WebSocket upgrade is refused, in the order of the checks.
@@ -34,13 +35,14 @@ pub enum UpgradeRefusal {
 }
 
 impl RequestRefusal {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AmbiguousLength,
         Self::UriTooLong,
         Self::Host,
         Self::NotFound,
         Self::Method,
         Self::SessionId,
+        Self::Limit,
     ];
 
     /// The label in `livechat_requests_refused_total`.
@@ -52,6 +54,7 @@ impl RequestRefusal {
             Self::NotFound => "not_found",
             Self::Method => "method",
             Self::SessionId => "session_id",
+            Self::Limit => "limit",
         }
     }
 }

@@ -37,27 +37,20 @@ pub enum Asked {
 impl Resume {
     /// Reads `since`, `since_time` and `rewind` from a query; others are ignored. `since` wins over `rewind`.
     pub fn of_query(query: &str) -> Option<Self> {
-        // A plus sign is meant as such: time zones have one.
-        let value = |name: &str| {
-            let mut pairs = query
-                .split('&')
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            let (_, value) = pairs.find(|(key, _)| *key == name)?;
-            Some(
-                percent_decode_str(value)
-                    .decode_utf8()
-                    .unwrap_or_default()
-                    .into_owned(),
-            )
-        };
-        if let Some(since) = value("since") {
-            return Some(Self::since(since, value("since_time").as_deref()));
+        if let Some(since) = Self::since_of_query(query) {
+            return Some(since);
         }
-        let rewind = value("rewind")?;
+        let rewind = query_value(query, "rewind")?;
         Some(match rewind.parse() {
             Ok(count @ 1..=MAX_REWIND) => Self::Rewind(count),
             _ => Self::Invalid(Asked::BadRewind(shortened(rewind))),
         })
+    }
+
+    /// Reads only `since` and `since_time`.
+    pub fn since_of_query(query: &str) -> Option<Self> {
+        let since = query_value(query, "since")?;
+        Some(Self::since(since, query_value(query, "since_time").as_deref()))
     }
 
     /// See [`Resume::of_query`].
@@ -83,6 +76,17 @@ impl Resume {
             Self::Invalid(asked) => asked.clone(),
         }
     }
+}
+
+/// The first value of a name in a query.
+pub fn query_value(query: &str, name: &str) -> Option<String> {
+    let mut pairs = query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.find(|(key, _)| *key == name)?;
+    // A plus sign is meant as such: time zones have one.
+    let value = percent_decode_str(value).decode_utf8();
+    Some(value.unwrap_or_default().into_owned())
 }
 
 fn shortened(mut text: String) -> String {

@@ -1,0 +1,218 @@
+//! Pages of a session's records, for clients that load messages over HTTP.
+//!
+//! The records after a cursor are in an order that is the same on all nodes, so that a client may ask another node for
+//! each page: those of the session's own partition by offset, all others by timestamp, partition and offset.
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+
+use super::range::{Limits, NotHere, position_of};
+use super::recent_log::RecentLog;
+use crate::protocol::cursor::{Cursor, Mark, Position};
+use crate::protocol::frame;
+use crate::protocol::record::Converter;
+use crate::protocol::resume::Resume;
+
+/// Messages of a session, the oldest first.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// The frames' payloads, each one JSON value.
+    pub payloads: Vec<Bytes>,
+    /// How many payloads were left out, as they are not one JSON value.
+    pub left_out: u64,
+    /// Whether there are more: newer ones, or older ones on a page of the last messages.
+    pub has_more: bool,
+    /// Where the page ends; `None` while the log is not known.
+    pub cursor: Option<String>,
+    bytes: usize,
+}
+
+impl Page {
+    /// Nothing, and where live messages begin.
+    pub fn empty(cursor: Option<String>) -> Self {
+        Self {
+            cursor,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a payload; false if the page is full.
+    pub fn add(&mut self, payload: Bytes, limits: &Limits) -> bool {
+        if self.payloads.len() == limits.messages {
+            return false;
+        }
+        if serde_json::from_slice::<IgnoredAny>(&payload).is_err() {
+            self.left_out += 1;
+            return true;
+        }
+        // With the comma. The first one is never too large, or a client would not get past it.
+        let bytes = self.bytes + payload.len() + 1;
+        if bytes > limits.bytes && !self.payloads.is_empty() {
+            return false;
+        }
+        self.bytes = bytes;
+        self.payloads.push(payload);
+        true
+    }
+}
+
+/// A record of the recent log.
+#[derive(Clone, Copy)]
+struct Record {
+    position: u64,
+    mark: Mark,
+}
+
+/// The first records of a session that follow what a client has.
+pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits) -> Result<Page, NotHere> {
+    let since = position_of(log, session_id, since)?;
+    // Before the search: what is settled then has been found.
+    let settled = log.settled_until();
+    let (log_id, end) = (log.lock().log(), log.end_position());
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    walk(log, session_id, |record| {
+        let Mark {
+            time,
+            partition,
+            offset,
+        } = record.mark;
+        if record.position < end && since.is_before(partition, offset, time) {
+            let is_own = partition == since.partition;
+            if is_own { &mut own } else { &mut others }.push(record);
+        }
+        true
+    });
+    {
+        let state = log.lock();
+        if state.log() != log_id {
+            return Err(NotHere::Ahead);
+        }
+        if !state.covers(&since) {
+            return Err(NotHere::Older);
+        }
+    }
+    own.reverse();
+    others.sort_unstable_by_key(|record| record.mark);
+
+    let (mut page, mut reached) = (Page::default(), since);
+    let mut converter = Converter::default();
+    for record in merge(own, others) {
+        let payload = payload(log, &mut converter, record.position).ok_or(NotHere::Older)?;
+        if payload.is_some_and(|payload| !page.add(payload, limits)) {
+            page.has_more = true;
+            break;
+        }
+        if record.mark.partition == since.partition {
+            reached.offset = record.mark.offset + 1;
+        } else {
+            reached.passed = Some(record.mark);
+        }
+    }
+    // Records of other partitions may come late. Pages go on without them, and the last one's cursor goes back to where
+    // the first of these pages may have missed some.
+    let go_back = since.passed.filter(|passed| since.time < passed.time);
+    let go_back = go_back.map_or(i64::MAX, |_| since.time);
+    page.cursor = if page.has_more {
+        if let Some(passed) = reached.passed {
+            reached.time = passed.time.min(settled).min(go_back);
+        }
+        let cursor = Cursor {
+            log: log_id,
+            position: reached,
+        };
+        Some(cursor.encode())
+    } else {
+        log.cursor_at(session_id, end).map(|cursor| {
+            let time = cursor.position.time.min(go_back);
+            let position = Position {
+                time,
+                ..cursor.position
+            };
+            Cursor { position, ..cursor }.encode()
+        })
+    };
+    Ok(page)
+}
+
+/// The last records of a session; `now` in milliseconds since 1970.
+pub fn last(log: &RecentLog, session_id: &str, limits: &Limits, now: i64) -> Result<Page, NotHere> {
+    if log.lock().log() == 0 {
+        return Err(NotHere::Ahead);
+    }
+    let end = log.end_position();
+    let mut converter = Converter::default();
+    let mut wanted = limits.messages + 1;
+    loop {
+        let mut records = Vec::new();
+        walk(log, session_id, |record| {
+            if record.position < end {
+                records.push(record.position);
+            }
+            records.len() < wanted
+        });
+        let mut page = Page::default();
+        for &position in &records {
+            let payload = payload(log, &mut converter, position).ok_or(NotHere::Older)?;
+            if payload.is_some_and(|payload| !page.add(payload, limits)) {
+                page.has_more = true;
+                break;
+            }
+        }
+        if !page.has_more && records.len() == wanted {
+            // Some were left out.
+            wanted *= 4;
+            continue;
+        }
+        if !page.has_more && log.lock().complete_since() > now - limits.window_ms {
+            if page.payloads.len() < limits.messages {
+                return Err(NotHere::Older);
+            }
+            page.has_more = true;
+        }
+        page.payloads.reverse();
+        page.cursor = log.cursor(session_id, end);
+        return Ok(page);
+    }
+}
+
+/// Calls `visit` with a session's records, the newest first, until it returns false. The lock that delivery needs is
+/// released from time to time.
+fn walk(log: &RecentLog, session_id: &str, mut visit: impl FnMut(Record) -> bool) {
+    let hash = log.hash_of(session_id);
+    let mut from = None;
+    loop {
+        from = log
+            .lock()
+            .search_from(from, session_id, hash, 0, |position, entry| {
+                let mark = Mark {
+                    time: entry.time,
+                    partition: entry.partition,
+                    offset: entry.offset,
+                };
+                visit(Record { position, mark })
+            });
+        if from.is_none() {
+            return;
+        }
+    }
+}
+
+/// Both in their order, the earlier one first.
+fn merge(own: Vec<Record>, others: Vec<Record>) -> impl Iterator<Item = Record> {
+    let (mut own, mut others) = (own.into_iter().peekable(), others.into_iter().peekable());
+    std::iter::from_fn(move || match (own.peek(), others.peek()) {
+        (Some(first), Some(other)) if other.mark.time < first.mark.time => others.next(),
+        (Some(_), _) => own.next(),
+        (None, _) => others.next(),
+    })
+}
+
+/// The payload of a record as it was delivered: `None` if it is no longer here, `Some(None)` if it was passed over.
+fn payload(log: &RecentLog, converter: &mut Converter, position: u64) -> Option<Option<Bytes>> {
+    let (entry, bytes) = log.lock().bytes(position)?;
+    if entry.is_legacy {
+        let converted = converter.message(&bytes, |_| true).ok().flatten();
+        return Some(converted.map(|(_, payload)| payload.into()));
+    }
+    Some(Some(bytes.slice_ref(frame::payload(&bytes))))
+}
