@@ -11,17 +11,21 @@
 //! 2. [`Chat::send`]: give each request an id, and expect its answer.
 //! 3. [`Chat::show`] what arrives, whatever its type (in `show.rs`).
 //! 4. After a loss come back, with back-off and jitter ([`Backoff`]), unless told to stay away ([`may_return`]).
-//! 5. [`leave`] with close code 1000, once every request has its answer.
+//! 5. Say what you have ([`Have`]), so that you get what you have missed; then send again what had no answer
+//!    ([`Chat::unanswered`]).
+//! 6. [`leave`] with close code 1000, once every request has its answer.
 
+mod have;
 mod retry;
 mod show;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
 use std::time::Duration;
 
 use clap::{Command, arg};
 use futures_util::{SinkExt, StreamExt};
+use have::Have;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use retry::{Backoff, may_return};
 use serde_json::{Value, json};
@@ -67,8 +71,10 @@ async fn main() {
     let mut lines = read_stdin();
     let mut backoff = Backoff::default();
     let status = loop {
+        let wanted = format!("{url}{}", chat.have.query());
+        chat.is_resuming = chat.have.is_something();
         let connected = tokio::select! {
-            connected = connect(&url) => connected,
+            connected = connect(&wanted) => connected,
             _ = tokio::signal::ctrl_c() => break 1,
         };
         let end = match connected {
@@ -83,17 +89,8 @@ async fn main() {
             }
             Err(end) => end,
         };
-        // Were they stored? Only the log knows: whoever sends them again gives the same client_message_id.
-        let unanswered: Vec<Request> = chat.open.drain().map(|(_, request)| request).collect();
-        for request in &unanswered {
-            notice(&format!(
-                "no answer, may or may not have arrived: {}",
-                request.line
-            ));
-        }
-        chat.own.clear();
         match end {
-            End::Done => break i32::from(!unanswered.is_empty()),
+            End::Done => break i32::from(!chat.open.is_empty()),
             End::Refused(why) => {
                 notice(&why);
                 break 1;
@@ -113,6 +110,12 @@ async fn main() {
             }
         }
     };
+    for request in chat.open.values() {
+        notice(&format!(
+            "no answer, may or may not have arrived: {}",
+            request.line
+        ));
+    }
     // Not a return: the thread that reads stdin may be waiting for a line.
     std::process::exit(status);
 }
@@ -156,7 +159,14 @@ async fn converse(mut socket: Socket, chat: &mut Chat, lines: &mut mpsc::Receive
             received = socket.next() => {
                 (heard, asked) = (Instant::now(), false);
                 match received {
-                    Some(Ok(Message::Text(frame))) => chat.show(frame.as_str()),
+                    Some(Ok(Message::Text(frame))) => {
+                        chat.show(frame.as_str());
+                        for again in chat.unanswered() {
+                            if let Err(error) = socket.send(Message::text(again)).await {
+                                return End::Lost(format!("connection lost: {error}"), None);
+                            }
+                        }
+                    }
                     Some(Ok(Message::Close(frame))) => {
                         let (code, reason) = frame.map_or((1005, String::new()), |f| (f.code.into(), f.reason.to_string()));
                         let why = format!("the server closed: {code} {reason}");
@@ -222,6 +232,7 @@ struct Request {
     /// As it was typed.
     line: String,
     client_message_id: String,
+    frame: String,
 }
 
 /// What this side of the conversation knows.
@@ -229,8 +240,13 @@ struct Request {
 struct Chat {
     user: String,
     json: bool,
-    /// Requests without an answer yet, by `request_id`.
-    open: HashMap<String, Request>,
+    have: Have,
+    /// What was missed is not all here yet.
+    is_resuming: bool,
+    /// Requests without an answer are to be sent again.
+    send_again: bool,
+    /// Requests without an answer yet, by the number in their `request_id`.
+    open: BTreeMap<u32, Request>,
     /// Own messages, by `client_message_id`, that have not come back as `new_message`: before or after the answer.
     own: HashSet<String>,
     last_id: u32,
@@ -274,13 +290,23 @@ impl Chat {
         }
         let frame = json!({"type": kind, "data": data, "request_id": request_id});
         self.open.insert(
-            request_id,
+            self.last_id,
             Request {
                 line: line.to_owned(),
                 client_message_id,
+                frame: frame.to_string(),
             },
         );
         frame
+    }
+
+    /// After coming back, once what was missed is here: what still has no answer, to be sent again. A message keeps its
+    /// `client_message_id`, by which everyone recognizes it.
+    fn unanswered(&mut self) -> Vec<String> {
+        if !std::mem::take(&mut self.send_again) {
+            return Vec::new();
+        }
+        self.open.values().map(|request| request.frame.clone()).collect()
     }
 }
 

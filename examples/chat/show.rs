@@ -13,14 +13,43 @@ impl Chat {
             return notice(&format!("not JSON: {frame}"));
         };
         let data = &value["data"];
-        let asked = value["request_id"].as_str().and_then(|id| self.open.remove(id));
+        let number = value["request_id"]
+            .as_str()
+            .and_then(|id| id.strip_prefix('r')?.parse().ok());
+        let asked = number.and_then(|number: u32| self.open.remove(&number));
         match (value["type"].as_str(), &asked) {
-            (Some("new_message"), _) => self
-                .own
-                .remove(data["client_message_id"].as_str().unwrap_or_default()),
-            (Some("error"), Some(request)) => self.own.remove(&request.client_message_id),
-            _ => false,
-        };
+            (Some("new_message"), _) => {
+                let own = data["client_message_id"].as_str().unwrap_or_default();
+                self.own.remove(own);
+                if self.is_resuming {
+                    // It got through, but its answer was lost.
+                    self.open
+                        .retain(|_, request| own.is_empty() || request.client_message_id != own);
+                }
+                if !self.have.message(data) {
+                    return;
+                }
+            }
+            (Some("error"), Some(request)) => drop(self.own.remove(&request.client_message_id)),
+            (Some("connection_established"), _) if !self.is_resuming => {
+                self.have.cursor(data);
+                self.send_again = true;
+            }
+            (Some("resumed"), _) => {
+                if data["recovered"] == false {
+                    let reason = text(&data["reason"]);
+                    notice(&format!("messages may be missing here: {reason}"));
+                    // They may not come any more.
+                    let open = &self.open;
+                    self.own
+                        .retain(|own| open.values().any(|request| request.client_message_id == *own));
+                }
+                self.have.cursor(data);
+                (self.is_resuming, self.send_again) = (false, true);
+            }
+            (Some("pong"), _) => self.have.cursor(data),
+            _ => {}
+        }
         if self.json {
             return print(frame);
         }
@@ -48,7 +77,7 @@ impl Chat {
             "connection_status_update" => self.show_status(&at, data),
             "session_joined" => print(&format!("{at} * joined {}", text(&data["session_id"]))),
             // The message itself comes as `new_message`, in its place among the others.
-            "message_sent" | "pong" => {}
+            "message_sent" | "pong" | "resumed" => {}
             "error" => {
                 let again = if data["retryable"] == true {
                     " (try again)"

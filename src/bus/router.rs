@@ -355,8 +355,7 @@ mod tests {
     use super::*;
     use crate::fanout::backend::RingInUse;
     use crate::protocol::ids::UserType;
-    use crate::session::testing::members;
-    use crate::writer::Start;
+    use crate::session::testing::{Start, members};
 
     fn router(
         registry: &Arc<Registry>,

@@ -197,8 +197,7 @@ impl RecentLog {
 
     /// Whether a record with this timestamp may be in the log, and not read yet.
     pub fn may_not_have_read(&self, time: i64) -> bool {
-        let read_until = self.read_until.load(Ordering::Relaxed).min(clock::unix_ms());
-        time >= read_until.saturating_sub(CLOCK_SKEW_MS)
+        time >= self.settled_until()
     }
 
     /// Whether everything that was written before this time has been read, as far as clocks agree.
@@ -295,7 +294,7 @@ impl RecentLog {
         })
     }
 
-    /// Records of other partitions with an earlier timestamp have all been read, in milliseconds since 1970.
+    /// Records with an earlier timestamp have all been read, in milliseconds since 1970.
     pub(super) fn settled_until(&self) -> i64 {
         let read_until = self.read_until.load(Ordering::Relaxed).min(clock::unix_ms());
         read_until.saturating_sub(CLOCK_SKEW_MS)

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use super::Member;
 use crate::metrics::Metrics;
 use crate::protocol::ids::UserId;
+pub use crate::writer::Start;
 use crate::writer::WriterContext;
 pub use crate::writer::testing::context;
 use crate::writer::testing::writers;

@@ -6,6 +6,7 @@
 
 mod closing;
 mod resuming;
+mod sweeping;
 
 pub use closing::ClosingWriters;
 pub use resuming::{Pulled, Replay, SentUpTo, Start};
@@ -27,7 +28,6 @@ use super::chunk::Chunk;
 use super::kernel;
 use super::liveness::Liveness;
 use super::write_queue::{QueueLimits, WriteQueue};
-use crate::clock;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
@@ -371,53 +371,6 @@ impl ConnectionWriter {
         // The flag is rarely set, and a load does not invalidate the cache line as a store would.
         if self.awaiting_pong.load(Ordering::Relaxed) {
             self.awaiting_pong.store(false, Ordering::Relaxed);
-        }
-    }
-
-    /// Periodic work: sends pings, and closes a connection whose client doesn't answer, read or close.
-    pub fn sweep(self: &Arc<Self>) {
-        let state = self.state.lock();
-        match state.phase {
-            Phase::Open => self.check_liveness(state),
-            Phase::Closing { since, .. } if clock::since(since) > CLOSE_TIMEOUT => {
-                drop(state);
-                self.abort();
-            }
-            Phase::Closing { .. } | Phase::Dead => {}
-        }
-    }
-
-    fn check_liveness(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        let is_awaiting = self.awaiting_pong.load(Ordering::Relaxed);
-        let is_behind = !state.write_queue.is_empty();
-        if is_awaiting || is_behind {
-            state.liveness.update(kernel::stream(self.socket()));
-        }
-        // The queue shrinks in large steps, since the kernel accepts more only in large steps.
-        let stalled = state
-            .write_queue
-            .stalled_for()
-            .min(state.liveness.unacknowledged_for());
-        if is_behind && stalled > self.context.queue.send_timeout {
-            drop(state);
-            let reason = "no progress within the send timeout";
-            self.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
-        } else if is_awaiting {
-            let silent = state
-                .liveness
-                .silent_for()
-                .min(state.write_queue.since_progress());
-            // For a ping that has not been written yet, the send timeout applies.
-            if !state.write_queue.has_ping() && silent > self.context.pong_timeout {
-                drop(state);
-                self.close(CloseCode::NoPong, "no pong in time", BacklogPolicy::Discard);
-            }
-        } else if state.liveness.is_ping_due(self.context.ping_interval) {
-            state.liveness.ping_requested();
-            state.write_queue.set_ping();
-            // Before writing: the pong may arrive before the write returns.
-            self.awaiting_pong.store(true, Ordering::Relaxed);
-            self.flush_or_spawn(state);
         }
     }
 

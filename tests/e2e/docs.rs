@@ -373,6 +373,19 @@ async fn docs_frames_are_those_of_a_running_server() {
         }
         seen.insert(kind);
     }
+    // Those of clients that come back.
+    let id = alice
+        .log
+        .iter()
+        .find_map(|frame| frame["data"]["message_id"].as_str());
+    let id = id.expect("a message");
+    for query in [format!("since={id}"), "since=".to_owned(), "rewind=20".to_owned()] {
+        let mut back = crate::resume::open(&server, "demo", "alice", &query).await;
+        let resumed = back.next("resumed").await;
+        let greeting = json!({"type": "connection_established", "success": true, "data": back.greeting});
+        assert_documented(&documented, &greeting);
+        assert_documented(&documented, &resumed);
+    }
     let expected = [
         "connection_established",
         "connection_status_update",

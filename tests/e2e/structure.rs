@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules by layers, the lowest first. A module uses those of lower layers, and in its own layer those that are
 /// listed before it.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &[
         "clock",
         "error",
@@ -19,6 +19,7 @@ const FLOORS: [&[&str]; 9] = [
         "metrics",
     ],
     &["writer"],
+    &["history"],
     &["session"],
     &["fanout"],
     &["bus"],
@@ -29,13 +30,17 @@ const FLOORS: [&[&str]; 9] = [
 ];
 
 /// A module, and what its code must not use in addition to the layers above it.
-const NEVER_USES: [(&str, &[&str]); 9] = [
+const NEVER_USES: [(&str, &[&str]); 10] = [
     (
         "protocol",
         &["hyper", "fastwebsockets", "rdkafka", "redis", "tokio"],
     ),
     (
         "writer",
+        &["hyper", "hyper_util", "fastwebsockets", "rdkafka", "redis"],
+    ),
+    (
+        "history",
         &["hyper", "hyper_util", "fastwebsockets", "rdkafka", "redis"],
     ),
     (
