@@ -72,7 +72,7 @@ async fn main() {
     let mut backoff = Backoff::default();
     let status = loop {
         let wanted = format!("{url}{}", chat.have.query());
-        chat.is_resuming = chat.have.is_something();
+        (chat.is_resuming, chat.is_ready) = (chat.have.is_something(), false);
         let connected = tokio::select! {
             connected = connect(&wanted) => connected,
             _ = tokio::signal::ctrl_c() => break 1,
@@ -179,7 +179,7 @@ async fn converse(mut socket: Socket, chat: &mut Chat, lines: &mut mpsc::Receive
                     None => return End::Lost("connection lost".to_owned(), None),
                 }
             }
-            line = lines.recv(), if deadline.is_none() => {
+            line = lines.recv(), if chat.is_ready && deadline.is_none() => {
                 let sent = match line.as_deref().map(str::trim) {
                     None | Some("/quit") => {
                         chat.leaving = true;
@@ -245,6 +245,8 @@ struct Chat {
     is_resuming: bool,
     /// Requests without an answer are to be sent again.
     send_again: bool,
+    /// They have been, and what is typed may follow.
+    is_ready: bool,
     /// Requests without an answer yet, by the number in their `request_id`.
     open: BTreeMap<u32, Request>,
     /// Own messages, by `client_message_id`, that have not come back as `new_message`: before or after the answer.
@@ -306,6 +308,7 @@ impl Chat {
         if !std::mem::take(&mut self.send_again) {
             return Vec::new();
         }
+        self.is_ready = true;
         self.open.values().map(|request| request.frame.clone()).collect()
     }
 }

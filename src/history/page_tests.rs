@@ -72,6 +72,7 @@ proptest! {
             let page = page::after(&model.log, &session, &resume, &limits(limit)).unwrap();
             prop_assert!(page.payloads.len() == limit || !page.has_more && page.payloads.len() < limit);
             got.extend(texts(&page));
+            prop_assert!(got.len() <= model.records.len(), "some come twice");
             resume = resume_at(&page);
             if !page.has_more { break; }
             if let Some((partition, is_native)) = later.next() {
