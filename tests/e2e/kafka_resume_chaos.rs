@@ -54,6 +54,7 @@ struct World {
     sessions: Vec<String>,
     deliveries: AtomicU64,
     is_over: AtomicBool,
+    has_ended: AtomicBool,
 }
 
 /// One client over all its connections.
@@ -199,6 +200,9 @@ fn write(world: &World, brokers: &str, topic: &str) -> u64 {
             while let Err((error, refused)) = producer.send(record) {
                 assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull));
                 producer.poll(Duration::from_millis(100));
+                if world.has_ended.load(Ordering::Relaxed) {
+                    return number;
+                }
                 record = refused;
             }
         }
@@ -209,6 +213,16 @@ fn write(world: &World, brokers: &str, topic: &str) -> u64 {
     number
 }
 
+/// Ends the world when the test ends, also by a failure: its tasks would never end by themselves.
+struct EndOfWorld(Arc<World>);
+
+impl Drop for EndOfWorld {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
+        self.0.has_ended.store(true, Ordering::Relaxed);
+    }
+}
+
 async fn chaos(seed: u64, deliveries: u64) {
     let broker = PrivateBroker::started();
     let topics = Topics::on(&broker.kafka());
@@ -217,7 +231,9 @@ async fn chaos(seed: u64, deliveries: u64) {
         sessions: (0..SESSIONS).map(|_| unique("session")).collect(),
         deliveries: AtomicU64::new(0),
         is_over: AtomicBool::new(false),
+        has_ended: AtomicBool::new(false),
     });
+    let _end = EndOfWorld(Arc::clone(&world));
     // A broker that restarts on a busy machine is away for long.
     let node = |name: &str| {
         let node = topics.node(name).env("DRAIN_TIMEOUT", "1s");
