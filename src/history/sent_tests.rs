@@ -50,7 +50,8 @@ proptest! {
             let message = if is_of_node { Sent::now() } else { message(number) };
             let known = table.read(record, || message.clone());
             forgotten += known.forgotten;
-            if forgotten == 0 {
+            // What went when it was too old may be in its window again for a record with an earlier timestamp.
+            if table.first == first {
                 let (first, is_repeat) = model.read(record, message);
                 prop_assert_eq!((&known.first, known.is_repeat), (&first, is_repeat));
                 prop_assert_eq!(table.find(record.key, now).is_some(), true);
@@ -61,7 +62,7 @@ proptest! {
             prop_assert!(memory <= bytes.max(700), "{memory} of {bytes}");
         }
         if bytes == 1 << 20 {
-            prop_assert_eq!(forgotten, 0);
+            prop_assert_eq!((forgotten, table.first), (0, first));
         }
     }
 }
