@@ -96,12 +96,14 @@ fn handshake_is_followed_by_the_greeting_first() {
             let mut ws = RawWs::connect_path(server.http_addr(), &format!("/ws/{id}/{id}/{user_type}"));
             let mut greeting = ws.read_json();
             assert!(is_utc(&greeting["data"]["timestamp"].take()));
+            assert!(greeting["data"]["cursor"].take().is_string());
             let data = json!({
                 "session_id": meaning,
                 "user_id": meaning,
                 "user_type": user_type,
                 "timestamp": null,
                 "message": "Successfully connected to chat session",
+                "cursor": null,
             });
             assert_eq!(
                 greeting,
