@@ -23,6 +23,9 @@ use crate::writer::{ConnectionWriter, SentUpTo};
 /// How often to look whether this node has read as far as a client that was connected to another one.
 pub(super) const RECHECK: Duration = Duration::from_millis(50);
 
+/// How often to look whether a batch was delivered.
+const DELIVERY: Duration = Duration::from_millis(1);
+
 /// Limits of a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct ResumeLimits {
@@ -108,9 +111,11 @@ impl Chat {
             start,
         };
         match resuming.find() {
-            Found::Range(range) => resuming.begin(Ok((VecDeque::new(), range)), Source::Memory),
+            Found::Range(range) if resuming.may_begin(&range) => {
+                resuming.begin(Ok((VecDeque::new(), range)), Source::Memory);
+            }
             Found::Refused(why) => resuming.begin(Err(why), Source::Memory),
-            Found::Ahead | Found::Older => drop(tokio::spawn(resuming.wait())),
+            Found::Range(_) | Found::Ahead | Found::Older => drop(tokio::spawn(resuming.wait())),
         }
     }
 }
@@ -174,12 +179,23 @@ impl Resuming {
         )
     }
 
+    /// Whether what the client has was delivered here, too: once a replay has ended, nothing drops it any more.
+    fn may_begin(&self, range: &Range) -> bool {
+        range.live_until <= self.history.delivered_end()
+    }
+
     /// Waits until this node has read as far as the client has.
     async fn wait(self) {
         let until = Instant::now() + self.limits.timeout;
         loop {
             let refusal = match self.find() {
-                Found::Range(range) => return self.begin(Ok((VecDeque::new(), range)), Source::Memory),
+                Found::Range(range) if self.may_begin(&range) => {
+                    return self.begin(Ok((VecDeque::new(), range)), Source::Memory);
+                }
+                Found::Range(_) => {
+                    tokio::time::sleep(DELIVERY).await;
+                    continue;
+                }
                 Found::Refused(why) => return self.begin(Err(why), Source::Memory),
                 Found::Older => {
                     let answer = self

@@ -60,6 +60,9 @@ pub struct Range {
     pub positions: Vec<u64>,
     /// What the client has got already; live records before it are not sent again.
     pub after: Option<Position>,
+    /// Live records before this position include some that the client has. The replay drops them, so it must not end
+    /// before they were delivered; 0: there are none.
+    pub live_until: u64,
 }
 
 /// The records of a session before the position `end` that follow what the client has; `now` in milliseconds since 1970.
@@ -106,12 +109,17 @@ fn position_of_cursor(log: &RecentLog, cursor: &Cursor) -> Result<Position, NotH
 /// The records that follow a position.
 fn after(log: &RecentLog, session_id: &str, position: Position, end: u64, limits: &Limits) -> Found {
     let mut count = Counted::new(limits);
+    let mut live_until = 0;
     let state = log.lock();
     if !state.covers(&position) {
         return Found::Older;
     }
     let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
-        if at >= end || !position.is_before(entry.partition, entry.offset, entry.time) {
+        let follows = position.is_before(entry.partition, entry.offset, entry.time);
+        if at >= end && !follows {
+            live_until = live_until.max(at + 1);
+        }
+        if at >= end || !follows {
             return true;
         }
         count.add(at, entry.len())
@@ -123,6 +131,7 @@ fn after(log: &RecentLog, session_id: &str, position: Position, end: u64, limits
         Found::Range(Range {
             positions: count.into_positions(),
             after: Some(position),
+            live_until,
         })
     } else {
         Found::Older
@@ -198,6 +207,7 @@ fn last(log: &RecentLog, session_id: &str, count: usize, end: u64, limits: &Limi
         Found::Range(Range {
             positions: counted.into_positions(),
             after: None,
+            live_until: 0,
         })
     } else {
         Found::Older

@@ -304,3 +304,22 @@ fn before_it_is_known_how_far_a_node_has_read_it_may_not_have_read_anything() {
     assert!(log.may_not_have_read(100_000 - CLOCK_SKEW_MS));
     assert!(!log.may_not_have_read(99_999 - CLOCK_SKEW_MS));
 }
+
+/// A client has what is still being delivered here: it was on another node, or loaded it over HTTP.
+#[test]
+fn live_records_that_a_client_has_must_be_delivered_before_its_replay_ends() {
+    let mut model = Model::new(1 << 20, 1);
+    for _ in 0..4 {
+        model.append("s", 0, 0, 10, Form::Native);
+    }
+    let live_until = |id: &str, start| {
+        let resume = Resume::since(id.to_owned(), None);
+        match find(&model.log, "s", &resume, start, &LIMITS, model.now) {
+            Found::Range(range) => (range.positions, range.live_until),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(live_until("m2", 2), (vec![], 3));
+    assert_eq!(live_until("m1", 2), (vec![], 0));
+    assert_eq!(live_until("m0", 3), (vec![1, 2], 0));
+}
