@@ -5,6 +5,8 @@
 //! append is one copy and one write to a table of fixed size, and nothing has to be removed from the table when old
 //! segments are reused.
 
+mod retention;
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -22,8 +24,6 @@ use crate::protocol::cursor::{Cursor, Position};
 /// Segments are this large, or a sixteenth of the log if that is less.
 const SEGMENT_BYTES: usize = 1 << 20;
 const MIN_SEGMENT_BYTES: usize = 16 << 10;
-/// An entry has room for every so many bytes of a segment, so that small records do not need more memory.
-const BYTES_PER_ENTRY: usize = 192;
 /// A bucket has room for every so many bytes of the log.
 const BYTES_PER_BUCKET: usize = 512;
 const MIN_BUCKETS: usize = 64;
@@ -57,6 +57,8 @@ pub(super) struct State {
     segments: VecDeque<Segment>,
     /// Dropped segments whose bytes readers may still hold; they count as memory.
     released: Vec<Segment>,
+    /// Empty segments, ready for use.
+    spare: Vec<Segment>,
     /// The position of the last entry of each bucket.
     buckets: Vec<u64>,
     /// The position of the first entry that is still here.
@@ -100,6 +102,7 @@ impl RecentLog {
             state: Mutex::new(State {
                 segments: VecDeque::new(),
                 released: Vec::new(),
+                spare: Vec::new(),
                 buckets: vec![NONE; buckets],
                 first: 0,
                 partitions: Vec::new(),
@@ -330,31 +333,6 @@ impl RecentLog {
     pub(super) fn hash_of(&self, session_id: &str) -> u64 {
         self.hash(session_id)
     }
-
-    /// Starts a segment, and drops the oldest ones to keep within the limit.
-    fn add_segment(&self, state: &mut State, position: u64, record: &LogRecord<'_>) {
-        let needed = record.session_id.len() + record.value.len() + 16;
-        let bytes = self.segment_bytes.max(needed);
-        let entries = (bytes / BYTES_PER_ENTRY).max(1);
-        state.close_last();
-        let mut spare = state.take_released(bytes);
-        // What is being delivered stays.
-        let delivered = self.delivered.load(Ordering::Relaxed);
-        while spare.is_none()
-            && state.memory() + bytes + entries * size_of::<Entry>() > self.limit
-            && state
-                .segments
-                .front()
-                .is_some_and(|oldest| oldest.end() <= delivered)
-        {
-            state.drop_oldest();
-            spare = state.take_released(bytes);
-        }
-        let mut segment = spare.unwrap_or_else(|| Segment::new(0, bytes, entries));
-        segment.first = position;
-        state.segments.push_back(segment);
-        state.first = state.segments.front().map_or(position, |segment| segment.first);
-    }
 }
 
 impl State {
@@ -365,52 +343,6 @@ impl State {
             self.partitions.resize(at + 1, PartitionState::UNKNOWN);
         }
         self.partitions.get_mut(at)
-    }
-
-    fn memory(&self) -> usize {
-        let all = self.segments.iter().chain(&self.released);
-        self.buckets.len() * size_of::<u64>() + all.map(Segment::memory).sum::<usize>()
-    }
-
-    fn close_last(&mut self) {
-        let ends = self.partitions.iter().map(|partition| partition.next).collect();
-        if let Some(last) = self.segments.back_mut() {
-            last.ends = ends;
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        let Some(mut oldest) = self.segments.pop_front() else {
-            return;
-        };
-        for (known, &end) in self.partitions.iter_mut().zip(&oldest.ends) {
-            known.complete_from = known.complete_from.max(end);
-        }
-        self.complete_since = self.complete_since.max(oldest.newest.saturating_add(1));
-        oldest.clear();
-        self.released.push(oldest);
-    }
-
-    /// A dropped segment of this size whose bytes no reader holds; others of that kind are freed.
-    fn take_released(&mut self, bytes: usize) -> Option<Segment> {
-        let mut spare = None;
-        for mut segment in std::mem::take(&mut self.released) {
-            if !segment.clear() {
-                self.released.push(segment);
-            } else if spare.is_none() && segment.capacity() == bytes {
-                spare = Some(segment);
-            }
-        }
-        spare
-    }
-
-    /// Forgets all records.
-    fn forget(&mut self, end: u64) {
-        self.close_last();
-        while !self.segments.is_empty() {
-            self.drop_oldest();
-        }
-        self.first = end;
     }
 
     /// Calls `visit` with the session's records from `start` on, the newest first, until it returns false. False if

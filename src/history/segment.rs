@@ -22,7 +22,7 @@ pub struct LogRecord<'a> {
 }
 
 /// Where a record is, and which one of its bucket precedes it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Entry {
     /// The position of the previous entry in the same bucket.
     pub previous: u64,
@@ -70,10 +70,10 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub fn new(first: u64, bytes: usize, entries: usize) -> Self {
+    pub fn new(bytes: usize, entries: usize) -> Self {
         let open = BytesMut::with_capacity(bytes);
         Self {
-            first,
+            first: 0,
             entries: Vec::with_capacity(entries),
             pieces: Vec::new(),
             capacity: open.capacity(),
@@ -82,6 +82,15 @@ impl Segment {
             newest: i64::MIN,
             ends: Vec::new(),
         }
+    }
+
+    /// A segment whose memory has been written to.
+    pub fn touched(bytes: usize, entries: usize) -> Self {
+        let mut segment = Self::new(bytes, entries);
+        segment.open.resize(bytes, 1);
+        segment.entries.resize(entries, Entry::default());
+        segment.clear();
+        segment
     }
 
     /// Forgets all entries. False if readers still hold some of the bytes: the buffer can't be reused yet.

@@ -146,11 +146,15 @@ proptest! {
     #[test]
     fn a_replay_is_what_the_log_has(
         limit in 40_000usize..2_000_000,
+        is_reserved in any::<bool>(),
         partitions in 1i32..4,
         appends in prop::collection::vec((0u8..5, 0i32..4, 0i64..3, 0usize..3_000, any::<bool>(), any::<bool>()), 1..300),
         asked in prop::collection::vec((any::<prop::sample::Index>(), 0u8..3, any::<prop::sample::Index>()), 1..20),
     ) {
         let mut model = Model::new(limit, partitions);
+        if is_reserved {
+            model.log.reserve();
+        }
         let mut held = Vec::new();
         for (session, partition, hole, len, is_native, reads) in appends {
             let session = format!("s{session}");

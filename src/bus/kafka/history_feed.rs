@@ -178,6 +178,9 @@ impl HistoryFeed {
 
     /// Reads what was written lately, if that is to be done: `read` is called with each record, and whether it is kept.
     pub(super) fn fill(&self, shared: &Shared, mut read: impl FnMut(&BorrowedMessage<'_>, bool)) {
+        if !self.is_filled() {
+            self.log.reserve();
+        }
         let fills = std::mem::take(&mut *self.fills.lock());
         if !fills.is_empty() {
             let started = clock::unix_ms();
