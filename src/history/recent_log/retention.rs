@@ -7,6 +7,7 @@ use crate::history::segment::{Entry, LogRecord, Segment};
 
 /// An entry has room for every so many bytes of a segment, so that small records do not need more memory.
 const BYTES_PER_ENTRY: usize = 192;
+
 impl RecentLog {
     /// Takes all of the memory at once, so that delivery need not wait for the kernel to provide it page by page.
     pub fn reserve(&self) {
