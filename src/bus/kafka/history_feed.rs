@@ -174,6 +174,10 @@ impl HistoryFeed {
             self.log
                 .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
         }
+        // Not before the log is known: the first greetings would have no cursor.
+        if self.log.is_known() {
+            self.is_filled.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Reads what was written lately, if that is to be done: `read` is called with each record, and whether it is kept.
@@ -209,7 +213,6 @@ impl HistoryFeed {
                 self.log.set_complete_since(since);
             }
         }
-        self.is_filled.store(true, Ordering::Relaxed);
     }
 
     /// Reads the planned offsets; false if that took too long.
