@@ -68,6 +68,7 @@ impl Chat {
         let end = self.history.delivered_end();
         let frames = self
             .older()
+            .of_at_least(limits.messages + 1)
             .read(session_id, since.unwrap_or(&rewind), end, until)
             .await?;
         let mut page = Page::empty(self.history.cursor(session_id.as_str(), end));

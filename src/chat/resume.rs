@@ -23,6 +23,9 @@ use crate::writer::{ConnectionWriter, SentUpTo};
 /// How often to look whether this node has read as far as a client that was connected to another one.
 pub(super) const RECHECK: Duration = Duration::from_millis(50);
 
+/// How soon the log is read again for a message that was not there.
+const REREAD: Duration = Duration::from_secs(1);
+
 /// How often to look whether a batch was delivered.
 const DELIVERY: Duration = Duration::from_millis(1);
 
@@ -129,6 +132,12 @@ pub(super) struct Older {
 }
 
 impl Older {
+    /// With room for so many messages.
+    pub(super) fn of_at_least(mut self, messages: usize) -> Self {
+        self.limits.range.messages = self.limits.range.messages.max(messages);
+        self
+    }
+
     /// What follows in a session, up to the position `end` of the recent log.
     pub(super) async fn read(
         &self,
@@ -137,11 +146,12 @@ impl Older {
         end: u64,
         deadline: Instant,
     ) -> Answer {
+        let ends = self.history.offsets_at(session_id.as_str(), end);
         let (reply, answer) = oneshot::channel();
         self.bus.query_log(LogQuery {
             session_id: session_id.clone(),
             resume: resume.clone(),
-            ends: self.history.offsets_at(session_id.as_str(), end),
+            ends: ends.ok_or(NotResumed::Unavailable)?,
             limits: self.limits.range,
             deadline,
             reply: Box::new(move |answer| drop(reply.send(answer))),
@@ -167,16 +177,26 @@ struct Resuming {
 }
 
 impl Resuming {
+    /// The position from which on it gets records live.
+    fn start(&self) -> u64 {
+        self.history.live_start(self.start)
+    }
+
     fn find(&self) -> Found {
         let (session_id, limits) = (self.session_id.as_str(), &self.limits.range);
         find(
             &self.history,
             session_id,
             &self.resume,
-            self.start,
+            self.start(),
             limits,
             clock::unix_ms(),
         )
+    }
+
+    /// Whether this node may not have read the client's message yet.
+    fn may_come(&self) -> bool {
+        matches!(self.resume, Resume::Message { time: Some(time), .. } if self.history.may_not_have_read(time))
     }
 
     /// Whether what the client has was delivered here, too: once a replay has ended, nothing drops it any more.
@@ -188,21 +208,32 @@ impl Resuming {
     async fn wait(self) {
         let until = Instant::now() + self.limits.timeout;
         loop {
+            let mut pause = RECHECK;
             let refusal = match self.find() {
                 Found::Range(range) if self.may_begin(&range) => {
                     return self.begin(Ok((VecDeque::new(), range)), Source::Memory);
                 }
                 Found::Range(_) => {
-                    tokio::time::sleep(DELIVERY).await;
-                    continue;
+                    pause = DELIVERY;
+                    NotResumed::Unavailable
                 }
                 Found::Refused(why) => return self.begin(Err(why), Source::Memory),
                 Found::Older => {
                     let answer = self
                         .older
-                        .read(&self.session_id, &self.resume, self.start, until)
+                        .read(&self.session_id, &self.resume, self.start(), until)
                         .await;
-                    return self.begin(answer.map(|older| (older, Range::default())), Source::Log);
+                    match answer {
+                        // It may come: another node has read further.
+                        Err(NotResumed::UnknownMessage) if self.may_come() => {
+                            pause = REREAD;
+                            NotResumed::UnknownMessage
+                        }
+                        answer => {
+                            let range = Range::after(&self.resume);
+                            return self.begin(answer.map(|older| (older, range)), Source::Log);
+                        }
+                    }
                 }
                 Found::Ahead => behind(&self.history, Some(&self.resume)),
             };
@@ -213,7 +244,7 @@ impl Resuming {
             if Instant::now() >= until || !may_catch_up(&self.history, Some(&self.resume)) {
                 return self.begin(Err(refusal), Source::Memory);
             }
-            tokio::time::sleep(RECHECK).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -228,8 +259,8 @@ impl Resuming {
         let Some(writer) = self.writer.upgrade() else {
             return;
         };
-        let asked = self.resume.asked();
-        let replay = LogReplay::new(self.history, self.session_id, self.start, asked, found);
+        let (asked, start) = (self.resume.asked(), self.start());
+        let replay = LogReplay::new(self.history, self.session_id, start, asked, found);
         writer.replay(Box::new(replay));
     }
 }

@@ -37,7 +37,7 @@ impl LogQuery {
         let oldest = now - self.limits.window_ms;
         let time = match &self.resume {
             Resume::Cursor { cursor, .. } => cursor.position.time,
-            Resume::Message { time: Some(time), .. } => time - CLOCK_SKEW_MS,
+            Resume::Message { time: Some(time), .. } => time.saturating_sub(CLOCK_SKEW_MS),
             // It may be anywhere.
             Resume::Message { time: None, .. } | Resume::Rewind(_) => return Ok(oldest),
             Resume::Invalid(_) => return Err(NotResumed::Invalid),
@@ -105,11 +105,6 @@ impl Collector {
         self.query.deadline
     }
 
-    /// Bytes of the frames that are held.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Nothing more is collected, and this is the answer.
     pub fn refuse(&mut self, why: NotResumed) {
         self.refused.get_or_insert(why);
@@ -142,7 +137,7 @@ impl Collector {
             let after = Position {
                 partition,
                 offset: offset + 1,
-                time: time - CLOCK_SKEW_MS,
+                time: time.saturating_sub(CLOCK_SKEW_MS),
                 passed: None,
             };
             self.after = Some(after);

@@ -65,6 +65,20 @@ pub struct Range {
     pub live_until: u64,
 }
 
+impl Range {
+    /// No records, after what is known of what the client has.
+    pub fn after(resume: &Resume) -> Self {
+        let after = match resume {
+            Resume::Cursor { cursor, .. } => Some(cursor.position),
+            _ => None,
+        };
+        Self {
+            after,
+            ..Self::default()
+        }
+    }
+}
+
 /// The records of a session before the position `end` that follow what the client has; `now` in milliseconds since 1970.
 pub fn find(
     log: &RecentLog,
@@ -158,10 +172,14 @@ fn position_of_message(
     let is_it = memmem::Finder::new(id);
     let mut converter = Converter::default();
     for some in positions.chunks(STEP) {
-        let mut state = log.lock();
-        for &at in some {
+        // Delivery needs the lock: the search is made without it.
+        let some: Vec<_> = {
+            let mut state = log.lock();
+            some.iter().map(|&at| state.bytes(at)).collect()
+        };
+        for found in some {
             // It may have been dropped meanwhile: then so have all older ones.
-            let Some((entry, bytes)) = state.bytes(at) else {
+            let Some((entry, bytes)) = found else {
                 return Err(NotHere::Older);
             };
             if is_it.find(&bytes).is_some()
@@ -170,7 +188,7 @@ fn position_of_message(
                 return Ok(Position {
                     partition: entry.partition,
                     offset: entry.offset + 1,
-                    time: entry.time - CLOCK_SKEW_MS,
+                    time: entry.time.saturating_sub(CLOCK_SKEW_MS),
                     passed: None,
                 });
             }
@@ -178,7 +196,7 @@ fn position_of_message(
     }
     let state = log.lock();
     match time {
-        Some(time) if is_complete && state.complete_since() <= time - CLOCK_SKEW_MS => {
+        Some(time) if is_complete && state.complete_since() <= time.saturating_sub(CLOCK_SKEW_MS) => {
             // Another node may have read further.
             Err(NotHere::Ahead)
         }

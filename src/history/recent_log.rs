@@ -45,6 +45,8 @@ pub struct RecentLog {
     end: Arc<AtomicU64>,
     /// The position before which everything has been handed to the members of its session.
     delivered: AtomicU64,
+    /// See [`RecentLog::start_live`].
+    live_from: AtomicU64,
     /// See [`RecentLog::set_read_until`].
     read_until: AtomicI64,
     hasher: RandomState,
@@ -72,6 +74,19 @@ pub(super) struct State {
     count: i32,
     /// Records of any partition with this timestamp or a later one are all here, in milliseconds since 1970.
     complete_since: i64,
+    /// The time after the newest record that was dropped.
+    dropped_until: i64,
+}
+
+/// Where a walk along the entries of a bucket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WalkEnd {
+    /// At its start, or where the visitor wanted.
+    Reached,
+    /// At an entry that is no longer here.
+    Dropped,
+    /// After as many entries as a walk may look at, before this one.
+    Unfinished(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,9 +125,11 @@ impl RecentLog {
                 is_outdated: false,
                 count: 0,
                 complete_since: i64::MAX,
+                dropped_until: i64::MIN,
             }),
             end: Arc::default(),
             delivered: AtomicU64::new(0),
+            live_from: AtomicU64::new(0),
             read_until: AtomicI64::new(i64::MIN),
             hasher: RandomState::default(),
             limit,
@@ -183,9 +200,22 @@ impl RecentLog {
         self.limit
     }
 
-    /// Records with this timestamp or a later one will all be here.
+    /// Records with this timestamp or a later one are all here, but for those that were dropped.
     pub fn set_complete_since(&self, time: i64) {
-        self.state.lock().complete_since = time;
+        let mut state = self.state.lock();
+        state.complete_since = time.max(state.dropped_until);
+    }
+
+    /// What was appended up to now is not sent to anyone live.
+    pub fn start_live(&self) {
+        let end = self.end.load(Ordering::Relaxed);
+        self.live_from.store(end, Ordering::Release);
+        self.delivered();
+    }
+
+    /// The position from which on records are live for a connection that joined at this one.
+    pub fn live_start(&self, joined: u64) -> u64 {
+        joined.max(self.live_from.load(Ordering::Acquire))
     }
 
     /// Whether it is known since when all records are here.
@@ -201,6 +231,11 @@ impl RecentLog {
     /// Whether a record with this timestamp may be in the log, and not read yet.
     pub fn may_not_have_read(&self, time: i64) -> bool {
         time >= self.settled_until()
+    }
+
+    /// Whether it is known which log is read.
+    pub fn is_known(&self) -> bool {
+        self.state.lock().log() != 0
     }
 
     /// Whether everything that was written before this time has been read, as far as clocks agree.
@@ -277,14 +312,16 @@ impl RecentLog {
         let known = state.partition(partition).filter(|known| known.is_known());
         let mut offset = known?.next;
         let mut time = read_until;
-        state.search(session_id, hash, position, |_, entry| {
+        let is_complete = state.search_since(session_id, hash, position, |_, entry| {
             if entry.partition == partition {
                 offset = offset.min(entry.offset);
             } else {
                 time = time.min(entry.time);
             }
-            true
         });
+        if !is_complete {
+            return None;
+        }
         let position = Position {
             partition,
             offset,
@@ -308,18 +345,17 @@ impl RecentLog {
         partitioner::partition(session_id, self.state.lock().count.max(1))
     }
 
-    /// The offset of each partition up to which a session's records precede `position`.
-    pub fn offsets_at(&self, session_id: &str, position: u64) -> Vec<i64> {
+    /// The offset of each partition up to which a session's records precede `position`; `None` if later ones are gone.
+    pub fn offsets_at(&self, session_id: &str, position: u64) -> Option<Vec<i64>> {
         let state = self.state.lock();
         let mut offsets: Vec<_> = state.partitions.iter().map(|known| known.next).collect();
-        state.search(session_id, self.hash(session_id), position, |_, entry| {
+        let is_complete = state.search_since(session_id, self.hash(session_id), position, |_, entry| {
             let at = usize::try_from(entry.partition).ok();
             if let Some(offset) = at.and_then(|at| offsets.get_mut(at)) {
                 *offset = (*offset).min(entry.offset);
             }
-            true
         });
-        offsets
+        is_complete.then_some(offsets)
     }
 
     fn hash(&self, session_id: &str) -> u64 {
@@ -357,34 +393,66 @@ impl State {
         self.search_from(None, session_id, hash, start, visit).is_none()
     }
 
-    /// The same, from the entry where an earlier search stopped; returns where it has to go on.
+    /// Calls `visit` with the session's records from `start` on, the newest first. False if some of them may be gone, or
+    /// there are more entries than a search may look at.
+    pub fn search_since(
+        &self,
+        session_id: &str,
+        hash: u64,
+        start: u64,
+        mut visit: impl FnMut(u64, &Entry),
+    ) -> bool {
+        let end = self.walk(None, session_id, hash, start, |at, entry| {
+            visit(at, entry);
+            true
+        });
+        end == WalkEnd::Reached
+    }
+
+    /// As [`State::search`], from the entry where an earlier search stopped; returns where it has to go on.
     pub fn search_from(
         &self,
         from: Option<u64>,
         session_id: &str,
         hash: u64,
         start: u64,
-        mut visit: impl FnMut(u64, &Entry) -> bool,
+        visit: impl FnMut(u64, &Entry) -> bool,
     ) -> Option<u64> {
+        match self.walk(from, session_id, hash, start, visit) {
+            WalkEnd::Unfinished(at) => Some(at),
+            WalkEnd::Reached | WalkEnd::Dropped => None,
+        }
+    }
+
+    fn walk(
+        &self,
+        from: Option<u64>,
+        session_id: &str,
+        hash: u64,
+        start: u64,
+        mut visit: impl FnMut(u64, &Entry) -> bool,
+    ) -> WalkEnd {
         let mut at = from.unwrap_or_else(|| self.buckets[hash as usize & (self.buckets.len() - 1)]);
-        let first = self.first.max(start);
         for _ in 0..MAX_SEARCH {
-            if at == NONE || at < first {
-                return None;
+            if at == NONE || at < start {
+                return WalkEnd::Reached;
             }
-            let segment = self.segment(at)?;
-            let entry = *segment.get(at)?;
-            if entry.hash == (hash >> 32) as u32 && segment.is_of(&entry, session_id) && !visit(at, &entry) {
-                return None;
+            let Some((segment, entry)) = self.entry(at) else {
+                return WalkEnd::Dropped;
+            };
+            if entry.hash == (hash >> 32) as u32 && segment.is_of(entry, session_id) && !visit(at, entry) {
+                return WalkEnd::Reached;
             }
             at = entry.previous;
         }
-        Some(at)
+        WalkEnd::Unfinished(at)
     }
 
-    fn segment(&self, position: u64) -> Option<&Segment> {
+    /// An entry that is still here.
+    fn entry(&self, position: u64) -> Option<(&Segment, &Entry)> {
         let number = self.segments.partition_point(|segment| segment.first <= position);
-        self.segments.get(number.checked_sub(1)?)
+        let segment = self.segments.get(number.checked_sub(1)?)?;
+        Some((segment, segment.get(position)?))
     }
 
     /// A record's bytes: a frame, or the value of a legacy record. `None` if it is no longer here.

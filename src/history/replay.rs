@@ -70,19 +70,18 @@ impl LogReplay {
     fn add_live(&mut self, end: u64) -> bool {
         let session_id = self.session_id.as_str();
         let (start, positions, range) = (self.next, &mut self.positions, &self.range);
-        let found = self
-            .log
-            .lock()
-            .search(session_id, self.log.hash_of(session_id), start, |at, entry| {
-                // Of other partitions, the time does not tell what the client has.
-                let has_it = range
-                    .after
-                    .is_some_and(|after| entry.partition == after.partition && entry.offset < after.offset);
-                if at < end && !has_it {
-                    positions.push_front(at);
-                }
-                true
-            });
+        let found =
+            self.log
+                .lock()
+                .search_since(session_id, self.log.hash_of(session_id), start, |at, entry| {
+                    // Of other partitions, the time does not tell what the client has.
+                    let has_it = range.after.is_some_and(|after| {
+                        entry.partition == after.partition && entry.offset < after.offset
+                    });
+                    if at < end && !has_it {
+                        positions.push_front(at);
+                    }
+                });
         self.next = end;
         found
     }

@@ -152,7 +152,12 @@ impl Audit {
                 }
                 match results.get(&one.at.1) {
                     Some(ProbeResult::Record(offset)) => is_stalled |= *offset < one.high,
-                    Some(ProbeResult::End) => reader.offsets.advance([(&one.at, &one.high)]),
+                    Some(ProbeResult::End) => {
+                        reader.offsets.advance([(&one.at, &one.high)]);
+                        if topic == Topic::Messages {
+                            broker.shared.history.log.reached(one.at.1, one.high);
+                        }
+                    }
                     Some(ProbeResult::Undecodable) => match skip_undecodable(broker, &reader.offsets, one) {
                         Ok(skipped) => has_skipped |= skipped,
                         Err(error) => self.failed = Some(error),

@@ -175,7 +175,8 @@ impl HistoryFeed {
                 .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
         }
         // Not before the log is known: the first greetings would have no cursor.
-        if self.log.is_known() {
+        if self.log.is_known() && !self.is_filled() {
+            self.log.start_live();
             self.is_filled.store(true, Ordering::Relaxed);
         }
     }
@@ -188,8 +189,8 @@ impl HistoryFeed {
         let fills = std::mem::take(&mut *self.fills.lock());
         if !fills.is_empty() {
             let started = clock::unix_ms();
+            // The recent log is not known before the end of this: nobody resumes from a part of it.
             let (log, partitions) = *self.identity.lock();
-            self.log.set_log(log, partitions);
             self.sent.set_log(log);
             for fill in &fills {
                 self.log.continue_at(fill.partition, fill.keep_from);
@@ -205,6 +206,7 @@ impl HistoryFeed {
             let [most, _] = self.most_filled(fills.len());
             let is_capped = fills.iter().any(|fill| fill.end - fill.keep_from >= most);
             let since = match is_whole {
+                _ if fills.len() < usize::try_from(partitions).unwrap_or(usize::MAX) => started,
                 true if fills.iter().all(|fill| fill.keep_from == 0) => i64::MIN,
                 true if !is_capped => started - self.window_ms,
                 _ => started,
@@ -255,6 +257,8 @@ impl HistoryFeed {
                     };
                     if message.offset() < end {
                         read(&message, message.offset() >= keep_from);
+                        // It keeps within its memory.
+                        self.log.delivered();
                     }
                     if message.offset() + 1 >= end {
                         left.remove(&message.partition());
@@ -284,6 +288,10 @@ impl HistoryFeed {
             ends.iter()
                 .all(|&(at, end)| next(at).is_some_and(|next| next >= end))
         };
+        // One that can't be asked may have anything.
+        if ends.len() < usize::try_from(self.partitions()).unwrap_or(usize::MAX) {
+            return;
+        }
         let mut waiting = self.ends.lock();
         if is_reached(&ends) {
             self.log.set_read_until(asked_at);

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -26,7 +27,7 @@ use crate::protocol::record::{Converter, Incoming, Topic};
 use crate::protocol::resume::NotResumed;
 use crate::supervise::catch_panic;
 
-/// The most clients that wait at once, and the most bytes that are collected for them.
+/// The most clients that wait at once, and the most bytes that are held for them until they have got them.
 const MAX_WAITING: usize = 1_000;
 const MAX_BYTES: usize = 64 << 20;
 /// How much of what was sent is remembered in a pass.
@@ -76,6 +77,8 @@ impl LogReader {
 
 fn run(shared: &Shared, queries: &Receiver<LogQuery>, waiting: &AtomicUsize) {
     let (mut consumer, mut used) = (None, Instant::now());
+    // Bytes of the frames that clients have yet to get.
+    let held = Arc::new(AtomicUsize::new(0));
     while !shared.is_stopping() {
         let first = match queries.recv_timeout(POLL) {
             Ok(first) => first,
@@ -99,7 +102,7 @@ fn run(shared: &Shared, queries: &Receiver<LogQuery>, waiting: &AtomicUsize) {
             .collect();
         let count = collectors.len();
         let started = Instant::now();
-        let read = catch_panic(|| read(shared, &mut consumer, &mut collectors));
+        let read = catch_panic(|| read(shared, &mut consumer, &mut collectors, &held));
         if !matches!(read, Some(Ok(()))) {
             if let Some(Err(error)) = read {
                 tracing::warn!(%error, "the log cannot be read for clients that come back");
@@ -121,6 +124,7 @@ fn read(
     shared: &Shared,
     consumer: &mut Option<LogConsumer>,
     collectors: &mut [Collector],
+    held: &Arc<AtomicUsize>,
 ) -> KafkaResult<()> {
     let (now, partitions) = (clock::unix_ms(), shared.history.partitions());
     let mut since = i64::MAX;
@@ -141,7 +145,7 @@ fn read(
         none => none.insert(connect(shared)?),
     };
     let ranges = ranges(shared, consumer, collectors, since, partitions, until)?;
-    let mut pass = Pass::new(shared, collectors);
+    let mut pass = Pass::new(shared, collectors, held);
     pass.read(shared, consumer, ranges, until)
 }
 
@@ -211,11 +215,39 @@ struct Pass<'a> {
     converter: Converter,
     /// Messages of these sessions that the pass has read, by which repeats are recognized.
     sent: SentMessages,
-    bytes: usize,
+    held: &'a Arc<AtomicUsize>,
+}
+
+/// A frame that is counted until its client has got it.
+struct CountedFrame {
+    frame: Bytes,
+    held: Arc<AtomicUsize>,
+}
+
+impl CountedFrame {
+    fn of(frame: &Bytes, held: &Arc<AtomicUsize>) -> Bytes {
+        held.fetch_add(frame.len(), Ordering::Relaxed);
+        Bytes::from_owner(Self {
+            frame: frame.clone(),
+            held: Arc::clone(held),
+        })
+    }
+}
+
+impl AsRef<[u8]> for CountedFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+impl Drop for CountedFrame {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.frame.len(), Ordering::Relaxed);
+    }
 }
 
 impl<'a> Pass<'a> {
-    fn new(shared: &Shared, collectors: &'a mut [Collector]) -> Self {
+    fn new(shared: &Shared, collectors: &'a mut [Collector], held: &'a Arc<AtomicUsize>) -> Self {
         let mut of_session: HashMap<_, Vec<usize>> = HashMap::new();
         for (number, collector) in collectors.iter().enumerate() {
             of_session
@@ -228,7 +260,7 @@ impl<'a> Pass<'a> {
             of_session,
             converter: Converter::default(),
             sent: SentMessages::new(MAX_SENT_BYTES, shared.history.dedup_window()),
-            bytes: 0,
+            held,
         }
     }
 
@@ -248,10 +280,9 @@ impl<'a> Pass<'a> {
         consumer.assign(&shared.positions(starts)?)?;
         while !ranges.is_empty() {
             if Instant::now() >= until || shared.is_stopping() {
-                self.collectors
-                    .iter_mut()
-                    .for_each(|one| one.refuse(NotResumed::Unavailable));
-                break;
+                return Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::OperationTimedOut,
+                ));
             }
             match consumer.poll(POLL) {
                 Some(Ok(message)) => {
@@ -307,12 +338,9 @@ impl<'a> Pass<'a> {
         }
         for &number in of_session.get(&session_id).into_iter().flatten() {
             let collector = &mut self.collectors[number];
-            let before = collector.bytes();
             let at = (record.partition, record.offset, record.time);
-            collector.add(at, &mut self.converter, || frame.clone());
-            self.bytes = (self.bytes + collector.bytes()).saturating_sub(before);
-            if self.bytes > MAX_BYTES {
-                self.bytes -= collector.bytes();
+            collector.add(at, &mut self.converter, || CountedFrame::of(&frame, self.held));
+            if self.held.load(Ordering::Relaxed) > MAX_BYTES {
                 collector.refuse(NotResumed::Busy);
             }
         }

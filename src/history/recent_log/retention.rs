@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{RecentLog, State};
+use crate::clock;
 use crate::history::segment::{Entry, LogRecord, Segment};
 
 /// An entry has room for every so many bytes of a segment, so that small records do not need more memory.
@@ -25,6 +26,7 @@ impl RecentLog {
         state.close_last();
         let is_usual = bytes == self.segment_bytes;
         state.take_back(self.segment_bytes);
+        while state.memory() > self.limit && state.spare.pop().is_some() {}
         let mut segment = if is_usual { state.spare.pop() } else { None };
         // What is being delivered stays.
         let delivered = self.delivered.load(Ordering::Relaxed);
@@ -75,7 +77,10 @@ impl State {
         for (known, &end) in self.partitions.iter_mut().zip(&oldest.ends) {
             known.complete_from = known.complete_from.max(end);
         }
-        self.complete_since = self.complete_since.max(oldest.newest.saturating_add(1));
+        // A timestamp in the future says nothing of others.
+        let newest = oldest.newest.min(clock::unix_ms());
+        self.dropped_until = self.dropped_until.max(newest.saturating_add(1));
+        self.complete_since = self.complete_since.max(self.dropped_until);
         oldest.clear();
         self.released.push(oldest);
     }
