@@ -217,11 +217,11 @@ fn in_order(mut found: Vec<Found>) -> VecDeque<Bytes> {
 }
 
 /// The session of a record and its frame, if `wanted`: the frame is made only then.
-pub fn frame_of<'a>(
+pub fn frame_of(
     converter: &mut Converter,
     form: Form,
     key: Option<&[u8]>,
-    value: &'a [u8],
+    value: &[u8],
     wanted: impl Fn(&str) -> bool,
 ) -> Option<(SessionId, Bytes)> {
     use crate::protocol::record::native_session;

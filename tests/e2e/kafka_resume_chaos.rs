@@ -111,13 +111,8 @@ impl Walker {
                 assert_eq!(data["reason"], "unavailable", "{}: {frame}", self.user);
                 return false;
             }
-            "resumed" => {
-                // It is as good as the last message's id.
-                if self.random.bool() {
-                    self.since = text(&data["cursor"]).or_else(|| self.since.take());
-                }
-            }
-            "pong" if self.random.bool() => {
+            // It is as good as the last message's id.
+            "resumed" | "pong" if self.random.bool() => {
                 self.since = text(&data["cursor"]).or_else(|| self.since.take());
             }
             _ => {}
