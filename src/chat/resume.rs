@@ -207,6 +207,7 @@ impl Resuming {
     /// Waits until this node has read as far as the client has.
     async fn wait(self) {
         let until = Instant::now() + self.limits.timeout;
+        let mut was_unknown = false;
         loop {
             let mut pause = RECHECK;
             let refusal = match self.find() {
@@ -226,8 +227,13 @@ impl Resuming {
                     match answer {
                         // It may come: another node has read further.
                         Err(NotResumed::UnknownMessage) if self.may_come() => {
-                            pause = REREAD;
+                            (pause, was_unknown) = (REREAD, true);
                             NotResumed::UnknownMessage
+                        }
+                        // There was no time to read the log once more.
+                        Err(NotResumed::Unavailable) if was_unknown => {
+                            let why = behind(&self.history, Some(&self.resume));
+                            return self.begin(Err(why), Source::Log);
                         }
                         answer => {
                             let range = Range::after(&self.resume);

@@ -51,9 +51,10 @@ async fn chat_join_session_and_ping_are_answered() {
     client.send(json!({"type": "ping"})).await;
     let mut pong = client.next("pong").await;
     assert!(is_utc(&pong["data"]["timestamp"].take()));
+    assert!(pong["data"]["cursor"].take().is_string());
     assert_eq!(
         pong,
-        json!({"type": "pong", "success": true, "data": {"timestamp": null}})
+        json!({"type": "pong", "success": true, "data": {"timestamp": null, "cursor": null}})
     );
     client
         .send(json!({"request_id": 7, "data": {}, "type": "ping", "unknown": [1, {"a": null}]}))
