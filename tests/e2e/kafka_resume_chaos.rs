@@ -3,6 +3,7 @@
 //!
 //! `TEST_CHAOS_SEEDS` and `TEST_CHAOS_DELIVERIES` make it longer.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,8 @@ use crate::support::{Client, Server};
 
 const CLIENTS: usize = 40;
 const SESSIONS: usize = 4;
+/// How many events of a client a failure reports.
+const STORY: usize = 60;
 /// How long a client may take to come back: a broker restarts meanwhile.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -66,9 +69,18 @@ struct Walker {
     /// The last message's number, and what it resumes from.
     last: Option<u64>,
     since: Option<String>,
+    /// What happened lately, for the report of a failure.
+    story: VecDeque<String>,
 }
 
 impl Walker {
+    fn tell(&mut self, event: String) {
+        if self.story.len() == STORY {
+            self.story.pop_front();
+        }
+        self.story.push_back(event);
+    }
+
     /// Connects to any node until one accepts, and takes the greeting.
     async fn connect(&mut self) -> Client {
         let until = Instant::now() + PATIENCE;
@@ -84,6 +96,7 @@ impl Walker {
                 && let Some(greeting) = client.next_or_end(|_| true).await
             {
                 assert_eq!(greeting["type"], "connection_established");
+                self.tell(format!("{addr}{path}: {greeting}"));
                 self.since = self.since.take().or_else(|| text(&greeting["data"]["cursor"]));
                 if self.since.is_some() {
                     return client;
@@ -100,22 +113,27 @@ impl Walker {
             "new_message" => {
                 let number: u64 = data["message"].as_str().unwrap().parse().unwrap();
                 if let Some(last) = self.last {
-                    assert_eq!(number, last + 1, "{} in {}: {frame}", self.user, self.session);
+                    let story = self.story.make_contiguous().join("\n");
+                    assert_eq!(number, last + 1, "{} in {}:\n{story}\n{frame}", self.user, self.session);
                 }
+                self.tell(format!("{number} {}", data["message_id"]));
                 self.last = Some(number);
                 self.since = text(&data["message_id"]);
                 self.world.deliveries.fetch_add(1, Ordering::Relaxed);
             }
             "resumed" if data["recovered"] == false => {
                 // As while the broker is away.
-                assert_eq!(data["reason"], "unavailable", "{}: {frame}", self.user);
+                let story = self.story.make_contiguous().join("\n");
+                assert_eq!(data["reason"], "unavailable", "{}:\n{story}\n{frame}", self.user);
+                self.tell(frame.to_string());
                 return false;
             }
             // It is as good as the last message's id.
             "resumed" | "pong" if self.random.bool() => {
+                self.tell(format!("{frame}, and its cursor is used"));
                 self.since = text(&data["cursor"]).or_else(|| self.since.take());
             }
-            _ => {}
+            _ => self.tell(frame.to_string()),
         }
         true
     }
@@ -253,6 +271,7 @@ async fn chaos(seed: u64, deliveries: u64) {
             random: Rng::with_seed(seed * 1_000 + number as u64),
             last: None,
             since: None,
+            story: VecDeque::new(),
         };
         walkers.spawn(walker.walk());
     }
