@@ -103,6 +103,15 @@ impl Bus {
         }
     }
 
+    /// Notes how far this node has read, for the recent log.
+    pub fn note_progress(&self) {
+        match self {
+            // It reads what it appends.
+            Self::Embedded(_) => {}
+            Self::Kafka(bus) => bus.note_progress(),
+        }
+    }
+
     /// Reads what is older than the recent log for a client that comes back.
     pub fn query_log(&self, query: LogQuery) {
         match self {

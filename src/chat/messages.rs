@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::Chat;
-use super::resume::{RECHECK, behind, may_catch_up};
+use super::resume::RECHECK;
 use crate::clock;
 use crate::history::range::message_id;
 use crate::history::{Limits, NotHere, Page, page};
@@ -29,7 +29,7 @@ impl Chat {
             ..self.resume_limits.range
         };
         let since = since.map(Arc::new);
-        let until = Instant::now() + self.resume_limits.timeout;
+        let (until, asked_at) = (Instant::now() + self.resume_limits.timeout, clock::unix_ms());
         loop {
             match self.page(session_id, since.clone(), limits).await {
                 Ok(page) => {
@@ -44,10 +44,11 @@ impl Chat {
                     };
                 }
                 // Until this node has read as far as another one that the client knows.
-                Err(NotHere::Ahead) => {
-                    let since = since.as_deref();
-                    if Instant::now() >= until || !may_catch_up(&self.history, since) {
-                        return self.refuse_page(session_id, behind(&self.history, since));
+                Err(NotHere::Ahead | NotHere::Undelivered) => {
+                    let why = since.as_deref().map(|since| self.older().behind(since, asked_at));
+                    let why = why.unwrap_or(NotResumed::Unavailable);
+                    if Instant::now() >= until || why == NotResumed::UnknownMessage {
+                        return self.refuse_page(session_id, why);
                     }
                     tokio::time::sleep(RECHECK).await;
                 }

@@ -91,8 +91,7 @@ impl Chat {
     ) -> Participant {
         let start = match &resume {
             None => Start::Live,
-            Some(_) if self.history.keeps_records() => Start::Replay,
-            Some(_) => Start::HeldReplay,
+            Some(_) => Start::Replay,
         };
         let (session, joined) = self
             .registry

@@ -12,8 +12,8 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::config::ResumeConfig;
 use crate::history::query::{Answer, LogQuery};
-use crate::history::range::{self, Range};
-use crate::history::{Found, LogReplay, RecentLog, find};
+use crate::history::range;
+use crate::history::{LogReplay, NotHere, RecentLog, find};
 use crate::metrics::Metrics;
 use crate::metrics::history::Source;
 use crate::protocol::ids::SessionId;
@@ -95,13 +95,13 @@ impl Chat {
         self.history.cursor(session_id, position)
     }
 
-    /// Replays what a connection has missed; it gets records live from the position `start` on.
+    /// Replays what a connection has missed; it gets records live from the position `joined` on.
     pub(super) fn resume(
         &self,
         session_id: &SessionId,
         writer: &Arc<ConnectionWriter>,
         resume: Resume,
-        start: u64,
+        joined: u64,
     ) {
         let resuming = Resuming {
             older: self.older(),
@@ -111,14 +111,16 @@ impl Chat {
             session_id: session_id.clone(),
             writer: Arc::downgrade(writer),
             resume,
-            start,
+            joined,
+            asked_at: clock::unix_ms(),
         };
-        match resuming.find() {
-            Found::Range(range) if resuming.may_begin(&range) => {
-                resuming.begin(Ok((VecDeque::new(), range)), Source::Memory);
+        let start = resuming.start();
+        match resuming.find(start) {
+            Ok(positions) => resuming.begin(start, Ok((VecDeque::new(), positions)), Source::Memory),
+            Err(NotHere::Refused(why)) => resuming.refuse(why, Source::Memory),
+            Err(NotHere::Ahead | NotHere::Undelivered | NotHere::Older) => {
+                drop(tokio::spawn(resuming.wait()));
             }
-            Found::Refused(why) => resuming.begin(Err(why), Source::Memory),
-            Found::Range(_) | Found::Ahead | Found::Older => drop(tokio::spawn(resuming.wait())),
         }
     }
 }
@@ -136,6 +138,24 @@ impl Older {
     pub(super) fn of_at_least(mut self, messages: usize) -> Self {
         self.limits.range.messages = self.limits.range.messages.max(messages);
         self
+    }
+
+    /// Whether this node has read everything that was in the log at this time. Whatever a client knew then was there: the
+    /// times of messages do not tell, as producers may have kept them for long.
+    fn has_read(&self, time: i64) -> bool {
+        self.history.has_read(time) || {
+            self.bus.note_progress();
+            self.history.has_read(time)
+        }
+    }
+
+    /// Why there is nothing, for now, for a client that seems to be ahead of this node and has asked at this time:
+    /// `Unavailable` while this node may get there.
+    pub(super) fn behind(&self, resume: &Resume, asked_at: i64) -> NotResumed {
+        match resume {
+            Resume::Message { .. } if self.has_read(asked_at) => NotResumed::UnknownMessage,
+            _ => NotResumed::Unavailable,
+        }
     }
 
     /// What follows in a session, up to the position `end` of the recent log.
@@ -173,118 +193,94 @@ struct Resuming {
     /// Weak, so that it does not keep a closed connection's socket open.
     writer: Weak<ConnectionWriter>,
     resume: Resume,
-    start: u64,
+    /// The position from which on its session sends it records live.
+    joined: u64,
+    /// When it has joined, in milliseconds since 1970.
+    asked_at: i64,
 }
 
 impl Resuming {
-    /// The position from which on it gets records live.
+    /// The position where live records begin that the replay does not have: it has all that were delivered up to now. The
+    /// later that is, the less the client can be ahead of it.
     fn start(&self) -> u64 {
-        self.history.live_start(self.start)
+        self.history
+            .live_start(self.joined)
+            .max(self.history.delivered_end())
     }
 
-    fn find(&self) -> Found {
+    fn find(&self, start: u64) -> Result<Vec<u64>, NotHere> {
         let (session_id, limits) = (self.session_id.as_str(), &self.limits.range);
         find(
             &self.history,
             session_id,
             &self.resume,
-            self.start(),
+            start,
             limits,
             clock::unix_ms(),
         )
     }
 
-    /// Whether this node may not have read the client's message yet.
-    fn may_come(&self) -> bool {
-        matches!(self.resume, Resume::Message { time: Some(time), .. } if self.history.may_not_have_read(time))
-    }
-
-    /// Whether what the client has was delivered here, too: once a replay has ended, nothing drops it any more.
-    fn may_begin(&self, range: &Range) -> bool {
-        range.live_until <= self.history.delivered_end()
-    }
-
     /// Waits until this node has read as far as the client has.
     async fn wait(self) {
         let until = Instant::now() + self.limits.timeout;
-        let mut was_unknown = false;
         loop {
-            let mut pause = RECHECK;
-            let refusal = match self.find() {
-                Found::Range(range) if self.may_begin(&range) => {
-                    return self.begin(Ok((VecDeque::new(), range)), Source::Memory);
+            let (start, mut pause) = (self.start(), RECHECK);
+            let refusal = match self.find(start) {
+                Ok(positions) => {
+                    return self.begin(start, Ok((VecDeque::new(), positions)), Source::Memory);
                 }
-                Found::Range(_) => {
+                Err(NotHere::Refused(why)) => return self.refuse(why, Source::Memory),
+                Err(NotHere::Undelivered) => {
                     pause = DELIVERY;
                     NotResumed::Unavailable
                 }
-                Found::Refused(why) => return self.begin(Err(why), Source::Memory),
-                Found::Older => {
+                Err(NotHere::Ahead) => self.older.behind(&self.resume, self.asked_at),
+                Err(NotHere::Older) => {
                     let answer = self
                         .older
-                        .read(&self.session_id, &self.resume, self.start(), until)
+                        .read(&self.session_id, &self.resume, start, until)
                         .await;
                     match answer {
-                        // It may come: another node has read further.
-                        Err(NotResumed::UnknownMessage) if self.may_come() => {
-                            (pause, was_unknown) = (REREAD, true);
-                            NotResumed::UnknownMessage
+                        Ok(older) => return self.begin(start, Ok((older, Vec::new())), Source::Log),
+                        // This node may not have read it yet.
+                        Err(NotResumed::UnknownMessage) if !self.older.has_read(self.asked_at) => {
+                            pause = REREAD;
+                            NotResumed::Unavailable
                         }
-                        // There was no time to read the log once more.
-                        Err(NotResumed::Unavailable) if was_unknown => {
-                            let why = behind(&self.history, Some(&self.resume));
-                            return self.begin(Err(why), Source::Log);
-                        }
-                        answer => {
-                            let range = Range::after(&self.resume);
-                            return self.begin(answer.map(|older| (older, range)), Source::Log);
-                        }
+                        Err(why) => return self.refuse(why, Source::Log),
                     }
                 }
-                Found::Ahead => behind(&self.history, Some(&self.resume)),
             };
             let is_open = self.writer.upgrade().is_some_and(|writer| writer.is_open());
             if !is_open {
                 return;
             }
-            if Instant::now() >= until || !may_catch_up(&self.history, Some(&self.resume)) {
-                return self.begin(Err(refusal), Source::Memory);
+            if Instant::now() >= until || refusal == NotResumed::UnknownMessage {
+                return self.refuse(refusal, Source::Memory);
             }
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn begin(self, found: Result<(VecDeque<Bytes>, Range), NotResumed>, source: Source) {
+    fn refuse(self, why: NotResumed, source: Source) {
+        // Nothing is replayed: it gets all that was live since it has joined.
+        let start = self.history.live_start(self.joined);
+        self.begin(start, Err(why), source);
+    }
+
+    fn begin(self, start: u64, found: Result<(VecDeque<Bytes>, Vec<u64>), NotResumed>, source: Source) {
         self.metrics.history.resumed(
             found
                 .as_ref()
-                .map(|(older, range)| older.len() + range.positions.len())
+                .map(|(older, positions)| older.len() + positions.len())
                 .map_err(|why| *why),
             source,
         );
         let Some(writer) = self.writer.upgrade() else {
             return;
         };
-        let (asked, start) = (self.resume.asked(), self.start());
+        let asked = self.resume.asked();
         let replay = LogReplay::new(self.history, self.session_id, start, asked, found);
         writer.replay(Box::new(replay));
-    }
-}
-
-/// Why there is nothing for a client that seems to be ahead of this node, once it has waited.
-pub(super) fn behind(history: &RecentLog, resume: Option<&Resume>) -> NotResumed {
-    match resume {
-        Some(Resume::Message { time: Some(time), .. }) if history.has_read(*time) => {
-            NotResumed::UnknownMessage
-        }
-        _ => NotResumed::Unavailable,
-    }
-}
-
-/// Whether a message that this node does not know may still come: it is not older than what the node has read.
-pub(super) fn may_catch_up(history: &RecentLog, resume: Option<&Resume>) -> bool {
-    match resume {
-        Some(Resume::Message { time: Some(time), .. }) => history.may_not_have_read(*time),
-        _ => true,
     }
 }

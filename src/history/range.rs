@@ -4,6 +4,7 @@ use memchr::memmem;
 use serde::Deserialize;
 
 use super::recent_log::{CLOCK_SKEW_MS, RecentLog};
+use super::segment::Entry;
 use crate::protocol::cursor::{Cursor, Position};
 use crate::protocol::record::{Converter, Form};
 use crate::protocol::resume::{NotResumed, Resume};
@@ -22,64 +23,20 @@ pub struct Limits {
     pub window_ms: i64,
 }
 
-/// What the recent log has for a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The positions of the records, in their order.
-    Range(Range),
-    Refused(NotResumed),
-    /// This node has not read as far as the client has.
-    Ahead,
-    /// It is further back than the recent log goes.
-    Older,
-}
-
-/// Why something is not found.
+/// Why the recent log does not have what a client lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotHere {
     Refused(NotResumed),
-    /// As [`Found::Ahead`].
+    /// This node has not read as far as the client has.
     Ahead,
-    /// As [`Found::Older`].
+    /// It has, but some of what the client has is still being delivered here: it would come again, live.
+    Undelivered,
+    /// The client is further back than the recent log goes.
     Older,
 }
 
-impl From<NotHere> for Found {
-    fn from(why: NotHere) -> Self {
-        match why {
-            NotHere::Refused(why) => Self::Refused(why),
-            NotHere::Ahead => Self::Ahead,
-            NotHere::Older => Self::Older,
-        }
-    }
-}
-
-/// Records of a session.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Range {
-    pub positions: Vec<u64>,
-    /// What the client has got already; live records before it are not sent again.
-    pub after: Option<Position>,
-    /// Live records before this position include some that the client has. The replay drops them, so it must not end
-    /// before they were delivered; 0: there are none.
-    pub live_until: u64,
-}
-
-impl Range {
-    /// No records, after what is known of what the client has.
-    pub fn after(resume: &Resume) -> Self {
-        let after = match resume {
-            Resume::Cursor { cursor, .. } => Some(cursor.position),
-            _ => None,
-        };
-        Self {
-            after,
-            ..Self::default()
-        }
-    }
-}
-
-/// The records of a session before the position `end` that follow what the client has; `now` in milliseconds since 1970.
+/// The positions of a session's records before `end` that follow what the client has, in their order; `now` in
+/// milliseconds since 1970.
 pub fn find(
     log: &RecentLog,
     session_id: &str,
@@ -87,13 +44,13 @@ pub fn find(
     end: u64,
     limits: &Limits,
     now: i64,
-) -> Found {
+) -> Result<Vec<u64>, NotHere> {
     match resume {
         Resume::Rewind(count) => last(log, session_id, *count, end, limits, now),
-        _ => match position_of(log, session_id, resume) {
-            Ok(position) => after(log, session_id, position, end, limits),
-            Err(why) => why.into(),
-        },
+        _ => {
+            let position = position_of(log, session_id, resume)?;
+            after(log, session_id, &position, end, limits)
+        }
     }
 }
 
@@ -121,34 +78,39 @@ fn position_of_cursor(log: &RecentLog, cursor: &Cursor) -> Result<Position, NotH
 }
 
 /// The records that follow a position.
-fn after(log: &RecentLog, session_id: &str, position: Position, end: u64, limits: &Limits) -> Found {
+fn after(
+    log: &RecentLog,
+    session_id: &str,
+    position: &Position,
+    end: u64,
+    limits: &Limits,
+) -> Result<Vec<u64>, NotHere> {
     let mut count = Counted::new(limits);
-    let mut live_until = 0;
+    let mut is_delivered = true;
+    let hash = log.hash_of(session_id);
     let state = log.lock();
-    if !state.covers(&position) {
-        return Found::Older;
+    let follows = |entry: &Entry| position.is_before(entry.partition, entry.offset, entry.time);
+    state.search(session_id, hash, end, |_, entry| {
+        is_delivered = follows(entry);
+        is_delivered
+    });
+    if !is_delivered {
+        return Err(NotHere::Undelivered);
     }
-    let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
-        let follows = position.is_before(entry.partition, entry.offset, entry.time);
-        if at >= end && !follows {
-            live_until = live_until.max(at + 1);
-        }
-        if at >= end || !follows {
-            return true;
-        }
-        count.add(at, entry.len())
+    if !state.covers(position) {
+        return Err(NotHere::Older);
+    }
+    let is_complete = state.search(session_id, hash, 0, |at, entry| {
+        at >= end || !follows(entry) || count.add(at, entry.len())
     });
     drop(state);
     if !count.is_within {
-        Found::Refused(NotResumed::TooMany)
-    } else if is_complete {
-        Found::Range(Range {
-            positions: count.into_positions(),
-            after: Some(position),
-            live_until,
-        })
+        return Err(NotHere::Refused(NotResumed::TooMany));
+    }
+    if is_complete {
+        Ok(count.into_positions())
     } else {
-        Found::Older
+        Err(NotHere::Older)
     }
 }
 
@@ -204,11 +166,18 @@ fn position_of_message(
     }
 }
 
-fn last(log: &RecentLog, session_id: &str, count: usize, end: u64, limits: &Limits, now: i64) -> Found {
+fn last(
+    log: &RecentLog,
+    session_id: &str,
+    count: usize,
+    end: u64,
+    limits: &Limits,
+    now: i64,
+) -> Result<Vec<u64>, NotHere> {
     let mut counted = Counted::new(limits);
     let state = log.lock();
     if state.log() == 0 {
-        return Found::Ahead;
+        return Err(NotHere::Ahead);
     }
     let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
         if at >= end {
@@ -217,18 +186,14 @@ fn last(log: &RecentLog, session_id: &str, count: usize, end: u64, limits: &Limi
         counted.add(at, entry.len()) && counted.positions.len() < count
     });
     if !counted.is_within {
-        return Found::Refused(NotResumed::TooMany);
+        return Err(NotHere::Refused(NotResumed::TooMany));
     }
     let is_all =
         counted.positions.len() == count || is_complete && state.complete_since() <= now - limits.window_ms;
     if is_all {
-        Found::Range(Range {
-            positions: counted.into_positions(),
-            after: None,
-            live_until: 0,
-        })
+        Ok(counted.into_positions())
     } else {
-        Found::Older
+        Err(NotHere::Older)
     }
 }
 

@@ -24,6 +24,8 @@ use crate::protocol::cursor::{Cursor, Position};
 /// Segments are this large, or a sixteenth of the log if that is less.
 const SEGMENT_BYTES: usize = 1 << 20;
 const MIN_SEGMENT_BYTES: usize = 16 << 10;
+/// What a log without memory for old records takes: what is being delivered, and what replays from the log wait for.
+const LEAST_BYTES: usize = 4 << 20;
 /// A bucket has room for every so many bytes of the log.
 const BYTES_PER_BUCKET: usize = 512;
 const MIN_BUCKETS: usize = 64;
@@ -52,6 +54,8 @@ pub struct RecentLog {
     hasher: RandomState,
     /// `RECENT_LOG_BYTES`.
     limit: usize,
+    /// The memory that it may take.
+    most_bytes: usize,
     segment_bytes: usize,
 }
 
@@ -63,8 +67,8 @@ pub(super) struct State {
     spare: Vec<Segment>,
     /// The position of the last entry of each bucket.
     buckets: Vec<u64>,
-    /// The position of the first entry that is still here.
-    first: u64,
+    /// Records before this position are not searched for.
+    hidden: u64,
     partitions: Vec<PartitionState>,
     /// Which log this is; 0: not known yet.
     log: u64,
@@ -109,17 +113,20 @@ impl PartitionState {
 }
 
 impl RecentLog {
-    /// A log of at most `limit` bytes; with 0 it keeps only what is being delivered.
+    /// A log of at most `limit` bytes; with 0 nothing is found in it any more once it was delivered.
     pub fn new(limit: usize) -> Self {
-        let segment_bytes = (limit / 16).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
-        let buckets = (limit / BYTES_PER_BUCKET).next_power_of_two().max(MIN_BUCKETS);
+        let most_bytes = if limit == 0 { LEAST_BYTES } else { limit };
+        let segment_bytes = (most_bytes / 16).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
+        let buckets = (most_bytes / BYTES_PER_BUCKET)
+            .next_power_of_two()
+            .max(MIN_BUCKETS);
         Self {
             state: Mutex::new(State {
                 segments: VecDeque::new(),
                 released: Vec::new(),
                 spare: Vec::new(),
                 buckets: vec![NONE; buckets],
-                first: 0,
+                hidden: 0,
                 partitions: Vec::new(),
                 log: 0,
                 is_outdated: false,
@@ -133,6 +140,7 @@ impl RecentLog {
             read_until: AtomicI64::new(i64::MIN),
             hasher: RandomState::default(),
             limit,
+            most_bytes,
             segment_bytes,
         }
     }
@@ -155,7 +163,7 @@ impl RecentLog {
     pub fn set_log(&self, log: u64, partitions: i32) {
         let mut state = self.state.lock();
         if state.log != 0 && state.log != log {
-            state.forget(self.end.load(Ordering::Relaxed));
+            state.forget();
         }
         (state.log, state.count, state.is_outdated) = (log, partitions, false);
     }
@@ -223,14 +231,9 @@ impl RecentLog {
         self.state.lock().complete_since < i64::MAX
     }
 
-    /// Everything that was appended to any partition before this time, in milliseconds since 1970, has been read.
+    /// Everything that was in any partition at this time of this node's clock, in milliseconds since 1970, has been read.
     pub fn set_read_until(&self, time: i64) {
         self.read_until.fetch_max(time, Ordering::Relaxed);
-    }
-
-    /// Whether a record with this timestamp may be in the log, and not read yet.
-    pub fn may_not_have_read(&self, time: i64) -> bool {
-        time >= self.settled_until()
     }
 
     /// Whether it is known which log is read.
@@ -238,7 +241,7 @@ impl RecentLog {
         self.state.lock().log() != 0
     }
 
-    /// Whether everything that was written before this time has been read, as far as clocks agree.
+    /// Whether everything that was in the log at this time has been read.
     pub fn has_read(&self, time: i64) -> bool {
         self.state.lock().log() != 0 && self.read_until.load(Ordering::Relaxed) >= time
     }
@@ -280,7 +283,7 @@ impl RecentLog {
         let end = self.end.load(Ordering::Relaxed);
         self.delivered.store(end, Ordering::Release);
         if self.limit == 0 {
-            self.state.lock().forget(end);
+            self.state.lock().hide(end);
         }
     }
 
@@ -418,7 +421,7 @@ impl State {
         start: u64,
         visit: impl FnMut(u64, &Entry) -> bool,
     ) -> Option<u64> {
-        match self.walk(from, session_id, hash, start, visit) {
+        match self.walk(from, session_id, hash, start.max(self.hidden), visit) {
             WalkEnd::Unfinished(at) => Some(at),
             WalkEnd::Reached | WalkEnd::Dropped => None,
         }

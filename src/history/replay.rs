@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::range::Range;
 use super::recent_log::RecentLog;
 use crate::protocol::frame;
 use crate::protocol::ids::SessionId;
@@ -16,7 +15,7 @@ use crate::writer::{Pulled, Replay};
 /// How much is passed on at once: enough to keep a socket busy.
 const PULL_BYTES: usize = 64 << 10;
 
-/// The replay of one connection: a range, then `resumed`, then the live records that have come meanwhile.
+/// The replay of one connection: what it has missed, then `resumed`, then the live records that have come meanwhile.
 pub struct LogReplay {
     log: Arc<RecentLog>,
     session_id: SessionId,
@@ -26,7 +25,6 @@ pub struct LogReplay {
     positions: VecDeque<u64>,
     /// The position from which on records are live.
     next: u64,
-    range: Range,
     /// Not answered yet.
     answer: Option<Answer>,
     converter: Converter,
@@ -38,29 +36,29 @@ struct Answer {
 }
 
 impl LogReplay {
-    /// A replay for a connection that gets records live from the position `start` on.
+    /// A replay for a connection that gets records live from the position `start` on. `found`: frames that are older than
+    /// the recent log, and positions in it before `start`.
     pub fn new(
         log: Arc<RecentLog>,
         session_id: SessionId,
         start: u64,
         asked: Asked,
-        found: Result<(VecDeque<Bytes>, Range), NotResumed>,
+        found: Result<(VecDeque<Bytes>, Vec<u64>), NotResumed>,
     ) -> Self {
         let outcome = found
             .as_ref()
-            .map(|(older, range)| older.len() + range.positions.len());
+            .map(|(older, positions)| older.len() + positions.len());
         let answer = Answer {
             asked,
             outcome: outcome.map_err(|why| *why),
         };
-        let (older, mut range) = found.unwrap_or_default();
+        let (older, positions) = found.unwrap_or_default();
         Self {
             log,
             session_id,
             older,
-            positions: std::mem::take(&mut range.positions).into(),
+            positions: positions.into(),
             next: start,
-            range,
             answer: Some(answer),
             converter: Converter::default(),
         }
@@ -68,20 +66,13 @@ impl LogReplay {
 
     /// Adds the live records up to `end`; false if there are too many to find.
     fn add_live(&mut self, end: u64) -> bool {
-        let session_id = self.session_id.as_str();
-        let (start, positions, range) = (self.next, &mut self.positions, &self.range);
-        let found =
-            self.log
-                .lock()
-                .search_since(session_id, self.log.hash_of(session_id), start, |at, entry| {
-                    // Of other partitions, the time does not tell what the client has.
-                    let has_it = range.after.is_some_and(|after| {
-                        entry.partition == after.partition && entry.offset < after.offset
-                    });
-                    if at < end && !has_it {
-                        positions.push_front(at);
-                    }
-                });
+        let (session_id, start) = (self.session_id.as_str(), self.next);
+        let (hash, positions) = (self.log.hash_of(session_id), &mut self.positions);
+        let found = self.log.lock().search_since(session_id, hash, start, |at, _| {
+            if at < end {
+                positions.push_front(at);
+            }
+        });
         self.next = end;
         found
     }

@@ -113,10 +113,7 @@ impl Model {
     }
 
     /// What a client that gets live records from `start` on receives, as text.
-    fn replay(&self, session: &str, start: u64, live_end: u64, found: Found) -> Vec<String> {
-        let Found::Range(range) = found else {
-            panic!("{found:?}")
-        };
+    fn replay(&self, session: &str, start: u64, live_end: u64, positions: Vec<u64>) -> Vec<String> {
         let session_id = SessionId::parse(session).unwrap();
         let resume = Resume::Rewind(1);
         let mut replay = LogReplay::new(
@@ -124,7 +121,7 @@ impl Model {
             session_id,
             start,
             resume.asked(),
-            Ok((std::collections::VecDeque::new(), range)),
+            Ok((std::collections::VecDeque::new(), positions)),
         );
         let mut frames: Vec<Bytes> = Vec::new();
         while replay.pull(live_end, &mut |frame| frames.push(frame)) == Pulled::More {}
@@ -199,22 +196,24 @@ proptest! {
                 2 => { let mut last: Vec<_> = model.of(session).rev().filter(|record| record.position < start).take(3).collect(); last.reverse(); last }
                 _ => model.of(session).filter(|record| record.position < start).filter(follows).collect(),
             };
-            match &found {
-                Found::Range(_) => {
-                    let has_it = |record: &&Record| how != 2 && record.partition == position.partition && record.offset < position.offset;
-                    let live: Vec<&Record> = model.of(session).filter(|record| record.position >= start && !has_it(record)).collect();
+            let live: Vec<&Record> = model.of(session).filter(|record| record.position >= start).collect();
+            let is_delivered = how == 2 || live.iter().all(follows);
+            match found {
+                Ok(positions) => {
+                    prop_assert!(is_delivered, "live records that the client has are sent again");
                     // Others of the bucket may have been dropped.
                     let is_kept = start >= kept_from;
                     if is_kept {
                         let expected = payloads(range.into_iter().chain(live));
-                        prop_assert_eq!(model.replay(session, start, end, found), expected);
+                        prop_assert_eq!(model.replay(session, start, end, positions), expected);
                     }
                 }
-                Found::Refused(NotResumed::TooMany) => {
+                Err(NotHere::Undelivered) => prop_assert!(!is_delivered),
+                Err(NotHere::Refused(NotResumed::TooMany)) => {
                     let bytes: usize = range.iter().map(|record| record.payload.len()).sum();
                     prop_assert!(range.len() > LIMITS.messages || bytes > LIMITS.bytes / 2);
                 }
-                Found::Older => {
+                Err(NotHere::Older) => {
                     // Something that may follow, or the message itself, was dropped.
                     prop_assert!(kept_from > 0, "nothing was dropped");
                 }
@@ -236,15 +235,15 @@ fn only_what_a_node_knows_is_found() {
     };
     assert_eq!(
         find(&message("m1", Some(model.now))),
-        Found::Ahead,
+        Err(NotHere::Ahead),
         "of another session"
     );
     assert_eq!(
         find(&message("m", Some(model.now))),
-        Found::Ahead,
+        Err(NotHere::Ahead),
         "a part of an id"
     );
-    assert_eq!(find(&message("m9", None)), Found::Older);
+    assert_eq!(find(&message("m9", None)), Err(NotHere::Older));
     let cursor = |log, partition, offset| {
         let position = Position {
             partition,
@@ -257,16 +256,16 @@ fn only_what_a_node_knows_is_found() {
             cursor: Cursor { log, position },
         }
     };
-    let unknown = Found::Refused(NotResumed::UnknownMessage);
+    let unknown = Err(NotHere::Refused(NotResumed::UnknownMessage));
     assert_eq!(find(&cursor(LOG + 1, 0, 0)), unknown, "another log");
     assert_eq!(find(&cursor(LOG, 1, 0)), unknown, "no such partition");
-    assert_eq!(find(&cursor(LOG, 0, 3)), Found::Ahead);
-    assert!(matches!(find(&cursor(LOG, 0, 2)), Found::Range(range) if range.positions.is_empty()));
+    assert_eq!(find(&cursor(LOG, 0, 3)), Err(NotHere::Ahead));
+    assert_eq!(find(&cursor(LOG, 0, 2)), Ok(vec![]));
     model.log.set_log(LOG + 1, 1);
-    assert!(matches!(
+    assert_eq!(
         super::find(&model.log, "s", &cursor(LOG + 1, 0, 0), 2, &LIMITS, 0),
-        Found::Older
-    ));
+        Err(NotHere::Older)
+    );
 }
 
 #[test]
@@ -287,45 +286,50 @@ fn a_cursor_has_nothing_that_was_not_sent() {
 }
 
 #[test]
-fn without_memory_only_what_is_being_delivered_is_kept() {
+fn without_memory_nothing_is_found_that_was_delivered() {
     let mut model = Model::new(0, 1);
     for _ in 0..100 {
         model.append("s", 0, 0, 1_000, Form::Native);
     }
-    let cursor = |position| {
-        let text = model.log.cursor("s", position)?;
-        Some(Cursor::decode(&text).unwrap().position.offset)
+    let find = |since: &str| {
+        let resume = Resume::since(since.to_owned(), None);
+        find(&model.log, "s", &resume, 100, &LIMITS, model.now)
     };
-    assert_eq!(cursor(50), Some(50));
+    assert_eq!(find("m97"), Ok(vec![98, 99]));
     model.log.delivered();
-    assert_eq!(model.log.lock().bytes(99).map(|_| ()), None);
-    assert_eq!((cursor(50), cursor(100)), (None, Some(100)));
+    assert_eq!(find("m97"), Err(NotHere::Older));
+    let cursor = model.log.cursor("s", 100).unwrap();
+    assert_eq!(find(&cursor), Ok(vec![]));
+    assert!(model.log.lock().bytes(99).is_some(), "a replay may wait for it");
+    let position = Cursor::decode(&cursor).unwrap().position;
+    assert_eq!((position.partition, position.offset), (0, 100));
 }
 
 #[test]
-fn before_it_is_known_how_far_a_node_has_read_it_may_not_have_read_anything() {
+fn a_log_is_read_up_to_a_time_at_which_all_of_it_was_read() {
     let log = RecentLog::new(0);
-    assert!(log.may_not_have_read(0));
     log.set_read_until(100_000);
-    assert!(log.may_not_have_read(100_000 - CLOCK_SKEW_MS));
-    assert!(!log.may_not_have_read(99_999 - CLOCK_SKEW_MS));
+    assert!(!log.has_read(100_000), "which log is not known yet");
+    log.set_log(LOG, 1);
+    assert_eq!([100_000, 100_001].map(|time| log.has_read(time)), [true, false]);
 }
 
-/// A client has what is still being delivered here: it was on another node, or loaded it over HTTP.
+/// A client has what is still being delivered here: it was on another node, or loaded it over HTTP. The cursor of its
+/// `resumed` must not go back behind that.
 #[test]
-fn live_records_that_a_client_has_must_be_delivered_before_its_replay_ends() {
+fn records_that_a_client_has_are_delivered_before_its_replay_begins() {
     let mut model = Model::new(1 << 20, 1);
     for _ in 0..4 {
         model.append("s", 0, 0, 10, Form::Native);
     }
-    let live_until = |id: &str, start| {
+    let find = |id: &str, start| {
         let resume = Resume::since(id.to_owned(), None);
-        match find(&model.log, "s", &resume, start, &LIMITS, model.now) {
-            Found::Range(range) => (range.positions, range.live_until),
-            other => panic!("{other:?}"),
-        }
+        find(&model.log, "s", &resume, start, &LIMITS, model.now)
     };
-    assert_eq!(live_until("m2", 2), (vec![], 3));
-    assert_eq!(live_until("m1", 2), (vec![], 0));
-    assert_eq!(live_until("m0", 3), (vec![1, 2], 0));
+    assert_eq!(find("m2", 2), Err(NotHere::Undelivered));
+    assert_eq!(find("m1", 2), Ok(vec![]));
+    assert_eq!(find("m0", 3), Ok(vec![1, 2]));
+    let cursor = model.log.cursor("s", 3).unwrap();
+    assert_eq!(find(&cursor, 2), Err(NotHere::Undelivered));
+    assert_eq!(find(&cursor, 3), Ok(vec![]));
 }

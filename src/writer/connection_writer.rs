@@ -108,11 +108,8 @@ impl State {
         if chunk.end() > 0
             && let Some(resuming) = &mut self.resuming
         {
-            return if resuming.hold(chunk, limits) {
-                SendOutcome::Queued
-            } else {
-                SendOutcome::Full
-            };
+            resuming.hold(chunk.end());
+            return SendOutcome::Queued;
         }
         if self.write_queue.try_push(chunk, limits) {
             self.note_sent(chunk);

@@ -114,7 +114,13 @@ impl Walker {
                 let number: u64 = data["message"].as_str().unwrap().parse().unwrap();
                 if let Some(last) = self.last {
                     let story = self.story.make_contiguous().join("\n");
-                    assert_eq!(number, last + 1, "{} in {}:\n{story}\n{frame}", self.user, self.session);
+                    assert_eq!(
+                        number,
+                        last + 1,
+                        "{} in {}:\n{story}\n{frame}",
+                        self.user,
+                        self.session
+                    );
                 }
                 self.tell(format!("{number} {}", data["message_id"]));
                 self.last = Some(number);

@@ -68,6 +68,16 @@ struct Ends {
     ends: Vec<(Partition, i64)>,
 }
 
+impl Ends {
+    fn is_beyond(&self, ends: &[(Partition, i64)]) -> bool {
+        ends.iter().any(|&(at, end)| {
+            self.ends
+                .iter()
+                .any(|&(other, other_end)| other == at && other_end > end)
+        })
+    }
+}
+
 pub struct HistoryFeed {
     pub log: Arc<RecentLog>,
     sent: Arc<SentMessages>,
@@ -161,6 +171,12 @@ impl HistoryFeed {
     /// On the thread that appends, before it reads on from `next`.
     pub fn assigned(&self, next: &HashMap<Partition, i64>) {
         let (log, partitions) = *self.identity.lock();
+        // Not before the log is known: the first greetings would have no cursor. But before anything is found in it: what
+        // was read up to now is sent to nobody live.
+        let is_first = log != 0 && !self.is_filled();
+        if is_first {
+            self.log.start_live();
+        }
         if log != 0 {
             self.log.set_log(log, partitions);
             self.sent.set_log(log);
@@ -174,9 +190,7 @@ impl HistoryFeed {
             self.log
                 .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
         }
-        // Not before the log is known: the first greetings would have no cursor.
-        if self.log.is_known() && !self.is_filled() {
-            self.log.start_live();
+        if is_first {
             self.is_filled.store(true, Ordering::Relaxed);
         }
     }
@@ -277,30 +291,37 @@ impl HistoryFeed {
         Ok(left.is_empty())
     }
 
-    /// The ends of all partitions, asked for at `asked_at`, and how far the consumer has got since the last check.
+    /// The ends of all partitions, asked for at `asked_at`, and how far the consumer has got.
     pub fn observe_ends(
         &self,
         asked_at: i64,
         ends: Vec<(Partition, i64)>,
         next: impl Fn(Partition) -> Option<i64>,
     ) {
-        let is_reached = |ends: &[(Partition, i64)]| {
-            ends.iter()
-                .all(|&(at, end)| next(at).is_some_and(|next| next >= end))
-        };
         // One that can't be asked may have anything.
         if ends.len() < usize::try_from(self.partitions()).unwrap_or(usize::MAX) {
             return;
         }
+        self.note_progress(&next);
+        // Ends that are yet to be reached stay, since new ones never would be under load; but not those of a log that has
+        // become shorter.
         let mut waiting = self.ends.lock();
-        if is_reached(&ends) {
-            self.log.set_read_until(asked_at);
-            *waiting = None;
-        } else if waiting.as_ref().is_none_or(|waiting| is_reached(&waiting.ends)) {
-            if let Some(reached) = &*waiting {
-                self.log.set_read_until(reached.asked_at);
-            }
+        if waiting.as_ref().is_none_or(|waiting| waiting.is_beyond(&ends)) {
             *waiting = Some(Ends { asked_at, ends });
+        }
+        drop(waiting);
+        self.note_progress(next);
+    }
+
+    /// How far the consumer has got.
+    pub fn note_progress(&self, next: impl Fn(Partition) -> Option<i64>) {
+        let mut waiting = self.ends.lock();
+        let reached = waiting.take_if(|waiting| {
+            let mut ends = waiting.ends.iter();
+            ends.all(|&(at, end)| next(at).is_some_and(|next| next >= end))
+        });
+        if let Some(reached) = reached {
+            self.log.set_read_until(reached.asked_at);
         }
     }
 }

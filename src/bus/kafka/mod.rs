@@ -155,6 +155,14 @@ impl Kafka {
         self.producer.publish(record, ack);
     }
 
+    /// Notes how far this node has read, between two checks of the monitor.
+    pub fn note_progress(&self) {
+        let mut readers = self.shared.readers.iter();
+        if let Some(reader) = readers.find(|reader| reader.topics.contains(&Topic::Messages)) {
+            self.shared.history.note_progress(|at| reader.offsets.get(at));
+        }
+    }
+
     /// Reads older records for a client that comes back.
     pub fn query_log(&self, query: LogQuery) {
         self.log_reader.ask(query);

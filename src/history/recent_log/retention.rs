@@ -13,7 +13,7 @@ impl RecentLog {
     /// Takes all of the memory at once, so that delivery need not wait for the kernel to provide it page by page.
     pub fn reserve(&self) {
         let mut state = self.state.lock();
-        while state.memory() + segment_memory(self.segment_bytes) <= self.limit {
+        while state.memory() + segment_memory(self.segment_bytes) <= self.most_bytes {
             let segment = Segment::touched(self.segment_bytes, entries_of(self.segment_bytes));
             state.spare.push(segment);
         }
@@ -26,11 +26,11 @@ impl RecentLog {
         state.close_last();
         let is_usual = bytes == self.segment_bytes;
         state.take_back(self.segment_bytes);
-        while state.memory() > self.limit && state.spare.pop().is_some() {}
+        while state.memory() > self.most_bytes && state.spare.pop().is_some() {}
         let mut segment = if is_usual { state.spare.pop() } else { None };
         // What is being delivered stays.
         let delivered = self.delivered.load(Ordering::Relaxed);
-        while segment.is_none() && state.memory() + segment_memory(bytes) > self.limit {
+        while segment.is_none() && state.memory() + segment_memory(bytes) > self.most_bytes {
             let oldest = state.segments.front();
             if state.spare.pop().is_some() {
                 // A longer record needs the memory.
@@ -45,7 +45,6 @@ impl RecentLog {
         let mut segment = segment.unwrap_or_else(|| Segment::new(bytes, entries_of(bytes)));
         segment.first = position;
         state.segments.push_back(segment);
-        state.first = state.segments.front().map_or(position, |segment| segment.first);
     }
 }
 
@@ -77,10 +76,7 @@ impl State {
         for (known, &end) in self.partitions.iter_mut().zip(&oldest.ends) {
             known.complete_from = known.complete_from.max(end);
         }
-        // A timestamp in the future says nothing of others.
-        let newest = oldest.newest.min(clock::unix_ms());
-        self.dropped_until = self.dropped_until.max(newest.saturating_add(1));
-        self.complete_since = self.complete_since.max(self.dropped_until);
+        self.drop_until(oldest.newest);
         oldest.clear();
         self.released.push(oldest);
     }
@@ -97,11 +93,29 @@ impl State {
     }
 
     /// Forgets all records.
-    pub(super) fn forget(&mut self, end: u64) {
+    pub(super) fn forget(&mut self) {
         self.close_last();
         while !self.segments.is_empty() {
             self.drop_oldest();
         }
-        self.first = end;
+    }
+
+    /// What precedes `end` is there only for replays that have begun.
+    pub(super) fn hide(&mut self, end: u64) {
+        self.hidden = end;
+        for known in self.partitions.iter_mut().filter(|known| known.is_known()) {
+            known.complete_from = known.next;
+        }
+        if let Some(newest) = self.segments.iter().map(|segment| segment.newest).max() {
+            self.drop_until(newest);
+        }
+    }
+
+    /// Records up to this timestamp are not all here.
+    fn drop_until(&mut self, newest: i64) {
+        // A timestamp in the future says nothing of others.
+        let newest = newest.min(clock::unix_ms());
+        self.dropped_until = self.dropped_until.max(newest.saturating_add(1));
+        self.complete_since = self.complete_since.max(self.dropped_until);
     }
 }

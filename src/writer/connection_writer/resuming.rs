@@ -11,8 +11,6 @@ use bytes::Bytes;
 use super::{BacklogPolicy, ConnectionWriter, Phase, State};
 use crate::protocol::code::CloseCode;
 use crate::protocol::frame;
-use crate::writer::chunk::Chunk;
-use crate::writer::write_queue::QueueLimits;
 
 /// Frames that a connection is owed.
 pub trait Replay: Send {
@@ -41,8 +39,6 @@ pub enum Start {
     Live,
     /// With a replay, which [`ConnectionWriter::replay`] begins: live records wait where it takes its frames from.
     Replay,
-    /// The same, but live records wait here, within the limits of a queue: nothing else keeps them.
-    HeldReplay,
 }
 
 /// Up to which position of the log records have been sent to a connection, or queued for it.
@@ -60,48 +56,22 @@ pub(super) struct Resuming {
     /// `None` until it is known what to replay.
     source: Option<Box<dyn Replay>>,
     live_end: u64,
-    held: Option<Held>,
-}
-
-/// Live chunks that wait for a replay.
-#[derive(Default)]
-struct Held {
-    chunks: Vec<Bytes>,
-    bytes: usize,
-    end: u64,
 }
 
 impl Resuming {
     /// `None` for a connection that starts with live records.
     pub(super) fn starting(start: Start) -> Option<Box<Self>> {
-        let resuming = |held| {
-            Some(Box::new(Self {
+        (start == Start::Replay).then(|| {
+            Box::new(Self {
                 source: None,
                 live_end: 0,
-                held,
-            }))
-        };
-        match start {
-            Start::Live => None,
-            Start::Replay => resuming(None),
-            Start::HeldReplay => resuming(Some(Held::default())),
-        }
+            })
+        })
     }
 
-    /// A live chunk waits for the replay; false if there is no room for it.
-    pub(super) fn hold(&mut self, chunk: &impl Chunk, limits: &QueueLimits) -> bool {
-        let Some(held) = &mut self.held else {
-            self.live_end = chunk.end();
-            return true;
-        };
-        let bytes = held.bytes + chunk.bytes().len();
-        if bytes > limits.queue_bytes || limits.memory.is_exceeded() {
-            return false;
-        }
-        held.chunks
-            .push(chunk.to_bytes(|chunk| limits.memory.count(chunk)));
-        (held.bytes, held.end) = (bytes, chunk.end());
-        true
+    /// Live records up to this position wait for the replay.
+    pub(super) fn hold(&mut self, live_end: u64) {
+        self.live_end = live_end;
     }
 
     fn sent_up_to(&self) -> SentUpTo {
@@ -149,12 +119,7 @@ impl ConnectionWriter {
             Pulled::More => {}
             Pulled::CaughtUp => {
                 state.sent_up_to = source.position().unwrap_or(live_end);
-                if let Some(held) = state.resuming.take().and_then(|resuming| resuming.held) {
-                    state.sent_up_to = state.sent_up_to.max(held.end);
-                    held.chunks
-                        .into_iter()
-                        .for_each(|chunk| state.write_queue.push(chunk));
-                }
+                state.resuming = None;
             }
             Pulled::Lost => {
                 let code = CloseCode::SlowConsumer;
