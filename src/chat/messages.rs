@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::Chat;
-use super::resume::RECHECK;
+use super::resume::{RECHECK, behind};
 use crate::clock;
 use crate::history::range::message_id;
 use crate::history::{Limits, NotHere, Page, page};
@@ -31,6 +31,8 @@ impl Chat {
         let since = since.map(Arc::new);
         let (until, asked_at) = (Instant::now() + self.resume_limits.timeout, clock::unix_ms());
         loop {
+            // Before it is looked for: what comes meanwhile may be it.
+            let has_read = self.older().has_read(asked_at);
             match self.page(session_id, since.clone(), limits).await {
                 Ok(page) => {
                     self.metrics.history.messages_left_out.inc_by(page.left_out);
@@ -45,8 +47,9 @@ impl Chat {
                 }
                 // Until this node has read as far as another one that the client knows.
                 Err(NotHere::Ahead | NotHere::Undelivered) => {
-                    let why = since.as_deref().map(|since| self.older().behind(since, asked_at));
-                    let why = why.unwrap_or(NotResumed::Unavailable);
+                    let why = since
+                        .as_deref()
+                        .map_or(NotResumed::Unavailable, |since| behind(since, has_read));
                     if Instant::now() >= until || why == NotResumed::UnknownMessage {
                         return self.refuse_page(session_id, why);
                     }

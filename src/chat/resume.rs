@@ -142,19 +142,10 @@ impl Older {
 
     /// Whether this node has read everything that was in the log at this time. Whatever a client knew then was there: the
     /// times of messages do not tell, as producers may have kept them for long.
-    fn has_read(&self, time: i64) -> bool {
+    pub(super) fn has_read(&self, time: i64) -> bool {
         self.history.has_read(time) || {
             self.bus.note_progress();
             self.history.has_read(time)
-        }
-    }
-
-    /// Why there is nothing, for now, for a client that seems to be ahead of this node and has asked at this time:
-    /// `Unavailable` while this node may get there.
-    pub(super) fn behind(&self, resume: &Resume, asked_at: i64) -> NotResumed {
-        match resume {
-            Resume::Message { .. } if self.has_read(asked_at) => NotResumed::UnknownMessage,
-            _ => NotResumed::Unavailable,
         }
     }
 
@@ -224,6 +215,8 @@ impl Resuming {
     async fn wait(self) {
         let until = Instant::now() + self.limits.timeout;
         loop {
+            // Before it is looked for: what comes meanwhile may be it.
+            let has_read = self.older.has_read(self.asked_at);
             let (start, mut pause) = (self.start(), RECHECK);
             let refusal = match self.find(start) {
                 Ok(positions) => {
@@ -234,7 +227,7 @@ impl Resuming {
                     pause = DELIVERY;
                     NotResumed::Unavailable
                 }
-                Err(NotHere::Ahead) => self.older.behind(&self.resume, self.asked_at),
+                Err(NotHere::Ahead) => behind(&self.resume, has_read),
                 Err(NotHere::Older) => {
                     let answer = self
                         .older
@@ -243,7 +236,7 @@ impl Resuming {
                     match answer {
                         Ok(older) => return self.begin(start, Ok((older, Vec::new())), Source::Log),
                         // This node may not have read it yet.
-                        Err(NotResumed::UnknownMessage) if !self.older.has_read(self.asked_at) => {
+                        Err(NotResumed::UnknownMessage) if !has_read => {
                             pause = REREAD;
                             NotResumed::Unavailable
                         }
@@ -282,5 +275,14 @@ impl Resuming {
         let asked = self.resume.asked();
         let replay = LogReplay::new(self.history, self.session_id, start, asked, found);
         writer.replay(Box::new(replay));
+    }
+}
+
+/// Why there is nothing, for now, for a client that seems to be ahead of this node: `Unavailable` while this node may get
+/// there. `has_read`: it had read all that was in the log when the client asked.
+pub(super) fn behind(resume: &Resume, has_read: bool) -> NotResumed {
+    match resume {
+        Resume::Message { .. } if has_read => NotResumed::UnknownMessage,
+        _ => NotResumed::Unavailable,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -299,5 +299,41 @@ async fn clients_that_change_nodes_under_traffic_miss_nothing_and_get_nothing_tw
         got.extend(texts(&messages).iter().map(|text| text.parse::<u64>().unwrap()));
         let first = got[0];
         assert_eq!(got, (first..=number).collect::<Vec<_>>(), "client {at}");
+    }
+}
+
+/// As after an outage of the broker: a producer keeps messages for as long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_was_written_late_is_not_unknown_to_a_node_that_is_behind() {
+    let topics = Topics::new();
+    let (a, b) = topics.two_nodes();
+    let session = unique("session");
+    let mut watcher = Client::connect(&a, &session, "watcher", "agent").await;
+    for round in 0..5 {
+        // It came to the log only now.
+        let made = SystemTime::now() - Duration::from_secs(20);
+        let made = made.duration_since(UNIX_EPOCH).expect("a time").as_secs();
+        let id = uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, made, round)).to_string();
+        // Behind, for as long as its clients have been waiting.
+        b.signal("STOP");
+        let back = tokio::spawn({
+            let (addr, query) = (b.http_addr(), since(&id));
+            let path = format!("/ws/{session}/u{round}/customer?{query}");
+            async move { Client::open(addr, &path, &[]).await.expect("the upgrade") }
+        });
+        let native = |id: &str, text: &str| {
+            let data = json!({"message_id": id, "message": text});
+            Record::native(
+                &session,
+                json!({"type": "new_message", "success": true, "data": data}).to_string(),
+            )
+        };
+        let next = uuid::Uuid::now_v7().to_string();
+        let records = [native(&id, "had"), native(&next, "missed")];
+        topics.kafka.produce(&topics.messages, &records);
+        watcher.next("new_message").await;
+        watcher.next("new_message").await;
+        b.signal("CONT");
+        gets(&mut back.await.expect("a client"), &["missed"]).await;
     }
 }
