@@ -3,8 +3,8 @@
 //! repeats as the other nodes do.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -89,8 +89,10 @@ pub struct HistoryFeed {
     identity: Mutex<(u64, i32)>,
     /// Set by the monitor, taken by the consumer of messages.
     fills: Mutex<Vec<Fill>>,
-    /// Whether the recent log is filled: the node is not ready before that.
+    /// Whether the recent log is filled, and all partitions are read: the node is not ready before that.
     is_filled: AtomicBool,
+    /// When the first partitions were.
+    begun: OnceLock<Instant>,
     ends: Mutex<Option<Ends>>,
 }
 
@@ -108,6 +110,7 @@ impl HistoryFeed {
             identity: Mutex::new((0, 0)),
             fills: Mutex::default(),
             is_filled: AtomicBool::new(false),
+            begun: OnceLock::new(),
             ends: Mutex::default(),
         }
     }
@@ -165,7 +168,13 @@ impl HistoryFeed {
     }
 
     pub fn is_filled(&self) -> bool {
-        self.is_filled.load(Ordering::Relaxed)
+        // A partition without a leader may not get one for long.
+        let is_late = || {
+            self.begun
+                .get()
+                .is_some_and(|begun| begun.elapsed() >= FILL_TIMEOUT)
+        };
+        self.is_filled.load(Ordering::Relaxed) || is_late()
     }
 
     /// On the thread that appends, before it reads on from `next`.
@@ -173,9 +182,9 @@ impl HistoryFeed {
         let (log, partitions) = *self.identity.lock();
         // Not before the log is known: the first greetings would have no cursor. But before anything is found in it: what
         // was read up to now is sent to nobody live.
-        let is_first = log != 0 && !self.is_filled();
-        if is_first {
+        if log != 0 && self.begun.get().is_none() {
             self.log.start_live();
+            self.begun.get_or_init(Instant::now);
         }
         if log != 0 {
             self.log.set_log(log, partitions);
@@ -190,14 +199,14 @@ impl HistoryFeed {
             self.log
                 .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
         }
-        if is_first {
+        if log != 0 && next.len() >= usize::try_from(partitions).unwrap_or(usize::MAX) {
             self.is_filled.store(true, Ordering::Relaxed);
         }
     }
 
     /// Reads what was written lately, if that is to be done: `read` is called with each record, and whether it is kept.
     pub(super) fn fill(&self, shared: &Shared, mut read: impl FnMut(&BorrowedMessage<'_>, bool)) {
-        if !self.is_filled() {
+        if self.begun.get().is_none() {
             self.log.reserve();
         }
         let fills = std::mem::take(&mut *self.fills.lock());
