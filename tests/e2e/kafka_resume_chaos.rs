@@ -217,7 +217,12 @@ fn write(world: &World, brokers: &str, topic: &str) -> u64 {
                 .headers(headers);
             // The queue is full while the broker is away.
             while let Err((error, refused)) = producer.send(record) {
-                assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull));
+                let fatal = producer.client().fatal_error();
+                assert_eq!(
+                    error.rdkafka_error_code(),
+                    Some(RDKafkaErrorCode::QueueFull),
+                    "{fatal:?}"
+                );
                 producer.poll(Duration::from_millis(100));
                 if world.has_ended.load(Ordering::Relaxed) {
                     return number;
@@ -285,6 +290,7 @@ async fn chaos(seed: u64, deliveries: u64) {
     while blow < 4 || world.deliveries.load(Ordering::Relaxed) < deliveries {
         sleep(Duration::from_millis(random.u64(800..2_000))).await;
         assert_eq!(walkers.len(), CLIENTS, "a client has failed");
+        assert!(!writer.is_finished(), "the writer has failed");
         if let Some(ended) = walkers.try_join_next() {
             ended.expect("a client");
         }
