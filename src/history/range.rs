@@ -90,11 +90,8 @@ fn after(
     let hash = log.hash_of(session_id);
     let state = log.lock();
     let follows = |entry: &Entry| position.is_before(entry.partition, entry.offset, entry.time);
-    state.search(session_id, hash, end, |_, entry| {
-        is_delivered = follows(entry);
-        is_delivered
-    });
-    if !is_delivered {
+    let is_all = state.search_since(session_id, hash, end, |_, entry| is_delivered &= follows(entry));
+    if !is_all || !is_delivered {
         return Err(NotHere::Undelivered);
     }
     if !state.covers(position) {
