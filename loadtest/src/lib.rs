@@ -4,6 +4,7 @@
 //! - [`message`]: messages to all of them (workloads A, B, C); [`template`] says what they look like
 //! - [`idle`]: connections that do nothing (D)
 //! - [`presence`]: connect storms (E), and what presence adds to them
+//! - [`resume`]: clients that come back to another node, all at once (F)
 //! - [`foreign`]: records of sessions that a node does not have
 //! - [`scale`]: what all of that comes to for a cluster; computed, not measured
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
@@ -22,6 +23,7 @@ pub mod presence;
 pub mod process;
 pub mod remote;
 pub mod report;
+pub mod resume;
 pub mod scale;
 pub mod services;
 pub mod targets;

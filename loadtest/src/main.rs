@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use livechat_loadtest::message::workload;
 use livechat_loadtest::report::{self, Report};
-use livechat_loadtest::{foreign, idle, presence, remote, scale, targets};
+use livechat_loadtest::{foreign, idle, presence, remote, resume, scale, targets};
 
 #[derive(Parser)]
 #[command(
@@ -24,7 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Workload {
-    /// A to E, and the target ratios
+    /// A to F, and the target ratios
     All(targets::Options),
     /// A, B and C: messages to many sockets
     Messages(workload::Options),
@@ -33,6 +33,8 @@ enum Workload {
     /// E, and what presence costs: connect storms, a large session, the flush window
     #[command(subcommand)]
     Presence(presence::Command),
+    /// F: clients come back to another node, all at once, and get what they have missed
+    Resume(resume::Options),
     /// Records of sessions that the node does not have: the cost of reading everything
     Foreign(foreign::Options),
     /// Computes nodes, network and memory from measured costs, for clusters larger than this machine
@@ -50,6 +52,7 @@ fn main() -> Result<ExitCode> {
         Workload::Messages(options) => workload::run(options)?,
         Workload::Idle(options) => idle::run(options)?,
         Workload::Presence(command) => presence::run(command)?,
+        Workload::Resume(options) => resume::run(options)?,
         Workload::Foreign(options) => foreign::run(options)?,
         Workload::Scale(options) => scale::run(options)?,
         Workload::Remote(options) => remote::run(options)?,

@@ -115,14 +115,26 @@ impl Node {
                 Process::start(&floor(programs)?, &floor_args(addr, more), &[])?
             }
         };
-        process.wait_until("ready", || {
-            get(addr, "/ready").is_ok_and(|(status, _)| status == 200)
-        })?;
+        wait_until_ready(&mut process, addr)?;
         Ok(Self {
             process,
             addr,
             redis,
             topics,
+        })
+    }
+
+    /// Starts a server on topics that it shares with others.
+    pub fn start_on(programs: &Programs, topics: &Topics, settings: &[(&str, String)]) -> Result<Self> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let env = server_env(programs, addr, Some((topics, &brokers()?)), None, settings)?;
+        let mut process = Process::start(&programs.server, &[], &env)?;
+        wait_until_ready(&mut process, addr)?;
+        Ok(Self {
+            process,
+            addr,
+            redis: None,
+            topics: None,
         })
     }
 
@@ -140,6 +152,12 @@ impl Node {
             .as_u64()
             .context("no connections in /health")
     }
+}
+
+fn wait_until_ready(process: &mut Process, addr: SocketAddr) -> Result<()> {
+    process.wait_until("ready", || {
+        get(addr, "/ready").is_ok_and(|(status, _)| status == 200)
+    })
 }
 
 pub fn brokers() -> Result<String> {

@@ -69,6 +69,11 @@ impl Process {
         rss_of(self.pid()).with_context(|| format!("{} has ended:\n{}", self.name, self.log()))
     }
 
+    /// The most resident memory that it has had, in bytes.
+    pub fn peak_rss(&self) -> Result<u64> {
+        peak_rss_of(self.pid()).with_context(|| format!("{} has ended:\n{}", self.name, self.log()))
+    }
+
     /// The end of its output.
     pub fn log(&self) -> String {
         let text = fs::read(self.dir.path().join("log")).unwrap_or_default();
@@ -146,7 +151,13 @@ pub fn cpu_of_threads(pid: u32, name: &str) -> Result<Option<Duration>> {
 
 /// Resident memory of a process, in bytes.
 pub fn rss_of(pid: u32) -> Result<u64> {
-    parse_rss(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?).context("no Rss in smaps_rollup")
+    parse_kib(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Rss:")
+        .context("no Rss in smaps_rollup")
+}
+
+/// The most resident memory that a process has had, in bytes.
+pub fn peak_rss_of(pid: u32) -> Result<u64> {
+    parse_kib(&fs::read_to_string(format!("/proc/{pid}/status"))?, "VmHWM:").context("no VmHWM in status")
 }
 
 /// Fields 14 and 15; the name in field 2 may hold blanks, so count from the bracket that ends it.
@@ -157,8 +168,8 @@ fn parse_cpu(stat: &str) -> Option<Duration> {
     Some(TICK * (user + system))
 }
 
-fn parse_rss(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"))?;
+fn parse_kib(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -198,13 +209,14 @@ mod tests {
     #[test]
     fn rss_is_in_bytes() {
         let rollup = "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:                1024 kB\nPss: 7 kB\n";
-        assert_eq!(parse_rss(rollup), Some(1024 * 1024));
+        assert_eq!(parse_kib(rollup, "Rss:"), Some(1024 * 1024));
     }
 
     #[test]
     fn our_own_figures_are_there() {
         let pid = std::process::id();
         assert!(rss_of(pid).unwrap() > 100_000);
+        assert!(peak_rss_of(pid).unwrap() > 100_000);
         // Finer than the ticks of /proc, which would show 0 or a whole tick.
         let step = || {
             let before = cpu_of(pid).unwrap();
