@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the server and the load generator, starts its own Kafka, measures, and prints tables and the target ratios.
 #
-#   loadtest/run.sh                                   workloads A to E, median of 5: about 25 minutes
-#   loadtest/run.sh all --rounds 1 --seconds 3        a quick run: about 3 minutes
+#   loadtest/run.sh                                   workloads A to F, median of 5: about 35 minutes
+#   loadtest/run.sh all --rounds 1 --seconds 3        a quick run: about 5 minutes
 #   loadtest/run.sh messages --workload a             any command of livechat-loadtest (--help lists them)
+#   loadtest/run.sh resume --source memory --rounds 3
 #   loadtest/run.sh presence flush --json flush.json
 #
 # LOADTEST_PROFILE=release saves the minutes that fat LTO takes; published figures need the default, dist.

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::message::workload::{self, Arm, Workload};
 use crate::node::Programs;
 use crate::report::Report;
-use crate::{idle, presence};
+use crate::{idle, presence, resume};
 
 #[derive(Args, Clone)]
 pub struct Options {
@@ -145,7 +145,7 @@ const TARGETS: [Target; 13] = [
 ];
 
 /// Limits of medians as they are.
-const LIMITS: [(&str, &str, &str, &str, f64); 2] = [
+const LIMITS: [(&str, &str, &str, &str, f64); 6] = [
     (
         "D, KiB per idle connection, embedded",
         "D:",
@@ -160,9 +160,37 @@ const LIMITS: [(&str, &str, &str, &str, f64); 2] = [
         "rss_kib_per_connection",
         3.0,
     ),
+    (
+        "F, CPU per resume / a connect and a send",
+        "F:",
+        "kafka",
+        "cpu_ratio",
+        1.5,
+    ),
+    (
+        "F, seconds from the last connect until all are whole",
+        "F:",
+        "kafka",
+        "whole_s",
+        5.0,
+    ),
+    (
+        "F from the log, the same",
+        "F from the log:",
+        "kafka",
+        "whole_s",
+        5.0,
+    ),
+    (
+        "F from the log, others' p99 in the storm / before",
+        "F from the log, the others:",
+        "kafka",
+        "p99_ratio",
+        1.2,
+    ),
 ];
 
-/// A to E.
+/// A to F.
 pub fn run(options: &Options) -> Result<Vec<Report>> {
     let in_turn = workload::Options {
         programs: options.programs.clone(),
@@ -192,6 +220,10 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         seconds: 5,
     })?);
     reports.extend(presence::reconnect(&options.programs, options.rounds)?);
+    reports.extend(resume::run(&resume::Options::standard(
+        &options.programs,
+        options.rounds,
+    ))?);
     Ok(reports)
 }
 

@@ -17,8 +17,7 @@ use clap::{Args, ValueEnum};
 use crate::node::Programs;
 use crate::report::{Column, Figures, Named as _, Report, column, progress};
 
-/// In each column's title, "others" are the clients that stay connected.
-const COST: [Column; 9] = [
+const COST: [Column; 10] = [
     column("cpu_us_per_resume", "CPU, us per resume", 1),
     column("cpu_us_reference", "CPU, us per connect and send", 1),
     column("cpu_ratio", "ratio", 2),
@@ -28,6 +27,7 @@ const COST: [Column; 9] = [
     column("storm_s", "after the first connect, s", 2),
     column("whole", "whole", 0),
     column("lost", "messages lost", 0),
+    column("doubled", "doubled", 0),
 ];
 
 const OTHERS: [Column; 8] = [
@@ -195,9 +195,9 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
                 let figures = run::measure(options, programs, source)
                     .with_context(|| format!("F from {}, {name}", source.name()))?;
                 progress(&line(source, round, name, &figures));
-                for report in [&mut cost, &mut others, &mut node] {
-                    report.add(name, figures.clone());
-                }
+                cost.add(name, only(&COST, &figures));
+                others.add(name, only(&OTHERS, &figures));
+                node.add(name, only(&NODE, &figures));
             }
         }
         cost.note(
@@ -207,6 +207,11 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         reports.extend([cost, others, node]);
     }
     Ok(reports)
+}
+
+fn only(columns: &[Column], figures: &Figures) -> Figures {
+    let figure = |column: &Column| Some((column.name, *figures.get(column.name)?));
+    columns.iter().filter_map(figure).collect()
 }
 
 fn line(source: Source, round: usize, name: &str, figures: &Figures) -> String {

@@ -252,7 +252,7 @@ impl Scene<'_> {
             let (crowd, addr) = (&mut scene.crowd, scene.node.addr);
             let last = visitors.connect(crowd, addr, Some(cursors), scene.options.in_flight)?;
             last_connect = Some(last);
-            while visitors.whole < scene.shape.clients && last.elapsed() < STORM_PATIENCE {
+            while visitors.answered < scene.shape.clients && last.elapsed() < STORM_PATIENCE {
                 crowd.turn(TURN, &mut visitors)?;
             }
             Ok(())

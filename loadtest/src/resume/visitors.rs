@@ -69,6 +69,8 @@ pub struct Visitors {
     /// How many messages each has got.
     got: Vec<u64>,
     has_resumed: Vec<bool>,
+    /// Those who have got `resumed`, whatever it said.
+    pub answered: usize,
     /// Those who have got all messages, and then `resumed`.
     pub whole: usize,
     pub last_whole: Option<Instant>,
@@ -89,6 +91,7 @@ impl Visitors {
             cursors: vec![None; shape.clients],
             got: vec![0; shape.clients],
             has_resumed: vec![false; shape.clients],
+            answered: 0,
             whole: 0,
             last_whole: None,
             lost: 0,
@@ -153,6 +156,7 @@ impl Visitors {
 
     fn resumed(&mut self, id: Id, payload: &[u8], now: Instant) {
         let is_first = !std::mem::replace(&mut self.has_resumed[id], true);
+        self.answered += usize::from(is_first);
         let data = data(payload).unwrap_or_default();
         let all = self.shape.messages;
         if is_first && data.recovered && data.replayed == all && self.got[id] == all {
