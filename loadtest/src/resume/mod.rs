@@ -30,12 +30,13 @@ const COST: [Column; 10] = [
     column("doubled", "doubled", 0),
 ];
 
-const OTHERS: [Column; 8] = [
+const OTHERS: [Column; 9] = [
     column("p50_before_ms", "p50 before, ms", 2),
     column("p50_ms", "p50 in the storm", 2),
     column("p99_before_ms", "p99 before", 2),
     column("p99_ms", "p99 in the storm", 2),
     column("p99_ratio", "ratio", 2),
+    column("p99_connects_ms", "p99 while as many connect without since", 2),
     column("max_before_ms", "max before", 1),
     column("max_ms", "max in the storm", 1),
     column("sent_percent", "sent, % of due", 0),

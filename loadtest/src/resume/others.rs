@@ -148,18 +148,21 @@ impl Heard {
         self.lost
     }
 
-    /// Latencies of the messages that were to be sent in this time, in milliseconds: at these quantiles.
+    /// Latencies of the messages that were to be sent in these times, in milliseconds: at these quantiles.
     pub fn latency_ms<const N: usize>(
         &self,
-        during: &Range<Instant>,
+        during: &[Range<Instant>],
         quantiles: [f64; N],
     ) -> Result<[f64; N]> {
         let nanos = |at: Instant| at.saturating_duration_since(self.epoch).as_nanos() as u64;
-        let during = nanos(during.start)..nanos(during.end);
+        let during: Vec<_> = during
+            .iter()
+            .map(|during| nanos(during.start)..nanos(during.end))
+            .collect();
         let mut found: Vec<u32> = self
             .latencies
             .iter()
-            .filter(|(intended, _)| during.contains(intended))
+            .filter(|(intended, _)| during.iter().any(|during| during.contains(intended)))
             .map(|(_, latency)| *latency)
             .collect();
         ensure!(
@@ -224,11 +227,11 @@ mod tests {
         heard.frame(0, &[SIGNAL, b"}"].concat(), epoch);
         assert_eq!((heard.lost(), heard.doubled), (1, 1));
         assert_eq!(heard.shared.signals.load(Ordering::Relaxed), 1);
-        let during = epoch + ms(10)..epoch + ms(30);
+        let during = [epoch + ms(10)..epoch + ms(15), epoch + ms(15)..epoch + ms(30)];
         assert_eq!(heard.latency_ms(&during, [0.0, 1.0]).unwrap(), [1.0, 2.0]);
         assert!(
             heard
-                .latency_ms(&(epoch + ms(40)..epoch + ms(50)), [0.5])
+                .latency_ms(&[epoch + ms(40)..epoch + ms(50)], [0.5])
                 .is_err()
         );
     }
