@@ -8,16 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdkafka::Offset;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::Shared;
 use super::broker::NO_RECORD;
 use super::native::TopicId;
 use super::offsets::Partition;
-use super::reasons::Reasons;
+use super::unread::{Unread, connect};
 use crate::clock;
 use crate::history::recent_log::CLOCK_SKEW_MS;
 use crate::history::{RecentLog, SentMessages};
@@ -247,25 +245,18 @@ impl HistoryFeed {
         fills: &[Fill],
         read: &mut impl FnMut(&BorrowedMessage<'_>, bool),
     ) -> KafkaResult<bool> {
-        let of = |fill: &Fill| ((Topic::Messages, fill.partition), Offset::Offset(fill.start));
-        let mut left: HashMap<_, _> = fills
+        let keep_from: HashMap<_, _> = fills
             .iter()
-            .filter(|fill| fill.start < fill.end)
-            .map(|fill| (fill.partition, (fill.keep_from, fill.end)))
+            .map(|fill| (fill.partition, fill.keep_from))
             .collect();
-        if left.is_empty() {
+        let mut unread = Unread::new(fills.iter().map(|fill| (fill.partition, [fill.start, fill.end])));
+        if unread.is_empty() {
             return Ok(true);
         }
-        let consumer: BaseConsumer<Reasons> = shared
-            .consumer_config()
-            // Transaction markers have offsets and are never delivered: the end tells that there is nothing more.
-            .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "10")
-            .set("queued.max.messages.kbytes", "16384")
-            .create_with_context(Reasons::default())?;
-        consumer.assign(&shared.positions(fills.iter().map(of))?)?;
+        let consumer = connect(shared)?;
+        unread.assign(shared, &consumer)?;
         let until = Instant::now() + FILL_TIMEOUT;
-        while !left.is_empty() && !shared.is_stopping() {
+        while !unread.is_empty() && !shared.is_stopping() {
             if Instant::now() >= until {
                 tracing::warn!(
                     seconds = FILL_TIMEOUT.as_secs(),
@@ -273,31 +264,19 @@ impl HistoryFeed {
                 );
                 return Ok(false);
             }
-            match consumer.poll(POLL) {
-                Some(Ok(message)) => {
-                    let Some(&(keep_from, end)) = left.get(&message.partition()) else {
-                        continue;
-                    };
-                    if message.offset() < end {
-                        read(&message, message.offset() >= keep_from);
-                        // It keeps within its memory.
-                        self.log.delivered();
-                    }
-                    if message.offset() + 1 >= end {
-                        left.remove(&message.partition());
-                        self.log.reached(message.partition(), end);
-                    }
-                }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if let Some((_, end)) = left.remove(&partition) {
-                        self.log.reached(partition, end);
-                    }
-                }
-                Some(Err(error)) => tracing::debug!(%error, "Kafka consumer"),
-                None => {}
+            if let Some(message) = unread.poll(shared.topic_name(Topic::Messages), &consumer, POLL) {
+                let is_kept = keep_from
+                    .get(&message.partition())
+                    .is_some_and(|&from| message.offset() >= from);
+                read(&message, is_kept);
+                // It keeps within its memory.
+                self.log.delivered();
+            }
+            for (partition, end) in unread.take_ended() {
+                self.log.reached(partition, end);
             }
         }
-        Ok(left.is_empty())
+        Ok(unread.is_empty())
     }
 
     /// The ends of all partitions, asked for at `asked_at`, and how far the consumer has got.

@@ -6,7 +6,7 @@
 //! - [`monitor`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: open transactions of others
 //! - [`broker`]: the requests of the monitor and its audit; [`topics`]: admin requests
 //! - [`history_feed`]: what the recent log has to know about Kafka
-//! - [`log_reader`]: older records, for clients that come back
+//! - [`log_reader`]: older records, for clients that come back; [`unread`]: what is still to be read of them
 //! - [`causes`]: what is wrong, for health and the log (`monitor/report.rs`); [`reasons`]: why a broker can't be
 //!   reached
 //!
@@ -30,6 +30,7 @@ mod producer;
 mod reasons;
 mod topics;
 mod transactions;
+mod unread;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
