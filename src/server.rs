@@ -219,6 +219,7 @@ fn assemble(
         attempts,
         history,
         resume_limits: ResumeLimits::new(&config.resume),
+        page_searches: chat::PageSearches::default(),
     });
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {

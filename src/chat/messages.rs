@@ -3,17 +3,27 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::Chat;
-use super::resume::{RECHECK, behind};
+use super::resume::{RECHECK, REREAD, behind};
 use crate::clock;
-use crate::history::range::message_id;
+use crate::history::page::PageEnd;
 use crate::history::{Limits, NotHere, Page, page};
-use crate::protocol::frame;
 use crate::protocol::ids::SessionId;
-use crate::protocol::record::{Converter, Form};
 use crate::protocol::resume::{NotResumed, Resume};
+
+/// How many pages are searched for at once: each search keeps a core busy.
+const MOST_SEARCHES: usize = 4;
+
+/// Places for those who search the recent log for a page; all others wait.
+pub struct PageSearches(Arc<Semaphore>);
+
+impl Default for PageSearches {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MOST_SEARCHES)))
+    }
+}
 
 /// A page, or why there is none; its cursor is there all the same.
 pub struct Messages {
@@ -33,27 +43,30 @@ impl Chat {
         loop {
             // Before it is looked for: what comes meanwhile may be it.
             let has_read = self.older().has_read(asked_at);
-            match self.page(session_id, since.clone(), limits).await {
+            let has = since.as_deref();
+            let mut found = self.page(session_id, since.clone(), limits, until).await;
+            let mut pause = RECHECK;
+            if matches!(found, Err(NotHere::Older)) {
+                pause = REREAD;
+                found = match self.older_page(session_id, has, limits, until).await {
+                    Err(NotResumed::UnknownMessage) if !has_read => Err(NotHere::Ahead),
+                    older => older.map_err(NotHere::Refused),
+                };
+            }
+            match found {
                 Ok(page) => {
                     self.metrics.history.messages_left_out.inc_by(page.left_out);
                     return Messages { page, refused: None };
                 }
                 Err(NotHere::Refused(why)) => return self.refuse_page(session_id, why),
-                Err(NotHere::Older) => {
-                    return match self.older_page(session_id, since.as_deref(), limits, until).await {
-                        Ok(page) => Messages { page, refused: None },
-                        Err(why) => self.refuse_page(session_id, why),
-                    };
-                }
                 // Until this node has read as far as another one that the client knows.
-                Err(NotHere::Ahead | NotHere::Undelivered) => {
-                    let why = since
-                        .as_deref()
-                        .map_or(NotResumed::Unavailable, |since| behind(since, has_read));
-                    if Instant::now() >= until || why == NotResumed::UnknownMessage {
+                Err(NotHere::Ahead | NotHere::Undelivered | NotHere::Older) => {
+                    let why = has.map_or(NotResumed::Unavailable, |has| behind(has, has_read));
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() || why == NotResumed::UnknownMessage {
                         return self.refuse_page(session_id, why);
                     }
-                    tokio::time::sleep(RECHECK).await;
+                    tokio::time::sleep(pause.min(left)).await;
                 }
             }
         }
@@ -67,40 +80,16 @@ impl Chat {
         limits: Limits,
         until: Instant,
     ) -> Result<Page, NotResumed> {
-        // One more tells whether there are more.
-        let rewind = Resume::Rewind(limits.messages + 1);
-        let end = self.history.delivered_end();
-        let frames = self
+        let position = self.history.delivered_end();
+        let end =
+            PageEnd::new(&self.history, session_id.as_str(), position).ok_or(NotResumed::Unavailable)?;
+        let last = Resume::Rewind(limits.messages);
+        let collected = self
             .older()
-            .of_at_least(limits.messages + 1)
-            .read(session_id, since.unwrap_or(&rewind), end, until)
+            .of_page(limits)
+            .read(session_id, since.unwrap_or(&last), position, until)
             .await?;
-        let mut page = Page::empty(self.history.cursor(session_id.as_str(), end));
-        let payload = |frame: &Bytes| frame.slice_ref(frame::payload(frame));
-        if since.is_none() {
-            page.has_more = frames
-                .iter()
-                .rev()
-                .any(|frame| !page.add(payload(frame), &limits));
-            page.payloads.reverse();
-        } else {
-            let mut last = None;
-            for frame in &frames {
-                if !page.add(payload(frame), &limits) {
-                    page.has_more = true;
-                    break;
-                }
-                last = Some(frame);
-            }
-            if page.has_more {
-                // The next page follows the last message of this one, by its id.
-                let id = last.and_then(|frame| message_id(&mut Converter::default(), Form::Native, frame));
-                let id = id.filter(|id| id.len() <= 100 && id.bytes().all(is_url_safe));
-                page.cursor = Some(id.ok_or(NotResumed::TooMany)?);
-            }
-        }
-        self.metrics.history.messages_left_out.inc_by(page.left_out);
-        Ok(page)
+        Ok(page::of_log(collected, &end))
     }
 
     async fn page(
@@ -108,12 +97,22 @@ impl Chat {
         session_id: &SessionId,
         since: Option<Arc<Resume>>,
         limits: Limits,
+        until: Instant,
     ) -> Result<Page, NotHere> {
+        let place = Arc::clone(&self.page_searches.0).acquire_owned();
+        let place = tokio::time::timeout_at(until.into(), place).await;
+        let Ok(Ok(place)) = place else {
+            return Err(NotHere::Refused(NotResumed::Busy));
+        };
         let (history, session_id) = (Arc::clone(&self.history), session_id.clone());
         // Megabytes of JSON are checked, which must not hold up the runtime.
-        let found = tokio::task::spawn_blocking(move || match since.as_deref() {
-            Some(since) => page::after(&history, session_id.as_str(), since, &limits),
-            None => page::last(&history, session_id.as_str(), &limits, clock::unix_ms()),
+        let found = tokio::task::spawn_blocking(move || {
+            // Also if the client has gone: the thread works on.
+            let _place = place;
+            match since.as_deref() {
+                Some(since) => page::after(&history, session_id.as_str(), since, &limits),
+                None => page::last(&history, session_id.as_str(), &limits, clock::unix_ms()),
+            }
         });
         found
             .await
@@ -129,9 +128,4 @@ impl Chat {
             refused: Some(why),
         }
     }
-}
-
-/// Whether it needs no escaping in a URL (RFC 3986, section 2.3).
-fn is_url_safe(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }

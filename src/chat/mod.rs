@@ -32,7 +32,7 @@ use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
-pub use messages::Messages;
+pub use messages::{Messages, PageSearches};
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
@@ -54,6 +54,7 @@ pub struct Chat {
     pub attempts: Arc<Attempts>,
     pub history: Arc<RecentLog>,
     pub resume_limits: ResumeLimits,
+    pub page_searches: PageSearches,
 }
 
 /// A connection that has joined its session.

@@ -11,7 +11,7 @@ use super::Chat;
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::ResumeConfig;
-use crate::history::query::{Answer, LogQuery};
+use crate::history::query::{Answer, LogQuery, Wanted};
 use crate::history::range;
 use crate::history::{LogReplay, NotHere, RecentLog, find};
 use crate::metrics::Metrics;
@@ -24,7 +24,7 @@ use crate::writer::{ConnectionWriter, SentUpTo};
 pub(super) const RECHECK: Duration = Duration::from_millis(50);
 
 /// How soon the log is read again for a message that was not there.
-const REREAD: Duration = Duration::from_secs(1);
+pub(super) const REREAD: Duration = Duration::from_secs(1);
 
 /// How often to look whether a batch was delivered.
 const DELIVERY: Duration = Duration::from_millis(1);
@@ -55,7 +55,8 @@ impl Chat {
         Older {
             bus: Arc::clone(&self.bus),
             history: Arc::clone(&self.history),
-            limits: self.resume_limits,
+            limits: self.resume_limits.range,
+            wanted: Wanted::All,
         }
     }
 
@@ -130,13 +131,14 @@ impl Chat {
 pub(super) struct Older {
     bus: Arc<Bus>,
     history: Arc<RecentLog>,
-    limits: ResumeLimits,
+    limits: range::Limits,
+    wanted: Wanted,
 }
 
 impl Older {
-    /// With room for so many messages.
-    pub(super) fn of_at_least(mut self, messages: usize) -> Self {
-        self.limits.range.messages = self.limits.range.messages.max(messages);
+    /// Of what it is asked for, as much as fits a page.
+    pub(super) fn of_page(mut self, limits: range::Limits) -> Self {
+        (self.limits, self.wanted) = (limits, Wanted::Page);
         self
     }
 
@@ -162,8 +164,9 @@ impl Older {
         self.bus.query_log(LogQuery {
             session_id: session_id.clone(),
             resume: resume.clone(),
+            wanted: self.wanted,
             ends: ends.ok_or(NotResumed::Unavailable)?,
-            limits: self.limits.range,
+            limits: self.limits,
             deadline,
             reply: Box::new(move |answer| drop(reply.send(answer))),
         });
@@ -234,7 +237,9 @@ impl Resuming {
                         .read(&self.session_id, &self.resume, start, until)
                         .await;
                     match answer {
-                        Ok(older) => return self.begin(start, Ok((older, Vec::new())), Source::Log),
+                        Ok(older) => {
+                            return self.begin(start, Ok((older.into_frames(), Vec::new())), Source::Log);
+                        }
                         // This node may not have read it yet.
                         Err(NotResumed::UnknownMessage) if !has_read => {
                             pause = REREAD;

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
+use super::query::Collected;
 use super::range::{Limits, NotHere, position_of};
 use super::recent_log::RecentLog;
 use crate::protocol::cursor::{Cursor, Mark, Position};
@@ -94,7 +95,7 @@ pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits)
     own.reverse();
     others.sort_unstable_by_key(|record| record.mark);
 
-    let (mut page, mut reached) = (Page::default(), since);
+    let (mut page, mut progress) = (Page::default(), Progress::from(since));
     let mut converter = Converter::default();
     for record in merge(own, others) {
         let payload = payload(log, &mut converter, record.position).ok_or(NotHere::Older)?;
@@ -102,36 +103,100 @@ pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits)
             page.has_more = true;
             break;
         }
-        if record.mark.partition == since.partition {
-            reached.offset = record.mark.offset + 1;
-        } else {
-            reached.passed = Some(record.mark);
-        }
+        progress.pass(record.mark);
     }
-    // Records of other partitions may come late. Pages go on without them, and the last one's cursor goes back to where
-    // the first of these pages may have missed some.
-    let go_back = since.passed.filter(|passed| since.time < passed.time);
-    let go_back = go_back.map_or(i64::MAX, |_| since.time);
     page.cursor = if page.has_more {
-        if let Some(passed) = reached.passed {
-            reached.time = passed.time.min(settled).min(go_back);
-        }
-        let cursor = Cursor {
-            log: log_id,
-            position: reached,
-        };
-        Some(cursor.encode())
+        Some(progress.next(log_id, settled))
     } else {
-        log.cursor_at(session_id, end).map(|cursor| {
-            let time = cursor.position.time.min(go_back);
-            let position = Position {
-                time,
-                ..cursor.position
-            };
-            Cursor { position, ..cursor }.encode()
-        })
+        log.cursor_at(session_id, end).map(|cursor| progress.end(cursor))
     };
     Ok(page)
+}
+
+/// Where a page of records that are older than the recent log ends at the latest. To be asked for before they are read.
+pub struct PageEnd {
+    cursor: Cursor,
+    /// As [`RecentLog::settled_until`].
+    settled: i64,
+}
+
+impl PageEnd {
+    /// The position `end` of the recent log; `None` while the log is not known.
+    pub fn new(log: &RecentLog, session_id: &str, end: u64) -> Option<Self> {
+        let settled = log.settled_until();
+        let cursor = log.cursor_at(session_id, end)?;
+        Some(Self { cursor, settled })
+    }
+}
+
+/// A page of records that were read from the log.
+pub fn of_log(collected: Collected, end: &PageEnd) -> Page {
+    let mut progress = collected.after.map(Progress::from);
+    for (mark, _) in &collected.records {
+        if let Some(progress) = &mut progress {
+            progress.pass(*mark);
+        }
+    }
+    let payload = |(_, frame): &(Mark, Bytes)| frame.slice_ref(frame::payload(frame));
+    let cursor = match progress {
+        Some(progress) if collected.has_more => progress.next(end.cursor.log, end.settled),
+        Some(progress) => progress.end(end.cursor),
+        None => end.cursor.encode(),
+    };
+    Page {
+        payloads: collected.records.iter().map(payload).collect(),
+        left_out: collected.left_out,
+        has_more: collected.has_more,
+        cursor: Some(cursor),
+        bytes: 0,
+    }
+}
+
+/// How far pages have got.
+struct Progress {
+    /// Where the page began.
+    since: Position,
+    reached: Position,
+}
+
+impl From<Position> for Progress {
+    fn from(since: Position) -> Self {
+        let reached = since;
+        Self { since, reached }
+    }
+}
+
+impl Progress {
+    /// A record is on the page, or left out.
+    fn pass(&mut self, mark: Mark) {
+        if mark.partition == self.since.partition {
+            self.reached.offset = mark.offset + 1;
+        } else {
+            self.reached.passed = Some(mark);
+        }
+    }
+
+    /// Records of other partitions may come late. Pages go on without them, and the last one's cursor goes back to where
+    /// the first of these pages may have missed some.
+    fn go_back(&self) -> i64 {
+        let passed = self.since.passed.filter(|passed| self.since.time < passed.time);
+        passed.map_or(i64::MAX, |_| self.since.time)
+    }
+
+    /// The cursor of a page that more records follow.
+    fn next(mut self, log: u64, settled: i64) -> String {
+        if let Some(passed) = self.reached.passed {
+            self.reached.time = passed.time.min(settled).min(self.go_back());
+        }
+        let position = self.reached;
+        Cursor { log, position }.encode()
+    }
+
+    /// The cursor of the last page, which ends here.
+    fn end(self, mut end: Cursor) -> String {
+        end.position.time = end.position.time.min(self.go_back());
+        end.encode()
+    }
 }
 
 /// The last records of a session; `now` in milliseconds since 1970.
