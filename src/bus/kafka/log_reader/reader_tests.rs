@@ -50,8 +50,7 @@ fn a_thousand_may_wait_and_the_next_one_is_told_so() {
     let ask = || {
         let (query, reason) = query(Resume::Rewind(1), &[1]);
         reader.ask(query);
-        let reason = reason.lock().take();
-        reason
+        reason.lock().take()
     };
     for number in 0..MAX_WAITING {
         assert_eq!(ask(), None, "{number}");
