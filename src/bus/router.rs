@@ -349,6 +349,8 @@ fn end(position: Option<u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use bytes::Bytes;
     use tokio::io::AsyncReadExt;
 
@@ -412,6 +414,18 @@ mod tests {
         let counted = "livechat_poison_records_total{reason=\"internal\"} 1\n";
         let page = metrics.page();
         assert!(page.contains(counted), "{page}");
+    }
+
+    /// Its members find the record in the recent log.
+    #[tokio::test]
+    async fn a_record_is_not_live_in_a_session_that_was_created_after_it() {
+        let log_end = Arc::new(AtomicU64::new(3));
+        let registry = Registry::new(false, log_end);
+        let (members, _clients) = members(1, &Arc::default()).await;
+        let id = SessionId::parse("s").unwrap();
+        registry.join(&id, &members[0], UserType::Agent, Start::Replay, |_| Bytes::new());
+        let gets = |position| recipient(&registry, "s", position).is_some();
+        assert_eq!([None, Some(2), Some(3)].map(gets), [true, false, true]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::resume::{open, replayed, say, texts};
+use crate::resume::{ahead, open, replayed, say, texts};
 use crate::support::{Client, Http, Response, Server};
 
 #[track_caller]
@@ -158,19 +158,31 @@ async fn messages_that_cannot_be_found_have_a_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_wait_for_what_the_node_has_not_read_yet() {
-    let server = Server::builder().env("RESUME_TIMEOUT", "10s").start();
-    let id = uuid::Uuid::now_v7().to_string();
-    let (addr, path) = (server.http_addr(), format!("/api/session/s/messages?since={id}"));
-    let began = Instant::now();
-    let asked = tokio::task::spawn_blocking(move || Http::get(addr, &path).json());
-    let body = asked.await.unwrap();
-    // Embedded, everything has been read but for clocks that differ.
-    assert_eq!(body["data"]["reason"], "unknown_message", "{body}");
-    let took = began.elapsed();
-    assert!(
-        took > Duration::from_secs(4) && took < Duration::from_secs(9),
-        "{took:?}"
+    let server = Server::builder().env("RESUME_TIMEOUT", "2s").start();
+    let mut agent = Client::connect(&server, "s", "agent", "agent").await;
+    let here = page(&server, "s", "");
+    let cursor = ahead(here["cursor"].as_str().unwrap(), 1);
+    let (addr, path) = (
+        server.http_addr(),
+        format!("/api/session/s/messages?since={cursor}"),
     );
+    let ask = || {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || Http::get(addr, &path))
+    };
+    let began = Instant::now();
+    let asked = ask();
+    assert_eq!(asked.await.unwrap().status, 503);
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    let asked = ask();
+    agent.say_acked("the one that the client has").await;
+    agent.say_acked("missed").await;
+    let first = asked.await.unwrap().json()["data"].clone();
+    assert_eq!(first["recovered"], true, "{first}");
+    // It may have been answered between the two.
+    let rest = format!("?since={}", first["cursor"].as_str().unwrap());
+    let rest = page(&server, "s", &rest);
+    assert_eq!([of(&first), of(&rest)].concat(), ["missed"], "{first} {rest}");
 }
 
 #[test]

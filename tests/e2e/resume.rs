@@ -167,7 +167,7 @@ async fn what_cannot_be_replayed_is_said_and_the_client_goes_on_live() {
 }
 
 /// A cursor that is this much further.
-fn ahead(cursor: &str, records: u64) -> String {
+pub fn ahead(cursor: &str, records: u64) -> String {
     let mut bytes = URL_SAFE_NO_PAD
         .decode(cursor.strip_prefix("~1.").expect("a cursor"))
         .unwrap();
