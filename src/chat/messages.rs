@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Chat;
 use super::resume::{RECHECK, REREAD, behind};
@@ -22,6 +22,14 @@ pub struct PageSearches(Arc<Semaphore>);
 impl Default for PageSearches {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MOST_SEARCHES)))
+    }
+}
+
+impl PageSearches {
+    /// Waits for a place; `None` if none is free until then.
+    async fn place(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.0).acquire_owned();
+        tokio::time::timeout_at(until.into(), place).await.ok()?.ok()
     }
 }
 
@@ -99,11 +107,8 @@ impl Chat {
         limits: Limits,
         until: Instant,
     ) -> Result<Page, NotHere> {
-        let place = Arc::clone(&self.page_searches.0).acquire_owned();
-        let place = tokio::time::timeout_at(until.into(), place).await;
-        let Ok(Ok(place)) = place else {
-            return Err(NotHere::Refused(NotResumed::Busy));
-        };
+        let place = self.page_searches.place(until).await;
+        let place = place.ok_or(NotHere::Refused(NotResumed::Busy))?;
         let (history, session_id) = (Arc::clone(&self.history), session_id.clone());
         // Megabytes of JSON are checked, which must not hold up the runtime.
         let found = tokio::task::spawn_blocking(move || {
@@ -127,5 +132,28 @@ impl Chat {
             page: Page::empty(cursor),
             refused: Some(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn few_pages_are_searched_for_at_once_and_the_others_wait() {
+        let searches = PageSearches::default();
+        let soon = || tokio::time::Instant::now().into_std() + Duration::from_secs(5);
+        let mut places = Vec::new();
+        for _ in 0..MOST_SEARCHES {
+            places.push(searches.place(soon()).await.expect("a free place"));
+        }
+        assert!(searches.place(soon()).await.is_none(), "busy");
+        let (waiting, ()) = tokio::join!(searches.place(soon()), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            places.pop();
+        });
+        assert!(waiting.is_some());
     }
 }

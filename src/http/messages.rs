@@ -20,11 +20,14 @@ pub async fn messages(http: &Http, session_id: &SessionId, query: Option<&str>) 
         return RequestRefusal::Limit.answer(&http.metrics);
     };
     let since = Resume::since_of_query(query);
-    let messages = http.chat.messages(session_id, since, limit).await;
+    answer(&http.chat.messages(session_id, since, limit).await)
+}
+
+fn answer(messages: &Messages) -> Answer {
     match messages.refused {
         Some(NotResumed::Unavailable) => try_again("unavailable: the log can't be read at the moment"),
         Some(NotResumed::Busy) => try_again("busy: too many clients read the log"),
-        _ => with_body(StatusCode::OK, "application/json", body(&messages)),
+        _ => with_body(StatusCode::OK, "application/json", body(messages)),
     }
 }
 
@@ -89,6 +92,23 @@ mod tests {
             "limit=ten",
         ] {
             assert_eq!(limit(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn who_may_come_back_for_it_gets_503() {
+        for why in NotResumed::ALL {
+            let page = Page::empty(None);
+            let refused = Some(why);
+            let answer = answer(&Messages { page, refused });
+            let is_retried = matches!(why, NotResumed::Unavailable | NotResumed::Busy);
+            let status = if is_retried { 503 } else { 200 };
+            assert_eq!(answer.status().as_u16(), status, "{why:?}");
+            assert_eq!(
+                answer.headers().contains_key(header::RETRY_AFTER),
+                is_retried,
+                "{why:?}"
+            );
         }
     }
 

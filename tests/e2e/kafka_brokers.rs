@@ -32,9 +32,15 @@ impl PrivateBroker {
     /// One that has ACLs: see [`Kafka::deny`].
     #[track_caller]
     pub fn with_acls() -> Self {
+        Self::with_properties(AUTHORIZER)
+    }
+
+    /// One with more lines in its server.properties.
+    #[track_caller]
+    pub fn with_properties(lines: &'static str) -> Self {
         let broker = Self(Service::new(
             "kafka-local.sh",
-            &[SESSION_TIMEOUT, ("KAFKA_PROPERTIES", AUTHORIZER)],
+            &[SESSION_TIMEOUT, ("KAFKA_PROPERTIES", lines)],
         ));
         broker.start();
         broker

@@ -67,6 +67,7 @@ mod kafka_faults;
 mod kafka_health;
 mod kafka_large;
 mod kafka_messages;
+mod kafka_older;
 mod kafka_poison;
 mod kafka_producers;
 mod kafka_records;
