@@ -15,6 +15,11 @@ pub fn unix_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Seconds since 1970, as tokens count.
+pub fn unix_seconds() -> i64 {
+    unix_ms() / 1000
+}
+
 /// Tenths of a second since the first call: enough for thirteen years.
 pub fn now_tenths() -> u32 {
     (start().elapsed().as_millis() / 100) as u32

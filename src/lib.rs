@@ -15,13 +15,16 @@
 //! - [`fanout`]: sends a batch of records to the sockets of each session
 //! - [`session`]: the connections and users of a session on this node
 //! - [`writer`]: the only writer of a socket, with the queue of what the socket has not taken yet
-//! - [`metrics`], [`logging`], [`lifecycle`], [`supervise`], [`secret`], [`error`], [`clock`]
+//! - [`metrics`], [`logging`], [`lifecycle`], [`supervise`], [`secret`], [`error`], [`clock`], [`address`]
 //! - [`config`]: flags, environment and `.env`, checked before a port opens
+//! - [`auth`]: tokens and API keys, and the table of who may do what
 //! - [`protocol`]: everything on the wire, and nothing internal
 //!
 //! What is absent: nothing on the message path waits for presence; nothing is allocated, parsed or counted per
 //! recipient; no lock is held across a send to another socket. docs/ARCHITECTURE.md draws the path.
 
+pub mod address;
+pub mod auth;
 pub mod bus;
 pub mod chat;
 pub mod clock;

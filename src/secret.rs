@@ -81,7 +81,7 @@ impl Secret {
     }
 
     /// Reads the file again, if there is one. If it can't be read, the value does not change.
-    fn read_again(&self) {
+    pub(crate) fn read_again(&self) {
         let Some(Source { variable, path }) = &self.0.source else {
             return;
         };

@@ -1,6 +1,6 @@
 //! Connection limits: per process, per address and per user of a session.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 
 use super::per_user::{PerUser, Taken};
+use crate::address::counted;
 use crate::config;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::writer::ConnectionWriter;
@@ -29,13 +30,6 @@ pub struct Limits {
     per_ip: DashMap<IpAddr, usize>,
     per_user: PerUser,
 }
-
-/// The part of an IPv6 address that identifies a customer: providers assign a /64 or more, whose addresses the customer
-/// changes at will.
-const IPV6_PREFIX: u32 = 64;
-
-/// NAT64 (RFC 6052): IPv4 clients behind one /96, with their own address in the last 32 bits.
-const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 /// A place for one connection, given back on drop.
 pub struct Ticket {
@@ -93,17 +87,6 @@ impl Limits {
             ticket.counted.get_or_insert_default().user = Some(taken);
         }
         Ok(ticket)
-    }
-}
-
-/// The address that a client's connections are counted under.
-pub fn counted(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) if ip.to_bits() >> 32 == NAT64.to_bits() >> 32 => {
-            Ipv4Addr::from_bits(ip.to_bits() as u32).into()
-        }
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - IPV6_PREFIX))).into(),
-        ip => ip,
     }
 }
 
@@ -171,17 +154,5 @@ mod tests {
         drop((first, second, third));
         assert_eq!(limits.connections(), 0);
         assert!(limits.per_ip.is_empty() && limits.per_user.is_empty());
-    }
-
-    #[test]
-    fn ipv6_counts_by_its_network() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(counted(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
-        assert_eq!(counted(ip("2001:db8:1:2:ffff::1")), ip("2001:db8:1:2::"));
-        assert_ne!(counted(ip("2001:db8:1:3::1")), ip("2001:db8:1:2::"));
-        assert_eq!(counted(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
-        assert_eq!(counted(ip("192.0.2.1")), ip("192.0.2.1"));
-        assert_eq!(counted(ip("64:ff9b::192.0.2.1")), ip("192.0.2.1"));
-        assert_eq!(counted(ip("64:ff9b:0:0:0:1::1")), ip("64:ff9b::"));
     }
 }

@@ -25,11 +25,11 @@ use super::framing::Framing;
 use super::framing_guard::FramingGuard;
 use super::headers::has_token;
 use super::keep_alive::Pace;
-use super::limits::counted;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
 use super::router::{ListenerKind, route};
 use super::upgrade::PendingUpgrade;
+use crate::address::counted;
 use crate::config::descriptor_limit;
 use crate::logging::LogLimit;
 

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 /// listed before it.
 const FLOORS: [&[&str]; 10] = [
     &[
+        "address",
         "clock",
         "error",
         "lifecycle",
         "secret",
         "supervise",
         "protocol",
+        "auth",
         "config",
         "logging",
         "metrics",
@@ -30,10 +32,22 @@ const FLOORS: [&[&str]; 10] = [
 ];
 
 /// A module, and what its code must not use in addition to the layers above it.
-const NEVER_USES: [(&str, &[&str]); 10] = [
+const NEVER_USES: [(&str, &[&str]); 11] = [
     (
         "protocol",
         &["hyper", "fastwebsockets", "rdkafka", "redis", "tokio"],
+    ),
+    (
+        "auth",
+        &[
+            "hyper",
+            "hyper_util",
+            "fastwebsockets",
+            "socket2",
+            "tokio::net",
+            "rdkafka",
+            "redis",
+        ],
     ),
     (
         "writer",

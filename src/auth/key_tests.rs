@@ -1,0 +1,164 @@
+//! Keys: those that can't be used, and those that change.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::token_tests::{INVALID, agent, fixed, judge, with, with_set};
+use super::tokens::{SECRET, Signer, base64, ed25519, es256, es384, hs, pem, rsa, set};
+use super::*;
+use crate::secret::Secret;
+
+#[test]
+fn keys_that_can_not_be_used_are_refused_without_showing_them() {
+    let too_small = pem("RSA PUBLIC KEY", &[0x30, 8, 2, 3, 0, 0xab, 0xcd, 2, 1, 3]);
+    // secp256k1.
+    let other_curve = "-----BEGIN PUBLIC KEY-----\n\
+        MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAENx3BboXv8Sepvlj0qH4LYrrbi6TYVoMJ\n\
+        GPZGuLc9SfUSsvxiqRpZL3O/2F9Q8jdSZNFIR4gMHT63u7V4mhsVCg==\n\
+        -----END PUBLIC KEY-----";
+    for (bad, word) in [
+        ("hunter2", "PEM"),
+        ("-----BEGIN PUBLIC KEY-----\nhunter2", "no end"),
+        (
+            "-----BEGIN PUBLIC KEY-----\n?hunter2\n-----END PUBLIC KEY-----",
+            "base64",
+        ),
+        (
+            "-----BEGIN PUBLIC KEY-----\nhunter22\n-----END PUBLIC KEY-----",
+            "can't be read",
+        ),
+        (
+            "-----BEGIN CERTIFICATE-----\nhunter22\n-----END CERTIFICATE-----",
+            "PUBLIC KEY",
+        ),
+        (include_str!("../../tests/e2e/support/rsa.pem"), "private key"),
+        (&too_small, "2048"),
+        (other_curve, "P-384"),
+        (&es256().pem().repeat(5), "at most 4"),
+    ] {
+        let error = check_pem(bad).unwrap_err();
+        assert!(
+            error.contains(word) && !error.contains("hunter2"),
+            "{word}: {error}"
+        );
+    }
+    assert!(check_secret("hunter2").unwrap_err().contains("32 bytes"));
+    for (bad, word) in [
+        ("hunter2", "Key Set"),
+        ("{\"keys\":\"hunter2\"}", "Key Set"),
+        ("{\"keys\":[{\"kty\":\"hunter2\"}]}", "none of the 1"),
+        ("{\"keys\":[]}", "none of the 0"),
+    ] {
+        let error = check_set(bad).unwrap_err();
+        assert!(error.contains(word) && !error.contains("hunter2"), "{error}");
+    }
+    let (rsa, ec) = (rsa(), es256());
+    for pem in [rsa.pem(), ec.pem().replace('\n', "\\n"), rsa.pem() + &ec.pem()] {
+        assert_eq!(check_pem(&pem), Ok(()));
+    }
+}
+
+#[test]
+fn unusable_keys_of_a_set_are_left_out() {
+    let (good, other) = (es256(), es256());
+    let mut encrypts = other.jwk("e");
+    encrypts["use"] = "enc".into();
+    let mut signs = other.jwk("s");
+    signs["key_ops"] = json!(["sign"]);
+    let mut of_other_kind = other.jwk("a");
+    of_other_kind["alg"] = "RS256".into();
+    let curve = json!({"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "kid": "c"});
+    let short = json!({"kty": "oct", "k": base64("short"), "kid": "o"});
+    let auth = with_set(&[
+        encrypts,
+        signs,
+        of_other_kind,
+        curve,
+        short,
+        json!({"kty": "new"}),
+        json!(7),
+        good.jwk("g"),
+    ]);
+    assert!(judge(&auth, &good.token_of("g", &agent())).is_ok());
+    for kid in ["e", "s", "a"] {
+        assert_eq!(judge(&auth, &other.token_of(kid, &agent())), INVALID, "{kid}");
+    }
+    let short = Signer::Secret(b"short".to_vec());
+    assert_eq!(judge(&auth, &short.token_of("o", &agent())), INVALID);
+}
+
+#[test]
+fn a_changed_file_replaces_the_key_and_a_bad_one_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    let (first, second) = (es256(), ed25519());
+    std::fs::write(&path, first.pem()).unwrap();
+    let content = Secret::from_file("JWT_PUBLIC_KEY_FILE", &path).unwrap();
+    let auth = with(|settings| settings.public_key = Some(content.clone()));
+    let are_known = || [&first, &second].map(|signer| judge(&auth, &signer.token(&agent())).is_ok());
+    assert_eq!(are_known(), [true, false]);
+    let change = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        content.read_again();
+        auth.tick();
+    };
+    change("no key");
+    assert_eq!(are_known(), [true, false]);
+    change(&second.pem());
+    assert_eq!(are_known(), [false, true]);
+    // Both, for as long as tokens of the old one are good.
+    change(&(first.pem() + &second.pem()));
+    assert_eq!(are_known(), [true, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_set_is_fetched_for_an_unknown_key() {
+    let (first, second) = (es256(), es256());
+    let auth = std::sync::Arc::new(with(|settings| {
+        settings.key_set = Some(KeySetSource::Url("https://id.example".to_owned()));
+    }));
+    let token = first.token_of("k1", &agent());
+    // The fetch of the start takes too long.
+    auth.key_set_requested();
+    assert_eq!(auth.verify(&token).await, Err(Refusal::NoKeys));
+    let served = std::sync::Arc::new(parking_lot::Mutex::new(set(&[first.jwk("k1"), hs().jwk("h")])));
+    let (fetcher, serving) = (std::sync::Arc::clone(&auth), std::sync::Arc::clone(&served));
+    tokio::spawn(async move {
+        loop {
+            fetcher.key_set_requested();
+            let _ = fetcher.key_set_fetched(&serving.lock());
+            fetcher.key_set_due(false).await;
+        }
+    });
+    assert!(auth.verify(&token).await.is_ok());
+    assert!(!auth.lacks_key_set());
+    // A secret that everybody can fetch is none.
+    assert_eq!(auth.verify(&hs().token_of("h", &agent())).await, INVALID);
+    *served.lock() = set(&[second.jwk("k2")]);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(
+        auth.verify(&second.token_of("k2", &agent())).await.is_ok(),
+        "rotated"
+    );
+    assert_eq!(auth.verify(&token).await, INVALID, "the old key is gone");
+    // A set that can't be used leaves the old keys.
+    *served.lock() = "<html>".to_owned();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(auth.verify(&first.token_of("k3", &agent())).await, INVALID);
+    assert!(auth.verify(&second.token_of("k2", &agent())).await.is_ok());
+}
+
+#[test]
+fn secrets_are_in_no_debug_output() {
+    let settings = Settings {
+        secret: fixed(SECRET),
+        api_keys: fixed("canary-0123456789"),
+        ..Settings::default()
+    };
+    let shown = format!("{settings:?} {:?}", keys::check_secret("canary"));
+    assert!(
+        !shown.contains("a-secret") && !shown.contains("canary"),
+        "{shown}"
+    );
+}
