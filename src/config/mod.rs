@@ -20,6 +20,7 @@ mod network;
 mod origins;
 mod parse;
 mod read;
+mod read_auth;
 mod read_kafka;
 mod read_redis;
 mod reader;
@@ -31,6 +32,7 @@ mod variables;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::auth::Settings;
 use crate::secret::Secret;
 pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use error::{ConfigError, Problem};
@@ -111,6 +113,8 @@ pub struct Config {
     pub resume: ResumeConfig,
     /// How repeated messages are recognized.
     pub dedup: DedupConfig,
+    /// Tokens and API keys.
+    pub auth: Settings,
     /// The longest record value in bytes; longer ones are skipped. At most `limits.send_queue_bytes`, or it could never
     /// be queued.
     pub max_record_bytes: usize,
@@ -141,6 +145,7 @@ impl Config {
         redis
             .into_iter()
             .chain(kafka.map(|sasl| sasl.password.clone()))
+            .chain(self.auth.secrets())
             .collect()
     }
 }

@@ -11,7 +11,7 @@ use super::parse::{self, choice, number};
 use super::reader::Reader;
 use super::{
     Config, ConfigError, DedupConfig, Environment, FanoutIo, Limits, LogFormat, Network, Origins,
-    ResumeConfig, SessionIdFormat, descriptor_limit, memory, read_kafka, read_redis,
+    ResumeConfig, SessionIdFormat, descriptor_limit, memory, read_auth, read_kafka, read_redis,
 };
 
 /// Descriptors that clients may not use: listeners, Kafka, Redis, log files, and connections that are being refused.
@@ -94,6 +94,7 @@ pub(super) fn config(
     let allow_credentials = r.required("ALLOW_CREDENTIALS", parse::boolean);
     let allowed_headers = r.required("ALLOWED_HEADERS", parse::headers);
 
+    let auth = read_auth::auth(r);
     let redis = read_redis::redis(r);
     let kafka = read_kafka::kafka(r);
 
@@ -170,6 +171,7 @@ pub(super) fn config(
         fanout_io,
         resume,
         dedup,
+        auth,
         max_record_bytes,
         log_level,
         log_format,
@@ -353,3 +355,7 @@ mod kafka_tests;
 #[cfg(test)]
 #[path = "read_refused_tests.rs"]
 mod refused_tests;
+
+#[cfg(test)]
+#[path = "read_auth_tests.rs"]
+mod auth_tests;

@@ -120,8 +120,9 @@ fn shown(name: &str, value: &str) -> Option<String> {
     if Variable::named(name).is_some_and(|variable| variable.secret) {
         return None;
     }
-    // A password given instead of a path does not exist on this machine, whatever slashes it has.
-    if name.ends_with("_PASSWORD_FILE") && !is_path_here(Path::new(value)) {
+    // A secret given instead of its file's path does not exist on this machine, whatever slashes it has.
+    let of = name.strip_suffix("_FILE").and_then(Variable::named);
+    if of.is_some_and(|variable| variable.secret) && !is_path_here(Path::new(value)) {
         return None;
     }
     // Further lines may belong to another variable.

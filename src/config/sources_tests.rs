@@ -310,6 +310,8 @@ fn surprising_settings_cause_a_warning() {
     for (env, named) in [
         (&[("KAFKA_BROKRS", "k:9092")][..], "KAFKA_BROKERS"),
         (&[("ENVIRONMENT", "production")], "ALLOWED_ORIGINS=*"),
+        (&[("ENVIRONMENT", "production")], "without tokens"),
+        (&[("JWT_CLAIM_ROLES", "r")], "JWT_CLAIM_ROLE"),
         (
             &[("ALLOWED_ORIGINS", "https://a.example")],
             "ENVIRONMENT=production",

@@ -81,7 +81,7 @@ fn is_link(value: &str) -> bool {
 const OTHERS: [&str; 3] = ["NODE_IP", "REDIS_VERSION", "KAFKA_VERSION"];
 
 /// Our prefixes: any other name with one of them was meant for us. `KAFKA_` alone is not one: brokers use it, too.
-const OURS: [&str; 13] = [
+const OURS: [&str; 15] = [
     "REDIS_",
     "KAFKA_TOPIC_",
     "KAFKA_SASL_",
@@ -95,6 +95,8 @@ const OURS: [&str; 13] = [
     "SEND_QUEUE_",
     "TRUSTED_PROX",
     "ALLOWED_ORIGIN",
+    "JWT_CLAIM_",
+    "JWKS_",
 ];
 
 /// The warning for a name that is not ours but looks like it.
@@ -161,6 +163,11 @@ pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>)
     warn(
         is_production && is_any,
         "ENVIRONMENT=production with ALLOWED_ORIGINS=*: any website may connect its visitors; list your origins",
+    );
+    warn(
+        is_production && !config.auth.are_tokens_on(),
+        "ENVIRONMENT=production without tokens: anybody may speak as anyone in every session whose id they know; set \
+         JWT_SECRET, JWT_PUBLIC_KEY, JWKS_FILE or JWKS_URL",
     );
     warn(
         !is_production && !is_any,

@@ -10,6 +10,8 @@ pub enum Section {
     Listeners,
     /// Which browser origins are allowed.
     Origins,
+    /// Tokens and API keys.
+    Auth,
     /// The presence store.
     Redis,
     /// The bus.
@@ -27,6 +29,7 @@ impl Section {
     pub const ALL: &'static [Section] = &[
         Section::Listeners,
         Section::Origins,
+        Section::Auth,
         Section::Redis,
         Section::Kafka,
         Section::Node,
@@ -39,6 +42,7 @@ impl Section {
         match self {
             Section::Listeners => "Listeners",
             Section::Origins => "Environment and origins",
+            Section::Auth => "Tokens and API keys (no key: anybody may join any session)",
             Section::Redis => "Redis (empty: presence is kept in this process)",
             Section::Kafka => "Kafka (empty: messages stay in this process)",
             Section::Node => "Node and cluster",
@@ -49,7 +53,7 @@ impl Section {
 
     /// Whether `.env.example` comments out the section's lines, because setting one changes the mode of operation.
     pub const fn is_optional(self) -> bool {
-        matches!(self, Section::Redis | Section::Kafka)
+        matches!(self, Section::Auth | Section::Redis | Section::Kafka)
     }
 }
 
@@ -115,7 +119,7 @@ const fn secret(section: Section, name: &'static str, value: &'static str, help:
     }
 }
 
-use Section::{Kafka, Limits, Listeners, Logging, Node, Origins, Redis};
+use Section::{Auth, Kafka, Limits, Listeners, Logging, Node, Origins, Redis};
 
 /// Every variable, in the order of the listings and checks.
 #[rustfmt::skip]
@@ -129,6 +133,22 @@ pub const VARIABLES: &[Variable] = &[
     var(Origins, "ALLOWED_ORIGINS", "LIST", "*", "Origins (https://chat.example.com, https://*.example.com, null), comma-separated, or * for any"),
     var(Origins, "ALLOW_CREDENTIALS", "BOOL", "false", "Let listed origins send cookies (production only, not with * or null)"),
     var(Origins, "ALLOWED_HEADERS", "LIST", "", "More request headers that pages may send in production, or * for any"),
+
+    secret(Auth, "JWT_SECRET", "TEXT", "The secret of tokens (HS256, HS384, HS512), at least 32 bytes"),
+    var(Auth, "JWT_SECRET_FILE", "FILE", "", "A file with it, read again when it changes"),
+    secret(Auth, "JWT_PUBLIC_KEY", "PEM", "The issuer's public key (RSA, P-256, P-384, Ed25519), PEM; up to four, one after the other"),
+    var(Auth, "JWT_PUBLIC_KEY_FILE", "FILE", "", "A file with it, read again when it changes"),
+    var(Auth, "JWKS_FILE", "FILE", "", "A JSON Web Key Set, read again when it changes"),
+    var(Auth, "JWKS_URL", "URL", "", "The same from the issuer, https:// (http:// only for this machine)"),
+    var(Auth, "JWT_ISSUER", "TEXT", "", "What a token's iss must be; empty: anything"),
+    var(Auth, "JWT_AUDIENCE", "TEXT", "", "What a token's aud must be or contain; empty: anything"),
+    var(Auth, "JWT_LEEWAY", "DURATION", "30s", "How far the issuer's clock may differ, for exp and nbf"),
+    var(Auth, "JWT_CLAIM_USER", "NAME", "sub", "The claim with the user's id"),
+    var(Auth, "JWT_CLAIM_ROLE", "NAME", "role", "The claim with the user's type: customer, agent or admin"),
+    var(Auth, "JWT_CLAIM_SESSIONS", "NAME", "sessions", "The claim with the sessions: a list, or *; without it agents and admins have all, customers none"),
+    secret(Auth, "API_KEYS", "LIST", "Keys of backends (X-API-Key), comma-separated, each at least 16 bytes"),
+    var(Auth, "API_KEYS_FILE", "FILE", "", "A file with them, read again when it changes"),
+    var(Auth, "AUTH_FAILURES_PER_MINUTE", "COUNT", "30", "Refused tokens and API keys of one address, then 429; 0: no limit"),
 
     secret(Redis, "REDIS_URL", "URL", "redis://[user:password@]host[:port][/db], or rediss:// for TLS; wins over the three below"),
     var(Redis, "REDIS_HOST", "HOST", "", "Redis' host name or address"),

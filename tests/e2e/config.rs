@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 51] = [
+const VARIABLES: [&str; 66] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -13,6 +13,21 @@ const VARIABLES: [&str; 51] = [
     "ENVIRONMENT",
     "ALLOWED_ORIGINS",
     "ALLOW_CREDENTIALS",
+    "JWT_SECRET",
+    "JWT_SECRET_FILE",
+    "JWT_PUBLIC_KEY",
+    "JWT_PUBLIC_KEY_FILE",
+    "JWKS_FILE",
+    "JWKS_URL",
+    "JWT_ISSUER",
+    "JWT_AUDIENCE",
+    "JWT_LEEWAY",
+    "JWT_CLAIM_USER",
+    "JWT_CLAIM_ROLE",
+    "JWT_CLAIM_SESSIONS",
+    "API_KEYS",
+    "API_KEYS_FILE",
+    "AUTH_FAILURES_PER_MINUTE",
     "REDIS_HOST",
     "REDIS_PORT",
     "REDIS_PASSWORD",
