@@ -23,7 +23,7 @@ use crate::protocol::record::Poison;
 
 use history::HistoryMetrics;
 use page::Format;
-use refusals::{RequestRefusal, UpgradeRefusal};
+use refusals::{AccessRefusal, Asked, RequestRefusal, UpgradeRefusal};
 
 pub use self::kafka::{KafkaMetrics, Latency, latency};
 
@@ -78,6 +78,7 @@ pub struct Metrics {
     pub sockets_evicted: Count,
     pub client_addresses_unread: Count,
     proxy_headers_refused: Family<Reason, Count>,
+    pub key_set_failures: Count,
     pub kafka_reconnects: Count,
     pub kafka_gaps: Count,
     pub kafka_up: Level,
@@ -159,11 +160,14 @@ impl Metrics {
         let closes = CloseCode::ALL.map(CloseCode::name);
         let errors = ErrorCode::ALL.map(ErrorCode::as_str);
         let poisons = Poison::ALL.map(Poison::name);
+        let access = AccessRefusal::ALL.map(AccessRefusal::name);
         let requests = [
             &[refusals::MALFORMED, refusals::HEAD_TOO_BIG][..],
             &RequestRefusal::ALL.map(RequestRefusal::name),
+            &access,
         ]
         .concat();
+        let upgrades = [&UpgradeRefusal::ALL.map(UpgradeRefusal::name)[..], &access].concat();
         Self {
             connections: level(r, "connections", "Open WebSocket connections"),
             sessions: level(
@@ -184,12 +188,7 @@ impl Metrics {
                 "HTTP requests refused, except WebSocket upgrades",
                 &requests,
             ),
-            upgrades_refused: family(
-                r,
-                "upgrades_refused",
-                "WebSocket upgrades refused",
-                &UpgradeRefusal::ALL.map(UpgradeRefusal::name),
-            ),
+            upgrades_refused: family(r, "upgrades_refused", "WebSocket upgrades refused", &upgrades),
             frame_errors: family(r, "frame_errors", "Client frames answered with an error", &errors),
             frames_received: count(r, "frames_received", "Text frames received from clients"),
             records: count(
@@ -240,6 +239,11 @@ impl Metrics {
                 "proxy_headers_refused",
                 "Connections closed because of their PROXY header",
                 &["untrusted", "malformed", "incomplete"],
+            ),
+            key_set_failures: count(
+                r,
+                "key_set_failures",
+                "Failed attempts to fetch the key set from JWKS_URL",
             ),
             kafka_reconnects: count(
                 r,
@@ -306,6 +310,13 @@ impl Metrics {
 
     pub fn upgrade_refused(&self, reason: &'static str) {
         bump(&self.upgrades_refused, reason);
+    }
+
+    pub fn access_refused(&self, refusal: AccessRefusal, asked: Asked) {
+        match asked {
+            Asked::Request => self.request_refused(refusal.name()),
+            Asked::Upgrade => self.upgrade_refused(refusal.name()),
+        }
     }
 
     pub fn proxy_header_refused(&self, reason: &'static str) {

@@ -93,3 +93,50 @@ impl UpgradeRefusal {
         }
     }
 }
+
+/// What was asked for: its refusals are counted in one metric or the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Request,
+    Upgrade,
+}
+
+/// Why a request or an upgrade is refused for who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessRefusal {
+    TokenMissing,
+    TokenInvalid,
+    TokenExpired,
+    /// The key set has never been fetched.
+    KeysUnavailable,
+    Forbidden,
+    /// Not offered in production without tokens.
+    TokensOff,
+    /// Too many refused tokens or API keys from this address.
+    AuthFailures,
+}
+
+impl AccessRefusal {
+    pub const ALL: [Self; 7] = [
+        Self::TokenMissing,
+        Self::TokenInvalid,
+        Self::TokenExpired,
+        Self::KeysUnavailable,
+        Self::Forbidden,
+        Self::TokensOff,
+        Self::AuthFailures,
+    ];
+
+    /// The label in both metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TokenMissing => "token_missing",
+            Self::TokenInvalid => "token_invalid",
+            Self::TokenExpired => "token_expired",
+            Self::KeysUnavailable => "keys_unavailable",
+            Self::Forbidden => "forbidden",
+            Self::TokensOff => "tokens_off",
+            Self::AuthFailures => "auth_failures",
+        }
+    }
+}
