@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::auth::Auth;
 use crate::bus::kafka::{HistoryFeed, Kafka};
 use crate::bus::{Bus, ReadMessage, Repeats, Router, embedded};
 use crate::chat::{self, Attempts, Chat, ResumeLimits};
-use crate::config::{Config, FanoutIo};
+use crate::clock;
+use crate::config::{Config, Environment, FanoutIo};
 use crate::error::StartError;
 use crate::fanout::backend::{FanoutBackend, RingInUse};
 use crate::fanout::uring::Ring;
@@ -24,7 +26,7 @@ use crate::http::keep_alive::Pool;
 use crate::http::limits::Limits;
 use crate::http::listener::SpareSockets;
 use crate::http::router::ListenerKind;
-use crate::http::{Http, listener};
+use crate::http::{Http, key_set, listener};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::dirty_sessions::DirtySessions;
@@ -122,12 +124,17 @@ impl Server {
         let memory_pressure = supervise::spawn("memory_pressure", move || {
             memory_pressure::keep_within_limit(Arc::clone(&registry), Arc::clone(&context))
         });
+        let (auth, metrics) = (Arc::clone(&self.http.auth), Arc::clone(&self.http.metrics));
+        let key_set = supervise::spawn("key_set", move || {
+            key_set::keep(Arc::clone(&auth), Arc::clone(&metrics))
+        });
         stop.await;
         shutdown::drain(&self.http).await;
         closing.cancel();
         acceptors.wait().await;
         upkeep.abort();
         memory_pressure.abort();
+        key_set.abort();
     }
 }
 
@@ -208,7 +215,10 @@ fn assemble(
         "modes"
     );
     log_limits(&config);
+    let is_production = config.environment == Environment::Production;
+    let auth = Arc::new(Auth::new(config.auth.clone(), is_production));
     let chat = Arc::new(Chat {
+        auth: Arc::clone(&auth),
         registry,
         typists,
         bus,
@@ -232,6 +242,7 @@ fn assemble(
             ),
             ping_interval: config.limits.ping_interval,
             pong_timeout: config.limits.pong_timeout,
+            token_leeway: auth.leeway(),
             runtime: Handle::current(),
             metrics: Arc::clone(&metrics),
             closing: ClosingWriters::default(),
@@ -242,6 +253,7 @@ fn assemble(
     });
     let spare_sockets = SpareSockets::new(config.limits.max_connections);
     Ok(Http {
+        auth,
         limits: Arc::new(Limits::new(&config.limits)),
         addresses: Addresses::new(&config, Arc::clone(&metrics)),
         cors: Cors::new(&config),
@@ -324,6 +336,7 @@ async fn upkeep(http: Arc<Http>) {
         tokio::select! {
             _ = tick.tick() => http.chat.tick(),
             _ = sweep.tick() => {
+                http.auth.tick();
                 sweep_connections(&http.chat).await;
                 let memory = &http.connections.writer_context.queue.memory;
                 http.metrics.send_memory_bytes.set(i64::try_from(memory.used()).unwrap_or(i64::MAX));
@@ -335,10 +348,11 @@ async fn upkeep(http: Arc<Http>) {
 
 /// Checks every connection, instead of a timer in each.
 async fn sweep_connections(chat: &Chat) {
+    let now = clock::unix_seconds();
     let mut since_yield = 0;
     for session in chat.registry.all() {
         for member in session.members().iter() {
-            member.writer.sweep();
+            member.writer.sweep(now);
             since_yield += 1;
             if since_yield == SWEEP_SLICE {
                 since_yield = 0;

@@ -112,6 +112,7 @@ impl Sessions {
             queue: QueueLimits::new(SEND_QUEUE_BYTES, PATIENCE, SendMemory::new(SEND_MEMORY_BYTES)),
             ping_interval: PATIENCE,
             pong_timeout: PATIENCE,
+            token_leeway: 0,
             runtime: runtime.handle().clone(),
             metrics: Arc::clone(&metrics),
             closing: ClosingWriters::default(),

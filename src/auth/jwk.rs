@@ -18,6 +18,15 @@ pub(super) enum Secrets {
     Refused,
 }
 
+/// Checks the content of `JWKS_FILE`.
+///
+/// # Errors
+///
+/// What is expected.
+pub fn check_set(text: &str) -> Result<(), String> {
+    of_set(text, Secrets::Allowed).map(drop)
+}
+
 /// The keys of a set that can verify tokens.
 pub(super) struct Set {
     pub(super) keys: Vec<Key>,

@@ -4,10 +4,10 @@ use std::fmt;
 
 use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 
-use super::{der, jwk, pem};
+use super::{der, pem};
 
 /// A shorter secret could be guessed offline from one token.
-pub const MIN_SECRET_BYTES: usize = 32;
+const MIN_SECRET_BYTES: usize = 32;
 /// RSA keys outside of these sizes are refused by ring; in bytes of the modulus.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 /// How many keys are tried for a token that names none.
@@ -175,13 +175,4 @@ pub fn check_secret(text: &str) -> Result<(), String> {
 /// What is expected.
 pub fn check_pem(text: &str) -> Result<(), String> {
     of_pem(text).map(drop)
-}
-
-/// Checks the content of `JWKS_FILE`.
-///
-/// # Errors
-///
-/// What is expected.
-pub fn check_set(text: &str) -> Result<(), String> {
-    jwk::of_set(text, jwk::Secrets::Allowed).map(drop)
 }

@@ -29,7 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use api_keys::check_api_keys;
-pub use keys::{MIN_SECRET_BYTES, check_pem, check_secret, check_set};
+pub use jwk::check_set;
+pub use keys::{check_pem, check_secret};
 pub use rights::{Action, Denied, Principal, Who};
 pub use settings::{KeySetSource, Settings};
 

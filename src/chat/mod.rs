@@ -1,6 +1,7 @@
 //! What each client frame does: the use cases. They work with sessions, the bus and presence, but not with sockets.
 
 mod attempts;
+mod authenticate;
 mod messages;
 mod origin;
 mod pending;
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
+use crate::auth::Auth;
 use crate::bus::{Bus, PublishError};
+use crate::clock;
 use crate::fanout::broadcast;
 use crate::history::{RecentLog, Sent};
 use crate::metrics::Metrics;
@@ -43,6 +46,7 @@ pub const TICK: Duration = Duration::from_millis(250);
 
 /// The use cases and their shared state.
 pub struct Chat {
+    pub auth: Arc<Auth>,
     pub registry: Arc<Registry>,
     pub typists: Arc<Typists>,
     pub bus: Arc<Bus>,
@@ -81,7 +85,7 @@ thread_local! {
 }
 
 impl Chat {
-    /// Greets a connection and adds it to its session.
+    /// Greets a connection and adds it to its session. `expires_at` is its token's end, in seconds since 1970.
     pub fn join(
         &self,
         session_id: &SessionId,
@@ -89,7 +93,11 @@ impl Chat {
         user_type: UserType,
         resume: Option<Box<Resume>>,
         origin: ConnectionOrigin,
+        expires_at: Option<i64>,
     ) -> Participant {
+        // The user's first connection decides their type; with tokens, each connection speaks as what its own token
+        // says, since two issuers' users may share an id.
+        let speaks_as = |joined: UserType| expires_at.map_or(joined, |_| user_type);
         let start = match &resume {
             None => Start::Live,
             Some(_) => Start::Replay,
@@ -100,11 +108,14 @@ impl Chat {
                 let who = Identity {
                     session_id,
                     user_id: &member.user_id,
-                    user_type: joined.user_type,
+                    user_type: speaks_as(joined.user_type),
                 };
                 let cursor = self.first_cursor(session_id, resume.as_deref(), joined.position);
                 server::connection_established(who, &timestamp(), cursor.as_deref())
             });
+        if let Some(expires_at) = expires_at {
+            member.writer.set_token(expires_at, clock::unix_seconds());
+        }
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
         if let Some(resume) = resume {
@@ -113,7 +124,7 @@ impl Chat {
         let participant = Participant {
             session,
             member,
-            user_type: joined.user_type,
+            user_type: speaks_as(joined.user_type),
             origin,
         };
         origin::log_connected(&participant);
@@ -185,6 +196,7 @@ impl Chat {
             }
             Request::Typing { is_typing } => self.typing(participant, *is_typing),
             Request::SendMessage(message) => self.send_message(participant, message, correlation),
+            Request::Authenticate { token } => self.authenticate(participant, token, correlation),
         }
     }
 

@@ -26,7 +26,7 @@ impl ConnectionOrigin {
         }
     }
 
-    fn client(&self) -> IpAddr {
+    pub fn client(&self) -> IpAddr {
         IpAddr::V6(self.client).to_canonical()
     }
 }

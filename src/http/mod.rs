@@ -1,5 +1,6 @@
 //! HTTP, directly on hyper: listeners and their limits, the router, the checks of an upgrade, CORS, health and REST.
 
+mod access;
 pub mod addresses;
 pub mod cors;
 mod forwarded;
@@ -7,6 +8,7 @@ mod framing;
 mod framing_guard;
 mod headers;
 pub mod keep_alive;
+pub mod key_set;
 pub mod limits;
 pub mod listener;
 mod messages;
@@ -24,6 +26,7 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio_util::task::TaskTracker;
 
+use crate::auth::Auth;
 use crate::chat::Chat;
 use crate::config::Config;
 use crate::fanout::backend::RingInUse;
@@ -40,6 +43,7 @@ use router::ListenerKind;
 /// Everything that requests are answered from.
 pub struct Http {
     pub config: Arc<Config>,
+    pub auth: Arc<Auth>,
     pub chat: Arc<Chat>,
     pub metrics: Arc<Metrics>,
     pub limits: Arc<Limits>,

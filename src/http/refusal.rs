@@ -5,8 +5,8 @@ use hyper::header::{self, HeaderName, HeaderValue};
 
 use super::response::{Answer, error};
 use crate::metrics::Metrics;
-use crate::metrics::refusals::{HEAD_TOO_BIG, MALFORMED};
-pub use crate::metrics::refusals::{RequestRefusal, UpgradeRefusal};
+pub use crate::metrics::refusals::{AccessRefusal, RequestRefusal, UpgradeRefusal};
+use crate::metrics::refusals::{Asked, HEAD_TOO_BIG, MALFORMED};
 
 pub const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
 
@@ -158,6 +158,55 @@ impl UpgradeRefusal {
     }
 }
 
+impl AccessRefusal {
+    /// The same for sessions that exist and those that don't.
+    fn parts(self) -> Parts {
+        match self {
+            Self::TokenMissing => (
+                StatusCode::UNAUTHORIZED,
+                "Unauthorized",
+                "this needs a valid token (Authorization: Bearer) or API key",
+            ),
+            Self::TokenInvalid => (StatusCode::UNAUTHORIZED, "Unauthorized", "the token is not valid"),
+            Self::TokenExpired => (StatusCode::UNAUTHORIZED, "Unauthorized", "the token has expired"),
+            Self::KeysUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service unavailable",
+                "the keys of tokens are not known yet",
+            ),
+            Self::Forbidden => (
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "the token is not for this user, type or session",
+            ),
+            Self::TokensOff => (
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "not offered in production without tokens (JWT_SECRET and others)",
+            ),
+            Self::AuthFailures => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many requests",
+                "too many refused tokens or API keys from this address",
+            ),
+        }
+    }
+
+    /// Counts the refusal and makes its response.
+    pub fn answer(self, metrics: &Metrics, asked: Asked) -> Answer {
+        metrics.access_refused(self, asked);
+        let mut answer = answer(self.parts());
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => set(&mut answer, header::WWW_AUTHENTICATE, "Bearer"),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                set(&mut answer, header::RETRY_AFTER, retry_after());
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
 /// Seconds, randomised so that clients that were refused together do not retry together.
 pub fn retry_after() -> &'static str {
     ["1", "2", "3", "4", "5"][fastrand::usize(..5)]
@@ -194,6 +243,10 @@ mod tests {
             assert_eq!(count("requests", reason), 1, "{reason}");
         }
         for refusal in UpgradeRefusal::ALL {
+            assert_eq!(count("upgrades", refusal.name()), 1, "{refusal:?}");
+        }
+        for refusal in AccessRefusal::ALL {
+            assert_eq!(count("requests", refusal.name()), 1, "{refusal:?}");
             assert_eq!(count("upgrades", refusal.name()), 1, "{refusal:?}");
         }
     }

@@ -107,7 +107,7 @@ pub fn ready(http: &Http) -> Answer {
     }
     if !http
         .lifecycle
-        .has_started(|| statuses.contains(&Status::Connecting))
+        .has_started(|| statuses.contains(&Status::Connecting) || http.auth.lacks_key_set())
     {
         return not_ready("starting");
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header;
+use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 
@@ -15,8 +15,10 @@ use super::headers::only;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{messages, rest};
+use super::{access, messages, rest};
+use crate::auth::Action;
 use crate::config::SessionIdFormat;
+use crate::metrics::refusals::Asked;
 use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
 use crate::protocol::resume::Resume;
 use crate::ws::connection::ConnectParams;
@@ -143,14 +145,18 @@ async fn dispatch(
         Route::Live => rest::live(),
         Route::Ready => rest::ready(http),
         Route::Metrics => rest::metrics(http, request.headers()).await,
-        Route::ConnectionStatus { session_id } => match parse_session(http, session_id) {
-            Some(session_id) => rest::connection_status(http, &session_id).await,
-            None => RequestRefusal::SessionId.answer(&http.metrics),
-        },
-        Route::Messages { session_id } => match parse_session(http, session_id) {
-            Some(session_id) => messages::messages(http, &session_id, request.uri().query()).await,
-            None => RequestRefusal::SessionId.answer(&http.metrics),
-        },
+        Route::ConnectionStatus { session_id } => {
+            match session_for(http, peer, request.headers(), Action::ReadStatus, session_id).await {
+                Ok(session_id) => rest::connection_status(http, &session_id).await,
+                Err(refused) => refused,
+            }
+        }
+        Route::Messages { session_id } => {
+            match session_for(http, peer, request.headers(), Action::ReadMessages, session_id).await {
+                Ok(session_id) => messages::messages(http, &session_id, request.uri().query()).await,
+                Err(refused) => refused,
+            }
+        }
         Route::WebSocket {
             session_id,
             user_id,
@@ -171,9 +177,28 @@ async fn dispatch(
                 user_type,
                 client: http.addresses.client(peer, request.headers()),
                 resume: request.uri().query().and_then(Resume::of_query).map(Box::new),
+                expires_at: None,
             };
-            upgrade::upgrade(http, params, request, pending)
+            upgrade::upgrade(http, params, request, pending).await
         }
+    }
+}
+
+/// The session of a route about one, if the request may do this there; else its refusal.
+async fn session_for(
+    http: &Http,
+    peer: IpAddr,
+    headers: &HeaderMap,
+    action: Action,
+    segment: &str,
+) -> Result<SessionId, Answer> {
+    let Some(session_id) = parse_session(http, segment) else {
+        return Err(RequestRefusal::SessionId.answer(&http.metrics));
+    };
+    let client = || http.addresses.client(peer, headers);
+    match access::check(http, headers, client, action, Some(&session_id)).await {
+        Ok(_) => Ok(session_id),
+        Err(refused) => Err(refused.answer(http, Asked::Request)),
     }
 }
 

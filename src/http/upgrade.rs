@@ -19,11 +19,13 @@ use tokio::net::TcpStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Http;
+use super::access;
 use super::framing_guard::FramingGuard;
 use super::headers::{self, has_token, only};
 use super::limits::{Exceeded, Ticket};
 use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
+use crate::metrics::refusals::Asked;
 use crate::ws::connection::{ConnectParams, Connection};
 
 /// Appended to a key before it is hashed (RFC 6455, section 1.3).
@@ -43,12 +45,19 @@ pub struct PendingUpgrade {
 }
 
 /// Checks the handshake and answers it; a 101 leaves a pending upgrade.
-pub fn upgrade(
+pub async fn upgrade(
     http: &Http,
-    params: ConnectParams,
+    mut params: ConnectParams,
     request: &mut Request<Incoming>,
     pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
+    if !http.cors.allows_upgrade(request.headers()) {
+        return UpgradeRefusal::Origin.answer(&http.metrics);
+    }
+    match access::connect(http, request.headers(), &params).await {
+        Ok(expires_at) => params.expires_at = expires_at,
+        Err(refused) => return refused.answer(http, Asked::Upgrade),
+    }
     match admit(http, &params, request) {
         Ok(admitted) => switch_protocols(admitted, params, request, pending),
         Err(Refused { why, retry_after }) => {
@@ -86,13 +95,9 @@ struct Admitted {
     accept: HeaderValue,
 }
 
-/// Runs the checks in order. Until the last one has passed, nothing may happen that a plain GET should not cause: if it
+/// Runs the checks that follow those of who asks, in order. Until the last one has passed, nothing may happen that a plain GET should not cause: if it
 /// fails, the ticket is returned.
 fn admit(http: &Http, params: &ConnectParams, request: &Request<Incoming>) -> Result<Admitted, Refused> {
-    let headers = request.headers();
-    if !http.cors.allows_upgrade(headers) {
-        return Err(UpgradeRefusal::Origin.into());
-    }
     // Before the check: a drain that begins after it waits for this upgrade.
     let token = http.tracker.token();
     if http.lifecycle.is_draining() {

@@ -17,6 +17,9 @@ pub enum Request<'t, 'i> {
         is_typing: bool,
     },
     SendMessage(SendMessage<'t, 'i>),
+    Authenticate {
+        token: &'i str,
+    },
     Ping,
 }
 
@@ -133,6 +136,7 @@ fn read_request<'t, 'i>(
         "typing_stop" => Ok(Request::Typing { is_typing: false }),
         "typing_start" | "agent_typing" => read_typing(object(data)?),
         "send_message" => read_message(object(data)?),
+        "auth" => read_auth(object(data)?),
         other => Err(WireError::new(
             ErrorCode::UnknownType,
             format!("Unknown message type: {}", shortened(other)),
@@ -162,6 +166,17 @@ fn read_typing<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, 
             .ok_or_else(|| invalid("data.is_typing must be true or false"))?;
     }
     Ok(Request::Typing { is_typing })
+}
+
+fn read_auth<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
+    let tokens = data
+        .iter()
+        .flat_map(Object::iter)
+        .filter(|(key, _)| *key == "token");
+    let token = tokens.last().and_then(|(_, value)| json::text(value));
+    token
+        .map(|token| Request::Authenticate { token })
+        .ok_or_else(|| invalid("data.token must be a string"))
 }
 
 fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
@@ -301,6 +316,8 @@ mod tests {
                 r#"{"type":"typing_start","data":{"is_typing":"yes"}}"#,
                 ErrorCode::InvalidField,
             ),
+            (r#"{"type":"auth"}"#, ErrorCode::InvalidField),
+            (r#"{"type":"auth","data":{"token":7}}"#, ErrorCode::InvalidField),
             (r#"{"type":"send_message"}"#, ErrorCode::InvalidField),
             (
                 r#"{"type":"send_message","data":{"message":7}}"#,

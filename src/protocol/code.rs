@@ -24,11 +24,15 @@ pub enum CloseCode {
     SlowConsumer,
     /// A newer connection of the same user has replaced it: do not reconnect automatically.
     Replaced,
+    /// The token has expired: reconnect with another one.
+    Unauthenticated,
+    /// The token no longer covers the session, or the user was disconnected: do not reconnect.
+    Forbidden,
 }
 
 impl CloseCode {
     /// All of them, in the documentation's order.
-    pub const ALL: [CloseCode; 11] = [
+    pub const ALL: [CloseCode; 13] = [
         Self::Normal,
         Self::GoingAway,
         Self::Protocol,
@@ -40,6 +44,8 @@ impl CloseCode {
         Self::NoPong,
         Self::SlowConsumer,
         Self::Replaced,
+        Self::Unauthenticated,
+        Self::Forbidden,
     ];
 
     pub fn code(self) -> u16 {
@@ -55,6 +61,8 @@ impl CloseCode {
             Self::NoPong => 4001,
             Self::SlowConsumer => 4008,
             Self::Replaced => 4009,
+            Self::Unauthenticated => 4401,
+            Self::Forbidden => 4403,
         }
     }
 
@@ -72,6 +80,8 @@ impl CloseCode {
             Self::NoPong => "no_pong",
             Self::SlowConsumer => "slow_consumer",
             Self::Replaced => "replaced",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
         }
     }
 }
@@ -92,12 +102,16 @@ pub enum ErrorCode {
     RecordTooLarge,
     BusUnavailable,
     OutcomeUnknown,
+    /// The token of an `auth` is refused; the one before it stays.
+    InvalidToken,
+    /// There is nothing to authenticate with.
+    AuthDisabled,
     /// A bug in the server.
     Internal,
 }
 
 impl ErrorCode {
-    pub const ALL: [ErrorCode; 9] = [
+    pub const ALL: [ErrorCode; 11] = [
         Self::InvalidJson,
         Self::InvalidFrame,
         Self::UnknownType,
@@ -106,6 +120,8 @@ impl ErrorCode {
         Self::RecordTooLarge,
         Self::BusUnavailable,
         Self::OutcomeUnknown,
+        Self::InvalidToken,
+        Self::AuthDisabled,
         Self::Internal,
     ];
 
@@ -119,6 +135,8 @@ impl ErrorCode {
             Self::RecordTooLarge => "record_too_large",
             Self::BusUnavailable => "bus_unavailable",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::InvalidToken => "invalid_token",
+            Self::AuthDisabled => "auth_disabled",
             Self::Internal => "internal_error",
         }
     }

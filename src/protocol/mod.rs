@@ -50,6 +50,12 @@ pub fn format_timestamp(at: jiff::Timestamp) -> String {
     format!("{at:.3}")
 }
 
+/// Seconds since 1970 in the wire's format; a time that it can't express is the last one that it can.
+pub fn format_seconds(seconds: i64) -> String {
+    let at = jiff::Timestamp::from_second(seconds);
+    format_timestamp(at.unwrap_or(jiff::Timestamp::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

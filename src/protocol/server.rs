@@ -93,6 +93,21 @@ pub fn pong(timestamp: &str, cursor: Option<&str>, correlation: Correlation<'_>)
     answer("pong", Data { timestamp, cursor }, correlation)
 }
 
+/// The answer to `auth`.
+pub fn authenticated(expires_at: &str, correlation: Correlation<'_>) -> Bytes {
+    answer("authenticated", Expires { expires_at }, correlation)
+}
+
+/// The connection's token ends soon.
+pub fn token_expiring(expires_at: &str) -> Bytes {
+    answer("token_expiring", Expires { expires_at }, Correlation::default())
+}
+
+#[derive(Serialize)]
+struct Expires<'a> {
+    expires_at: &'a str,
+}
+
 /// See [`resume::resumed`](super::resume::resumed).
 pub(super) fn resumed(data: impl Serialize) -> Bytes {
     answer("resumed", data, Correlation::default())

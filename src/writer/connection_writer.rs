@@ -5,6 +5,7 @@
 //! backlog. One small lock guards backlog and phase; it is never held across an await.
 
 mod closing;
+mod expiring;
 mod resuming;
 mod sweeping;
 
@@ -25,6 +26,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
 use super::chunk::Chunk;
+use super::expiry::Expiry;
 use super::kernel;
 use super::liveness::Liveness;
 use super::write_queue::{QueueLimits, WriteQueue};
@@ -46,6 +48,8 @@ pub struct WriterContext {
     pub queue: QueueLimits,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
+    /// `JWT_LEEWAY` in seconds.
+    pub token_leeway: i64,
     /// Where flushers run: frames are also sent by threads outside the runtime.
     pub runtime: Handle,
     pub metrics: Arc<Metrics>,
@@ -84,6 +88,7 @@ pub struct ConnectionWriter {
 struct State {
     write_queue: WriteQueue,
     liveness: Liveness,
+    expiry: Expiry,
     phase: Phase,
     /// Whether the socket is being written without holding this lock: by a flusher, or by the holder of a reservation.
     /// It changes only under this lock, so that no backlog is left without a writer.

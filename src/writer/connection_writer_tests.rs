@@ -92,7 +92,7 @@ async fn a_second_ping_is_sent_only_after_something_was_received() {
     let (writer, mut client) = one().await;
     let ask = || {
         writer.state.lock().liveness = Liveness::requested_long_ago();
-        writer.sweep();
+        writer.sweep(0);
     };
     ask();
     ask();

@@ -3,10 +3,12 @@
 //! - [`connection_writer`]: sends, queues the rest, and closes
 //! - [`write_queue`]: what waits for one socket; [`memory`]: the memory of all queues together
 //! - [`chunk`]: whole frames, borrowed until a queue needs them
+//! - `expiry`: when a connection's token ends
 //! - `liveness`, `kernel`: whether a client is alive, and what its kernel has acknowledged
 
 pub mod chunk;
 pub mod connection_writer;
+mod expiry;
 mod kernel;
 mod liveness;
 pub mod memory;

@@ -16,6 +16,7 @@ pub fn context(metrics: &Arc<Metrics>, memory: usize) -> WriterContext {
         queue: QueueLimits::new(1 << 20, Duration::from_secs(10), SendMemory::new(memory)),
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(10),
+        token_leeway: 0,
         runtime: Handle::current(),
         metrics: Arc::clone(metrics),
         closing: ClosingWriters::default(),

@@ -65,6 +65,8 @@ pub struct ConnectParams {
     pub client: IpAddr,
     /// What it has missed, if it comes back.
     pub resume: Option<Box<Resume>>,
+    /// When its token expires, in seconds since 1970, if it needs one.
+    pub expires_at: Option<i64>,
 }
 
 /// Removes the connection from its session, however its task ends.
@@ -129,6 +131,7 @@ impl Connection {
             params.user_type,
             params.resume,
             origin,
+            params.expires_at,
         );
         // The drain closes the connections that it finds in sessions; one that joins later is closed here.
         if shared.lifecycle.is_draining() {

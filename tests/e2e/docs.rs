@@ -14,7 +14,7 @@ use livechat_ws::protocol::code::{CloseCode, ErrorCode};
 use livechat_ws::protocol::record::Poison;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Http, Server};
+use crate::support::{Client, Http, Server, tokens};
 use pages::{blocks, cells, code_spans, pages, prose, read, root, row};
 
 /// The widest line of prose, in characters.
@@ -56,6 +56,7 @@ fn docs_no_page_names_a_variable_that_does_not_exist_or_another_default() {
         "LIVECHAT_TEST_SERVICES",
         "FAULT_ROUNDS",
         "FRESH_CACHE",
+        "SSL_CERT_FILE",
         "MIMALLOC_PURGE_DELAY",
         "TEST_KAFKA_BROKERS",
     ];
@@ -121,7 +122,9 @@ fn docs_every_close_code_is_documented() {
     for (_, line) in prose(&protocol) {
         if let Some(cells) = cells(line)
             && let Ok(number) = cells[0].parse::<u16>()
-            && cells.get(1).is_some_and(|name| !name.contains(' '))
+            && cells
+                .get(1)
+                .is_some_and(|name| !name.contains(|c: char| c == ' ' || c.is_uppercase()))
         {
             assert!(
                 CloseCode::ALL.iter().any(|code| code.code() == number),
@@ -345,7 +348,9 @@ async fn docs_frames_are_those_of_a_running_server() {
     let requests: Vec<&Value> = documented
         .iter()
         .filter(|frame| {
-            frame["type"].is_string() && frame.get("success").is_none() && frame.get("session_id").is_none()
+            let is_request = frame["type"].is_string() && frame.get("success").is_none();
+            // Tokens have a test of their own.
+            is_request && frame.get("session_id").is_none() && frame["type"] != "auth"
         })
         .collect();
     assert!(requests.len() >= 7, "{requests:?}");
@@ -404,6 +409,28 @@ async fn docs_frames_are_those_of_a_running_server() {
         .filter(|frame| frame["type"] == "error")
         .collect();
     assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[tokio::test]
+async fn docs_frames_of_tokens_are_those_of_a_running_server() {
+    let server = Server::builder().env("JWT_SECRET", tokens::SECRET).start();
+    let documented = examples("docs/PROTOCOL.md");
+    let request = documented.iter().find(|frame| frame["type"] == "auth");
+    let mut request = request.expect("an example of auth").clone();
+    let mut claims = tokens::claims("alice", "customer", json!(["demo"]));
+    claims["exp"] = (tokens::now() + 20).into();
+    let token = tokens::hs().token(&claims);
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str())];
+    let path = "/ws/demo/alice/customer";
+    let mut alice = Client::open(server.http_addr(), path, &headers)
+        .await
+        .expect("let in");
+    alice.greet().await;
+    assert_documented(&documented, &alice.next("token_expiring").await);
+    request["data"]["token"] = token.into();
+    alice.send(request).await;
+    assert_documented(&documented, &alice.next("authenticated").await);
 }
 
 #[test]

@@ -13,6 +13,11 @@
 mod support;
 
 mod addresses;
+mod auth_canary;
+mod auth_expiry;
+mod auth_keys;
+mod auth_refusals;
+mod auth_table;
 mod chat_frames;
 mod chat_json;
 mod chat_text;

@@ -187,7 +187,14 @@ async fn messages_wait_for_what_the_node_has_not_read_yet() {
 
 #[test]
 fn messages_is_a_route_as_others_are() {
+    let key = ("X-API-Key", "a-key-of-tests-0123456789");
+    let request = |server: &Server, method: &str, id: &str, rest: &str| {
+        let path = format!("/api/session/{id}/messages{rest}");
+        Http::request(server.http_addr(), method, &path, &[key])
+    };
     let server = Server::builder()
+        // Without tokens and keys, production does not offer it.
+        .env("API_KEYS", key.1)
         .env("ENVIRONMENT", "production")
         .env("ALLOWED_ORIGINS", "https://a.example")
         .start();
@@ -209,14 +216,14 @@ fn messages_is_a_route_as_others_are() {
 
     let get = request(&server, "GET", "s", "");
     let mut http = Http::connect(server.http_addr());
-    http.send("HEAD", "/api/session/s/messages", &[]);
+    http.send("HEAD", "/api/session/s/messages", &[key]);
     let head = http.read_for("HEAD").expect("an answer to HEAD");
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(head.header("content-type"), get.header("content-type"));
     assert!(http.still_answers(), "bytes of a body followed a HEAD");
 
     let from = |origin| {
-        let headers = [("Origin", origin)];
+        let headers = [("Origin", origin), key];
         Http::request(server.http_addr(), "GET", "/api/session/s/messages", &headers)
     };
     let allowed = from("https://a.example");

@@ -8,14 +8,24 @@ use parking_lot::MutexGuard;
 use super::{BacklogPolicy, CLOSE_TIMEOUT, ConnectionWriter, Phase, State};
 use crate::clock;
 use crate::protocol::code::CloseCode;
+use crate::writer::expiry::Due;
 use crate::writer::kernel;
 
 impl ConnectionWriter {
-    /// Periodic work: sends pings, and closes a connection whose client doesn't answer, read or close.
-    pub fn sweep(self: &Arc<Self>) {
-        let state = self.state.lock();
+    /// Periodic work: sends pings, and closes a connection whose client doesn't answer, read or close, or whose token has
+    /// ended. `now` is in seconds since 1970.
+    pub fn sweep(self: &Arc<Self>, now: i64) {
+        let mut state = self.state.lock();
         match state.phase {
-            Phase::Open => self.check_liveness(state),
+            Phase::Open => {
+                let due = state.expiry.due(now);
+                if due == Due::Nothing {
+                    self.check_liveness(state);
+                } else {
+                    drop(state);
+                    self.act_on(due);
+                }
+            }
             Phase::Closing { since, .. } if clock::since(since) > CLOSE_TIMEOUT => {
                 drop(state);
                 self.abort();

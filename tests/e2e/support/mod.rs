@@ -5,6 +5,7 @@
 //! * [`Client`]: a well-behaved WebSocket client (tokio-tungstenite) that speaks JSON.
 //! * [`RawWs`]: a blocking socket after a hand-made handshake; writes any bytes, reads frames and close codes.
 //! * [`Http`]: one HTTP/1.1 connection; writes any bytes, reads exact responses.
+//! * [`tokens`]: tokens of every kind; [`issuer`]: a web server with an issuer's key set.
 //! * [`wire`]: frames of RFC 6455, valid and not, for [`RawWs`].
 //! * [`lines`]: the output of a child process, line by line.
 //! * [`eventually`]: waits until something holds.
@@ -20,9 +21,11 @@
 
 pub mod client;
 pub mod http;
+pub mod issuer;
 mod lines;
 pub mod raw;
 pub mod server;
+pub mod tokens;
 pub mod wire;
 
 use std::time::{Duration, Instant};
