@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::token_tests::{INVALID, agent, fixed, judge, with, with_set};
-use super::tokens::{SECRET, Signer, base64, ed25519, es256, es384, hs, pem, rsa, set};
+use super::tokens::{SECRET, Signer, base64, ed25519, es256, hs, pem, rsa, set};
 use super::*;
 use crate::secret::Secret;
 

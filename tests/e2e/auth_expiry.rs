@@ -197,6 +197,9 @@ async fn auth_a_resume_needs_the_same_rights_as_a_join() {
     let seen = alice.say_acked("first").await["message_id"].clone();
     alice.close().await;
     bob_here.say_acked("missed").await;
+    // Once it is delivered, it no longer arrives live.
+    let is_missed = |frame: &Value| frame["data"]["message"] == "missed";
+    bob_here.next_where("the missed message", is_missed).await;
     let since = seen.as_str().unwrap();
     let path = format!("/ws/s/alice/customer?since={since}");
     for (claims, status) in [
