@@ -1,14 +1,21 @@
 //! Pages against a plain list of records.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use super::page::{self, Page};
+use super::page::{self, Page, PageEnd};
+use super::query::{Collector, LogQuery, Wanted};
 use super::recent_log::CLOCK_SKEW_MS;
 use super::tests::{LIMITS, Model, Record};
 use super::*;
 use crate::clock;
-use crate::protocol::cursor::Cursor;
-use crate::protocol::record::Form;
+use crate::protocol::cursor::{Cursor, Mark};
+use crate::protocol::frame;
+use crate::protocol::ids::SessionId;
+use crate::protocol::record::{Converter, Form};
 use crate::protocol::resume::Resume;
 
 fn limits(messages: usize) -> Limits {
@@ -124,6 +131,78 @@ proptest! {
             let after = page::after(&model.log, session, &resume_at(&page), &limits(limit)).unwrap();
             prop_assert!(after.payloads.is_empty() && !after.has_more);
         }
+    }
+}
+
+/// A page that is read from the log, partition by partition.
+fn from_log(model: &Model, session: &str, resume: &Resume, limits: Limits) -> Page {
+    let answer = Arc::new(Mutex::new(None));
+    let reply = Arc::clone(&answer);
+    let end = PageEnd::new(&model.log, session, model.log.end_position()).unwrap();
+    let mut collector = Collector::new(LogQuery {
+        session_id: SessionId::parse(session).unwrap(),
+        resume: resume.clone(),
+        wanted: Wanted::Page,
+        ends: vec![i64::MAX; 4],
+        limits,
+        deadline: Instant::now(),
+        reply: Box::new(move |answer| *reply.lock() = Some(answer)),
+    });
+    for record in model.of(session) {
+        let mark = Mark {
+            time: record.time,
+            partition: record.partition,
+            offset: record.offset,
+        };
+        let frame = || frame::text(record.payload.as_bytes());
+        collector.add(mark, &mut Converter::default(), frame);
+    }
+    collector.finish();
+    page::of_log(answer.lock().take().unwrap().unwrap(), &end)
+}
+
+proptest! {
+    /// Whichever pages are read from the log, and whichever from the recent log.
+    #[test]
+    fn pages_of_both_logs_have_everything_that_follows_once(
+        partitions in 1i32..4,
+        appends in prop::collection::vec((0u8..2, 0i32..4, any::<bool>(), any::<bool>()), 1..80),
+        since in any::<prop::sample::Index>(),
+        is_read in prop::collection::vec(any::<bool>(), 200),
+        limit in 1usize..10,
+    ) {
+        let mut model = Model::new(4 << 20, partitions);
+        model.now = clock::unix_ms() - 60_000;
+        for (session, partition, is_native, is_same_time) in appends {
+            let session = format!("s{session}");
+            let partition = if is_native { model.log.partition_of(&session) } else { partition % partitions };
+            model.now -= i64::from(is_same_time);
+            model.append(&session, partition, 0, 10, if is_native { Form::Native } else { Form::Legacy });
+        }
+        let since = since.get(&model.records).clone();
+        let session = since.session.clone();
+        let mut resume = Resume::Message { id: since.id.clone(), time: Some(since.time) };
+        let first = range::position_of(&model.log, &session, &resume).unwrap();
+        let mut got = Vec::new();
+        for is_read in is_read {
+            let page = if is_read {
+                from_log(&model, &session, &resume, limits(limit))
+            } else {
+                page::after(&model.log, &session, &resume, &limits(limit)).unwrap()
+            };
+            prop_assert!(page.payloads.len() == limit || !page.has_more && page.payloads.len() < limit);
+            got.extend(texts(&page));
+            resume = resume_at(&page);
+            if !page.has_more { break; }
+        }
+        let follows = |record: &&Record| first.is_before(record.partition, record.offset, record.time);
+        let mut expected: Vec<_> = model.of(&session).filter(follows).map(|record| record.payload.clone()).collect();
+        expected.sort();
+        got.sort();
+        prop_assert_eq!(got, expected, "each once");
+        let last = page::last(&model.log, &session, &limits(limit), model.now).unwrap();
+        let read = from_log(&model, &session, &Resume::Rewind(limit), limits(limit));
+        prop_assert_eq!((texts(&read).len(), read.has_more, read.cursor), (last.payloads.len(), last.has_more, last.cursor));
     }
 }
 

@@ -172,8 +172,12 @@ async fn a_message_older_than_what_the_log_holds_is_too_old() {
     let remembers = topics.node("node-b").start();
     let session = unique("session");
     let mut agent = Client::connect(&node, &session, "agent", "agent").await;
+    let mut there = Client::connect(&remembers, &session, "there", "agent").await;
     let cursor = agent.greeting["cursor"].as_str().unwrap().to_owned();
     let ids = say(&mut agent, &["a", "b", "c", "d"]).await;
+    there
+        .next_where("the last message", |frame| frame["data"]["message_id"] == *ids[3])
+        .await;
     delete_before(&topics, Offset::Offset(2)).await;
     for (since, expected) in [
         (&cursor, Err("too_old")),
