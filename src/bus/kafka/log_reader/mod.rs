@@ -5,6 +5,7 @@
 //! been away for about as long share a pass, so that one who was away for long does not keep the others waiting. Passes
 //! take turns, as there is one client for all of them.
 
+mod ends;
 mod pass;
 
 use std::sync::Arc;
