@@ -229,7 +229,7 @@ fn assemble(
         attempts,
         history,
         resume_limits: ResumeLimits::new(&config.resume),
-        page_searches: chat::PageSearches::default(),
+        searches: chat::Searches::default(),
     });
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {

@@ -13,21 +13,22 @@ use crate::history::{Limits, NotHere, Page, page};
 use crate::protocol::ids::SessionId;
 use crate::protocol::resume::{NotResumed, Resume};
 
-/// How many pages are searched for at once: each search keeps a core busy.
+/// How many search at once: each search keeps a core busy.
 const MOST_SEARCHES: usize = 4;
 
-/// Places for those who search the recent log for a page; all others wait.
-pub struct PageSearches(Arc<Semaphore>);
+/// Places for those who search the recent log through all of a session's records; all others wait.
+#[derive(Clone)]
+pub struct Searches(Arc<Semaphore>);
 
-impl Default for PageSearches {
+impl Default for Searches {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MOST_SEARCHES)))
     }
 }
 
-impl PageSearches {
+impl Searches {
     /// Waits for a place; `None` if none is free until then.
-    async fn place(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn place(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
         let place = Arc::clone(&self.0).acquire_owned();
         tokio::time::timeout_at(until.into(), place).await.ok()?.ok()
     }
@@ -107,7 +108,7 @@ impl Chat {
         limits: Limits,
         until: Instant,
     ) -> Result<Page, NotHere> {
-        let place = self.page_searches.place(until).await;
+        let place = self.searches.place(until).await;
         let place = place.ok_or(NotHere::Refused(NotResumed::Busy))?;
         let (history, session_id) = (Arc::clone(&self.history), session_id.clone());
         // Megabytes of JSON are checked, which must not hold up the runtime.
@@ -143,7 +144,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn few_pages_are_searched_for_at_once_and_the_others_wait() {
-        let searches = PageSearches::default();
+        let searches = Searches::default();
         let soon = || tokio::time::Instant::now().into_std() + Duration::from_secs(5);
         let mut places = Vec::new();
         for _ in 0..MOST_SEARCHES {

@@ -7,7 +7,7 @@ mod origin;
 mod pending;
 mod resume;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
-pub use messages::{Messages, PageSearches};
+pub use messages::{Messages, Searches};
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
@@ -58,7 +58,7 @@ pub struct Chat {
     pub attempts: Arc<Attempts>,
     pub history: Arc<RecentLog>,
     pub resume_limits: ResumeLimits,
-    pub page_searches: PageSearches,
+    pub searches: Searches,
 }
 
 /// A connection that has joined its session.
@@ -102,15 +102,18 @@ impl Chat {
             None => Start::Live,
             Some(_) => Start::Replay,
         };
+        let live_from = Cell::new(0);
         let (session, joined) = self
             .registry
             .join(session_id, &member, user_type, start, |joined| {
+                // Nothing of this session lies between: the later, the more certainly what follows is in the recent log.
+                live_from.set(self.history.live_start(joined.position));
                 let who = Identity {
                     session_id,
                     user_id: &member.user_id,
                     user_type: speaks_as(joined.user_type),
                 };
-                let cursor = self.first_cursor(session_id, resume.as_deref(), joined.position);
+                let cursor = self.first_cursor(session_id, resume.as_deref(), live_from.get());
                 server::connection_established(who, &timestamp(), cursor.as_deref())
             });
         if let Some(expires_at) = expires_at {
@@ -119,7 +122,7 @@ impl Chat {
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
         if let Some(resume) = resume {
-            self.resume(session_id, &member.writer, *resume, joined.position);
+            self.resume(session_id, &member.writer, *resume, live_from.get());
         }
         let participant = Participant {
             session,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Chat;
+use super::messages::Searches;
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::ResumeConfig;
@@ -114,7 +115,12 @@ impl Chat {
             resume,
             joined,
             asked_at: clock::unix_ms(),
+            searched: 0,
+            searches: self.searches.clone(),
         };
+        if !resuming.is_quickly_found() {
+            return drop(tokio::spawn(resuming.wait()));
+        }
         let start = resuming.start();
         match resuming.find(start) {
             Ok(positions) => resuming.begin(start, Ok((VecDeque::new(), positions)), Source::Memory),
@@ -191,37 +197,73 @@ struct Resuming {
     joined: u64,
     /// When it has joined, in milliseconds since 1970.
     asked_at: i64,
+    /// Up to which position the client's message was searched for in vain.
+    searched: u64,
+    searches: Searches,
 }
 
 impl Resuming {
     /// The position where live records begin that the replay does not have: it has all that were delivered up to now. The
     /// later that is, the less the client can be ahead of it.
     fn start(&self) -> u64 {
-        self.history
-            .live_start(self.joined)
-            .max(self.history.delivered_end())
+        self.joined.max(self.history.delivered_end())
+    }
+
+    /// Whether what it has is found without a search through all of the session's records.
+    fn is_quickly_found(&self) -> bool {
+        self.searched > 0 || !matches!(self.resume, Resume::Message { time: None, .. })
+    }
+
+    /// What it has missed up to the position that is returned, without holding up the runtime.
+    async fn search(&self, until: Instant) -> (u64, Result<Vec<u64>, NotHere>) {
+        let place = if self.is_quickly_found() {
+            None
+        } else {
+            match self.searches.place(until).await {
+                Some(place) => Some(place),
+                None => return (self.joined, Err(NotHere::Refused(NotResumed::Busy))),
+            }
+        };
+        let start = self.start();
+        let Some(place) = place else {
+            return (start, self.find(start));
+        };
+        let (history, session_id) = (Arc::clone(&self.history), self.session_id.clone());
+        let (resume, limits, from) = (self.resume.clone(), self.limits.range, self.searched);
+        let found = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let (session_id, now) = (session_id.as_str(), clock::unix_ms());
+            find(&history, session_id, &resume, (from, start), &limits, now)
+        });
+        let failed = Err(NotHere::Refused(NotResumed::Unavailable));
+        (start, found.await.unwrap_or(failed))
     }
 
     fn find(&self, start: u64) -> Result<Vec<u64>, NotHere> {
-        let (session_id, limits) = (self.session_id.as_str(), &self.limits.range);
+        let (session_id, range) = (self.session_id.as_str(), (self.searched, start));
+        let limits = &self.limits.range;
         find(
             &self.history,
             session_id,
             &self.resume,
-            start,
+            range,
             limits,
             clock::unix_ms(),
         )
     }
 
     /// Waits until this node has read as far as the client has.
-    async fn wait(self) {
+    async fn wait(mut self) {
         let until = Instant::now() + self.limits.timeout;
         loop {
             // Before it is looked for: what comes meanwhile may be it.
             let has_read = self.older.has_read(self.asked_at);
-            let (start, mut pause) = (self.start(), RECHECK);
-            let refusal = match self.find(start) {
+            let (end, mut pause) = (self.history.end_position(), RECHECK);
+            let (start, found) = self.search(until).await;
+            if matches!(found, Err(NotHere::Ahead | NotHere::Older)) {
+                self.searched = end;
+            }
+            let refusal = match found {
                 Ok(positions) => {
                     return self.begin(start, Ok((VecDeque::new(), positions)), Source::Memory);
                 }
@@ -262,7 +304,7 @@ impl Resuming {
 
     fn refuse(self, why: NotResumed, source: Source) {
         // Nothing is replayed: it gets all that was live since it has joined.
-        let start = self.history.live_start(self.joined);
+        let start = self.joined.max(self.history.live_from());
         self.begin(start, Err(why), source);
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::query::Collected;
-use super::range::{Limits, NotHere, position_of};
+use super::range::{self, Limits, NotHere, position_of};
 use super::recent_log::RecentLog;
 use crate::protocol::cursor::{Cursor, Mark, Position};
 use crate::protocol::frame;
@@ -66,7 +66,7 @@ struct Record {
 
 /// The first records of a session that follow what a client has.
 pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits) -> Result<Page, NotHere> {
-    let since = position_of(log, session_id, since)?;
+    let since = position_of(log, session_id, since, 0)?;
     // Before the search: what is settled then has been found.
     let settled = log.settled_until();
     let (log_id, end) = (log.lock().log(), log.end_position());
@@ -240,26 +240,16 @@ pub fn last(log: &RecentLog, session_id: &str, limits: &Limits, now: i64) -> Res
     }
 }
 
-/// Calls `visit` with a session's records, the newest first, until it returns false. The lock that delivery needs is
-/// released from time to time.
+/// Calls `visit` with a session's records, the newest first, until it returns false.
 fn walk(log: &RecentLog, session_id: &str, mut visit: impl FnMut(Record) -> bool) {
-    let hash = log.hash_of(session_id);
-    let mut from = None;
-    loop {
-        from = log
-            .lock()
-            .search_from(from, session_id, hash, 0, |position, entry| {
-                let mark = Mark {
-                    time: entry.time,
-                    partition: entry.partition,
-                    offset: entry.offset,
-                };
-                visit(Record { position, mark })
-            });
-        if from.is_none() {
-            return;
-        }
-    }
+    range::walk(log, session_id, 0, |position, entry| {
+        let mark = Mark {
+            time: entry.time,
+            partition: entry.partition,
+            offset: entry.offset,
+        };
+        visit(Record { position, mark })
+    });
 }
 
 /// Both in their order, the earlier one first.

@@ -73,7 +73,7 @@ proptest! {
             Resume::Message { id: since.id.clone(), time: Some(since.time) }
         };
         // After an unkeyed message all of its own partition follows by time.
-        let first = range::position_of(&model.log, &session, &resume).unwrap();
+        let first = range::position_of(&model.log, &session, &resume, 0).unwrap();
         let (mut later, mut got) = (later.into_iter(), Vec::new());
         loop {
             let page = page::after(&model.log, &session, &resume, &limits(limit)).unwrap();
@@ -182,7 +182,7 @@ proptest! {
         let since = since.get(&model.records).clone();
         let session = since.session.clone();
         let mut resume = Resume::Message { id: since.id.clone(), time: Some(since.time) };
-        let first = range::position_of(&model.log, &session, &resume).unwrap();
+        let first = range::position_of(&model.log, &session, &resume, 0).unwrap();
         let mut got = Vec::new();
         for is_read in is_read {
             let page = if is_read {

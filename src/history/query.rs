@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
-use super::range::{Limits, message_id};
+use super::range::{Limits, has_id};
 use super::recent_log::CLOCK_SKEW_MS;
 use crate::protocol::cursor::{Mark, Position};
 use crate::protocol::frame;
@@ -121,14 +121,41 @@ pub struct Collector {
     bytes: usize,
     /// What the client has: known from the start for a cursor, else once its message is found.
     after: Option<Position>,
-    /// Records that may follow the client's message, which is not found yet.
-    before_message: Vec<(Mark, Bytes)>,
+    /// Records that may follow the client's message, which is not found yet, by partition.
+    before_message: HashMap<i32, BeforeMessage>,
     /// The newest timestamp of each partition.
     newest: HashMap<i32, i64>,
     /// There is no room for records from here on, or up to here if the last ones are wanted.
     full_at: Option<Mark>,
     left_out: u64,
     refused: Option<NotResumed>,
+}
+
+/// As many records before the client's message are kept at least, for short pages.
+const LEAST_BEFORE: usize = 1_000;
+
+/// Records of one partition that were read before the client's message: no more than a replay may have.
+#[derive(Default)]
+struct BeforeMessage {
+    records: VecDeque<(Mark, Bytes)>,
+    bytes: usize,
+    /// The newest timestamp of those for which there was no room.
+    dropped_until: Option<i64>,
+}
+
+impl BeforeMessage {
+    fn add(&mut self, mark: Mark, frame: Bytes, limits: &Limits) {
+        self.bytes += frame.len();
+        self.records.push_back((mark, frame));
+        let most = limits.messages.max(LEAST_BEFORE);
+        while self.records.len() > most || self.bytes > limits.bytes {
+            let Some((mark, frame)) = self.records.pop_front() else {
+                return;
+            };
+            self.bytes -= frame.len();
+            self.dropped_until = self.dropped_until.max(Some(mark.time));
+        }
+    }
 }
 
 struct Found {
@@ -148,7 +175,7 @@ impl Collector {
             found: BTreeMap::new(),
             bytes: 0,
             after,
-            before_message: Vec::new(),
+            before_message: HashMap::new(),
             newest: HashMap::new(),
             full_at: None,
             left_out: 0,
@@ -164,7 +191,7 @@ impl Collector {
     pub fn refuse(&mut self, why: NotResumed) {
         self.refused.get_or_insert(why);
         self.found.clear();
-        self.before_message = Vec::new();
+        self.before_message.clear();
         self.bytes = 0;
     }
 
@@ -188,12 +215,11 @@ impl Collector {
         match self.query.message() {
             Some(id) if self.after.is_none() => {
                 let frame = frame();
-                if memchr::memmem::find(&frame, id.as_bytes()).is_some()
-                    && message_id(converter, Form::Native, &frame).as_deref() == Some(id)
-                {
+                if has_id(converter, Form::Native, &frame, id) {
                     self.found_message(mark);
                 } else if self.may_follow_message(mark) {
-                    self.before_message.push((mark, frame));
+                    let before = self.before_message.entry(mark.partition).or_default();
+                    before.add(mark, frame, &self.query.limits);
                 }
             }
             _ => self.insert(mark, frame),
@@ -211,14 +237,21 @@ impl Collector {
 
     /// The client's message: what follows it is wanted.
     fn found_message(&mut self, mark: Mark) {
+        let time = mark.time.saturating_sub(CLOCK_SKEW_MS);
         self.after = Some(Position {
             partition: mark.partition,
             offset: mark.offset + 1,
-            time: mark.time.saturating_sub(CLOCK_SKEW_MS),
+            time,
             passed: None,
         });
-        for (mark, frame) in std::mem::take(&mut self.before_message) {
-            self.insert(mark, || frame);
+        for (partition, before) in std::mem::take(&mut self.before_message) {
+            let follows = before.dropped_until.is_some_and(|dropped| dropped >= time);
+            if follows && partition != mark.partition {
+                return self.refuse(NotResumed::TooMany);
+            }
+            for (mark, frame) in before.records {
+                self.insert(mark, || frame);
+            }
         }
     }
 

@@ -231,3 +231,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_precedes_the_message_is_held_within_the_limits() {
+    let (query, _answer) = query(message("m-none", None), Wanted::All, LIMITS);
+    let mut collector = Collector::new(query);
+    for n in 0..5_000 {
+        let at = mark(n, OWN, n);
+        collector.add(at, &mut Converter::default(), || frame_with("m", 400));
+    }
+    let held = |collector: &Collector| {
+        let before = collector.before_message.values();
+        before.map(|before| before.bytes).sum::<usize>()
+    };
+    assert!(held(&collector) <= LIMITS.bytes, "{}", held(&collector));
+    // Of another partition, what was dropped may follow.
+    let mut records: Vec<_> = (0..10)
+        .map(|n| (mark(60_000, OWN + 1, n), frame_with("m", 400)))
+        .collect();
+    records.push((mark(60_000, OWN, 0), frame_with("m-it", 10)));
+    let answer = collect(message("m-it", None), Wanted::All, LIMITS, &records);
+    assert_eq!(offsets(&answer), Err(NotResumed::TooMany));
+}

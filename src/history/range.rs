@@ -36,29 +36,53 @@ pub enum NotHere {
 }
 
 /// The positions of a session's records before `end` that follow what the client has, in their order; `now` in
-/// milliseconds since 1970.
+/// milliseconds since 1970. A message is searched for from the position `from` on: it is not before that.
 pub fn find(
     log: &RecentLog,
     session_id: &str,
     resume: &Resume,
-    end: u64,
+    (from, end): (u64, u64),
     limits: &Limits,
     now: i64,
 ) -> Result<Vec<u64>, NotHere> {
     match resume {
         Resume::Rewind(count) => last(log, session_id, *count, end, limits, now),
         _ => {
-            let position = position_of(log, session_id, resume)?;
+            let position = position_of(log, session_id, resume, from)?;
             after(log, session_id, &position, end, limits)
         }
     }
 }
 
+/// Calls `visit` with a session's records from the position `start` on, the newest first, until it returns false. The
+/// lock that delivery needs is released from time to time, and not held between two calls for long.
+pub(super) fn walk(
+    log: &RecentLog,
+    session_id: &str,
+    start: u64,
+    mut visit: impl FnMut(u64, &Entry) -> bool,
+) {
+    let hash = log.hash_of(session_id);
+    let mut from = None;
+    loop {
+        let state = log.lock();
+        from = state.search_from(from, session_id, hash, start, &mut visit);
+        if from.is_none() {
+            return;
+        }
+    }
+}
+
 /// Where a client is that has got this much; otherwise why that is not known here.
-pub(super) fn position_of(log: &RecentLog, session_id: &str, resume: &Resume) -> Result<Position, NotHere> {
+pub(super) fn position_of(
+    log: &RecentLog,
+    session_id: &str,
+    resume: &Resume,
+    from: u64,
+) -> Result<Position, NotHere> {
     match resume {
         Resume::Cursor { cursor, .. } => position_of_cursor(log, cursor),
-        Resume::Message { id, time } => position_of_message(log, session_id, id, *time),
+        Resume::Message { id, time } => position_of_message(log, session_id, id, *time, from),
         Resume::Rewind(_) | Resume::Invalid(_) => Err(NotHere::Refused(NotResumed::Invalid)),
     }
 }
@@ -85,26 +109,36 @@ fn after(
     end: u64,
     limits: &Limits,
 ) -> Result<Vec<u64>, NotHere> {
-    let mut count = Counted::new(limits);
     let mut is_delivered = true;
-    let hash = log.hash_of(session_id);
-    let state = log.lock();
     let follows = |entry: &Entry| position.is_before(entry.partition, entry.offset, entry.time);
-    let is_all = state.search_since(session_id, hash, end, |_, entry| is_delivered &= follows(entry));
-    if !is_all || !is_delivered {
-        return Err(NotHere::Undelivered);
-    }
-    if !state.covers(position) {
-        return Err(NotHere::Older);
-    }
-    let is_complete = state.search(session_id, hash, 0, |at, entry| {
-        at >= end || !follows(entry) || count.add(at, entry.len())
+    let others_from = {
+        let state = log.lock();
+        let hash = log.hash_of(session_id);
+        let is_all = state.search_since(session_id, hash, end, |_, entry| is_delivered &= follows(entry));
+        if !is_all || !is_delivered {
+            return Err(NotHere::Undelivered);
+        }
+        if !state.covers(position) {
+            return Err(NotHere::Older);
+        }
+        state.others_from(position)
+    };
+    let (mut count, mut has_passed) = (Counted::new(limits), false);
+    walk(log, session_id, 0, |at, entry| {
+        if at >= end {
+            return true;
+        }
+        if follows(entry) {
+            return count.add(at, entry.len());
+        }
+        has_passed |= entry.partition == position.partition;
+        !has_passed || at >= others_from
     });
-    drop(state);
     if !count.is_within {
         return Err(NotHere::Refused(NotResumed::TooMany));
     }
-    if is_complete {
+    // Some may have been dropped meanwhile.
+    if log.lock().covers(position) {
         Ok(count.into_positions())
     } else {
         Err(NotHere::Older)
@@ -116,19 +150,22 @@ fn position_of_message(
     session_id: &str,
     id: &str,
     time: Option<i64>,
+    from: u64,
 ) -> Result<Position, NotHere> {
-    let mut positions = Vec::new();
-    let is_complete = {
+    // The time in an id is at most that much after the record's.
+    let since = time.map(|time| time.saturating_sub(CLOCK_SKEW_MS));
+    let start = {
         let state = log.lock();
         if state.log() == 0 {
             return Err(NotHere::Ahead);
         }
-        state.search(session_id, log.hash_of(session_id), 0, |at, _| {
-            positions.push(at);
-            true
-        })
+        from.max(since.map_or(0, |since| state.first_since(since)))
     };
-    let is_it = memmem::Finder::new(id);
+    let mut positions = Vec::new();
+    walk(log, session_id, start, |at, _| {
+        positions.push(at);
+        true
+    });
     let mut converter = Converter::default();
     for some in positions.chunks(STEP) {
         // Delivery needs the lock: the search is made without it.
@@ -141,9 +178,7 @@ fn position_of_message(
             let Some((entry, bytes)) = found else {
                 return Err(NotHere::Older);
             };
-            if is_it.find(&bytes).is_some()
-                && message_id(&mut converter, entry.form(), &bytes).as_deref() == Some(id)
-            {
+            if has_id(&mut converter, entry.form(), &bytes, id) {
                 return Ok(Position {
                     partition: entry.partition,
                     offset: entry.offset + 1,
@@ -154,11 +189,9 @@ fn position_of_message(
         }
     }
     let state = log.lock();
-    match time {
-        Some(time) if is_complete && state.complete_since() <= time.saturating_sub(CLOCK_SKEW_MS) => {
-            // Another node may have read further.
-            Err(NotHere::Ahead)
-        }
+    match since {
+        // Another node may have read further.
+        Some(since) if state.complete_since() <= since => Err(NotHere::Ahead),
         _ => Err(NotHere::Older),
     }
 }
@@ -172,11 +205,10 @@ fn last(
     now: i64,
 ) -> Result<Vec<u64>, NotHere> {
     let mut counted = Counted::new(limits);
-    let state = log.lock();
-    if state.log() == 0 {
+    if log.lock().log() == 0 {
         return Err(NotHere::Ahead);
     }
-    let is_complete = state.search(session_id, log.hash_of(session_id), 0, |at, entry| {
+    walk(log, session_id, 0, |at, entry| {
         if at >= end {
             return true;
         }
@@ -185,8 +217,7 @@ fn last(
     if !counted.is_within {
         return Err(NotHere::Refused(NotResumed::TooMany));
     }
-    let is_all =
-        counted.positions.len() == count || is_complete && state.complete_since() <= now - limits.window_ms;
+    let is_all = counted.positions.len() == count || log.lock().complete_since() <= now - limits.window_ms;
     if is_all {
         Ok(counted.into_positions())
     } else {
@@ -228,8 +259,18 @@ impl Counted {
     }
 }
 
+/// Whether the message in a record has this id.
+pub fn has_id(converter: &mut Converter, form: Form, bytes: &[u8], id: &str) -> bool {
+    // Others may be escaped in JSON.
+    let is_plain = id
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:~".contains(&byte));
+    let may_have_it = !is_plain || memmem::find(bytes, id.as_bytes()).is_some();
+    may_have_it && message_id(converter, form, bytes).as_deref() == Some(id)
+}
+
 /// The id of the message in a record: `data.message_id` of a frame's payload, `id` of a legacy record.
-pub fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<String> {
+fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Frame<'a> {
         #[serde(borrow)]

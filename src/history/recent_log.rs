@@ -6,6 +6,7 @@
 //! segments are reused.
 
 mod retention;
+mod search;
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -35,9 +36,6 @@ pub const CLOCK_SKEW_MS: i64 = 5_000;
 
 /// There is no previous entry.
 const NONE: u64 = u64::MAX;
-
-/// How many entries a search looks at: it holds the lock that delivery needs.
-const MAX_SEARCH: usize = 10_000;
 
 /// The recent log of one node. One thread appends; any may read.
 pub struct RecentLog {
@@ -80,17 +78,6 @@ pub(super) struct State {
     complete_since: i64,
     /// The time after the newest record that was dropped.
     dropped_until: i64,
-}
-
-/// Where a walk along the entries of a bucket ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WalkEnd {
-    /// At its start, or where the visitor wanted.
-    Reached,
-    /// At an entry that is no longer here.
-    Dropped,
-    /// After as many entries as a walk may look at, before this one.
-    Unfinished(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +137,7 @@ impl RecentLog {
         Arc::clone(&self.end)
     }
 
-    pub(super) fn end_position(&self) -> u64 {
+    pub fn end_position(&self) -> u64 {
         self.end.load(Ordering::Acquire)
     }
 
@@ -221,9 +208,15 @@ impl RecentLog {
         self.delivered();
     }
 
-    /// The position from which on records are live for a connection that joined at this one.
-    pub fn live_start(&self, joined: u64) -> u64 {
-        joined.max(self.live_from.load(Ordering::Acquire))
+    /// The position from which on records are live for a connection whose session has delivered up to this one: what all
+    /// sessions have delivered is behind it, and so is what was read at the start.
+    pub fn live_start(&self, delivered: u64) -> u64 {
+        delivered.max(self.live_from()).max(self.delivered_end())
+    }
+
+    /// See [`RecentLog::start_live`].
+    pub fn live_from(&self) -> u64 {
+        self.live_from.load(Ordering::Acquire)
     }
 
     /// Whether it is known since when all records are here.
@@ -348,9 +341,16 @@ impl RecentLog {
         partitioner::partition(session_id, self.state.lock().count.max(1))
     }
 
-    /// The offset of each partition up to which a session's records precede `position`; `None` if later ones are gone.
+    /// The offset of each partition up to which a session's records precede `position`; `None` if later ones are gone, or
+    /// a partition is not read yet.
     pub fn offsets_at(&self, session_id: &str, position: u64) -> Option<Vec<i64>> {
         let state = self.state.lock();
+        let count = usize::try_from(state.count).unwrap_or(0);
+        if state.partitions.len() < count
+            || !state.partitions.iter().take(count).all(PartitionState::is_known)
+        {
+            return None;
+        }
         let mut offsets: Vec<_> = state.partitions.iter().map(|known| known.next).collect();
         let is_complete = state.search_since(session_id, self.hash(session_id), position, |_, entry| {
             let at = usize::try_from(entry.partition).ok();
@@ -382,80 +382,6 @@ impl State {
             self.partitions.resize(at + 1, PartitionState::UNKNOWN);
         }
         self.partitions.get_mut(at)
-    }
-
-    /// Calls `visit` with the session's records from `start` on, the newest first, until it returns false. False if
-    /// there are more entries than a search may look at.
-    pub fn search(
-        &self,
-        session_id: &str,
-        hash: u64,
-        start: u64,
-        visit: impl FnMut(u64, &Entry) -> bool,
-    ) -> bool {
-        self.search_from(None, session_id, hash, start, visit).is_none()
-    }
-
-    /// Calls `visit` with the session's records from `start` on, the newest first. False if some of them may be gone, or
-    /// there are more entries than a search may look at.
-    pub fn search_since(
-        &self,
-        session_id: &str,
-        hash: u64,
-        start: u64,
-        mut visit: impl FnMut(u64, &Entry),
-    ) -> bool {
-        let end = self.walk(None, session_id, hash, start, |at, entry| {
-            visit(at, entry);
-            true
-        });
-        end == WalkEnd::Reached
-    }
-
-    /// As [`State::search`], from the entry where an earlier search stopped; returns where it has to go on.
-    pub fn search_from(
-        &self,
-        from: Option<u64>,
-        session_id: &str,
-        hash: u64,
-        start: u64,
-        visit: impl FnMut(u64, &Entry) -> bool,
-    ) -> Option<u64> {
-        match self.walk(from, session_id, hash, start.max(self.hidden), visit) {
-            WalkEnd::Unfinished(at) => Some(at),
-            WalkEnd::Reached | WalkEnd::Dropped => None,
-        }
-    }
-
-    fn walk(
-        &self,
-        from: Option<u64>,
-        session_id: &str,
-        hash: u64,
-        start: u64,
-        mut visit: impl FnMut(u64, &Entry) -> bool,
-    ) -> WalkEnd {
-        let mut at = from.unwrap_or_else(|| self.buckets[hash as usize & (self.buckets.len() - 1)]);
-        for _ in 0..MAX_SEARCH {
-            if at == NONE || at < start {
-                return WalkEnd::Reached;
-            }
-            let Some((segment, entry)) = self.entry(at) else {
-                return WalkEnd::Dropped;
-            };
-            if entry.hash == (hash >> 32) as u32 && segment.is_of(entry, session_id) && !visit(at, entry) {
-                return WalkEnd::Reached;
-            }
-            at = entry.previous;
-        }
-        WalkEnd::Unfinished(at)
-    }
-
-    /// An entry that is still here.
-    fn entry(&self, position: u64) -> Option<(&Segment, &Entry)> {
-        let number = self.segments.partition_point(|segment| segment.first <= position);
-        let segment = self.segments.get(number.checked_sub(1)?)?;
-        Some((segment, segment.get(position)?))
     }
 
     /// A record's bytes: a frame, or the value of a legacy record. `None` if it is no longer here.

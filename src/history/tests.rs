@@ -190,7 +190,7 @@ proptest! {
                 }
                 _ => (Resume::Rewind(3), Position { partition: 0, offset: 0, time: 0, passed: None }),
             };
-            let found = find(&model.log, session, &resume, start, &LIMITS, model.now);
+            let found = find(&model.log, session, &resume, (0, start), &LIMITS, model.now);
             let follows = |record: &&Record| position.is_before(record.partition, record.offset, record.time);
             let range: Vec<&Record> = match how {
                 2 => { let mut last: Vec<_> = model.of(session).rev().filter(|record| record.position < start).take(3).collect(); last.reverse(); last }
@@ -229,7 +229,7 @@ fn only_what_a_node_knows_is_found() {
     let mut model = Model::new(1 << 20, 1);
     model.append("s", 0, 0, 10, Form::Native);
     model.append("other", 0, 0, 10, Form::Native);
-    let find = |resume: &Resume| find(&model.log, "s", resume, 2, &LIMITS, model.now);
+    let find = |resume: &Resume| find(&model.log, "s", resume, (0, 2), &LIMITS, model.now);
     let message = |id: &str, time| Resume::Message {
         id: id.to_owned(),
         time,
@@ -264,7 +264,7 @@ fn only_what_a_node_knows_is_found() {
     assert_eq!(find(&cursor(LOG, 0, 2)), Ok(vec![]));
     model.log.set_log(LOG + 1, 1);
     assert_eq!(
-        super::find(&model.log, "s", &cursor(LOG + 1, 0, 0), 2, &LIMITS, 0),
+        super::find(&model.log, "s", &cursor(LOG + 1, 0, 0), (0, 2), &LIMITS, 0),
         Err(NotHere::Older)
     );
 }
@@ -294,7 +294,7 @@ fn without_memory_nothing_is_found_that_was_delivered() {
     }
     let find = |since: &str| {
         let resume = Resume::since(since.to_owned(), None);
-        find(&model.log, "s", &resume, 100, &LIMITS, model.now)
+        find(&model.log, "s", &resume, (0, 100), &LIMITS, model.now)
     };
     assert_eq!(find("m97"), Ok(vec![98, 99]));
     model.log.delivered();
@@ -325,7 +325,7 @@ fn records_that_a_client_has_are_delivered_before_its_replay_begins() {
     }
     let find = |id: &str, start| {
         let resume = Resume::since(id.to_owned(), None);
-        find(&model.log, "s", &resume, start, &LIMITS, model.now)
+        find(&model.log, "s", &resume, (0, start), &LIMITS, model.now)
     };
     assert_eq!(find("m2", 2), Err(NotHere::Undelivered));
     assert_eq!(find("m1", 2), Ok(vec![]));
@@ -333,4 +333,70 @@ fn records_that_a_client_has_are_delivered_before_its_replay_begins() {
     let cursor = model.log.cursor("s", 3).unwrap();
     assert_eq!(find(&cursor, 2), Err(NotHere::Undelivered));
     assert_eq!(find(&cursor, 3), Ok(vec![]));
+}
+
+/// As in a busy session: what precedes the client's position is not walked through.
+#[test]
+fn a_session_with_many_records_is_resumed_from_memory() {
+    for partitions in [1, 3] {
+        let mut model = Model::new(64 << 20, partitions);
+        let own = model.log.partition_of("s");
+        for _ in 0..30_000 {
+            model.append("s", own, 0, 10, Form::Native);
+        }
+        model.log.delivered();
+        let find = |resume: &Resume| find(&model.log, "s", resume, (0, 30_000), &LIMITS, model.now);
+        let cursor = model.log.cursor("s", 29_998).unwrap();
+        assert_eq!(find(&Resume::since(cursor, None)), Ok(vec![29_998, 29_999]));
+        for (number, expected) in [
+            (29_998, Ok(vec![29_999])),
+            (5, Err(NotHere::Refused(NotResumed::TooMany))),
+        ] {
+            let Record { id, time, .. } = model.records[number].clone();
+            for time in [None, Some(time)] {
+                let id = id.clone();
+                assert_eq!(find(&Resume::Message { id, time }), expected);
+            }
+        }
+        assert_eq!(find(&Resume::Rewind(1)), Ok(vec![29_999]));
+        let unknown = Resume::Message {
+            id: "none".into(),
+            time: Some(model.now),
+        };
+        assert_eq!(find(&unknown), Err(NotHere::Ahead));
+    }
+}
+
+/// Others of its bucket are gone.
+#[test]
+fn a_session_that_was_idle_while_the_log_was_reused_has_a_cursor() {
+    let mut model = Model::new(64 << 10, 1);
+    for number in 0..3_000 {
+        model.append(&format!("s{}", number % 300), 0, 0, 100, Form::Native);
+        model.log.delivered();
+    }
+    let idle = |session: usize| format!("idle-{session}");
+    let from =
+        |position| move |session: usize, log: &RecentLog| log.cursor(&idle(session), position).is_some();
+    let (old, new) = (from(1), from(model.log.live_start(1)));
+    assert!(
+        (0..100).any(|session| !old(session, &model.log)),
+        "buckets have been reused"
+    );
+    assert!((0..100).all(|session| new(session, &model.log)));
+}
+
+#[test]
+fn ids_are_found_however_json_escapes_them() {
+    let mut model = Model::new(1 << 20, 1);
+    model.append_payload("s", r#"{"data":{"message_id":"a\/b\u00e9"}}"#);
+    model.append_payload("s", r#"{"data":{"message_id":7}}"#);
+    for (id, expected) in [("a/bé", vec![1]), ("7", vec![])] {
+        let resume = Resume::since(id.to_owned(), None);
+        assert_eq!(
+            find(&model.log, "s", &resume, (0, 2), &LIMITS, model.now),
+            Ok(expected),
+            "{id}"
+        );
+    }
 }
