@@ -6,6 +6,7 @@ mod messages;
 mod origin;
 mod pending;
 mod resume;
+mod searches;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -35,11 +36,12 @@ use crate::session::{Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
-pub use messages::{Messages, Searches};
+pub use messages::Messages;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
 pub use resume::ResumeLimits;
+pub use searches::Searches;
 
 /// How often expired typists and unanswered messages are checked.
 pub const TICK: Duration = Duration::from_millis(250);

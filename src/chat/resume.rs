@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Chat;
-use super::messages::Searches;
+use super::searches::Searches;
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::ResumeConfig;

@@ -186,13 +186,13 @@ async fn other_producers_repeat_by_header() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_older_than_the_window_is_another_message() {
     let topics = Topics::new();
-    let node = |name| topics.node(name).env("DEDUP_WINDOW", "2s");
+    let node = |name| topics.node(name).env("DEDUP_WINDOW", "8s");
     let server = node("node-a").start();
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "u", "customer").await;
     let first = send(&mut client, "a", "c").await;
     assert_eq!(send(&mut client, "a", "c").await, first);
-    tokio::time::sleep(Duration::from_millis(2_200)).await;
+    tokio::time::sleep(Duration::from_millis(8_200)).await;
     let second = send(&mut client, "a", "c").await;
     assert_ne!(first["message_id"], second["message_id"]);
     let later = node("node-b").start();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::support::{Server, ServerBuilder};
+use crate::support::{Server, ServerBuilder, eventually};
 
 pub use self::brokers::{PrivateBroker, TwoBrokers};
 use self::java::succeeded;
@@ -123,8 +123,11 @@ impl Topics {
     #[track_caller]
     pub fn two_nodes(&self) -> (Server, Server) {
         let nodes = (self.node("node-a").spawn(), self.node("node-b").spawn());
-        nodes.0.wait_ready();
-        nodes.1.wait_ready();
+        for node in [&nodes.0, &nodes.1] {
+            node.wait_ready();
+            // On a busy machine, topics that were just created may be missing for a while.
+            eventually("Kafka is ok", || node.health()["kafka"]["status"] == "ok");
+        }
         nodes
     }
 }
