@@ -1,8 +1,10 @@
 //! What clients have sent lately, as this node has read it from the log: by it, repeats are recognized and answered.
 //!
 //! A record is a repeat if an earlier one in its partition, at most `DEDUP_WINDOW` older by the records' timestamps, has
-//! the same session and the same client id. Repeats are not remembered: the window counts from the first record. All
-//! nodes read the same log, and so decide alike.
+//! the same session and the same client id. Repeats are earlier records, too: otherwise nodes that have read back to
+//! different records would decide differently, as each would need the record before, and so on without an end. So all
+//! nodes decide alike that have read the window before a record. They may answer differently: each with the first record
+//! that it has read.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -130,7 +132,7 @@ pub struct SentRecord {
 /// What a record turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// The first record of this message.
+    /// The first record of this message that was read.
     pub first: Sent,
     pub is_repeat: bool,
     /// How many messages were forgotten within their window, because the memory is full.
@@ -164,7 +166,7 @@ impl SentMessages {
         Some(self.key(session_id, &user_id, &client_message_id))
     }
 
-    /// Adds a record that was read, unless it is a repeat.
+    /// Adds a record that was read.
     pub fn read(&self, record: SentRecord, message: impl FnOnce() -> Sent) -> Known {
         self.table.lock().read(record, message)
     }
@@ -174,7 +176,7 @@ impl SentMessages {
         self.table.lock().find(key, now)
     }
 
-    /// How many messages fit.
+    /// How many records fit.
     pub fn capacity(&self) -> usize {
         self.table.lock().capacity
     }
@@ -189,18 +191,27 @@ impl SentMessages {
     }
 }
 
+/// What an entry without a message has as its time.
+const NEVER: i64 = i64::MIN;
+
 struct Entry {
     key: Key,
+    /// The latest timestamp of the message's records.
     time: i64,
+    /// The first of them.
     message: Sent,
     partition: i32,
     /// The number of the previous entry in the same bucket.
     previous: u32,
 }
 
-/// Messages in the order in which they were read, indexed by buckets like the recent log: a bucket has the number of its
+/// Records in the order in which they were read, indexed by buckets like the recent log: a bucket has the number of its
 /// last entry, and each entry that of the one before it. So nothing has to be removed from the buckets when the oldest
 /// entry goes. Numbers wrap; those before the oldest entry are not followed.
+///
+/// A message is in the entry of its last record, so that it goes by that one's age. The entry that it was in stays
+/// without it, until it is the oldest: it is not in its bucket any more, so that many repeats of one message cannot slow
+/// down the search for others.
 pub struct SentTable {
     window_ms: i64,
     entries: VecDeque<Entry>,
@@ -235,46 +246,74 @@ impl SentTable {
 
     /// See [`SentMessages::read`].
     pub fn read(&mut self, record: SentRecord, message: impl FnOnce() -> Sent) -> Known {
-        let is_it = |entry: &Entry| entry.partition == record.partition;
-        if let Some(first) = self.newest(record.key, record.time, is_it) {
-            return Known {
-                first: first.message.clone(),
-                is_repeat: true,
-                forgotten: 0,
-            };
-        }
-        let message = message();
+        // One that is out of its window will not be needed: the new one is later, and so in the window of all records
+        // that could repeat the old one.
+        let earlier = self.take(record.key, record.partition);
+        let earlier = earlier.filter(|&(time, _)| self.is_in_window(time, record.time));
+        let is_repeat = earlier.is_some();
+        let (time, first) = match earlier {
+            // Timestamps are the producers' and may go back.
+            Some((time, first)) => (time.max(record.time), first),
+            None => (record.time, message()),
+        };
         Known {
-            forgotten: self.insert(record, message.clone()),
-            first: message,
-            is_repeat: false,
+            forgotten: self.insert(record, time, first.clone()),
+            first,
+            is_repeat,
         }
     }
 
     fn find(&self, key: Key, now: i64) -> Option<Sent> {
-        self.newest(key, now, |_| true).map(|entry| entry.message.clone())
+        let mut entries = self.of_bucket(key).map(|(_, entry)| entry);
+        let found = entries.find(|entry| entry.key == key && self.is_in_window(entry.time, now));
+        found.map(|entry| entry.message.clone())
     }
 
-    /// The last entry with this key that is in its window at this time.
-    fn newest(&self, key: Key, time: i64, is_it: impl Fn(&Entry) -> bool) -> Option<&Entry> {
-        let mut number = self.buckets[self.bucket(key)];
+    fn is_in_window(&self, time: i64, now: i64) -> bool {
+        time != NEVER && now.saturating_sub(time) <= self.window_ms
+    }
+
+    /// The entries in this key's bucket with their places, the last one first.
+    fn of_bucket(&self, key: Key) -> impl Iterator<Item = (usize, &Entry)> {
         // Each is older than the one before, also where a number that has wrapped points to a newer entry.
-        let mut before = self.entries.len();
-        loop {
+        let older = |number: u32, before: usize| {
             let at = number.wrapping_sub(self.first) as usize;
-            if at >= before {
-                return None;
-            }
-            let entry = self.entries.get(at)?;
-            let is_recent = time.saturating_sub(entry.time) <= self.window_ms;
-            if entry.key == key && is_recent && is_it(entry) {
-                return Some(entry);
-            }
-            (number, before) = (entry.previous, at);
-        }
+            self.entries
+                .get(at)
+                .filter(|_| at < before)
+                .map(|entry| (at, entry))
+        };
+        let last = older(self.buckets[self.bucket(key)], self.entries.len());
+        std::iter::successors(last, move |&(at, entry)| older(entry.previous, at))
     }
 
-    fn insert(&mut self, record: SentRecord, message: Sent) -> u64 {
+    /// Takes a message out of its entry, and this out of its bucket.
+    fn take(&mut self, key: Key, partition: i32) -> Option<(i64, Sent)> {
+        let mut newer = None;
+        let found = self.of_bucket(key).find(|&(at, entry)| {
+            let is_it = entry.key == key && entry.partition == partition;
+            if !is_it {
+                newer = Some(at);
+            }
+            is_it
+        });
+        let (at, _) = found?;
+        let entry = &mut self.entries[at];
+        let previous = entry.previous;
+        let time = std::mem::replace(&mut entry.time, NEVER);
+        let message = std::mem::replace(&mut entry.message, Sent::Node(Uuid::nil()));
+        self.others -= message.memory();
+        match newer {
+            Some(newer) => self.entries[newer].previous = previous,
+            None => {
+                let bucket = self.bucket(key);
+                self.buckets[bucket] = previous;
+            }
+        }
+        Some((time, message))
+    }
+
+    fn insert(&mut self, record: SentRecord, time: i64, message: Sent) -> u64 {
         let mut forgotten = 0;
         self.others += message.memory();
         while self.is_full() {
@@ -283,7 +322,7 @@ impl SentTable {
             };
             self.first = self.first.wrapping_add(1);
             self.others -= oldest.message.memory();
-            if record.time.saturating_sub(oldest.time) <= self.window_ms {
+            if self.is_in_window(oldest.time, record.time) {
                 forgotten += 1;
             }
         }
@@ -291,7 +330,7 @@ impl SentTable {
         let bucket = self.bucket(record.key);
         self.entries.push_back(Entry {
             key: record.key,
-            time: record.time,
+            time,
             message,
             partition: record.partition,
             previous: std::mem::replace(&mut self.buckets[bucket], number),

@@ -14,22 +14,25 @@ fn message(number: usize) -> Sent {
     )
 }
 
-/// The rule as the contract has it, over a list of all records.
+/// The rule as the contract has it, over a list of all records: each with the message that answers it.
 #[derive(Default)]
 struct Model {
-    firsts: Vec<(SentRecord, Sent)>,
+    records: Vec<(SentRecord, Sent)>,
 }
 
 impl Model {
     fn read(&mut self, record: SentRecord, message: Sent) -> (Sent, bool) {
-        let first = self.firsts.iter().rev().find(|(first, _)| {
-            first.key == record.key && first.partition == record.partition && record.time - first.time <= 100
+        let earlier = self.records.iter().rev().find(|(earlier, _)| {
+            earlier.key == record.key
+                && earlier.partition == record.partition
+                && record.time - earlier.time <= 100
         });
-        if let Some((_, first)) = first {
-            return (first.clone(), true);
-        }
-        self.firsts.push((record, message.clone()));
-        (message, false)
+        let (first, is_repeat) = match earlier {
+            Some((_, first)) => (first.clone(), true),
+            None => (message, false),
+        };
+        self.records.push((record, first.clone()));
+        (first, is_repeat)
     }
 }
 
@@ -50,20 +53,49 @@ proptest! {
             let message = if is_of_node { Sent::now() } else { message(number) };
             let known = table.read(record, || message.clone());
             forgotten += known.forgotten;
+            let (of_rule, is_repeat) = model.read(record, message.clone());
             // What went when it was too old may be in its window again for a record with an earlier timestamp.
             if table.first == first {
-                let (first, is_repeat) = model.read(record, message);
-                prop_assert_eq!((&known.first, known.is_repeat), (&first, is_repeat));
-                prop_assert_eq!(table.find(record.key, now).is_some(), true);
-            } else if !known.is_repeat {
+                prop_assert_eq!((&known.first, known.is_repeat), (&of_rule, is_repeat));
+            } else if known.is_repeat {
+                prop_assert!(is_repeat);
+            } else {
                 prop_assert_eq!(&known.first, &message);
             }
+            prop_assert!(table.find(record.key, now).is_some());
             let memory = table.entries.len() * size_of::<Entry>() + table.buckets.len() * 4 + table.others;
             prop_assert!(memory <= bytes.max(700), "{memory} of {bytes}");
         }
         if bytes == 1 << 20 {
             prop_assert_eq!((forgotten, table.first), (0, first));
         }
+    }
+
+    /// A node that begins one window before a record decides about it and all later ones as one that has read them all.
+    #[test]
+    fn a_look_back_of_one_window_is_enough(
+        records in prop::collection::vec((0u64..4, 0i64..60), 2..100),
+        begins in any::<prop::sample::Index>(),
+    ) {
+        let mut now = 1_000;
+        let records: Vec<_> = records
+            .into_iter()
+            .map(|(key, later)| {
+                now += later - 8;
+                SentRecord { key: Key([key, 0]), partition: 0, time: now }
+            })
+            .collect();
+        let begins = begins.index(records.len());
+        let since = records[begins..].iter().map(|record| record.time).min().unwrap() - 100;
+        let looks_back_to = records.iter().position(|record| record.time >= since).unwrap();
+        let repeats = |records: &[SentRecord]| -> Vec<bool> {
+            let mut table = SentTable::new(65_536, WINDOW);
+            records.iter().map(|record| table.read(*record, Sent::now).is_repeat).collect()
+        };
+        prop_assert_eq!(
+            &repeats(&records)[begins..],
+            &repeats(&records[looks_back_to..])[begins - looks_back_to..]
+        );
     }
 }
 
@@ -90,21 +122,66 @@ fn the_oldest_go_first_and_are_counted_within_their_window() {
 }
 
 #[test]
-fn a_repeat_does_not_make_the_window_longer() {
+fn a_repeat_renews_the_window_and_keeps_the_answer() {
     let sent = SentMessages::new(65_536, WINDOW);
+    let key = sent.key("s", b"u", b"c");
     let read = |time| {
-        let key = sent.key("s", b"u", b"c");
         let record = SentRecord {
             key,
             partition: 0,
             time,
         };
-        sent.read(record, Sent::now).is_repeat
+        sent.read(record, || message(time as usize))
     };
-    assert_eq!(
-        [0, 60, 100, 101, 200, 202].map(read),
-        [false, true, true, false, true, false]
+    // The one of 150 came late: it does not make the window shorter.
+    for (time, first) in [
+        (0, 0),
+        (60, 0),
+        (160, 0),
+        (150, 0),
+        (260, 0),
+        (361, 361),
+        (200, 361),
+        (461, 361),
+        (562, 562),
+    ] {
+        let known = read(time);
+        assert_eq!(
+            (&known.first, known.is_repeat),
+            (&message(first), first != time as usize),
+            "{time}"
+        );
+        assert_eq!(sent.find(key, time), Some(known.first));
+    }
+    assert!(sent.find(key, 662).is_some());
+    assert_eq!(sent.find(key, 663), None);
+}
+
+#[test]
+fn what_was_renewed_goes_by_its_last_time() {
+    let mut table = SentTable::new(4_096, WINDOW);
+    let capacity = table.capacity as u64;
+    let mut read = |key, time| {
+        let record = SentRecord {
+            key: Key([key, 0]),
+            partition: 0,
+            time,
+        };
+        table.read(record, || message(key as usize))
+    };
+    let mut forgotten = 0;
+    // The first one comes again after each of the others, of which more come than fit.
+    for key in 0..3 * capacity {
+        forgotten += read(key, 10).forgotten;
+        let known = read(0, 10);
+        forgotten += known.forgotten;
+        assert_eq!((known.first, known.is_repeat), (message(0), true), "{key}");
+    }
+    assert!(
+        forgotten > 0 && forgotten < 3 * capacity,
+        "{forgotten}: those that were renewed do not count"
     );
+    assert!(!read(1, 10).is_repeat, "forgotten");
 }
 
 #[test]

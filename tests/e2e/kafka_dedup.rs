@@ -1,11 +1,14 @@
 //! A repeated `client_message_id` is one message, whichever nodes the attempts come to.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 use crate::dedup::{assert_one, attempt, messages, send, sent};
-use crate::resume::{open, texts};
+use crate::resume::{open, replayed, texts};
 use crate::services::{PrivateBroker, Record, Topics, unique};
 use crate::support::{Client, eventually};
 
@@ -205,6 +208,84 @@ async fn a_record_older_than_the_window_is_another_message() {
         .collect();
     assert_eq!(ids, [first["message_id"].clone(), second["message_id"].clone()]);
     assert_eq!(send(&mut back, "a", "c").await, second);
+}
+
+/// Writes a record of message `c` of user `u`, so many seconds old.
+fn write_old(topics: &Topics, session: &str, id: &str, seconds: u64) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &topics.kafka.brokers)
+        .create()
+        .expect("a producer");
+    let time = SystemTime::now() - Duration::from_secs(seconds);
+    let headers = [("livechat-frame", "1"), ("livechat-client-id", "u/c")]
+        .into_iter()
+        .fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header {
+                key,
+                value: Some(value),
+            })
+        });
+    let payload = payload(id, id, "T");
+    let record = BaseRecord::to(&topics.messages)
+        .key(session)
+        .payload(&payload)
+        .timestamp(time.duration_since(UNIX_EPOCH).unwrap().as_millis() as i64)
+        .headers(headers);
+    producer.send(record).expect("room in the queue");
+    producer.flush(Duration::from_secs(10)).expect("in the log");
+}
+
+/// A repeat, too, begins a window. Otherwise nodes that have not read the first record would decide differently.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_have_read_only_a_repeat_pass_over_the_next_one_too() {
+    let topics = Topics::new();
+    topics.kafka.create(&topics.messages, 1);
+    let node = |name| {
+        topics
+            .node(name)
+            .env("DEDUP_WINDOW", "60s")
+            .env("RESUME_TIMEOUT", "20s")
+            .env("ADMIN_ADDR", "127.0.0.1:0")
+    };
+    let from_log = |name| node(name).env("RECENT_LOG_BYTES", 0);
+    let (a, b) = (node("node-a").start(), from_log("node-b").start());
+    let session = unique("session");
+    let mut watchers = vec![
+        Client::connect(&a, &session, "watcher", "agent").await,
+        Client::connect(&b, &session, "watcher", "agent").await,
+    ];
+    write_old(&topics, &session, "first", 100);
+    write_old(&topics, &session, "second", 50);
+    eventually("both have read them", || {
+        [&a, &b]
+            .iter()
+            .all(|node| node.metric("livechat_duplicates_skipped_total") >= 1.0)
+    });
+    watchers[0].send(json!({"type": "ping"})).await;
+    let pong = watchers[0].next("pong").await;
+    let cursor = pong["data"]["cursor"].as_str().unwrap();
+    let late = from_log("node-c").start();
+    watchers.push(Client::connect(&late, &session, "watcher", "agent").await);
+
+    write_old(&topics, &session, "third", 0);
+    let mut u = Client::connect(&a, &session, "u", "customer").await;
+    u.say_acked("last").await;
+    for (watcher, expected) in watchers.iter_mut().zip([&["first"][..], &["first"], &[]]) {
+        watcher
+            .next_where("the last message", |frame| frame["data"]["message"] == "last")
+            .await;
+        assert_eq!(texts(&watcher.take_all("new_message")), expected);
+    }
+    for (node, first) in [(&a, "first"), (&b, "first"), (&late, "second")] {
+        let mut back = open(node, &session, "u", &format!("since={cursor}")).await;
+        let (texts, resumed) = replayed(&mut back).await;
+        assert_eq!(
+            (texts, &resumed["recovered"]),
+            (vec!["last".to_owned()], &json!(true))
+        );
+        // The answer is the first record of it that this node has read.
+        assert_eq!(send(&mut back, "again", "c").await["message_id"], first);
+    }
 }
 
 /// While the log does not answer, repeats wait for the first attempt and write no records of their own.
