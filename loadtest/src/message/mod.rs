@@ -3,6 +3,7 @@
 //! - [`marker`]: what a message carries to be measured
 //! - [`publisher`]: sends by a clock; [`http`] for servers that take messages so
 //! - [`readers`]: counts, checks and times what arrives
+//! - [`sequences`]: whether each message came once
 //! - [`slow`]: a client that reads too slowly
 //! - [`workload`]: A, B and C
 //! - [`run`]: one round of one arm
@@ -12,5 +13,6 @@ pub mod marker;
 pub mod publisher;
 pub mod readers;
 pub mod run;
+pub mod sequences;
 pub mod slow;
 pub mod workload;

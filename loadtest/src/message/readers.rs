@@ -6,6 +6,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 
 use super::marker;
+use super::sequences::Sequences;
 use crate::crowd::{Id, Watcher};
 
 /// What the histogram can hold.
@@ -16,15 +17,10 @@ pub struct Readers {
     pub epoch: Instant,
     /// The session of each client.
     sessions: Vec<usize>,
-    /// The number that each client expects next.
-    next: Vec<u64>,
+    pub sequences: Sequences,
     pub greeted: usize,
     /// Messages, over all clients.
     pub delivered: u64,
-    /// Missing numbers.
-    pub lost: u64,
-    /// Numbers that were there before: repeated, or out of order.
-    pub doubled: u64,
     pub latency_us: Histogram<u64>,
     /// Messages that were to be sent in this time count for latency, in nanoseconds from the epoch.
     pub measured: std::ops::Range<u64>,
@@ -34,12 +30,10 @@ impl Readers {
     pub fn new(sessions: Vec<usize>) -> Result<Self> {
         Ok(Self {
             epoch: Instant::now(),
-            next: vec![0; sessions.len()],
+            sequences: Sequences::new(sessions.len()),
             sessions,
             greeted: 0,
             delivered: 0,
-            lost: 0,
-            doubled: 0,
             latency_us: Histogram::new_with_max(LONGEST_US, 3)?,
             measured: 0..0,
         })
@@ -51,8 +45,7 @@ impl Readers {
 
     /// How many of the messages sent to each session have not arrived.
     pub fn missing(&self, sent: &[u64]) -> u64 {
-        let of = |(client, session): (usize, &usize)| sent[*session].saturating_sub(self.next[client]);
-        self.sessions.iter().enumerate().map(of).sum()
+        self.sequences.missing(|client| sent[self.sessions[client]])
     }
 
     /// Latency at a quantile, in milliseconds.
@@ -72,13 +65,9 @@ impl Watcher for Readers {
 
     fn frame(&mut self, id: Id, payload: &[u8], now: Instant) {
         marker::find_all(payload, |marker| {
-            let next = &mut self.next[id];
-            if marker.number < *next {
-                self.doubled += 1;
+            if !self.sequences.take(id, marker.number) {
                 return;
             }
-            self.lost += marker.number - *next;
-            *next = marker.number + 1;
             self.delivered += 1;
             if self.measured.contains(&marker.intended) {
                 let latency = Duration::from_nanos(since(self.epoch, now).saturating_sub(marker.intended));
@@ -103,7 +92,8 @@ mod tests {
         for (id, number, intended) in [(0, 0, 1), (0, 1, 2), (0, 1, 2), (1, 0, 1), (1, 3, 200)] {
             receive(id, number, intended);
         }
-        assert_eq!((readers.delivered, readers.lost, readers.doubled), (4, 2, 1));
+        let Sequences { lost, doubled, .. } = readers.sequences;
+        assert_eq!((readers.delivered, lost, doubled), (4, 2, 1));
         assert_eq!(
             readers.latency_us.len(),
             3,

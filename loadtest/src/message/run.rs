@@ -141,8 +141,8 @@ pub fn measure(shape: &Shape, target: &Target, publish: Publish, message: &Templ
     }
     let mut figures = Figures::from([
         ("deliveries_per_s", delivered / (after.2 - before.2).as_secs_f64()),
-        ("lost", (readers.lost + readers.missing(&sent)) as f64),
-        ("doubled", readers.doubled as f64),
+        ("lost", (readers.sequences.lost + readers.missing(&sent)) as f64),
+        ("doubled", readers.sequences.doubled as f64),
     ]);
     if let (Some(before), Some(after)) = (before.0, after.0) {
         figures.insert("cpu_us", (after - before).as_secs_f64() * 1e6 / delivered);

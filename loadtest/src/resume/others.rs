@@ -12,6 +12,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::crowd::{Crowd, Id, Watcher};
 use crate::message::marker;
+use crate::message::sequences::Sequences;
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,10 +44,8 @@ pub struct Heard {
     shared: Arc<Shared>,
     epoch: Instant,
     sessions: usize,
-    /// The number that each client expects next.
-    next: Vec<u64>,
-    lost: u64,
-    pub doubled: u64,
+    pub sequences: Sequences,
+    clients: usize,
     /// When a message was to be sent, in nanoseconds from the epoch, and how late it was, in microseconds.
     latencies: Vec<(u64, u32)>,
 }
@@ -60,9 +59,8 @@ impl Others {
             shared: Arc::clone(&shared),
             epoch,
             sessions,
-            next: vec![0; clients],
-            lost: 0,
-            doubled: 0,
+            sequences: Sequences::new(clients),
+            clients,
             latencies: Vec::new(),
         };
         let thread = thread::spawn(move || {
@@ -112,9 +110,7 @@ impl Others {
         let mut heard = thread
             .join()
             .map_err(|_| anyhow!("the others' thread panicked"))??;
-        for (id, next) in heard.next.iter().enumerate() {
-            heard.lost += sent[id % heard.sessions].saturating_sub(*next);
-        }
+        heard.sequences.lost += heard.sequences.missing(|id| sent[id % heard.sessions]);
         Ok(heard)
     }
 }
@@ -134,7 +130,7 @@ impl Heard {
         let (mut crowd, mut opened) = (Crowd::new()?, 0);
         while !shared.stop.load(Ordering::Relaxed) {
             let greeted = shared.greeted.load(Ordering::Relaxed) as usize;
-            while opened < self.next.len() && opened - greeted < IN_FLIGHT {
+            while opened < self.clients && opened - greeted < IN_FLIGHT {
                 let session = session(opened % self.sessions);
                 crowd.open(addr, &format!("/ws/{session}/u{opened}/customer"))?;
                 opened += 1;
@@ -142,10 +138,6 @@ impl Heard {
             crowd.turn(TURN, self)?;
         }
         Ok(())
-    }
-
-    pub fn lost(&self) -> u64 {
-        self.lost
     }
 
     /// Latencies of the messages that were to be sent in these times, in milliseconds: at these quantiles.
@@ -187,13 +179,9 @@ impl Watcher for Heard {
         }
         let now = now.saturating_duration_since(self.epoch).as_nanos() as u64;
         marker::find_all(payload, |marker| {
-            let next = &mut self.next[id];
-            if marker.number < *next {
-                self.doubled += 1;
+            if !self.sequences.take(id, marker.number) {
                 return;
             }
-            self.lost += marker.number - *next;
-            *next = marker.number + 1;
             let micros = now.saturating_sub(marker.intended) / 1_000;
             self.latencies
                 .push((marker.intended, u32::try_from(micros).unwrap_or(u32::MAX)));
@@ -213,9 +201,8 @@ mod tests {
             shared: Arc::default(),
             epoch,
             sessions: 1,
-            next: vec![0; 2],
-            lost: 0,
-            doubled: 0,
+            sequences: Sequences::new(2),
+            clients: 2,
             latencies: Vec::new(),
         };
         let ms = Duration::from_millis;
@@ -225,7 +212,7 @@ mod tests {
             heard.frame(0, &frame, epoch + ms(due + late));
         }
         heard.frame(0, &[SIGNAL, b"}"].concat(), epoch);
-        assert_eq!((heard.lost(), heard.doubled), (1, 1));
+        assert_eq!((heard.sequences.lost, heard.sequences.doubled), (1, 1));
         assert_eq!(heard.shared.signals.load(Ordering::Relaxed), 1);
         let during = [epoch + ms(10)..epoch + ms(15), epoch + ms(15)..epoch + ms(30)];
         assert_eq!(heard.latency_ms(&during, [0.0, 1.0]).unwrap(), [1.0, 2.0]);

@@ -147,8 +147,8 @@ pub fn measure(options: &Options, programs: &Programs, source: Source) -> Result
         );
     }
     figures.insert("p99_ratio", figures["p99_ms"] / figures["p99_before_ms"]);
-    figures.insert("lost", (storm.missing + heard.lost()) as f64);
-    figures.insert("doubled", (storm.doubled + heard.doubled) as f64);
+    figures.insert("lost", (storm.missing + heard.sequences.lost) as f64);
+    figures.insert("doubled", (storm.doubled + heard.sequences.doubled) as f64);
     if source == Source::Log {
         ensure!(
             figures["from_log"] == shape.clients as f64,
