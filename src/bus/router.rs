@@ -119,7 +119,7 @@ impl Router {
     }
 
     fn try_keep(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
-        let value = self.checked_value(incoming)?;
+        let value = incoming.checked_value(self.max_record_bytes)?;
         let Self {
             converter,
             history: Some(history),
@@ -164,7 +164,7 @@ impl Router {
     }
 
     fn try_learn(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
-        let value = self.checked_value(incoming)?;
+        let value = incoming.checked_value(self.max_record_bytes)?;
         let Some(repeats) = &mut self.repeats else {
             return Ok(());
         };
@@ -189,7 +189,7 @@ impl Router {
     }
 
     fn try_route(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
-        let value = self.checked_value(incoming)?;
+        let value = incoming.checked_value(self.max_record_bytes)?;
         match (incoming.form, incoming.topic) {
             (Form::Native, topic) => {
                 let session_id = record::native_session(incoming.key)?;
@@ -248,18 +248,6 @@ impl Router {
             (Form::Legacy, Topic::Status) => self.status(value, incoming.node.is_some()),
             (Form::Unknown, _) => Err(Poison::UnknownForm),
         }
-    }
-
-    /// The value of a record that is neither a tombstone nor too big, and has no reserved key.
-    fn checked_value<'a>(&self, incoming: &Incoming<'a>) -> Result<&'a [u8], Poison> {
-        let value = incoming.value.ok_or(Poison::Tombstone)?;
-        if value.len() > self.max_record_bytes {
-            return Err(Poison::TooBig);
-        }
-        if record::is_reserved(incoming.key) {
-            return Err(Poison::BadKey);
-        }
-        Ok(value)
     }
 
     /// Delivers the batch to its sessions; false if it had no recipient here.

@@ -266,8 +266,7 @@ fn merge(own: Vec<Record>, others: Vec<Record>) -> impl Iterator<Item = Record> 
 fn payload(log: &RecentLog, converter: &mut Converter, position: u64) -> Option<Option<Bytes>> {
     let (entry, bytes) = log.lock().bytes(position)?;
     if entry.is_legacy {
-        let converted = converter.message(&bytes, |_| true).ok().flatten();
-        return Some(converted.map(|(_, payload)| payload.into()));
+        return Some(converter.payload(&bytes).map(Bytes::from));
     }
     Some(Some(bytes.slice_ref(frame::payload(&bytes))))
 }

@@ -62,7 +62,7 @@ pub(super) fn walk(
     start: u64,
     mut visit: impl FnMut(u64, &Entry) -> bool,
 ) {
-    let hash = log.hash_of(session_id);
+    let hash = log.hash(session_id);
     let mut from = None;
     loop {
         let state = log.lock();
@@ -113,7 +113,7 @@ fn after(
     let follows = |entry: &Entry| position.is_before(entry.partition, entry.offset, entry.time);
     let others_from = {
         let state = log.lock();
-        let hash = log.hash_of(session_id);
+        let hash = log.hash(session_id);
         let is_all = state.search_since(session_id, hash, end, |_, entry| is_delivered &= follows(entry));
         if !is_all || !is_delivered {
             return Err(NotHere::Undelivered);
@@ -283,7 +283,7 @@ fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<Str
     }
     let converted;
     let payload = if form == Form::Legacy {
-        converted = converter.message(bytes, |_| true).ok().flatten()?.1;
+        converted = converter.payload(bytes)?;
         &converted[..]
     } else {
         crate::protocol::frame::payload(bytes)

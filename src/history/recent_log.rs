@@ -361,16 +361,12 @@ impl RecentLog {
         is_complete.then_some(offsets)
     }
 
-    fn hash(&self, session_id: &str) -> u64 {
+    pub(super) fn hash(&self, session_id: &str) -> u64 {
         self.hasher.hash_one(session_id)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
-    }
-
-    pub(super) fn hash_of(&self, session_id: &str) -> u64 {
-        self.hash(session_id)
     }
 }
 

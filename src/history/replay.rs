@@ -67,7 +67,7 @@ impl LogReplay {
     /// Adds the live records up to `end`; false if there are too many to find.
     fn add_live(&mut self, end: u64) -> bool {
         let (session_id, start) = (self.session_id.as_str(), self.next);
-        let (hash, positions) = (self.log.hash_of(session_id), &mut self.positions);
+        let (hash, positions) = (self.log.hash(session_id), &mut self.positions);
         let found = self.log.lock().search_since(session_id, hash, start, |at, _| {
             if at < end {
                 positions.push_front(at);
@@ -83,8 +83,7 @@ impl LogReplay {
         if !entry.is_legacy {
             return Some(bytes);
         }
-        let converted = self.converter.message(&bytes, |_| true);
-        let payload = converted.ok().flatten().map(|(_, payload)| payload);
+        let payload = self.converter.payload(&bytes);
         Some(payload.map_or_else(Bytes::new, |payload| frame::text(&payload)))
     }
 }

@@ -147,8 +147,26 @@ pub fn native_session(key: Option<&[u8]>) -> Result<SessionKey<'_>, Poison> {
     key.and_then(SessionKey::parse).ok_or(Poison::BadKey)
 }
 
+impl<'a> Incoming<'a> {
+    /// The value of a record that is neither a tombstone nor longer than `most` bytes, and has no reserved key.
+    ///
+    /// # Errors
+    ///
+    /// Why the record is skipped.
+    pub fn checked_value(&self, most: usize) -> Result<&'a [u8], Poison> {
+        let value = self.value.ok_or(Poison::Tombstone)?;
+        if value.len() > most {
+            return Err(Poison::TooBig);
+        }
+        if is_reserved(self.key) {
+            return Err(Poison::BadKey);
+        }
+        Ok(value)
+    }
+}
+
 /// Whether a record has the reserved key, which is refused whatever session its value names.
-pub fn is_reserved(key: Option<&[u8]>) -> bool {
+fn is_reserved(key: Option<&[u8]>) -> bool {
     key == Some(LOBBY.as_bytes())
 }
 
@@ -171,6 +189,12 @@ pub struct TypingRecord {
 }
 
 impl Converter {
+    /// The `new_message` payload of an old chat record of any session; `None` if it can't be converted.
+    pub fn payload(&mut self, value: &[u8]) -> Option<Vec<u8>> {
+        let (_, payload) = self.message(value, |_| true).ok().flatten()?;
+        Some(payload)
+    }
+
     /// The `new_message` payload of an old chat record, where `wanted` says that its session is here.
     pub fn message(
         &mut self,

@@ -21,7 +21,7 @@ use crate::history::recent_log::CLOCK_SKEW_MS;
 use crate::history::sent::{Sent, SentMessages, SentRecord};
 use crate::protocol::cursor::Mark;
 use crate::protocol::ids::SessionId;
-use crate::protocol::record::{Converter, Incoming, Topic, is_reserved};
+use crate::protocol::record::{Converter, Incoming, Topic};
 use crate::protocol::resume::NotResumed;
 
 /// The most bytes that are held for all clients until they have got them.
@@ -263,11 +263,7 @@ impl Pass {
     }
 
     fn add(&mut self, shared: &Shared, record: &Incoming<'_>) {
-        // As in `Router::checked_value`.
-        let Some(value) = record
-            .value
-            .filter(|value| value.len() <= shared.max_record_bytes && !is_reserved(record.key))
-        else {
+        let Ok(value) = record.checked_value(shared.max_record_bytes) else {
             return;
         };
         let of_session = &self.of_session;
