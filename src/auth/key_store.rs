@@ -7,7 +7,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::jwk::{self, Secrets};
 use super::keys::{self, Key, MAX_CANDIDATES};
-use super::settings::{KeySetSource, Settings};
+use super::settings::Settings;
 use crate::secret::Secret;
 
 /// All keys at one moment.
@@ -83,15 +83,10 @@ pub(super) struct KeyStore {
 
 impl KeyStore {
     pub(super) fn new(settings: &Settings) -> Self {
-        let is_fetched = matches!(settings.key_set, Some(KeySetSource::Url(_)));
-        let file = match &settings.key_set {
-            Some(KeySetSource::File(content)) => Some(content.clone()),
-            _ => None,
-        };
         let sources = [
             ("JWT_SECRET", Part::Secret, settings.secret.clone()),
             ("JWT_PUBLIC_KEY", Part::Public, settings.public_key.clone()),
-            ("JWKS_FILE", Part::Set, file),
+            ("JWKS_FILE", Part::Set, settings.key_set_file().cloned()),
         ];
         let sources = sources.into_iter().filter_map(|(variable, part, value)| {
             Some(Source {
@@ -103,7 +98,7 @@ impl KeyStore {
         });
         let store = Self {
             current: RwLock::new(Arc::new(Keys {
-                set: (!is_fetched).then(Vec::new),
+                set: settings.key_set_url().is_none().then(Vec::new),
                 ..Keys::default()
             })),
             sources: Mutex::new(sources.collect()),

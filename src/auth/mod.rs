@@ -162,7 +162,7 @@ impl Auth {
         } else {
             Refusal::Invalid
         };
-        let is_fetched = matches!(self.settings.key_set, Some(KeySetSource::Url(_)));
+        let is_fetched = self.key_set_url().is_some();
         if is_fetched && (candidates.is_unknown || keys.lack_set()) {
             Verdict::UnknownKey(refusal)
         } else {
@@ -199,10 +199,7 @@ impl Auth {
 
     /// Where the key set must be fetched from, if it must.
     pub fn key_set_url(&self) -> Option<&str> {
-        match &self.settings.key_set {
-            Some(KeySetSource::Url(url)) => Some(url),
-            _ => None,
-        }
+        self.settings.key_set_url()
     }
 
     /// Whether a key set has yet to be fetched for the first time.

@@ -49,16 +49,28 @@ impl Settings {
         i64::try_from(self.leeway.as_secs()).unwrap_or(i64::MAX / 2)
     }
 
+    /// The content of `JWKS_FILE`.
+    pub fn key_set_file(&self) -> Option<&Secret> {
+        match &self.key_set {
+            Some(KeySetSource::File(content)) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// `JWKS_URL`.
+    pub fn key_set_url(&self) -> Option<&str> {
+        match &self.key_set {
+            Some(KeySetSource::Url(url)) => Some(url),
+            _ => None,
+        }
+    }
+
     /// The secrets that may change while the server runs.
     pub fn secrets(&self) -> impl Iterator<Item = Secret> {
-        let set = match &self.key_set {
-            Some(KeySetSource::File(content)) => Some(content.clone()),
-            _ => None,
-        };
         [
             self.secret.clone(),
             self.public_key.clone(),
-            set,
+            self.key_set_file().cloned(),
             self.api_keys.clone(),
         ]
         .into_iter()
