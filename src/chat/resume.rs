@@ -107,22 +107,25 @@ impl Chat {
     ) {
         let resuming = Resuming {
             older: self.older(),
-            history: Arc::clone(&self.history),
+            search: Search {
+                history: Arc::clone(&self.history),
+                session_id: session_id.clone(),
+                resume,
+                limits: self.resume_limits.range,
+                searched: 0,
+            },
             metrics: Arc::clone(&self.metrics),
-            limits: self.resume_limits,
-            session_id: session_id.clone(),
+            timeout: self.resume_limits.timeout,
             writer: Arc::downgrade(writer),
-            resume,
             joined,
             asked_at: clock::unix_ms(),
-            searched: 0,
             searches: self.searches.clone(),
         };
-        if !resuming.is_quickly_found() {
+        if !resuming.search.is_quick() {
             return drop(tokio::spawn(resuming.wait()));
         }
         let start = resuming.start();
-        match resuming.find(start) {
+        match resuming.search.find(start) {
             Ok(positions) => resuming.begin(start, Ok((VecDeque::new(), positions)), Source::Memory),
             Err(NotHere::Refused(why)) => resuming.refuse(why, Source::Memory),
             Err(NotHere::Ahead | NotHere::Undelivered | NotHere::Older) => {
@@ -183,22 +186,49 @@ impl Older {
     }
 }
 
+/// What a client has, to be searched for in the recent log.
+#[derive(Clone)]
+struct Search {
+    history: Arc<RecentLog>,
+    session_id: SessionId,
+    resume: Resume,
+    limits: range::Limits,
+    /// Up to which position the client's message was searched for in vain.
+    searched: u64,
+}
+
+impl Search {
+    /// Whether it does not take all of the session's records.
+    fn is_quick(&self) -> bool {
+        self.searched > 0 || !matches!(self.resume, Resume::Message { time: None, .. })
+    }
+
+    /// The positions before `start` of what the client has missed.
+    fn find(&self, start: u64) -> Result<Vec<u64>, NotHere> {
+        find(
+            &self.history,
+            self.session_id.as_str(),
+            &self.resume,
+            (self.searched, start),
+            &self.limits,
+            clock::unix_ms(),
+        )
+    }
+}
+
 /// A connection whose replay has not begun.
 struct Resuming {
     older: Older,
-    history: Arc<RecentLog>,
+    search: Search,
     metrics: Arc<Metrics>,
-    limits: ResumeLimits,
-    session_id: SessionId,
+    /// `RESUME_TIMEOUT`.
+    timeout: Duration,
     /// Weak, so that it does not keep a closed connection's socket open.
     writer: Weak<ConnectionWriter>,
-    resume: Resume,
     /// The position from which on its session sends it records live.
     joined: u64,
     /// When it has joined, in milliseconds since 1970.
     asked_at: i64,
-    /// Up to which position the client's message was searched for in vain.
-    searched: u64,
     searches: Searches,
 }
 
@@ -206,62 +236,37 @@ impl Resuming {
     /// The position where live records begin that the replay does not have: it has all that were delivered up to now. The
     /// later that is, the less the client can be ahead of it.
     fn start(&self) -> u64 {
-        self.joined.max(self.history.delivered_end())
-    }
-
-    /// Whether what it has is found without a search through all of the session's records.
-    fn is_quickly_found(&self) -> bool {
-        self.searched > 0 || !matches!(self.resume, Resume::Message { time: None, .. })
+        self.joined.max(self.search.history.delivered_end())
     }
 
     /// What it has missed up to the position that is returned, without holding up the runtime.
-    async fn search(&self, until: Instant) -> (u64, Result<Vec<u64>, NotHere>) {
-        let place = if self.is_quickly_found() {
-            None
-        } else {
-            match self.searches.place(until).await {
-                Some(place) => Some(place),
-                None => return (self.joined, Err(NotHere::Refused(NotResumed::Busy))),
-            }
+    async fn run_search(&self, until: Instant) -> (u64, Result<Vec<u64>, NotHere>) {
+        if self.search.is_quick() {
+            let start = self.start();
+            return (start, self.search.find(start));
+        }
+        let Some(place) = self.searches.place(until).await else {
+            return (self.joined, Err(NotHere::Refused(NotResumed::Busy)));
         };
-        let start = self.start();
-        let Some(place) = place else {
-            return (start, self.find(start));
-        };
-        let (history, session_id) = (Arc::clone(&self.history), self.session_id.clone());
-        let (resume, limits, from) = (self.resume.clone(), self.limits.range, self.searched);
+        let (start, search) = (self.start(), self.search.clone());
         let found = tokio::task::spawn_blocking(move || {
             let _place = place;
-            let (session_id, now) = (session_id.as_str(), clock::unix_ms());
-            find(&history, session_id, &resume, (from, start), &limits, now)
+            search.find(start)
         });
         let failed = Err(NotHere::Refused(NotResumed::Unavailable));
         (start, found.await.unwrap_or(failed))
     }
 
-    fn find(&self, start: u64) -> Result<Vec<u64>, NotHere> {
-        let (session_id, range) = (self.session_id.as_str(), (self.searched, start));
-        let limits = &self.limits.range;
-        find(
-            &self.history,
-            session_id,
-            &self.resume,
-            range,
-            limits,
-            clock::unix_ms(),
-        )
-    }
-
     /// Waits until this node has read as far as the client has.
     async fn wait(mut self) {
-        let until = Instant::now() + self.limits.timeout;
+        let until = Instant::now() + self.timeout;
         loop {
             // Before it is looked for: what comes meanwhile may be it.
             let has_read = self.older.has_read(self.asked_at);
-            let (end, mut pause) = (self.history.end_position(), RECHECK);
-            let (start, found) = self.search(until).await;
+            let (end, mut pause) = (self.search.history.end_position(), RECHECK);
+            let (start, found) = self.run_search(until).await;
             if matches!(found, Err(NotHere::Ahead | NotHere::Older)) {
-                self.searched = end;
+                self.search.searched = end;
             }
             let refusal = match found {
                 Ok(positions) => {
@@ -272,11 +277,11 @@ impl Resuming {
                     pause = DELIVERY;
                     NotResumed::Unavailable
                 }
-                Err(NotHere::Ahead) => behind(&self.resume, has_read),
+                Err(NotHere::Ahead) => behind(&self.search.resume, has_read),
                 Err(NotHere::Older) => {
                     let answer = self
                         .older
-                        .read(&self.session_id, &self.resume, start, until)
+                        .read(&self.search.session_id, &self.search.resume, start, until)
                         .await;
                     match answer {
                         Ok(older) => {
@@ -304,7 +309,7 @@ impl Resuming {
 
     fn refuse(self, why: NotResumed, source: Source) {
         // Nothing is replayed: it gets all that was live since it has joined.
-        let start = self.joined.max(self.history.live_from());
+        let start = self.joined.max(self.search.history.live_from());
         self.begin(start, Err(why), source);
     }
 
@@ -319,8 +324,8 @@ impl Resuming {
         let Some(writer) = self.writer.upgrade() else {
             return;
         };
-        let asked = self.resume.asked();
-        let replay = LogReplay::new(self.history, self.session_id, start, asked, found);
+        let asked = self.search.resume.asked();
+        let replay = LogReplay::new(self.search.history, self.search.session_id, start, asked, found);
         writer.replay(Box::new(replay));
     }
 }
