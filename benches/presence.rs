@@ -107,6 +107,7 @@ impl Store {
         };
         let bus = Embedded::start(sessions.router(FanoutBackend::Send)).expect("a thread");
         let parts = Parts {
+            activity: Arc::default(),
             dirty: Arc::default(),
             registry: Arc::clone(&sessions.registry),
             bus: Arc::new(Bus::Embedded(bus)),

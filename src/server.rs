@@ -31,8 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::{Parts, Presence};
-use crate::session::typists::Typists;
-use crate::session::{Registry, memory_pressure};
+use crate::session::{Activity, Registry, memory_pressure};
 use crate::writer::{ClosingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
 use crate::ws::rate::RateLimit;
@@ -149,7 +148,7 @@ fn assemble(
     let metrics = Arc::new(Metrics::new(&config));
     let history = Arc::new(RecentLog::new(config.resume.recent_log_bytes));
     let registry = Arc::new(Registry::new(!config.presence_grace.is_zero(), history.end()));
-    let typists = Arc::new(Typists::default());
+    let activity = Arc::new(Activity::default());
     // A restart under the same name is another node.
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
@@ -158,7 +157,7 @@ fn assemble(
         let sessions = Arc::clone(&dirty);
         Router::new(
             Arc::clone(&registry),
-            Arc::clone(&typists),
+            Arc::clone(&activity),
             Box::new(move |session_id| sessions.mark(session_id)),
             Arc::clone(&metrics),
             node.clone(),
@@ -202,6 +201,7 @@ fn assemble(
     let parts = Parts {
         dirty,
         registry: Arc::clone(&registry),
+        activity: Arc::clone(&activity),
         bus: Arc::clone(&bus),
         metrics: Arc::clone(&metrics),
         node: node.clone(),
@@ -220,7 +220,7 @@ fn assemble(
     let chat = Arc::new(Chat {
         auth: Arc::clone(&auth),
         registry,
-        typists,
+        activity,
         bus,
         presence,
         metrics: Arc::clone(&metrics),

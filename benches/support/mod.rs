@@ -18,7 +18,6 @@ use livechat_ws::fanout::slow_readers::WaitBudget;
 use livechat_ws::metrics::Metrics;
 use livechat_ws::protocol::ids::{SessionId, UserId, UserType};
 use livechat_ws::protocol::server::{self, Identity};
-use livechat_ws::session::typists::Typists;
 use livechat_ws::session::{Member, Registry, Session};
 use livechat_ws::writer::{BorrowedChunk, Start};
 use livechat_ws::writer::{ClosingWriters, ConnectionWriter, QueueLimits, SendMemory, WriterContext};
@@ -156,7 +155,7 @@ impl Sessions {
     pub fn router(&self, backend: FanoutBackend) -> Router {
         Router::new(
             Arc::clone(&self.registry),
-            Arc::new(Typists::default()),
+            Arc::default(),
             Box::new(|_| {}),
             Arc::clone(&self.metrics),
             "node".into(),

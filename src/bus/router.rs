@@ -14,9 +14,9 @@ use crate::history::{LogRecord, RecentLog};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
-use crate::protocol::record::{self, Converter, Form, Incoming, Poison, Topic, TypingRecord};
-use crate::session::typists::{Home, Typists};
-use crate::session::{Registry, Session};
+use crate::protocol::record::{self, Converter, Ephemeral, Form, Incoming, Poison, Topic, TypingRecord};
+use crate::session::typists::Home;
+use crate::session::{Activity, Registry, Session};
 use crate::supervise::catch_panic;
 
 /// At most one log line about poison records per interval; the metric counts them all.
@@ -28,7 +28,7 @@ pub type ChangedElsewhere = Box<dyn Fn(&SessionId) + Send>;
 /// Decodes records and routes them to their sessions. Each delivery thread has one.
 pub struct Router {
     registry: Arc<Registry>,
-    typists: Arc<Typists>,
+    activity: Arc<Activity>,
     changed_elsewhere: ChangedElsewhere,
     metrics: Arc<Metrics>,
     /// The value of the node header on this node's records.
@@ -47,7 +47,7 @@ pub struct Router {
 impl Router {
     pub fn new(
         registry: Arc<Registry>,
-        typists: Arc<Typists>,
+        activity: Arc<Activity>,
         changed_elsewhere: ChangedElsewhere,
         metrics: Arc<Metrics>,
         node: String,
@@ -56,7 +56,7 @@ impl Router {
     ) -> Self {
         Self {
             registry,
-            typists,
+            activity,
             changed_elsewhere,
             batch: Batch::new(backend, Arc::clone(&metrics)),
             metrics,
@@ -241,8 +241,12 @@ impl Router {
             }
             (Form::Legacy, _) if incoming.node == Some(self.node.as_bytes()) => Ok(()),
             (Form::Legacy, Topic::Typing) => {
-                let typing = self.converter.typing(value)?;
-                self.typing(&typing);
+                match self.converter.typing_topic(value)? {
+                    Ephemeral::Typing(typing) => self.typing(&typing),
+                    Ephemeral::Read(receipt) => {
+                        broadcast::receipt(&self.registry, &self.activity.reads, &receipt);
+                    }
+                }
                 Ok(())
             }
             (Form::Legacy, Topic::Status) => self.status(value, incoming.node.is_some()),
@@ -276,18 +280,17 @@ impl Router {
         Ok(())
     }
 
-    /// Someone is typing on another node or in another service.
+    /// Someone is typing on another node or in another service. That is remembered for those who join here later, too.
     fn typing(&self, typing: &TypingRecord) {
+        let (typists, at) = (&self.activity.typists, (&typing.session_id, &typing.user_id));
+        if typing.is_typing {
+            typists.start(at, &typing.user_type, Home::Elsewhere, Instant::now());
+        } else {
+            typists.stop(at.0, at.1);
+        }
         let Some(session) = self.registry.get(typing.session_id.as_str()) else {
             return;
         };
-        let at = (&typing.session_id, &typing.user_id);
-        if typing.is_typing {
-            self.typists
-                .start(at, &typing.user_type, Home::Elsewhere, Instant::now());
-        } else {
-            self.typists.stop(at.0, at.1);
-        }
         broadcast::typing(
             &session,
             &typing.user_id,
@@ -355,7 +358,7 @@ mod tests {
     ) -> Router {
         Router::new(
             Arc::clone(registry),
-            Arc::new(Typists::default()),
+            Default::default(),
             changed_elsewhere,
             Arc::clone(metrics),
             "node".into(),

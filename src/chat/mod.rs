@@ -5,6 +5,7 @@ mod authenticate;
 mod messages;
 mod origin;
 mod pending;
+mod receipts;
 mod resume;
 mod searches;
 
@@ -31,8 +32,8 @@ use crate::protocol::record::{self, Form, Outgoing, Topic};
 use crate::protocol::resume::Resume;
 use crate::protocol::server::{self, Identity, NewMessage};
 use crate::protocol::timestamp;
-use crate::session::typists::{Home, Typists};
-use crate::session::{Member, Registry, Session};
+use crate::session::typists::Home;
+use crate::session::{Activity, Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
@@ -50,7 +51,7 @@ pub const TICK: Duration = Duration::from_millis(250);
 pub struct Chat {
     pub auth: Arc<Auth>,
     pub registry: Arc<Registry>,
-    pub typists: Arc<Typists>,
+    pub activity: Arc<Activity>,
     pub bus: Arc<Bus>,
     pub presence: Presence,
     pub metrics: Arc<Metrics>,
@@ -121,6 +122,13 @@ impl Chat {
         if let Some(expires_at) = expires_at {
             member.writer.set_token(expires_at, clock::unix_seconds());
         }
+        broadcast::typists(
+            &self.activity.typists,
+            session_id,
+            &member.user_id,
+            &member.writer,
+            &timestamp(),
+        );
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
         if let Some(resume) = resume {
@@ -144,7 +152,7 @@ impl Chat {
         let (session_id, user_id) = (&participant.session.id, &participant.member.user_id);
         if is_last {
             // A user who is typing on another node still is.
-            if self.typists.stop(session_id, user_id) == Some(Home::Here) {
+            if self.activity.typists.stop(session_id, user_id) == Some(Home::Here) {
                 self.presence.typing(session_id, user_id, false);
                 self.show_typing(
                     &participant.session,
@@ -201,6 +209,7 @@ impl Chat {
             }
             Request::Typing { is_typing } => self.typing(participant, *is_typing),
             Request::SendMessage(message) => self.send_message(participant, message, correlation),
+            Request::MarkRead { up_to } => self.mark_read(participant, up_to, correlation),
             Request::Authenticate { token } => self.authenticate(participant, token, correlation),
         }
     }
@@ -209,10 +218,12 @@ impl Chat {
         let at = (&participant.session.id, &participant.member.user_id);
         let user_type = participant.user_type.as_str();
         let has_changed = if is_typing {
-            self.typists.start(at, user_type, Home::Here, Instant::now())
+            self.activity
+                .typists
+                .start(at, user_type, Home::Here, Instant::now())
         } else {
             // A stop is always passed on: the start may have been announced by a node that is gone.
-            self.typists.stop(at.0, at.1);
+            self.activity.typists.stop(at.0, at.1);
             true
         };
         self.presence.typing(at.0, at.1, is_typing);
@@ -323,7 +334,7 @@ impl Chat {
         if self.pending.expire(now) {
             self.bus.unanswered();
         }
-        for stopped in self.typists.expired(now) {
+        for stopped in self.activity.typists.expired(now) {
             let Some(session) = self.registry.get(stopped.session_id.as_str()) else {
                 continue;
             };

@@ -1,13 +1,18 @@
-//! Sends one frame, such as a status frame or a typing indicator, to every member of a session, from any thread. Never
-//! waits for a reader.
+//! Sends one frame, such as a status frame, a typing indicator or a read receipt, to the members of a session, from any
+//! thread. Never waits for a reader.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::backend::Delivered;
-use crate::protocol::ids::UserId;
+use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::receipt::{self, Receipt};
 use crate::protocol::server::{self, TypingIndicator};
-use crate::session::{Member, Session};
-use crate::writer::SharedChunk;
+use crate::session::reads::ReadStates;
+use crate::session::typists::Typists;
+use crate::session::{Member, Registry, Session};
+use crate::writer::{ConnectionWriter, SharedChunk};
 
 /// How many members are served before another session, or another task, gets its turn.
 pub const SLICE: usize = 256;
@@ -21,7 +26,54 @@ pub fn typing(session: &Session, user_id: &UserId, user_type: &str, is_typing: b
         is_typing,
         timestamp: at,
     });
-    let Some(frame) = frame else { return };
+    if let Some(frame) = frame {
+        to_others(session, user_id, frame);
+    }
+}
+
+/// Shows everyone else in the session that a user has read further. What is not newer than what was shown before is not
+/// shown again, so nobody sees a user go back. A client whose queue is full does not get it.
+pub fn receipt(registry: &Registry, reads: &ReadStates, receipt: &Receipt) -> bool {
+    reads.advance(receipt, || {
+        let session = registry.get(receipt.session_id.as_str());
+        if let (Some(session), Some(frame)) = (session, receipt.frame()) {
+            to_others(&session, &receipt.user_id, frame);
+        }
+    })
+}
+
+/// Sends a connection how far the users of its session have read, if anybody has.
+pub fn read_state(reads: &ReadStates, session_id: &SessionId, writer: &Arc<ConnectionWriter>) {
+    reads.with_newest(session_id, |newest| {
+        if let Some(frame) = receipt::read_state(session_id, newest) {
+            writer.send_required(&frame);
+        }
+    });
+}
+
+/// Sends a connection an indicator for everyone else who is typing in its session.
+pub fn typists(
+    typists: &Typists,
+    session_id: &SessionId,
+    user_id: &UserId,
+    writer: &Arc<ConnectionWriter>,
+    at: &str,
+) {
+    typists.with_typing(session_id, |typist, user_type| {
+        let frame = server::typing_indicator(&TypingIndicator {
+            session_id: session_id.as_str(),
+            user_id: typist.as_str(),
+            sender_type: user_type,
+            is_typing: true,
+            timestamp: at,
+        });
+        if let Some(frame) = frame.filter(|_| typist != user_id) {
+            writer.send_chunk(&frame);
+        }
+    });
+}
+
+fn to_others(session: &Session, user_id: &UserId, frame: Bytes) {
     let chunk = SharedChunk::new(frame);
     let members = session.members();
     for member in members.iter().filter(|member| member.user_id != *user_id) {

@@ -22,7 +22,7 @@ pub mod sent;
 mod tests;
 
 pub use page::Page;
-pub use range::{Limits, NotHere, find};
+pub use range::{Limits, NotHere, find, find_message};
 pub use recent_log::RecentLog;
 pub use replay::LogReplay;
 pub use segment::LogRecord;

@@ -161,10 +161,41 @@ fn position_of_message(
         }
         from.max(since.map_or(0, |since| state.first_since(since)))
     };
+    if let Some(entry) = find_record(log, session_id, id, start, usize::MAX)? {
+        return Ok(Position {
+            partition: entry.partition,
+            offset: entry.offset + 1,
+            time: entry.time.saturating_sub(CLOCK_SKEW_MS),
+            passed: None,
+        });
+    }
+    let state = log.lock();
+    match since {
+        // Another node may have read further.
+        Some(since) if state.complete_since() <= since => Err(NotHere::Ahead),
+        _ => Err(NotHere::Older),
+    }
+}
+
+/// The timestamp of a message's record, in milliseconds since 1970, and its offset, if it is among the session's newest
+/// `most` messages that are still here.
+pub fn find_message(log: &RecentLog, session_id: &str, id: &str, most: usize) -> Option<(i64, i64)> {
+    let entry = find_record(log, session_id, id, 0, most).ok().flatten()?;
+    Some((entry.time, entry.offset))
+}
+
+/// The record of a message at the position `start` or later, among the session's newest `most`.
+fn find_record(
+    log: &RecentLog,
+    session_id: &str,
+    id: &str,
+    start: u64,
+    most: usize,
+) -> Result<Option<Entry>, NotHere> {
     let mut positions = Vec::new();
     walk(log, session_id, start, |at, _| {
         positions.push(at);
-        true
+        positions.len() < most
     });
     let mut converter = Converter::default();
     for some in positions.chunks(STEP) {
@@ -179,21 +210,11 @@ fn position_of_message(
                 return Err(NotHere::Older);
             };
             if has_id(&mut converter, entry.form(), &bytes, id) {
-                return Ok(Position {
-                    partition: entry.partition,
-                    offset: entry.offset + 1,
-                    time: entry.time.saturating_sub(CLOCK_SKEW_MS),
-                    passed: None,
-                });
+                return Ok(Some(entry));
             }
         }
     }
-    let state = log.lock();
-    match since {
-        // Another node may have read further.
-        Some(since) if state.complete_since() <= since => Err(NotHere::Ahead),
-        _ => Err(NotHere::Older),
-    }
+    Ok(None)
 }
 
 fn last(

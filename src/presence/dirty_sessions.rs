@@ -12,9 +12,10 @@ use tokio::sync::Notify;
 
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::receipt::Receipt;
 use crate::writer::ConnectionWriter;
 
-/// Sessions whose users have changed, and users who are typing.
+/// Sessions whose users have changed, users who are typing, and users who have read something.
 #[derive(Default)]
 pub struct DirtySessions {
     changes: Mutex<Changes>,
@@ -29,6 +30,8 @@ pub struct Changes {
     pub sessions: HashMap<SessionId, SessionChange, RandomState>,
     /// Who is typing and who has stopped, for the store's readers.
     pub typing: HashMap<(SessionId, UserId), bool, RandomState>,
+    /// How far users have read, for the store.
+    pub receipts: HashMap<(SessionId, UserId), Receipt, RandomState>,
 }
 
 #[derive(Default)]
@@ -119,6 +122,21 @@ impl DirtySessions {
             .lock()
             .typing
             .insert((session_id.clone(), user_id.clone()), is_typing);
+        self.wake.notify_one();
+    }
+
+    /// A user has read further, maybe. Of one user, only the newest counts.
+    pub fn receipt(&self, receipt: Receipt) {
+        let key = (receipt.session_id.clone(), receipt.user_id.clone());
+        {
+            let receipts = &mut self.changes.lock().receipts;
+            if let Some(known) = receipts.get(&key)
+                && !receipt.up_to.is_after(&known.up_to)
+            {
+                return;
+            }
+            receipts.insert(key, receipt);
+        }
         self.wake.notify_one();
     }
 

@@ -8,6 +8,7 @@ pub mod dirty_sessions;
 mod embedded;
 mod grace;
 mod parts;
+mod receipts;
 mod redis;
 mod status_frames;
 
@@ -21,6 +22,7 @@ use crate::bus::Health;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::receipt::Receipt;
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
@@ -28,10 +30,12 @@ use crate::writer::ConnectionWriter;
 use dirty_sessions::DirtySessions;
 use parts::Times;
 pub use parts::{Parts, Unavailable};
+use receipts::Receipts;
 
 pub struct Presence {
     dirty: Arc<DirtySessions>,
     registry: Arc<Registry>,
+    receipts: Receipts,
     store: Store,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -50,6 +54,7 @@ impl Presence {
     /// The client library refuses the Redis address.
     pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
+        let receipts = Receipts::new(&parts);
         let times = Times {
             window: config.presence_flush,
             grace: config.presence_grace,
@@ -71,20 +76,33 @@ impl Presence {
         Ok(Self {
             dirty,
             registry,
+            receipts,
             store,
             task: Mutex::new(Some(task)),
         })
     }
 
     /// A connection was opened. If that changes nothing, because its user was here already or is back within the
-    /// window, the connection gets its own snapshot.
+    /// window, the connection gets its own snapshot. It also gets how far the session's users have read.
     pub fn connection_opened(
         &self,
         session_id: &SessionId,
         user_id: &UserId,
         writer: &Arc<ConnectionWriter>,
     ) {
+        if matches!(self.store, Store::Embedded) {
+            self.receipts.send_state(session_id, writer);
+        }
         self.dirty.connection_opened(session_id, user_id, writer);
+    }
+
+    /// A user has read their session's messages up to one of them. With Redis, the others see it once it is stored: it
+    /// knows what users have read by way of other nodes.
+    pub fn mark_read(&self, receipt: Receipt) {
+        match self.store {
+            Store::Embedded => drop(self.receipts.show(&receipt)),
+            Store::Redis(_) => self.dirty.receipt(receipt),
+        }
     }
 
     /// A connection was closed. If it was its user's last, the grace starts.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::dirty_sessions::DirtySessions;
 use crate::bus::Bus;
 use crate::metrics::Metrics;
-use crate::session::Registry;
+use crate::session::{Activity, Registry};
 
 /// What presence needs.
 pub struct Parts {
     pub dirty: Arc<DirtySessions>,
     pub registry: Arc<Registry>,
+    pub activity: Arc<Activity>,
     pub bus: Arc<Bus>,
     pub metrics: Arc<Metrics>,
     /// `NODE_ID` and the boot id.

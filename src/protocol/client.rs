@@ -1,6 +1,8 @@
 //! Text frames that clients send: `{type, data?, request_id?}`. The session and the user are known from the path, so
 //! `session_id`, `user_id`, `user_type` and `timestamp` in a body are ignored, as are unknown fields.
 
+use std::borrow::Cow;
+
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Tape, Value};
 
@@ -17,6 +19,10 @@ pub enum Request<'t, 'i> {
         is_typing: bool,
     },
     SendMessage(SendMessage<'t, 'i>),
+    /// `message_read`.
+    MarkRead {
+        up_to: Cow<'i, str>,
+    },
     Authenticate {
         token: &'i str,
     },
@@ -136,6 +142,7 @@ fn read_request<'t, 'i>(
         "typing_stop" => Ok(Request::Typing { is_typing: false }),
         "typing_start" | "agent_typing" => read_typing(object(data)?),
         "send_message" => read_message(object(data)?),
+        "message_read" => read_up_to(object(data)?),
         "auth" => read_auth(object(data)?),
         other => Err(WireError::new(
             ErrorCode::UnknownType,
@@ -166,6 +173,23 @@ fn read_typing<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, 
             .ok_or_else(|| invalid("data.is_typing must be true or false"))?;
     }
     Ok(Request::Typing { is_typing })
+}
+
+fn read_up_to<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
+    let values = data
+        .iter()
+        .flat_map(Object::iter)
+        .filter(|(key, _)| *key == "up_to");
+    let up_to = values.last().map(|(_, value)| value);
+    let text = up_to
+        .and_then(json::text)
+        .filter(|text| correlation::is_token(text));
+    // An old message's id may be a number.
+    let number = || Some(Cow::Owned(up_to?.as_i64()?.to_string()));
+    text.map(Cow::Borrowed)
+        .or_else(number)
+        .map(|up_to| Request::MarkRead { up_to })
+        .ok_or_else(|| invalid("data.up_to must be a message id: a string of 1 to 128 bytes, or an integer"))
 }
 
 fn read_auth<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
@@ -261,6 +285,18 @@ mod tests {
             assert_eq!(id, Some(RequestId::Number(9)));
             assert!(matches!(request, Request::Ping));
         });
+        for (up_to, expected) in [(r#""m1""#, "m1"), ("17", "17"), ("-1", "-1")] {
+            let text = format!(r#"{{"type":"message_read","data":{{"up_to":1.5,"up_to":{up_to}}}}}"#);
+            accept(&text, |_, request| match request {
+                Request::MarkRead { up_to } => assert_eq!(up_to, expected),
+                _ => panic!("{text}"),
+            });
+        }
+        for up_to in [r#""""#, "1.5", "null", "[]", &format!("\"{}\"", "x".repeat(129))] {
+            let text = format!(r#"{{"type":"message_read","data":{{"up_to":{up_to}}}}}"#);
+            let (_, error) = error_of(&text);
+            assert_eq!(error.code, ErrorCode::InvalidField, "{text}");
+        }
         for (text, expected) in [
             (r#"{"type":"typing_start"}"#, true),
             (r#"{"type":"typing_start","data":null}"#, true),

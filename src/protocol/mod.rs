@@ -9,6 +9,7 @@
 //! | [`client_id`] | by which id its sender knows a message |
 //! | [`correlation`] | the ids by which a client recognizes an answer |
 //! | [`server`] | text frames that clients receive |
+//! | [`receipt`] | how far users have read |
 //! | [`record`] | Kafka records, native and old |
 //! | [`cursor`] | where a client is in the log |
 //! | [`resume`] | what a client that comes back asks for, and the answer |
@@ -24,6 +25,7 @@ pub mod cursor;
 pub mod frame;
 pub mod ids;
 pub mod json;
+pub mod receipt;
 pub mod record;
 pub mod resume;
 pub mod server;

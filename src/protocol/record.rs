@@ -8,9 +8,11 @@ use serde::ser::{SerializeMap, Serializer};
 use simd_json::prelude::*;
 use simd_json::tape::{Object, Value};
 
+use super::correlation::is_token;
 use super::encode;
 use super::ids::{LOBBY, SessionId, SessionKey, UserId};
 use super::json::{self, Passthrough, Reader};
+use super::receipt::{READ_RECEIPT, ReadPosition, ReadUpTo, Receipt};
 use super::server;
 use super::status::{ConnectionStatus, StatusChange, StatusEvent};
 
@@ -188,6 +190,13 @@ pub struct TypingRecord {
     pub timestamp: String,
 }
 
+/// What the typing topic carries: what is worth nothing a moment later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ephemeral {
+    Typing(TypingRecord),
+    Read(Receipt),
+}
+
 impl Converter {
     /// The `new_message` payload of an old chat record of any session; `None` if it can't be converted.
     pub fn payload(&mut self, value: &[u8]) -> Option<Vec<u8>> {
@@ -229,15 +238,14 @@ impl Converter {
     }
 
     /// A record of the typing topic, from a node or another service.
-    pub fn typing(&mut self, value: &[u8]) -> Result<TypingRecord, Poison> {
+    pub fn typing_topic(&mut self, value: &[u8]) -> Result<Ephemeral, Poison> {
         self.read(value, |record| {
             let text = |name| last(&record, name).and_then(json::text);
-            // Limits the memory kept for each typing user, whatever another service writes.
-            let label = |name| match text(name) {
-                Some(label) if label.len() > MAX_LABEL => Err(Poison::TooBig),
-                label => Ok(label),
-            };
-            Ok(TypingRecord {
+            if text("type") == Some(READ_RECEIPT) {
+                return receipt(&record).map(Ephemeral::Read);
+            }
+            let label = |name| label(text(name));
+            Ok(Ephemeral::Typing(TypingRecord {
                 session_id: text("session_id")
                     .and_then(SessionId::parse)
                     .ok_or(Poison::MissingField)?,
@@ -249,7 +257,7 @@ impl Converter {
                     .and_then(|value| value.as_bool())
                     .ok_or(Poison::MissingField)?,
                 timestamp: label("timestamp")?.map_or_else(super::timestamp, str::to_owned),
-            })
+            }))
         })
     }
 
@@ -285,6 +293,41 @@ impl Converter {
         self.copy.extend_from_slice(value);
         let tape = self.reader.parse(&mut self.copy).map_err(|_| Poison::NotJson)?;
         convert(json::object(&tape).ok_or(Poison::NotJson)?)
+    }
+}
+
+/// A record of [`Receipt::record_value`].
+fn receipt(record: &Object<'_, '_>) -> Result<Receipt, Poison> {
+    let text = |name| last(record, name).and_then(json::text);
+    let label = |name| label(text(name));
+    let message_id = text("up_to").ok_or(Poison::MissingField)?;
+    if !is_token(message_id) {
+        return Err(Poison::TooBig);
+    }
+    // Another service need not know positions.
+    let position = text("position").and_then(ReadPosition::parse);
+    let position = position.or_else(|| ReadPosition::of_id(message_id));
+    Ok(Receipt {
+        session_id: text("session_id")
+            .and_then(SessionId::parse)
+            .ok_or(Poison::MissingField)?,
+        user_id: text("user_id")
+            .and_then(UserId::parse)
+            .ok_or(Poison::MissingField)?,
+        user_type: label("user_type")?.unwrap_or_default().to_owned(),
+        up_to: ReadUpTo {
+            position: position.unwrap_or_default(),
+            message_id: message_id.into(),
+        },
+        timestamp: label("timestamp")?.map_or_else(super::timestamp, str::to_owned),
+    })
+}
+
+/// Limits the memory that is kept for each user, whatever another service writes.
+fn label(text: Option<&str>) -> Result<Option<&str>, Poison> {
+    match text {
+        Some(label) if label.len() > MAX_LABEL => Err(Poison::TooBig),
+        label => Ok(label),
     }
 }
 

@@ -59,7 +59,9 @@ fn an_unpaired_surrogate_is_no_poison() {
     );
     let typing =
         r#"{"session_id":"s1","user_id":"u1","user_type":"\ud83d","is_typing":true,"timestamp":"T"}"#;
-    let typing = Converter::default().typing(typing.as_bytes()).unwrap();
+    let Ok(Ephemeral::Typing(typing)) = Converter::default().typing_topic(typing.as_bytes()) else {
+        panic!("no typing");
+    };
     assert_eq!(typing.user_type, "\u{FFFD}");
     let status = r#"{"session_id":"s1","connection_status":{"\ud83d":"\ude00"}}"#;
     let (_, status) = Converter::default().status(status.as_bytes(), false).unwrap();
@@ -126,20 +128,23 @@ fn typing_records_round_trip() {
     let user_id = UserId::parse("u1").unwrap();
     let value = typing_value(&session_id, &user_id, "agent", true, "T").unwrap();
     assert_eq!(
-        Converter::default().typing(&value).unwrap(),
-        TypingRecord {
+        Converter::default().typing_topic(&value).unwrap(),
+        Ephemeral::Typing(TypingRecord {
             session_id: session_id.clone(),
             user_id: user_id.clone(),
             user_type: "agent".into(),
             is_typing: true,
             timestamp: "T".into()
-        }
+        })
     );
-    assert_eq!(Converter::default().typing(b"{}"), Err(Poison::MissingField));
+    assert_eq!(
+        Converter::default().typing_topic(b"{}"),
+        Err(Poison::MissingField)
+    );
     let (longest, longer) = ("x".repeat(MAX_LABEL), "x".repeat(MAX_LABEL + 1));
     let typing = |user_type, at| {
         let value = typing_value(&session_id, &user_id, user_type, true, at).unwrap();
-        Converter::default().typing(&value).map(|_| ())
+        Converter::default().typing_topic(&value).map(|_| ())
     };
     assert_eq!(typing(&longest, &longest), Ok(()));
     assert_eq!(typing(&longer, "T"), Err(Poison::TooBig));

@@ -3,9 +3,11 @@
 //! - [`registry`]: the sessions of this node
 //! - [`users`]: the users of one session on this node, by their connections
 //! - [`memory_pressure`]: closes connections when all outbound queues together hold too much
+//! - [`reads`]: how far users have read
 //! - [`typists`]: who is typing, and when that expires
 
 pub mod memory_pressure;
+pub mod reads;
 pub mod registry;
 #[cfg(test)]
 pub mod testing;
@@ -17,11 +19,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use reads::ReadStates;
 pub use registry::Registry;
+use typists::Typists;
 pub use users::SessionUsers;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::writer::{ConnectionWriter, Start};
+
+/// What users do in their sessions besides sending messages.
+#[derive(Default)]
+pub struct Activity {
+    pub typists: Typists,
+    pub reads: ReadStates,
+}
 
 /// A connection as its session knows it.
 #[derive(Clone)]

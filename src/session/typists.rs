@@ -14,7 +14,8 @@ const TYPING_TTL: Duration = Duration::from_secs(30);
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A remote typist's own node says when typing ends; we only do so if that node has died, a little later.
 const REMOTE_GRACE: Duration = Duration::from_secs(2);
-/// The most typists that are remembered: beyond that, indicators are still passed on, but do not expire.
+/// The most typists that are remembered: beyond that, indicators are still passed on, but do not expire, and who joins
+/// later does not get them.
 const MAX_TYPISTS: usize = 100_000;
 
 /// Which node a typist is connected to.
@@ -42,21 +43,31 @@ struct Typing {
 
 #[derive(Default)]
 pub struct Typists {
-    typing: Mutex<HashMap<(SessionId, UserId), Typing, RandomState>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// No session is without typists.
+    sessions: HashMap<SessionId, HashMap<UserId, Typing, RandomState>, RandomState>,
+    count: usize,
 }
 
 impl Typists {
     /// Records a start. Returns whether it is to be passed on.
     pub fn start(&self, at: (&SessionId, &UserId), user_type: &str, home: Home, now: Instant) -> bool {
-        let mut typing = self.typing.lock();
+        let mut table = self.table.lock();
         let grace = if home == Home::Elsewhere {
             REMOTE_GRACE
         } else {
             Duration::ZERO
         };
         let until = now + TYPING_TTL + grace;
-        let key = (at.0.clone(), at.1.clone());
-        if let Some(known) = typing.get_mut(&key) {
+        let known = table
+            .sessions
+            .get_mut(at.0)
+            .and_then(|session| session.get_mut(at.1));
+        if let Some(known) = known {
             known.until = until;
             let is_due = now >= known.repeat_at || home == Home::Elsewhere;
             if is_due {
@@ -64,13 +75,14 @@ impl Typists {
             }
             return is_due;
         }
-        if typing.len() < MAX_TYPISTS {
-            let repeat_at = now + REPEAT_INTERVAL;
-            typing.insert(
-                key,
+        if table.count < MAX_TYPISTS {
+            table.count += 1;
+            let session = table.sessions.entry(at.0.clone()).or_default();
+            session.insert(
+                at.1.clone(),
                 Typing {
                     until,
-                    repeat_at,
+                    repeat_at: now + REPEAT_INTERVAL,
                     user_type: user_type.to_owned(),
                     home,
                 },
@@ -81,27 +93,40 @@ impl Typists {
 
     /// Removes a typist. Returns which node they are connected to, if they were typing.
     pub fn stop(&self, session_id: &SessionId, user_id: &UserId) -> Option<Home> {
-        self.typing
-            .lock()
-            .remove(&(session_id.clone(), user_id.clone()))
-            .map(|typing| typing.home)
+        let mut table = self.table.lock();
+        let session = table.sessions.get_mut(session_id)?;
+        let stopped = session.remove(user_id)?;
+        if session.is_empty() {
+            table.sessions.remove(session_id);
+        }
+        table.count -= 1;
+        Some(stopped.home)
+    }
+
+    /// Calls `visit` with each typist of a session and their type. Nobody starts or stops meanwhile: an indicator that
+    /// is sent here comes before the one that ends it.
+    pub fn with_typing(&self, session_id: &SessionId, mut visit: impl FnMut(&UserId, &str)) {
+        let table = self.table.lock();
+        for (user_id, typing) in table.sessions.get(session_id).into_iter().flatten() {
+            visit(user_id, &typing.user_type);
+        }
     }
 
     /// Removes and returns the typists whose indicators have expired.
     pub fn expired(&self, now: Instant) -> Vec<Stopped> {
         let mut stopped = Vec::new();
-        self.typing.lock().retain(|(session_id, user_id), typing| {
-            let is_over = typing.until <= now;
-            if is_over {
-                stopped.push(Stopped {
-                    session_id: session_id.clone(),
-                    user_id: user_id.clone(),
-                    user_type: std::mem::take(&mut typing.user_type),
-                    home: typing.home,
-                });
-            }
-            !is_over
+        let mut table = self.table.lock();
+        table.sessions.retain(|session_id, session| {
+            let expired = session.extract_if(|_, typing| typing.until <= now);
+            stopped.extend(expired.map(|(user_id, typing)| Stopped {
+                session_id: session_id.clone(),
+                user_id,
+                user_type: typing.user_type,
+                home: typing.home,
+            }));
+            !session.is_empty()
         });
+        table.count -= stopped.len();
         stopped
     }
 }
@@ -125,6 +150,35 @@ mod tests {
             (1, Home::Here, "agent")
         );
         assert_eq!(typists.stop(&session, &user), None);
+    }
+
+    #[test]
+    fn those_who_type_at_the_moment_are_listed_by_session() {
+        let id = |id| SessionId::parse(id).unwrap();
+        let user = |id| UserId::parse(id).unwrap();
+        let (typists, now) = (Typists::default(), Instant::now());
+        for (session, typist, user_type) in [
+            ("s", "u1", "agent"),
+            ("s", "u2", "customer"),
+            ("t", "u3", "agent"),
+        ] {
+            assert!(typists.start((&id(session), &user(typist)), user_type, Home::Here, now));
+        }
+        let listed = |session| {
+            let mut listed = Vec::new();
+            typists.with_typing(&id(session), |user_id, user_type| {
+                listed.push(format!("{} {user_type}", user_id.as_str()));
+            });
+            listed.sort();
+            listed
+        };
+        assert_eq!(listed("s"), ["u1 agent", "u2 customer"]);
+        assert_eq!(typists.stop(&id("s"), &user("u1")), Some(Home::Here));
+        assert_eq!(listed("s"), ["u2 customer"]);
+        assert_eq!(typists.expired(now + TYPING_TTL).len(), 2);
+        assert!(listed("s").is_empty() && listed("t").is_empty());
+        let table = typists.table.lock();
+        assert!(table.sessions.is_empty() && table.count == 0);
     }
 
     #[test]

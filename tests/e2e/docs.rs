@@ -398,6 +398,8 @@ async fn docs_frames_are_those_of_a_running_server() {
         "message_sent",
         "new_message",
         "pong",
+        "read_receipt",
+        "read_state",
         "session_joined",
         "typing_indicator",
     ];

@@ -36,6 +36,11 @@ pub fn typing(session_id: &SessionId, user_id: &UserId) -> String {
     format!("session:{session_id}:typing:{}", user_id.as_str())
 }
 
+/// How far each user has read: a hash, from user id to position and message id. In the slot of [`users`].
+pub fn read(session_id: &SessionId) -> String {
+    format!("{{session:{session_id}:users}}:read")
+}
+
 /// The sessions in which a node may hold users: a sorted set, each with the number of the pipeline that wrote to it
 /// last.
 pub fn sessions(node: &str) -> String {

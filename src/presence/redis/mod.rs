@@ -7,6 +7,7 @@
 //!   changes of a window ([`pending`]) and writes them ([`writing`])
 //! - [`checks`]: which sessions to compare with Redis next
 //! - [`client_notifier`]: notifies the clients of this node; [`client_view`]: what was announced to those of a session
+//! - [`reads`]: how far users have read
 //! - [`status_publisher`]: publishes to the other nodes, and tracks what the log has not acknowledged
 //! - [`reaper`]: removes users of dead nodes, and of this node's retired names
 //!
@@ -26,6 +27,7 @@ mod listing;
 mod node_lease;
 mod pending;
 mod presence_task;
+mod reads;
 mod reaper;
 mod status_publisher;
 mod store;

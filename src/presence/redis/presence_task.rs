@@ -11,6 +11,7 @@ use super::checks::Checks;
 use super::client_notifier::ClientNotifier;
 use super::node_lease::NodeLease;
 use super::pending::Pending;
+use super::reads::Reads;
 use super::status_publisher::{MAX_WAITING, StatusPublisher};
 use super::store::{self, Store};
 use super::timings::{MAX_RETRY, MIN_RETRY, Timings};
@@ -45,6 +46,7 @@ pub struct PresenceTask {
     /// When changes were last taken: users who joined before are pending, or written.
     pub(super) took_changes: Moment,
     pub(super) typing: HashMap<(SessionId, UserId), bool>,
+    pub(super) reads: Reads,
     /// What was written during a recovery, to be published and announced after it.
     pub(super) deferred: HashMap<SessionId, Pending>,
     /// Where to continue looking for sessions that are on our list in Redis but not here.
@@ -75,6 +77,7 @@ impl PresenceTask {
             notifier: ClientNotifier::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
             publisher: StatusPublisher::new(Arc::clone(&parts.bus), Arc::clone(&parts.dirty)),
             lease: NodeLease::new(store.next_name(&parts.node), timings),
+            reads: Reads::new(&parts),
             store,
             parts,
             timings,
@@ -154,7 +157,9 @@ impl PresenceTask {
         self.took_changes = Moment::now();
         let changes = self.parts.dirty.take();
         grace::add_users_in_grace(&self.parts.registry, &mut self.grace, &changes.sessions);
+        self.reads.add(changes.receipts);
         for (session_id, change) in changes.sessions {
+            self.reads.joined(&session_id, &change.joiners);
             let pending = self.pend(session_id);
             pending.is_check |= change.needs_check;
             pending.change.merge(change);
@@ -235,6 +240,7 @@ impl PresenceTask {
     /// all others the sessions are enough.
     fn trim_pending(&mut self) {
         self.typing.clear();
+        self.reads.trim();
         let registry = &self.parts.registry;
         for waiting in [&mut self.pending, &mut self.deferred] {
             let mut kept = 0;

@@ -22,6 +22,7 @@ use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
 use crate::presence::parts::Unavailable;
 use crate::protocol::ids::SessionId;
+use crate::protocol::receipt::Receipt;
 use crate::protocol::status::ConnectionStatus;
 use crate::secret::Secret;
 
@@ -37,6 +38,12 @@ const HEARTBEAT: &str = include_str!("heartbeat.lua");
 const DEREGISTER: &str = include_str!("deregister.lua");
 const ACKNOWLEDGE: &str = include_str!("acknowledge.lua");
 const DEPART: &str = include_str!("depart.lua");
+const READ: &str = include_str!("read.lua");
+
+/// How long it is kept how far users have read: seven days, in seconds.
+const KEEP_READ: u32 = 7 * 24 * 60 * 60;
+/// Of at most so many users of a session.
+const MAX_READERS: usize = 1_000;
 
 /// At most so many sessions of a node's list in one answer: each arrives within [`SHORT`], however long the list is.
 const PAGE: usize = 100;
@@ -56,6 +63,7 @@ pub struct Store {
     deregister: redis::Script,
     acknowledge: redis::Script,
     depart: redis::Script,
+    read: redis::Script,
     /// `None` while Redis is unavailable.
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Redis answers, but not all nodes have written what they hold.
@@ -85,6 +93,7 @@ impl Store {
             deregister: redis::Script::new(DEREGISTER),
             acknowledge: redis::Script::new(ACKNOWLEDGE),
             depart: redis::Script::new(DEPART),
+            read: redis::Script::new(READ),
             connection: Mutex::new(None),
             is_incomplete: AtomicBool::new(true),
             names: AtomicU32::new(0),
@@ -163,7 +172,7 @@ impl Store {
         if self.login.db() != 0 {
             load.cmd("SELECT").arg(self.login.db());
         }
-        for script in [APPLY, HEARTBEAT, DEREGISTER, ACKNOWLEDGE, DEPART] {
+        for script in [APPLY, HEARTBEAT, DEREGISTER, ACKNOWLEDGE, DEPART, READ] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
         // With a result for each command, the first error is the one that explains the others.
@@ -268,6 +277,16 @@ impl Store {
             command.arg(&user.joined_at).arg(connections);
             command.arg(user.mode.as_str());
         }
+    }
+
+    /// Adds a receipt.
+    pub fn add_read(&self, pipeline: &mut Pipeline, receipt: &Receipt) {
+        let command = pipeline.cmd("EVALSHA").arg(self.read.get_hash()).arg(1);
+        command.arg(keys::read(&receipt.session_id));
+        command
+            .arg(receipt.user_id.as_str())
+            .arg(receipt.up_to.to_string());
+        command.arg(KEEP_READ).arg(MAX_READERS);
     }
 
     /// Everyone connected to a session, for REST.

@@ -52,6 +52,7 @@ impl PresenceTask {
             }
         }
         self.add_typing(&mut pipeline);
+        let reads = self.reads.add_to(&mut pipeline, &self.store);
         let before = pipeline.len();
         let mut written = Vec::with_capacity(batch.len());
         let nothing = Pending::default();
@@ -94,8 +95,9 @@ impl PresenceTask {
             return Ok(false);
         };
         self.typing.clear();
+        self.reads.answered(reads, &answers);
         self.publisher.forget(&acknowledged);
-        if acknowledged.len() == MAX_ACKNOWLEDGED {
+        if acknowledged.len() == MAX_ACKNOWLEDGED || !self.reads.is_empty() {
             // There are more.
             self.next_heartbeat = now;
         }

@@ -13,7 +13,6 @@ use crate::presence::redis::store::Store;
 use crate::protocol::ids::UserType;
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 use crate::session::testing::members;
-use crate::session::typists::Typists;
 use crate::session::{Member, Registry};
 use crate::writer::Start;
 
@@ -46,7 +45,7 @@ impl Node {
         let (members, clients) = members(2, &metrics).await;
         let router = Router::new(
             Arc::clone(&registry),
-            Arc::new(Typists::default()),
+            Arc::default(),
             Box::new(|_| ()),
             Arc::clone(&metrics),
             "node".into(),
@@ -56,6 +55,7 @@ impl Node {
         let parts = Parts {
             dirty: Arc::default(),
             registry,
+            activity: Arc::default(),
             bus: Arc::new(Bus::Embedded(embedded::Embedded::start(router).unwrap())),
             metrics,
             node: "node+1".into(),

@@ -1,0 +1,153 @@
+//! How far users have read, in Redis: receipts are stored and then shown, and new connections get what is stored.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use redis::{Pipeline, RedisResult, Value};
+
+use super::keys;
+use super::store::Store;
+use crate::presence::parts::Parts;
+use crate::presence::receipts::Receipts;
+use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::receipt::{ReadUpTo, Receipt};
+use crate::writer::ConnectionWriter;
+
+/// At most so many receipts, and sessions to read, in one pipeline.
+const MAX_PIPELINE: usize = 500;
+/// At most so many wait for Redis; beyond that, receipts are dropped.
+const MAX_WAITING: usize = 20_000;
+
+type Reader = (SessionId, UserId);
+
+/// What waits for Redis.
+pub struct Reads {
+    receipts: HashMap<Reader, Receipt>,
+    /// New connections that have not been told yet.
+    joined: HashMap<SessionId, Vec<Arc<ConnectionWriter>>>,
+    shared: Receipts,
+    parts: Arc<Parts>,
+}
+
+/// What a pipeline has, in its order, and where it starts.
+pub struct Asked {
+    first: usize,
+    receipts: Vec<Receipt>,
+    sessions: Vec<(SessionId, Vec<Arc<ConnectionWriter>>)>,
+}
+
+impl Reads {
+    pub fn new(parts: &Arc<Parts>) -> Self {
+        Self {
+            receipts: HashMap::new(),
+            joined: HashMap::new(),
+            shared: Receipts::new(parts),
+            parts: Arc::clone(parts),
+        }
+    }
+
+    pub fn add(&mut self, receipts: impl IntoIterator<Item = (Reader, Receipt)>) {
+        for (reader, receipt) in receipts {
+            if self.receipts.len() < MAX_WAITING {
+                self.receipts.insert(reader, receipt);
+            }
+        }
+    }
+
+    /// Connections have joined a session.
+    pub fn joined(&mut self, session_id: &SessionId, joiners: &[Arc<ConnectionWriter>]) {
+        if !joiners.is_empty() {
+            let joined = self.joined.entry(session_id.clone()).or_default();
+            joined.extend(joiners.iter().cloned());
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.receipts.is_empty() && self.joined.is_empty()
+    }
+
+    /// Redis is unavailable: connections that have closed are forgotten.
+    pub fn trim(&mut self) {
+        self.joined.retain(|_, joined| {
+            joined.retain(|writer| writer.is_open());
+            !joined.is_empty()
+        });
+    }
+
+    /// Adds some of it to a pipeline; what is not answered is added again.
+    pub fn add_to(&self, pipeline: &mut Pipeline, store: &Store) -> Asked {
+        let first = pipeline.len();
+        let receipts: Vec<_> = self.receipts.values().take(MAX_PIPELINE).cloned().collect();
+        for receipt in &receipts {
+            store.add_read(pipeline, receipt);
+        }
+        let joined = self.joined.iter().take(MAX_PIPELINE);
+        let sessions: Vec<_> = joined.map(|(id, joined)| (id.clone(), joined.clone())).collect();
+        for (session_id, _) in &sessions {
+            pipeline.cmd("HGETALL").arg(keys::read(session_id));
+        }
+        Asked {
+            first,
+            receipts,
+            sessions,
+        }
+    }
+
+    /// Shows what is stored now, and tells new connections. `answers`: those of the pipeline without its first.
+    pub fn answered(&mut self, asked: Asked, answers: &[RedisResult<Value>]) {
+        let mut answers = answers.iter().skip(asked.first - 1);
+        for (receipt, answer) in asked.receipts.iter().zip(&mut answers) {
+            let reader = (receipt.session_id.clone(), receipt.user_id.clone());
+            if self.receipts.get(&reader) == Some(receipt) {
+                self.receipts.remove(&reader);
+            }
+            // After a lost answer it is stored already.
+            let is_stored = matches!(answer, Ok(Value::Int(1)));
+            if is_stored {
+                self.shared.show(receipt);
+            }
+        }
+        for ((session_id, joined), answer) in asked.sessions.into_iter().zip(answers) {
+            self.joined.remove(&session_id);
+            // Another type of key counts as empty.
+            let stored = answer.as_ref().map(read_states).unwrap_or_default();
+            self.parts.activity.reads.merge(&session_id, &stored);
+            for writer in joined {
+                self.shared.send_state(&session_id, &writer);
+            }
+        }
+    }
+}
+
+/// The answer to `HGETALL`. What can't be read is left out.
+fn read_states(answer: &Value) -> Vec<(UserId, ReadUpTo)> {
+    let stored: Vec<(Vec<u8>, Vec<u8>)> = redis::from_redis_value(answer.clone()).unwrap_or_default();
+    let reader = |(user_id, up_to): &(Vec<u8>, Vec<u8>)| {
+        let user_id = UserId::parse(std::str::from_utf8(user_id).ok()?)?;
+        Some((user_id, ReadUpTo::parse(std::str::from_utf8(up_to).ok()?)?))
+    };
+    stored.iter().filter_map(reader).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_left_out() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let position = "018f4e3a7c1e70008000000000000000";
+        let answer = Value::Array(vec![
+            text("u1"),
+            text(&format!("{position} m 1")),
+            text("u2"),
+            text("foreign"),
+            text("u/3"),
+            text(&format!("{position} m")),
+        ]);
+        let read = read_states(&answer);
+        assert_eq!(read.len(), 1);
+        assert_eq!((read[0].0.as_str(), &*read[0].1.message_id), ("u1", "m 1"));
+        assert!(read_states(&Value::Nil).is_empty());
+    }
+}
