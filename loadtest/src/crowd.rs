@@ -70,13 +70,21 @@ impl Crowd {
 
     /// Starts a connection.
     pub fn open(&mut self, addr: SocketAddr, path: &str) -> Result<Id> {
+        self.open_with(addr, path, None)
+    }
+
+    /// The same with a token.
+    pub fn open_with(&mut self, addr: SocketAddr, path: &str, token: Option<&str>) -> Result<Id> {
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let bearer = bearer.as_deref().map(|bearer| ("Authorization", bearer));
+        let request = ws::handshake_with(&addr.to_string(), path, bearer.as_slice());
         let mut stream = TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
         let id = self.clients.len();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(id), interest)?;
         self.clients.push(Some(Client {
             stream,
-            state: State::Connecting(ws::handshake(&addr.to_string(), path)),
+            state: State::Connecting(request),
             partial: Vec::new(),
             unsent: Vec::new(),
         }));

@@ -9,6 +9,7 @@
 //! - [`scale`]: what all of that comes to for a cluster; computed, not measured
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
 //! - [`feed`]: how the bare loop gets messages
+//! - [`wrong_tokens`]: thousands of wrong tokens, beside clients with good ones; [`tokens`] makes both
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
 //! - [`remote`]: other servers
 
@@ -28,4 +29,6 @@ pub mod scale;
 pub mod services;
 pub mod targets;
 pub mod template;
+pub mod tokens;
+pub mod wrong_tokens;
 pub mod ws;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use livechat_loadtest::message::workload;
 use livechat_loadtest::report::{self, Report};
-use livechat_loadtest::{foreign, idle, presence, remote, resume, scale, targets};
+use livechat_loadtest::{foreign, idle, presence, remote, resume, scale, targets, wrong_tokens};
 
 #[derive(Parser)]
 #[command(
@@ -35,6 +35,8 @@ enum Workload {
     Presence(presence::Command),
     /// F: clients come back to another node, all at once, and get what they have missed
     Resume(resume::Options),
+    /// Wrong tokens beside clients with good ones: what they cost the others
+    WrongTokens(wrong_tokens::Options),
     /// Records of sessions that the node does not have: the cost of reading everything
     Foreign(foreign::Options),
     /// Computes nodes, network and memory from measured costs, for clusters larger than this machine
@@ -53,6 +55,7 @@ fn main() -> Result<ExitCode> {
         Workload::Idle(options) => idle::run(options)?,
         Workload::Presence(command) => presence::run(command)?,
         Workload::Resume(options) => resume::run(options)?,
+        Workload::WrongTokens(options) => wrong_tokens::run(options)?,
         Workload::Foreign(options) => foreign::run(options)?,
         Workload::Scale(options) => scale::run(options)?,
         Workload::Remote(options) => remote::run(options)?,

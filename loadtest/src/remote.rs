@@ -68,6 +68,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         addr,
         pid: options.pid,
         path: Template::parse(&path),
+        issuer: None,
         hello: options.hello.iter().map(|frame| Template::parse(frame)).collect(),
     };
     let shape = Shape {

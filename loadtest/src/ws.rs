@@ -10,11 +10,20 @@ pub const PONG: u8 = 10;
 
 /// The bytes of an upgrade request.
 pub fn handshake(host: &str, path: &str) -> Vec<u8> {
-    format!(
+    handshake_with(host, path, &[])
+}
+
+/// The same with more headers.
+pub fn handshake_with(host: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-    )
-    .into_bytes()
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
+    );
+    for (name, value) in headers {
+        request.extend([name, ": ", value, "\r\n"]);
+    }
+    request.push_str("\r\n");
+    request.into_bytes()
 }
 
 /// The answer to an upgrade request.

@@ -60,7 +60,7 @@ impl HttpSink {
 }
 
 /// Status and body, by Content-Length or in chunks.
-fn read_response(reader: &mut impl BufRead) -> Result<(u16, String)> {
+pub fn read_response(reader: &mut impl BufRead) -> Result<(u16, String)> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());

@@ -12,6 +12,7 @@ use crate::crowd::Crowd;
 use crate::process;
 use crate::report::Figures;
 use crate::template::{Template, Values};
+use crate::tokens::Issuer;
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +39,8 @@ pub struct Target {
     /// The process whose time counts; none for a server elsewhere.
     pub pid: Option<u32>,
     pub path: Template,
+    /// Signs a token for each client, a customer, if the server asks for tokens.
+    pub issuer: Option<Issuer>,
     /// Frames that a client sends once connected, for servers that need them.
     pub hello: Vec<Template>,
 }
@@ -215,7 +218,13 @@ fn connect(shape: &Shape, target: &Target, crowd: &mut Crowd, readers: &mut Read
                 user: &user,
                 ..Values::default()
             };
-            crowd.open(target.addr, &target.path.text(values))?;
+            let token = target.issuer.as_ref();
+            let token = token.map(|issuer| issuer.token(&session, &user, "customer"));
+            crowd.open_with(
+                target.addr,
+                &target.path.text(values),
+                token.transpose()?.as_deref(),
+            )?;
             opened += 1;
         }
         crowd.turn(TURN, readers)?;

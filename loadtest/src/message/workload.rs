@@ -16,6 +16,8 @@ use crate::template::{Template, Values};
 
 /// A frame's payload, about that of a short chat message.
 pub const PAYLOAD: usize = 280;
+/// Where a client connects.
+pub const CUSTOMER: &str = "/ws/{session}/{user}/customer";
 /// Enough that there is always more to fetch.
 pub const UNDER_WAY: u64 = 20_000;
 
@@ -118,7 +120,7 @@ impl Arm {
     fn message(self) -> Result<Template> {
         match self {
             Self::KafkaOld => padded(OLD, PAYLOAD + OLD.len() - NATIVE.len()),
-            Self::Embedded => padded(SEND_MESSAGE, PAYLOAD + SEND_MESSAGE.len() - NATIVE.len()),
+            Self::Embedded => by_socket(),
             _ => padded(NATIVE, PAYLOAD),
         }
     }
@@ -267,7 +269,8 @@ impl Contestant {
         let target = Target {
             addr: node.addr,
             pid: Some(node.process.pid()),
-            path: Template::parse("/ws/{session}/{user}/customer"),
+            path: Template::parse(CUSTOMER),
+            issuer: None,
             hello: Vec::new(),
         };
         measure(
@@ -301,6 +304,11 @@ pub fn line(workload: Workload, round: usize, name: &str, figures: &Figures) -> 
 pub const NATIVE: &str = r#"{"type":"new_message","success":true,"data":{"message_id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"timestamp":"2026-01-01T00:00:00Z"}}"#;
 pub const OLD: &str = r#"{"id":"018f4e3a-7c1e-7000-8000-000000000000","session_id":"{session}","sender_id":"{user}","sender_type":"customer","message":"{marker}{padding}","message_type":"text","attachments":[],"read_at":null,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
 const SEND_MESSAGE: &str = r#"{"type":"send_message","data":{"message":"{marker}{padding}"}}"#;
+
+/// A message that a client sends.
+pub fn by_socket() -> Result<Template> {
+    padded(SEND_MESSAGE, PAYLOAD + SEND_MESSAGE.len() - NATIVE.len())
+}
 
 /// A message of this length: the same text in each form, so that the frames that arrive are alike.
 pub fn padded(text: &str, length: usize) -> Result<Template> {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use super::storm::Contestant;
 use super::{Arm, Common, storm, trickle};
 use crate::report::{Named as _, Report, column, progress};
+use crate::tokens::Signature;
 
 #[derive(Args, Clone)]
 pub struct Options {
@@ -56,8 +58,11 @@ pub(super) fn run(options: &Options) -> Result<Vec<Report>> {
                 sessions: options.sessions,
                 flush: window,
                 arms: None,
+                tokens: vec![Signature::Off],
+                other_server: None,
             };
-            let mut figures = storm::measure(&storm_options, options.arm, round as u64)?;
+            let contestant = Contestant::new(&options.common, options.arm);
+            let mut figures = storm::measure(&storm_options, &contestant, round as u64)?;
             figures.extend(trickle::measure(
                 &options.common,
                 &options.trickle,

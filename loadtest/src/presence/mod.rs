@@ -18,6 +18,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::node::{Kind, Node, Programs};
 use crate::report::Report;
 use crate::services::kafka_brokers;
+use crate::tokens::Signature;
 
 /// The start of every status frame of the server.
 const STATUS_FRAME: &[u8] = b"{\"type\":\"connection_status_update\"";
@@ -114,5 +115,7 @@ pub fn reconnect(programs: &Programs, rounds: usize) -> Result<Vec<Report>> {
         sessions: 5_000,
         flush: 10,
         arms: None,
+        tokens: vec![Signature::Off],
+        other_server: None,
     })
 }

@@ -1,14 +1,16 @@
 //! Many joins in many sessions as fast as the machine allows, then all leave at once.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{Arm, Common, STATUS_FRAME, start, us_each};
+use super::{Arm, Common, STATUS_FRAME, us_each};
 use crate::crowd::{Crowd, Id, Watcher};
-use crate::node::Node;
+use crate::node::{Node, Programs};
 use crate::report::{Figures, Named as _, Report, column, progress};
+use crate::tokens::{Issuer, Signature};
 
 /// The longest window that the server accepts: between two flushes there is no presence.
 const NO_FLUSH: Duration = Duration::from_secs(1);
@@ -34,6 +36,78 @@ pub struct Options {
     /// What is compared; by default everything possible here
     #[arg(long, value_delimiter = ',')]
     pub arms: Option<Vec<Arm>>,
+    /// How the clients' tokens are signed; every arm of the server is measured with each of these
+    #[arg(long, value_delimiter = ',', default_value = "off")]
+    pub tokens: Vec<Signature>,
+    /// Another binary of the server, measured in turn with the first in all its arms
+    #[arg(long, value_name = "FILE")]
+    pub other_server: Option<PathBuf>,
+}
+
+/// An arm by one server's binary, with or without tokens.
+pub(super) struct Contestant {
+    name: String,
+    arm: Arm,
+    programs: Programs,
+    tokens: Signature,
+}
+
+/// A client's path, and its token.
+type Visit = (String, Option<String>);
+
+impl Contestant {
+    pub(super) fn new(common: &Common, arm: Arm) -> Self {
+        Self {
+            name: arm.name(),
+            arm,
+            programs: common.programs.clone(),
+            tokens: Signature::Off,
+        }
+    }
+
+    fn all(options: &Options, arms: &[Arm]) -> Vec<Self> {
+        let mut all = Vec::new();
+        for &arm in arms {
+            let plain = || Self::new(&options.common, arm);
+            // The bare loop knows no tokens.
+            if arm == Arm::Floor {
+                all.push(plain());
+                continue;
+            }
+            for &tokens in &options.tokens {
+                let name = name_of(arm, tokens);
+                if let Some(server) = &options.other_server {
+                    let mut other = plain();
+                    other.programs.server.clone_from(server);
+                    let name = format!("{name}, other");
+                    all.push(Self {
+                        name,
+                        tokens,
+                        ..other
+                    });
+                }
+                all.push(Self {
+                    name,
+                    tokens,
+                    ..plain()
+                });
+            }
+        }
+        all
+    }
+
+    fn start(&self, window: Duration, issuer: Option<&Issuer>) -> Result<Node> {
+        let mut settings = vec![("PRESENCE_FLUSH", format!("{}ms", window.as_millis()))];
+        settings.extend(issuer.map(Issuer::setting));
+        Node::start(&self.programs, self.arm.kind(), &settings)
+    }
+}
+
+fn name_of(arm: Arm, tokens: Signature) -> String {
+    match tokens {
+        Signature::Off => arm.name(),
+        signed => format!("{}, {}", arm.name(), signed.name()),
+    }
 }
 
 #[derive(Default)]
@@ -78,26 +152,28 @@ pub(super) fn run(options: &Options) -> Result<Vec<Report>> {
         column("redis_reads_leaving", "Redis reads, leaving", 0),
     ];
     let mut report = Report::new(title, &columns);
+    let contestants = Contestant::all(options, &arms);
     for round in 0..options.common.rounds {
-        for &arm in &arms {
-            let mut figures = measure(options, arm, round as u64);
+        for contestant in &contestants {
+            let mut figures = measure(options, contestant, round as u64);
             // A hiccup of the machine must not discard everything measured so far.
-            for _ in 0..if arm == Arm::None { RETRIES } else { 0 } {
+            for _ in 0..if contestant.arm == Arm::None { RETRIES } else { 0 } {
                 if let Err(error) = &figures {
                     progress(&format!("again: {error}"));
-                    figures = measure(options, arm, round as u64);
+                    figures = measure(options, contestant, round as u64);
                 }
             }
             let figures = figures?;
             progress(&format!(
                 "storm round {}: {} {:.1} us per connect",
                 round + 1,
-                arm.name(),
+                contestant.name,
                 figures["cpu_us_per_connect"]
             ));
-            report.add(&arm.name(), figures);
+            report.add(&contestant.name, figures);
         }
     }
+    note_tokens(&mut report, &arms, &options.tokens);
     for arm in arms.iter().filter(|arm| !matches!(arm, Arm::Floor | Arm::None)) {
         for base in [Arm::None, Arm::Embedded] {
             let cost = |arm: Arm| report.median(&arm.name(), "cpu_us_per_connect");
@@ -117,25 +193,49 @@ pub(super) fn run(options: &Options) -> Result<Vec<Report>> {
     Ok(vec![report])
 }
 
+/// What tokens add, round by round.
+fn note_tokens(report: &mut Report, arms: &[Arm], tokens: &[Signature]) {
+    for &arm in arms {
+        for &signed in tokens.iter().filter(|&&tokens| tokens != Signature::Off) {
+            let (with, without) = (name_of(arm, signed), name_of(arm, Signature::Off));
+            let cost = |name: &str| report.median(name, "cpu_us_per_connect");
+            if let (Some(dearer), Some(cost), Some(ratio)) = (
+                cost(&with),
+                cost(&without),
+                report.ratio(&with, &without, "cpu_us_per_connect"),
+            ) {
+                report.note(format!(
+                    "{with} costs {:.1} us per connect more than {without}: {ratio:.2} times as much",
+                    dearer - cost
+                ));
+            }
+        }
+    }
+}
+
 /// One round of one arm. The order of sessions is shuffled in each round, and is the same for all arms.
-pub(super) fn measure(options: &Options, arm: Arm, round: u64) -> Result<Figures> {
+pub(super) fn measure(options: &Options, contestant: &Contestant, round: u64) -> Result<Figures> {
+    let arm = contestant.arm;
     let window = if arm == Arm::None {
         NO_FLUSH
     } else {
         Duration::from_millis(options.flush)
     };
-    let node = start(&options.common, arm, window)?;
-    let mut paths: Vec<String> = (0..options.joins)
+    let issuer = Issuer::new(contestant.tokens)?;
+    let node = contestant.start(window, issuer.as_ref())?;
+    let mut visits = (0..options.joins)
         .map(|join| {
             let kind = if join < options.sessions {
                 "customer"
             } else {
                 "agent"
             };
-            format!("/ws/s{}/u{join}/{kind}", join % options.sessions)
+            let (session, user) = (format!("s{}", join % options.sessions), format!("u{join}"));
+            let token = issuer.as_ref().map(|issuer| issuer.token(&session, &user, kind));
+            Ok((format!("/ws/{session}/{user}/{kind}"), token.transpose()?))
         })
-        .collect();
-    fastrand::Rng::with_seed(round).shuffle(&mut paths);
+        .collect::<Result<Vec<Visit>>>()?;
+    fastrand::Rng::with_seed(round).shuffle(&mut visits);
 
     let mut crowd = Crowd::new()?;
     let mut joiners = Joiners {
@@ -145,7 +245,7 @@ pub(super) fn measure(options: &Options, arm: Arm, round: u64) -> Result<Figures
     let (before, started) = (node.cost()?, Instant::now());
     let mut figures = Figures::new();
     if arm == Arm::None {
-        let cpu = in_waves(options, &node, &paths, &mut crowd, &mut joiners)?;
+        let cpu = in_waves(options, &node, &visits, &mut crowd, &mut joiners)?;
         figures.insert("cpu_us_per_connect", us_each(cpu, options.joins));
         return Ok(figures);
     }
@@ -165,8 +265,9 @@ pub(super) fn measure(options: &Options, arm: Arm, round: u64) -> Result<Figures
             is_in(&joiners),
             options.joins
         );
-        while opened < paths.len() && opened - joiners.greeted < options.common.in_flight {
-            crowd.open(node.addr, &paths[opened])?;
+        while opened < visits.len() && opened - joiners.greeted < options.common.in_flight {
+            let (path, token) = &visits[opened];
+            crowd.open_with(node.addr, path, token.as_deref())?;
             opened += 1;
         }
         crowd.turn(TURN, &mut joiners)?;
@@ -212,19 +313,20 @@ pub(super) fn measure(options: &Options, arm: Arm, round: u64) -> Result<Figures
 fn in_waves(
     options: &Options,
     node: &Node,
-    paths: &[String],
+    visits: &[Visit],
     crowd: &mut Crowd,
     joiners: &mut Joiners,
 ) -> Result<Duration> {
     let (mut opened, mut total) = (0, Duration::ZERO);
-    while opened < paths.len() {
+    while opened < visits.len() {
         let (before, started) = (node.cost()?, Instant::now());
-        while opened > joiners.greeted || (opened < paths.len() && started.elapsed() < WAVE) {
-            while opened < paths.len()
+        while opened > joiners.greeted || (opened < visits.len() && started.elapsed() < WAVE) {
+            while opened < visits.len()
                 && opened - joiners.greeted < options.common.in_flight
                 && started.elapsed() < WAVE
             {
-                crowd.open(node.addr, &paths[opened])?;
+                let (path, token) = &visits[opened];
+                crowd.open_with(node.addr, path, token.as_deref())?;
                 opened += 1;
             }
             crowd.turn(TURN, joiners)?;
