@@ -5,6 +5,7 @@
 mod architecture;
 mod log_lines;
 mod pages;
+mod snippets;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,3 @@
-// Prints a token: go run main.go USER ROLE SECONDS [SESSION...]
 package main
 
 import (
@@ -7,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -62,9 +60,10 @@ func IssueToken(user, role string, sessions []string, lifetime time.Duration) (s
 	return signed + "." + encode(mac.Sum(nil)), nil
 }
 
+// The command line: go run main.go USER ROLE SECONDS [SESSION...]
 func main() {
 	if len(os.Args) < 4 {
-		fmt.Fprintln(os.Stderr, "USER ROLE SECONDS [SESSION...]")
+		os.Stderr.WriteString("USER ROLE SECONDS [SESSION...]\n")
 		os.Exit(64)
 	}
 	lifetime, err := time.ParseDuration(os.Args[3] + "s")
@@ -77,8 +76,8 @@ func main() {
 		token, err = IssueToken(os.Args[1], os.Args[2], sessions, lifetime)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		os.Stderr.WriteString(err.Error() + "\n")
 		os.Exit(1)
 	}
-	fmt.Println(token)
+	os.Stdout.WriteString(token + "\n")
 }

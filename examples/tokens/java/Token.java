@@ -1,4 +1,3 @@
-// Prints a token: java Token.java USER ROLE SECONDS [SESSION...]
 import static java.nio.charset.StandardCharsets.UTF_8;
 
 import java.nio.file.Files;
@@ -11,6 +10,13 @@ import javax.crypto.Mac;
 import javax.crypto.spec.SecretKeySpec;
 
 public class Token {
+    // The command line: java Token.java USER ROLE SECONDS [SESSION...]
+    public static void main(String[] args) throws Exception {
+        if (args.length < 3) throw new IllegalArgumentException("USER ROLE SECONDS [SESSION...]");
+        List<String> sessions = args.length > 3 ? List.of(args).subList(3, args.length) : null;
+        System.out.println(issueToken(args[0], args[1], sessions, Long.parseLong(args[2])));
+    }
+
     /** JWT_SECRET, or what is in the file JWT_SECRET_FILE, without a line break at its end. */
     static byte[] secret() throws Exception {
         String text = System.getenv().getOrDefault("JWT_SECRET", "");
@@ -56,11 +62,5 @@ public class Token {
                 .mapToObj(c -> c < ' ' || c == '"' || c == '\\' ? String.format("\\u%04x", c)
                         : String.valueOf((char) c))
                 .collect(Collectors.joining("", "\"", "\""));
-    }
-
-    public static void main(String[] args) throws Exception {
-        if (args.length < 3) throw new IllegalArgumentException("USER ROLE SECONDS [SESSION...]");
-        List<String> sessions = args.length > 3 ? List.of(args).subList(3, args.length) : null;
-        System.out.println(issueToken(args[0], args[1], sessions, Long.parseLong(args[2])));
     }
 }

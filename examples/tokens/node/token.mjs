@@ -1,4 +1,3 @@
-// Prints a token: node token.mjs USER ROLE SECONDS [SESSION...]
 import { createHmac } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 
@@ -31,6 +30,7 @@ export function issueToken(user, role, sessions, seconds) {
   return `${signed}.${createHmac('sha256', secret()).update(signed).digest('base64url')}`;
 }
 
+// The command line: node token.mjs USER ROLE SECONDS [SESSION...]
 if (process.argv[1]?.endsWith('token.mjs')) {
   const [user, role, seconds, ...sessions] = process.argv.slice(2);
   if (seconds === undefined) throw new Error('USER ROLE SECONDS [SESSION...]');

@@ -1,4 +1,3 @@
-"""Prints a token: python3 issue_token.py USER ROLE SECONDS [SESSION...]"""
 import base64
 import hashlib
 import hmac
@@ -43,8 +42,8 @@ def issue_token(user, role, sessions, seconds):
     return (signed + b"." + encode(mac)).decode()
 
 
+# The command line: python3 issue_token.py USER ROLE SECONDS [SESSION...]
 if __name__ == "__main__":
     import sys
-
     user, role, seconds, *sessions = sys.argv[1:]
     print(issue_token(user, role, sessions or None, int(seconds)))
