@@ -76,21 +76,18 @@ impl Contestant {
             }
             for &tokens in &options.tokens {
                 let name = name_of(arm, tokens);
-                if let Some(server) = &options.other_server {
+                let other = options.other_server.as_ref().map(|server| {
                     let mut other = plain();
                     other.programs.server.clone_from(server);
-                    let name = format!("{name}, other");
-                    all.push(Self {
-                        name,
-                        tokens,
-                        ..other
-                    });
-                }
+                    other.name = format!("{name}, other");
+                    Self { tokens, ..other }
+                });
                 all.push(Self {
                     name,
                     tokens,
                     ..plain()
                 });
+                all.extend(other);
             }
         }
         all
@@ -343,4 +340,54 @@ fn in_waves(
         );
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_arm_of_the_server_is_measured_with_all_tokens_and_both_binaries() {
+        let common = Common {
+            programs: Programs {
+                server: "first".into(),
+                floor: None,
+                env: Vec::new(),
+                floor_set: Vec::new(),
+            },
+            rounds: 1,
+            in_flight: 1,
+        };
+        let options = Options {
+            common,
+            joins: 1,
+            sessions: 1,
+            flush: 10,
+            arms: None,
+            tokens: vec![Signature::Off, Signature::Es256],
+            other_server: Some("second".into()),
+        };
+        let all = Contestant::all(&options, &[Arm::Floor, Arm::None]);
+        let seen: Vec<_> = all
+            .iter()
+            .map(|one| {
+                (
+                    one.name.as_str(),
+                    one.tokens,
+                    one.programs.server.to_string_lossy(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("floor", Signature::Off, "first"),
+            ("none", Signature::Off, "first"),
+            ("none, other", Signature::Off, "second"),
+            ("none, es256", Signature::Es256, "first"),
+            ("none, es256, other", Signature::Es256, "second"),
+        ];
+        assert_eq!(
+            seen,
+            expected.map(|(name, tokens, server)| (name, tokens, server.into()))
+        );
+    }
 }
