@@ -40,6 +40,8 @@ pub struct Plan {
     /// A second.
     pub rate: f64,
     pub from: From,
+    /// Whether there is a token at all.
+    pub is_forged: bool,
     /// Whether a connection is kept for the next request.
     pub is_kept: bool,
 }
@@ -124,10 +126,15 @@ fn guess(plan: Plan, first: u32, started: Instant, stop: &AtomicBool) -> Result<
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let bearer = format!("Bearer {}", forged(&session, "u0", "customer", &mut random));
         let address = plan.from.address(number).to_string();
-        let headers = [("Authorization", bearer.as_str()), ("X-Forwarded-For", &address)];
-        let request = ws::handshake_with(&host, &format!("/ws/{session}/u0/customer"), &headers);
+        let bearer = format!("Bearer {}", forged(&session, "u0", "customer", &mut random));
+        let headers = [("X-Forwarded-For", address.as_str()), ("Authorization", &bearer)];
+        let headers = if plan.is_forged {
+            &headers[..]
+        } else {
+            &headers[..1]
+        };
+        let request = ws::handshake_with(&host, &format!("/ws/{session}/u0/customer"), headers);
         let sent = Instant::now();
         let mut connection = match kept.take() {
             Some(connection) => connection,
@@ -138,7 +145,7 @@ fn guess(plan: Plan, first: u32, started: Instant, stop: &AtomicBool) -> Result<
         match status {
             401 => refused.unauthorized += 1,
             429 => refused.too_many += 1,
-            other => bail!("a forged token is answered by {other}: {body}"),
+            other => bail!("a handshake that should be refused is answered by {other}: {body}"),
         }
         refused
             .latency_us

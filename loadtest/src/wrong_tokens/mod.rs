@@ -27,7 +27,7 @@ const COLUMNS: [Column; 13] = [
     column("sent_percent", "sent, % of due", 0),
     column("lost", "lost", 0),
     column("doubled", "doubled", 0),
-    column("wrong_per_s", "wrong tokens a second", 0),
+    column("wrong_per_s", "refused a second", 0),
     column("unauthorized_percent", "answered 401, %", 1),
     column("too_many_percent", "429, %", 1),
     column("refusal_p50_ms", "until refused p50, ms", 2),
@@ -39,6 +39,8 @@ const COLUMNS: [Column; 13] = [
 pub enum Arm {
     /// There are none
     None,
+    /// As many requests without a token, for comparison: answered by 401, with nothing to verify
+    Missing,
     /// From --addresses addresses: beyond AUTH_FAILURES_PER_MINUTE they are answered by 429
     Few,
     /// Each from another address: all are answered by 401
@@ -49,7 +51,7 @@ pub enum Arm {
 pub struct Options {
     #[command(flatten)]
     pub programs: Programs,
-    #[arg(long, value_delimiter = ',', default_values = ["none", "few", "many"])]
+    #[arg(long, value_delimiter = ',', default_values = ["none", "missing", "few", "many"])]
     pub arms: Vec<Arm>,
     /// Wrong tokens a second
     #[arg(long, default_value_t = 1_000.0)]
@@ -158,13 +160,14 @@ fn one(options: &Options, arm: Arm) -> Result<Figures> {
     let from = match arm {
         Arm::None => None,
         Arm::Few => Some(From::Few(options.addresses)),
-        Arm::Many => Some(From::Many),
+        Arm::Missing | Arm::Many => Some(From::Many),
     };
     let guesser = from.map(|from| {
         Guesser::start(Plan {
             addr: node.addr,
             rate: options.wrong,
             from,
+            is_forged: arm != Arm::Missing,
             is_kept: !options.reconnect,
         })
     });
