@@ -9,6 +9,7 @@ use livechat_ws::bus::embedded::Embedded;
 use livechat_ws::config::{self, Command};
 use livechat_ws::fanout::backend::FanoutBackend;
 use livechat_ws::presence::dirty_sessions::DirtySessions;
+use livechat_ws::presence::lobby::Lobby;
 use livechat_ws::presence::{Parts, Presence};
 use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
@@ -106,9 +107,11 @@ impl Store {
             panic!("a configuration of defaults is valid");
         };
         let bus = Embedded::start(sessions.router(FanoutBackend::Send)).expect("a thread");
+        let dirty: Arc<DirtySessions> = Arc::default();
         let parts = Parts {
             activity: Arc::default(),
-            dirty: Arc::default(),
+            lobby: Arc::new(Lobby::new(Arc::clone(&dirty))),
+            dirty,
             registry: Arc::clone(&sessions.registry),
             bus: Arc::new(Bus::Embedded(bus)),
             metrics: Arc::clone(&sessions.metrics),

@@ -30,6 +30,7 @@ use crate::http::{Http, key_set, listener};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::dirty_sessions::DirtySessions;
+use crate::presence::lobby::Lobby;
 use crate::presence::{Parts, Presence};
 use crate::session::{Activity, Registry, memory_pressure};
 use crate::writer::{ClosingWriters, QueueLimits, SendMemory, WriterContext};
@@ -153,12 +154,16 @@ fn assemble(
     let boot = Uuid::now_v7().simple().to_string();
     let node = format!("{}+{}", config.node_id, &boot[boot.len() - 12..]);
     let dirty = Arc::new(DirtySessions::default());
+    let lobby = Arc::new(Lobby::new(Arc::clone(&dirty)));
     let router = |backend| {
-        let sessions = Arc::clone(&dirty);
+        let (sessions, lobby) = (Arc::clone(&dirty), Arc::clone(&lobby));
         Router::new(
             Arc::clone(&registry),
             Arc::clone(&activity),
-            Box::new(move |session_id| sessions.mark(session_id)),
+            Box::new(move |session_id, is_here| match is_here {
+                true => sessions.mark(session_id),
+                false => lobby.changed_elsewhere(),
+            }),
             Arc::clone(&metrics),
             node.clone(),
             config.max_record_bytes,
@@ -204,6 +209,7 @@ fn assemble(
         activity: Arc::clone(&activity),
         bus: Arc::clone(&bus),
         metrics: Arc::clone(&metrics),
+        lobby,
         node: node.clone(),
     };
     let presence = Presence::start(parts, &config)?;
@@ -350,7 +356,7 @@ async fn upkeep(http: Arc<Http>) {
 async fn sweep_connections(chat: &Chat) {
     let now = clock::unix_seconds();
     let mut since_yield = 0;
-    for session in chat.registry.all() {
+    for session in chat.registry.everywhere() {
         for member in session.members().iter() {
             member.writer.sweep(now);
             since_yield += 1;

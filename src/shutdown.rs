@@ -47,7 +47,7 @@ async fn close_all(http: &Http, most: Duration) {
     let members: Vec<Member> = http
         .chat
         .registry
-        .all()
+        .everywhere()
         .iter()
         .flat_map(|session| session.members().as_ref().clone())
         .collect();

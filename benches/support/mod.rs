@@ -156,7 +156,7 @@ impl Sessions {
         Router::new(
             Arc::clone(&self.registry),
             Arc::default(),
-            Box::new(|_| {}),
+            Box::new(|_, _| {}),
             Arc::clone(&self.metrics),
             "node".into(),
             MAX_RECORD_BYTES,

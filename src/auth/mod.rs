@@ -31,7 +31,7 @@ use std::time::Duration;
 pub use api_keys::check_api_keys;
 pub use jwk::check_set;
 pub use keys::{check_pem, check_secret};
-pub use rights::{Action, Denied, Principal, Who};
+pub use rights::{Action, Denied, Principal, Sessions, Who};
 pub use settings::{KeySetSource, Settings};
 
 use crate::clock::{self, Moment};

@@ -22,8 +22,8 @@ use crate::supervise::catch_panic;
 /// At most one log line about poison records per interval; the metric counts them all.
 const POISON_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Called with a session whose users have changed on another node.
-pub type ChangedElsewhere = Box<dyn Fn(&SessionId) + Send>;
+/// Called with a session whose users have changed on another node, and whether it has connections here.
+pub type ChangedElsewhere = Box<dyn Fn(&SessionId, bool) + Send>;
 
 /// Decodes records and routes them to their sessions. Each delivery thread has one.
 pub struct Router {
@@ -184,7 +184,7 @@ impl Router {
     /// Called when reading resumes. Status records may have been missed, so every session's users are queried again.
     pub fn resume(&self) {
         for session in self.registry.all() {
-            (self.changed_elsewhere)(&session.id);
+            (self.changed_elsewhere)(&session.id, true);
         }
     }
 
@@ -270,12 +270,11 @@ impl Router {
     /// A session has changed elsewhere. Records of livechat-ws nodes only signal that: presence then queries its store.
     fn status(&mut self, value: &[u8], is_ours: bool) -> Result<(), Poison> {
         let (session_id, foreign) = self.converter.status(value, is_ours)?;
-        let Some(session) = self.registry.get(session_id.as_str()) else {
-            return Ok(());
-        };
-        match foreign {
-            Some(payload) => self.batch.add(session, &payload, 0),
-            None => (self.changed_elsewhere)(&session_id),
+        let session = self.registry.get(session_id.as_str());
+        match (session, foreign) {
+            (Some(session), Some(payload)) => self.batch.add(session, &payload, 0),
+            (None, Some(_)) => {}
+            (session, None) => (self.changed_elsewhere)(&session_id, session.is_some()),
         }
         Ok(())
     }
@@ -380,7 +379,7 @@ mod tests {
             greeting,
         );
 
-        let fails = Box::new(|_: &SessionId| panic!("as a bug would"));
+        let fails = Box::new(|_: &SessionId, _| panic!("as a bug would"));
         let mut router = router(&registry, fails, &metrics, FanoutBackend::Send);
         let record = |topic, form, value: &'static str| Incoming {
             topic,
@@ -424,7 +423,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let in_use = RingInUse::default();
         let backend = FanoutBackend::RingRequested(in_use.clone());
-        let router = router(&Arc::default(), Box::new(|_| {}), &metrics, backend);
+        let router = router(&Arc::default(), Box::new(|_, _| {}), &metrics, backend);
         let (end, ended) = mpsc::channel::<()>();
         let thread = router
             .spawn("bus", move |_router| assert!(ended.recv().is_err()))

@@ -8,6 +8,7 @@ use crate::address::counted;
 use crate::auth::{Auth, Principal, Refusal};
 use crate::clock;
 use crate::metrics::Metrics;
+use crate::presence::lobby::Lobby;
 use crate::protocol::code::{CloseCode, ErrorCode, WireError};
 use crate::protocol::correlation::{Correlation, OwnedCorrelation};
 use crate::protocol::ids::{SessionId, UserId, UserType};
@@ -24,6 +25,7 @@ impl Chat {
             auth: Arc::clone(&self.auth),
             metrics: Arc::clone(&self.metrics),
             writer: Arc::downgrade(&participant.member.writer),
+            lobby: participant.is_in_lobby().then(|| self.lobby()),
             session_id: participant.session.id.clone(),
             user_id: participant.member.user_id.clone(),
             user_type: participant.user_type,
@@ -47,6 +49,8 @@ struct Renewal {
     metrics: Arc<Metrics>,
     /// Weak, so that a closing connection is not kept open.
     writer: Weak<ConnectionWriter>,
+    /// Where the connection is, if it is in no session.
+    lobby: Option<Arc<Lobby>>,
     session_id: SessionId,
     user_id: UserId,
     user_type: UserType,
@@ -63,14 +67,19 @@ impl Renewal {
             Ok(principal) if !principal.is(&self.user_id, self.user_type) => {
                 self.refuse(&writer, "The token is not this user's in this role");
             }
-            Ok(principal) if !principal.sessions.cover(&self.session_id) => {
+            Ok(principal) if self.lobby.is_none() && !principal.sessions.cover(&self.session_id) => {
                 let reason = "the token no longer covers this session";
                 writer.close(CloseCode::Forbidden, reason, BacklogPolicy::Discard);
             }
-            Ok(Principal { expires_at, .. }) => {
+            Ok(Principal {
+                expires_at, sessions, ..
+            }) => {
                 let frame = server::authenticated(&format_seconds(expires_at), self.correlation.as_ref());
                 writer.send_required(&frame);
                 writer.set_token(expires_at, clock::unix_seconds());
+                if let Some(lobby) = &self.lobby {
+                    lobby.set_scope(&writer, sessions);
+                }
             }
             Err(Refusal::NoKeys) => self.refuse(&writer, "The keys of tokens are not known yet"),
             Err(refusal) => {

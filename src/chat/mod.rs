@@ -2,6 +2,7 @@
 
 mod attempts;
 mod authenticate;
+mod lobby;
 mod messages;
 mod origin;
 mod pending;
@@ -146,6 +147,9 @@ impl Chat {
 
     /// Removes a connection from its session.
     pub fn leave(&self, participant: &Participant) {
+        if participant.is_in_lobby() {
+            return self.leave_lobby(participant);
+        }
         let Some(is_last) = self.registry.leave(&participant.session, &participant.member) else {
             return;
         };
@@ -202,10 +206,16 @@ impl Chat {
             }
             Request::Ping => {
                 let session_id = participant.session.id.as_str();
+                let has_log = !participant.is_in_lobby();
                 participant.member.writer.send_stamped(|sent_up_to| {
-                    let cursor = self.cursor(session_id, sent_up_to);
+                    let cursor = has_log.then(|| self.cursor(session_id, sent_up_to)).flatten();
                     server::pong(&timestamp(), cursor.as_deref(), correlation)
                 });
+            }
+            Request::Typing { .. } | Request::SendMessage(_) | Request::MarkRead { .. }
+                if participant.is_in_lobby() =>
+            {
+                self.refuse(participant, &lobby::not_allowed(), correlation);
             }
             Request::Typing { is_typing } => self.typing(participant, *is_typing),
             Request::SendMessage(message) => self.send_message(participant, message, correlation),

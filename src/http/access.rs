@@ -10,7 +10,7 @@ use super::headers::{items, only};
 use super::refusal::AccessRefusal;
 use super::response::Answer;
 use crate::address::counted;
-use crate::auth::{Action, Denied, Refusal, Who};
+use crate::auth::{Action, Denied, Principal, Refusal, Sessions, Who};
 use crate::metrics::refusals::Asked;
 use crate::protocol::ids::SessionId;
 use crate::protocol::resume::{Asked as AskedFor, Resume};
@@ -67,25 +67,38 @@ pub async fn check(
     }
 }
 
-/// Whether a client may connect as whom its path names. Returns when its token expires, if there is one.
+/// Whether a client may connect as whom its path names. Returns when its token expires, if there is one, and which
+/// sessions it covers.
 pub async fn connect(
     http: &Http,
     headers: &HeaderMap,
     params: &ConnectParams,
-) -> Result<Option<i64>, Refused> {
+) -> Result<(Option<i64>, Sessions), Refused> {
     let rewinds = match params.resume.as_deref() {
         Some(Resume::Rewind(_) | Resume::Invalid(AskedFor::Rewind(_) | AskedFor::BadRewind(_))) => true,
         Some(Resume::Message { .. } | Resume::Cursor { .. } | Resume::Invalid(AskedFor::Since(_))) | None => {
             false
         }
     };
-    let action = if rewinds { Action::Rewind } else { Action::Connect };
+    let action = match params.session_id.is_lobby() {
+        true => Action::Lobby,
+        false if rewinds => Action::Rewind,
+        false => Action::Connect,
+    };
     match check(http, headers, || params.client, action, Some(&params.session_id)).await? {
         Who::Bearer(principal) if principal.is(&params.user_id, params.user_type) => {
-            Ok(Some(principal.expires_at))
+            Ok((Some(principal.expires_at), principal.sessions))
         }
         Who::Bearer(_) => Err(AccessRefusal::Forbidden.into()),
-        _ => Ok(None),
+        _ => Ok((None, Sessions::All)),
+    }
+}
+
+/// The sessions that who asks may see.
+pub fn scope(who: Who) -> Sessions {
+    match who {
+        Who::Bearer(Principal { sessions, .. }) => sessions,
+        _ => Sessions::All,
     }
 }
 

@@ -19,6 +19,7 @@ pub mod refusal;
 mod response;
 mod rest;
 pub mod router;
+mod sessions;
 mod upgrade;
 
 use std::sync::Arc;

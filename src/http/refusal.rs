@@ -59,6 +59,16 @@ impl RequestRefusal {
                 "Invalid limit",
                 "the limit must be a number from 1 to 1000",
             ),
+            Self::State => (
+                StatusCode::BAD_REQUEST,
+                "Invalid state",
+                "the state must be waiting, active or all",
+            ),
+            Self::Cursor => (
+                StatusCode::BAD_REQUEST,
+                "Invalid cursor",
+                "the cursor must be empty or a next_cursor",
+            ),
         }
     }
 
@@ -92,6 +102,11 @@ impl UpgradeRefusal {
                 StatusCode::FORBIDDEN,
                 "Origin not allowed",
                 "this origin is not in ALLOWED_ORIGINS",
+            ),
+            Self::Lobby => (
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "the lobby is for agents and admins",
             ),
             Self::Draining => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -15,11 +15,11 @@ use super::headers::only;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, messages, rest};
-use crate::auth::Action;
+use super::{access, messages, rest, sessions};
+use crate::auth::{Action, Sessions};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
-use crate::protocol::ids::{SessionId, UserId, UserType, is_uuid};
+use crate::protocol::ids::{LOBBY, SessionId, UserId, UserType, is_uuid};
 use crate::protocol::resume::Resume;
 use crate::ws::connection::ConnectParams;
 
@@ -45,6 +45,7 @@ enum Route<'a> {
     Messages {
         session_id: &'a str,
     },
+    Sessions,
     WebSocket {
         session_id: &'a str,
         user_id: &'a str,
@@ -77,6 +78,7 @@ impl<'a> Route<'a> {
             (ListenerKind::Public, ["api", "session", session_id, "messages"]) => {
                 Some(Self::Messages { session_id })
             }
+            (ListenerKind::Public, ["api", "sessions"]) => Some(Self::Sessions),
             (ListenerKind::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
                 session_id,
                 user_id,
@@ -157,12 +159,19 @@ async fn dispatch(
                 Err(refused) => refused,
             }
         }
+        Route::Sessions => {
+            let client = || http.addresses.client(peer, request.headers());
+            match access::check(http, request.headers(), client, Action::ListSessions, None).await {
+                Ok(who) => sessions::sessions(http, &access::scope(who), request.uri().query()).await,
+                Err(refused) => refused.answer(http, Asked::Request),
+            }
+        }
         Route::WebSocket {
             session_id,
             user_id,
             user_type,
         } => {
-            let Some(session_id) = parse_session(http, session_id) else {
+            let Some(session_id) = parse_place(http, session_id) else {
                 return UpgradeRefusal::SessionId.answer(&http.metrics);
             };
             let Some(user_id) = UserId::parse(&decode(user_id)) else {
@@ -171,13 +180,16 @@ async fn dispatch(
             let Some(user_type) = UserType::parse(&decode(user_type)) else {
                 return UpgradeRefusal::UserType.answer(&http.metrics);
             };
+            // The lobby has no messages.
+            let query = request.uri().query().filter(|_| !session_id.is_lobby());
             let params = ConnectParams {
                 session_id,
                 user_id,
                 user_type,
                 client: http.addresses.client(peer, request.headers()),
-                resume: request.uri().query().and_then(Resume::of_query).map(Box::new),
+                resume: query.and_then(Resume::of_query).map(Box::new),
                 expires_at: None,
+                scope: Sessions::All,
             };
             upgrade::upgrade(http, params, request, pending).await
         }
@@ -209,6 +221,14 @@ fn decode(segment: &str) -> Cow<'_, str> {
         .unwrap_or(Cow::Borrowed("%"))
 }
 
+/// A session, or the lobby.
+fn parse_place(http: &Http, segment: &str) -> Option<SessionId> {
+    match decode(segment) == LOBBY {
+        true => Some(SessionId::lobby()),
+        false => parse_session(http, segment),
+    }
+}
+
 fn parse_session(http: &Http, segment: &str) -> Option<SessionId> {
     let id = decode(segment);
     let is_accepted = http.config.session_id_format == SessionIdFormat::Any || is_uuid(&id);
@@ -235,6 +255,8 @@ mod tests {
             "/api/session/s/connection-status/",
             "/api/session/s/messages",
             "/api/session/s/messages/",
+            "/api/sessions",
+            "/api/sessions/",
         ] {
             assert!(is_route(path), "{path}");
         }

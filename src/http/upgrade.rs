@@ -26,6 +26,7 @@ use super::limits::{Exceeded, Ticket};
 use super::refusal::UpgradeRefusal;
 use super::response::{Answer, empty};
 use crate::metrics::refusals::Asked;
+use crate::protocol::ids::UserType;
 use crate::ws::connection::{ConnectParams, Connection};
 
 /// Appended to a key before it is hashed (RFC 6455, section 1.3).
@@ -55,8 +56,11 @@ pub async fn upgrade(
         return UpgradeRefusal::Origin.answer(&http.metrics);
     }
     match access::connect(http, request.headers(), &params).await {
-        Ok(expires_at) => params.expires_at = expires_at,
+        Ok((expires_at, scope)) => (params.expires_at, params.scope) = (expires_at, scope),
         Err(refused) => return refused.answer(http, Asked::Upgrade),
+    }
+    if params.session_id.is_lobby() && params.user_type == UserType::Customer {
+        return UpgradeRefusal::Lobby.answer(&http.metrics);
     }
     match admit(http, &params, request) {
         Ok(admitted) => switch_protocols(admitted, params, request, pending),

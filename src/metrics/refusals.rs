@@ -14,6 +14,8 @@ pub enum RequestRefusal {
     Method,
     SessionId,
     Limit,
+    State,
+    Cursor,
 }
 
 /// Why a WebSocket upgrade is refused, in the order of the checks.
@@ -23,6 +25,8 @@ pub enum UpgradeRefusal {
     UserId,
     UserType,
     Origin,
+    /// A customer.
+    Lobby,
     Draining,
     Capacity,
     PerIp,
@@ -35,7 +39,7 @@ pub enum UpgradeRefusal {
 }
 
 impl RequestRefusal {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::AmbiguousLength,
         Self::UriTooLong,
         Self::Host,
@@ -43,6 +47,8 @@ impl RequestRefusal {
         Self::Method,
         Self::SessionId,
         Self::Limit,
+        Self::State,
+        Self::Cursor,
     ];
 
     /// The label in `livechat_requests_refused_total`.
@@ -55,16 +61,19 @@ impl RequestRefusal {
             Self::Method => "method",
             Self::SessionId => "session_id",
             Self::Limit => "limit",
+            Self::State => "state",
+            Self::Cursor => "cursor",
         }
     }
 }
 
 impl UpgradeRefusal {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SessionId,
         Self::UserId,
         Self::UserType,
         Self::Origin,
+        Self::Lobby,
         Self::Draining,
         Self::Capacity,
         Self::PerIp,
@@ -82,6 +91,7 @@ impl UpgradeRefusal {
             Self::UserId => "user_id",
             Self::UserType => "user_type",
             Self::Origin => "origin",
+            Self::Lobby => "lobby",
             Self::Draining => "draining",
             Self::Capacity => "capacity",
             Self::PerIp => "per_ip",

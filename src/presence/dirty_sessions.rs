@@ -162,6 +162,11 @@ impl DirtySessions {
         self.wake.notified().await;
     }
 
+    /// Wakes the task as a change does.
+    pub fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
     /// Wakes the task: what it waits for has happened.
     pub fn wake(&self) {
         self.must_run.store(true, Ordering::Release);

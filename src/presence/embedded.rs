@@ -8,22 +8,29 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::dirty_sessions::{DirtySessions, SessionChange};
 use super::grace::{self, GraceClock};
+use super::lobby::Lobby;
 use super::parts::Times;
 use super::status_frames::{self, Changes, NextFrame, Throttle};
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 use crate::metrics::Metrics;
 use crate::protocol::ids::SessionId;
 use crate::protocol::status::{MAX_LISTED_EVENTS, MAX_LISTED_USERS};
 use crate::session::{Registry, Session};
 
+/// How many sessions the lobby's view is given before other tasks get their turn.
+const LOAD_SLICE: usize = 512;
+
 pub(super) async fn run(
     dirty: Arc<DirtySessions>,
     registry: Arc<Registry>,
+    lobby: Arc<Lobby>,
     times: Times,
     metrics: Arc<Metrics>,
 ) {
     let mut grace = GraceClock::new(times.grace);
     grace::add_all_users_in_grace(&registry, &mut grace);
+    // Whether a restarted task was in the middle of a load, it does not know, either.
+    lobby.suspend();
     // Sessions that have to wait for their next frame. The others have no entry.
     let mut throttles: HashMap<SessionId, Throttle> = HashMap::new();
     // Changes of such sessions.
@@ -53,6 +60,12 @@ pub(super) async fn run(
         for (session_id, change) in deferred.drain() {
             changes.entry(session_id).or_default().merge(change);
         }
+        for session_id in changes.keys() {
+            watch(session_id, &registry, &lobby);
+        }
+        if lobby.must_load() {
+            load(&registry, &lobby).await;
+        }
         let now = Instant::now();
         throttles.retain(|_, throttle| !throttle.allows(now));
         for (session_id, change) in changes {
@@ -73,6 +86,26 @@ pub(super) async fn run(
             }
         }
     }
+}
+
+/// Notes a change of the session's state, and shows it to the lobby.
+fn watch(session_id: &SessionId, registry: &Registry, lobby: &Lobby) {
+    let now = clock::unix_ms();
+    let session = registry.get(session_id.as_str());
+    let summary = session.and_then(|session| session.summary(now));
+    lobby.set(session_id, summary.ok_or(now));
+}
+
+/// Shows all sessions to the lobby. What changes meanwhile follows, as this task is the only one that shows any.
+async fn load(registry: &Registry, lobby: &Lobby) {
+    lobby.begin_load();
+    for sessions in registry.all().chunks(LOAD_SLICE) {
+        for session in sessions {
+            watch(&session.id, registry, lobby);
+        }
+        tokio::task::yield_now().await;
+    }
+    lobby.finish_load(clock::unix_ms());
 }
 
 /// Sends the session's next frame, if there is anything to announce. Returns whether there may be more: a frame lists

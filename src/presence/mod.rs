@@ -3,14 +3,17 @@
 //! Joins and leaves mark their session in [`dirty_sessions`]; one task collects the changes of a window, folds them
 //! into net changes and sends one status frame per session. Who is connected is kept in the node's own sessions
 //! ([`embedded`]) or, for all nodes together, in [`redis`]. Both send frames by the same rules: [`status_frames`].
+//! Agents who watch all sessions are in the [`lobby`].
 
 pub mod dirty_sessions;
 mod embedded;
 mod grace;
+pub mod lobby;
 mod parts;
 mod receipts;
 mod redis;
 mod status_frames;
+mod unavailable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,26 +21,32 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::auth::Sessions;
 use crate::bus::Health;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::lobby::{Position, SessionPage, StateFilter};
 use crate::protocol::receipt::Receipt;
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
 use crate::supervise;
 use crate::writer::ConnectionWriter;
 use dirty_sessions::DirtySessions;
+use lobby::Lobby;
+pub use parts::Parts;
 use parts::Times;
-pub use parts::{Parts, Unavailable};
 use receipts::Receipts;
+pub use unavailable::Unavailable;
 
 pub struct Presence {
     dirty: Arc<DirtySessions>,
     registry: Arc<Registry>,
     receipts: Receipts,
+    pub lobby: Arc<Lobby>,
     store: Store,
     task: Mutex<Option<JoinHandle<()>>>,
+    lobby_task: JoinHandle<()>,
 }
 
 /// Where presence is kept.
@@ -55,6 +64,7 @@ impl Presence {
     pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
         let receipts = Receipts::new(&parts);
+        let lobby = Arc::clone(&parts.lobby);
         let times = Times {
             window: config.presence_flush,
             grace: config.presence_grace,
@@ -64,7 +74,8 @@ impl Presence {
             None => {
                 let task = supervise::spawn("presence", move || {
                     let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
-                    embedded::run(dirty, registry, times, Arc::clone(&parts.metrics))
+                    let (lobby, metrics) = (Arc::clone(&parts.lobby), Arc::clone(&parts.metrics));
+                    embedded::run(dirty, registry, lobby, times, metrics)
                 });
                 (Store::Embedded, task)
             }
@@ -73,12 +84,15 @@ impl Presence {
                 (Store::Redis(store), task)
             }
         };
+        let of_task = Arc::clone(&lobby);
         Ok(Self {
             dirty,
             registry,
             receipts,
+            lobby,
             store,
             task: Mutex::new(Some(task)),
+            lobby_task: supervise::spawn("lobby", move || Arc::clone(&of_task).run()),
         })
     }
 
@@ -138,6 +152,20 @@ impl Presence {
         }
     }
 
+    /// A page of the sessions of all nodes with somebody connected, as far as `scope` covers them.
+    pub async fn sessions(
+        &self,
+        filter: StateFilter,
+        scope: &Sessions,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<SessionPage, Unavailable> {
+        match &self.store {
+            Store::Embedded => self.lobby.page(filter, scope, after, limit).await,
+            Store::Redis(store) => store.session_page(filter, scope, after, limit).await,
+        }
+    }
+
     pub fn health(&self) -> Health {
         match &self.store {
             Store::Embedded => Health::embedded(),
@@ -147,6 +175,7 @@ impl Presence {
 
     /// Removes this node's users from the store, within `timeout`.
     pub async fn stop(&self, timeout: Duration) {
+        self.lobby_task.abort();
         self.dirty.stop(timeout);
         let task = self.task.lock().take();
         if let Some(task) = task

@@ -1,9 +1,10 @@
-//! What presence is started with, and its error.
+//! What presence is started with.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::dirty_sessions::DirtySessions;
+use super::lobby::Lobby;
 use crate::bus::Bus;
 use crate::metrics::Metrics;
 use crate::session::{Activity, Registry};
@@ -15,6 +16,7 @@ pub struct Parts {
     pub activity: Arc<Activity>,
     pub bus: Arc<Bus>,
     pub metrics: Arc<Metrics>,
+    pub lobby: Arc<Lobby>,
     /// `NODE_ID` and the boot id.
     pub node: String,
 }
@@ -29,8 +31,3 @@ pub struct Times {
     /// `PRESENCE_TTL`.
     pub ttl: Duration,
 }
-
-/// The presence store can't be asked at the moment.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the presence store is not available")]
-pub struct Unavailable;

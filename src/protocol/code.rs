@@ -106,12 +106,14 @@ pub enum ErrorCode {
     InvalidToken,
     /// There is nothing to authenticate with.
     AuthDisabled,
+    /// Not here: the lobby is no session.
+    NotAllowed,
     /// A bug in the server.
     Internal,
 }
 
 impl ErrorCode {
-    pub const ALL: [ErrorCode; 11] = [
+    pub const ALL: [ErrorCode; 12] = [
         Self::InvalidJson,
         Self::InvalidFrame,
         Self::UnknownType,
@@ -122,6 +124,7 @@ impl ErrorCode {
         Self::OutcomeUnknown,
         Self::InvalidToken,
         Self::AuthDisabled,
+        Self::NotAllowed,
         Self::Internal,
     ];
 
@@ -137,6 +140,7 @@ impl ErrorCode {
             Self::OutcomeUnknown => "outcome_unknown",
             Self::InvalidToken => "invalid_token",
             Self::AuthDisabled => "auth_disabled",
+            Self::NotAllowed => "not_allowed",
             Self::Internal => "internal_error",
         }
     }

@@ -15,7 +15,7 @@ const MAX_ID_LEN: usize = 128;
 /// The length of a UUID with its hyphens.
 const UUID_LEN: usize = 36;
 
-/// A reserved session id, which neither clients nor records may use.
+/// A reserved id, which no session may have, and no record.
 pub const LOBBY: &str = "@lobby";
 
 /// A session id in its canonical spelling, borrowed if it is already spelled so: looking up a session allocates
@@ -69,6 +69,15 @@ impl SessionId {
     /// Parses a valid id into its canonical spelling; `None` for any other text.
     pub fn parse(id: &str) -> Option<Self> {
         SessionKey::parse(id).map(|key| Self((*key).into()))
+    }
+
+    /// [`LOBBY`]: no session, but where agents connect to watch them all.
+    pub fn lobby() -> Self {
+        Self(LOBBY.into())
+    }
+
+    pub fn is_lobby(&self) -> bool {
+        *self.0 == *LOBBY
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`cursor`] | where a client is in the log |
 //! | [`resume`] | what a client that comes back asks for, and the answer |
 //! | [`status`] | connected users, as frames and REST show them |
+//! | [`lobby`] | sessions with somebody connected, as the agents' desk sees them |
 //! | [`code`] | close codes and error codes |
 //! | [`frame`] | WebSocket frame headers (RFC 6455, section 5.2) |
 
@@ -25,6 +26,7 @@ pub mod cursor;
 pub mod frame;
 pub mod ids;
 pub mod json;
+pub mod lobby;
 pub mod receipt;
 pub mod record;
 pub mod resume;

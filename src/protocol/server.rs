@@ -42,6 +42,11 @@ fn answer<D: Serialize>(kind: &'static str, data: D, correlation: Correlation<'_
     }
 }
 
+/// A frame that is no answer; `None` if it can't be encoded.
+pub(super) fn frame_of<D: Serialize>(kind: &'static str, data: D) -> Option<Bytes> {
+    payload(kind, data, None).map(|payload| frame::text(&payload))
+}
+
 /// A connection's session and user, which several answers contain.
 #[derive(Clone, Copy, Serialize)]
 pub struct Identity<'a> {

@@ -85,7 +85,7 @@ fn close_largest(
             queues.push((drains, Reverse(bytes), Arc::clone(writer)));
         }
     };
-    for session in registry.all() {
+    for session in registry.everywhere() {
         session.members().iter().for_each(|member| add(&member.writer));
     }
     context.closing.all().iter().for_each(add);

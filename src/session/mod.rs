@@ -25,6 +25,7 @@ use typists::Typists;
 pub use users::SessionUsers;
 
 use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::protocol::lobby::{SessionState, Summary};
 use crate::writer::{ConnectionWriter, Start};
 
 /// What users do in their sessions besides sending messages.
@@ -58,6 +59,24 @@ struct State {
     delivered_to: u64,
     /// The registry has removed it: a new connection needs a new one.
     closed: bool,
+    /// As last seen by [`Session::summary`], and since when.
+    last_state: Option<SessionState>,
+    since: Milliseconds,
+}
+
+/// Milliseconds since 1970 in six bytes, until the year 10889: they fit where a session would be padded.
+#[derive(Clone, Copy, Default)]
+struct Milliseconds([u16; 3]);
+
+impl Milliseconds {
+    fn new(at: i64) -> Self {
+        Self([at as u16, (at >> 16) as u16, (at >> 32) as u16])
+    }
+
+    fn get(self) -> i64 {
+        let [low, middle, high] = self.0.map(i64::from);
+        low | middle << 16 | high << 32
+    }
 }
 
 /// How a connection has joined its session.
@@ -76,6 +95,8 @@ impl Session {
             users: SessionUsers::new(has_grace),
             delivered_to: created,
             closed: false,
+            last_state: None,
+            since: Milliseconds::default(),
         };
         Self {
             id,
@@ -138,10 +159,75 @@ impl Session {
         f(&mut self.state.lock().users)
     }
 
+    /// The state of a session whose users are all here, and since when: from now on, if it has just changed. `None` if
+    /// nobody is connected. `now` is in milliseconds since 1970.
+    pub fn summary(&self, now: i64) -> Option<Summary> {
+        let mut state = self.state.lock();
+        let totals = state.users.totals();
+        let now_in = totals.map(SessionState::of);
+        if state.last_state != now_in {
+            (state.last_state, state.since) = (now_in, Milliseconds::new(now));
+        }
+        Some(Summary {
+            state: now_in?,
+            totals: totals?,
+            since: state.since.get(),
+        })
+    }
+
     /// Marks the session as ended if it has no connection and no user in the grace.
     fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
         state.closed = state.members.is_empty() && !state.users.has_users_in_grace();
         state.closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn six_bytes_hold_any_time() {
+        for at in [0, 1, 0xffff, 0x1_0000, 1_790_000_000_123, (1 << 48) - 1] {
+            assert_eq!(Milliseconds::new(at).get(), at);
+        }
+    }
+
+    /// Nothing is added to what a session holds.
+    #[test]
+    fn the_state_fits_where_a_session_would_be_padded() {
+        struct Without {
+            _members: Arc<Vec<Member>>,
+            _users: SessionUsers,
+            _delivered_to: u64,
+            _closed: bool,
+        }
+        assert_eq!(size_of::<State>(), size_of::<Without>());
+    }
+
+    #[test]
+    fn a_state_lasts_until_it_changes() {
+        let session = Session::new(SessionId::parse("s").unwrap(), 0, false);
+        let join = |user: &str, user_type| {
+            let user_id = UserId::parse(user).unwrap();
+            session.with_users(|users| users.join(&user_id, user_type));
+        };
+        let at = |now| session.summary(now).map(|summary| (summary.state, summary.since));
+        assert_eq!(at(1), None);
+        join("a", UserType::Admin);
+        assert_eq!(at(2), Some((SessionState::Idle, 2)));
+        join("b", UserType::Agent);
+        assert_eq!(at(3), Some((SessionState::Idle, 2)));
+        join("c", UserType::Customer);
+        join("d", UserType::Customer);
+        assert_eq!(at(4), Some((SessionState::Active, 4)));
+        session.with_users(|users| users.leave(&UserId::parse("b").unwrap()));
+        assert_eq!(at(5), Some((SessionState::Waiting, 5)));
+        assert_eq!(session.summary(6).unwrap().totals.customers, 2);
+        session.with_users(|users| ["a", "c", "d"].map(|id| users.leave(&UserId::parse(id).unwrap())));
+        assert_eq!(at(7), None);
+        join("c", UserType::Customer);
+        assert_eq!(at(8), Some((SessionState::Waiting, 8)));
     }
 }

@@ -17,6 +17,8 @@ const SHARDS: usize = 128;
 
 pub struct Registry {
     sessions: DashMap<SessionId, Arc<Session>, RandomState>,
+    /// The connections of the lobby, which is no session: it has no presence, and no record reaches it.
+    lobby: Arc<Session>,
     /// Whether users have a grace ([`SessionUsers::new`](super::SessionUsers::new)).
     has_grace: bool,
     /// The position after the last record that was read from the log.
@@ -33,6 +35,7 @@ impl Registry {
     pub fn new(has_grace: bool, log_end: Arc<AtomicU64>) -> Self {
         Self {
             sessions: DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), SHARDS),
+            lobby: Arc::new(Session::new(SessionId::lobby(), 0, false)),
             has_grace,
             log_end,
         }
@@ -58,6 +61,27 @@ impl Registry {
     /// All current sessions.
     pub fn all(&self) -> Vec<Arc<Session>> {
         self.sessions.iter().map(|session| Arc::clone(&session)).collect()
+    }
+
+    /// All current sessions, and the lobby: everywhere a connection can be.
+    pub fn everywhere(&self) -> Vec<Arc<Session>> {
+        let mut all = self.all();
+        all.push(Arc::clone(&self.lobby));
+        all
+    }
+
+    /// Adds a connection to the lobby; see [`Session::join`].
+    pub fn join_lobby(
+        &self,
+        member: &Member,
+        user_type: UserType,
+        greeting: impl FnOnce(Joined) -> Bytes,
+    ) -> (Arc<Session>, Joined) {
+        let joined = self.lobby.join(member.clone(), user_type, Start::Live, greeting);
+        // It never ends, so it was joined.
+        let position = 0;
+        let joined = joined.unwrap_or(Joined { user_type, position });
+        (Arc::clone(&self.lobby), joined)
     }
 
     /// Adds a connection to its session; see [`Session::join`].

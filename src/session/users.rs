@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use crate::clock::Moment;
 use crate::protocol::format_timestamp;
 use crate::protocol::ids::{UserId, UserType};
+use crate::protocol::lobby::Totals;
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType, StatusEvent};
 
 /// One user here.
@@ -214,6 +215,21 @@ impl SessionUsers {
         )
     }
 
+    /// How many of those who are connected count; `None` if nobody is.
+    pub fn totals(&self) -> Option<Totals> {
+        let mut totals = Totals::default();
+        let mut is_empty = true;
+        for (_, user) in self.there() {
+            is_empty = false;
+            match user.user_type {
+                UserType::Customer => totals.customers += 1,
+                UserType::Agent => totals.agents += 1,
+                UserType::Admin => {}
+            }
+        }
+        (!is_empty).then_some(totals)
+    }
+
     /// Whether the type of an announced user has changed since the last call. That is no event, but clients are sent
     /// it.
     pub fn take_retyped(&mut self) -> bool {
@@ -340,6 +356,8 @@ mod tests {
         assert!(users.leave_at(&user(1), at(10)));
         assert!(users.has_users_in_grace() && announced(&mut users).is_empty());
         assert_eq!(users.connected().status().total_customer, 1);
+        let (customers, agents) = (1, 0);
+        assert_eq!(users.totals(), Some(Totals { customers, agents }));
         assert_eq!(users.state_of(&user(1)).unwrap().connections, 0);
         users.join_at(&user(1), UserType::Customer, at(20));
         assert!(!users.has_users_in_grace());
@@ -355,6 +373,7 @@ mod tests {
         assert!(users.leave_at(&user(1), at(50)));
         assert!(users.end_grace(&user(1), at(50), at(2050)));
         assert!(users.connected().status().users.is_empty());
+        assert_eq!(users.totals(), None);
         assert_eq!(announced(&mut users), [(false, "u1".to_owned())]);
         assert!(users.is_empty() && !users.has_users_in_grace());
     }

@@ -25,6 +25,7 @@ use tokio::net::tcp::OwnedReadHalf;
 
 use super::rate::{Bucket, RateLimit, Verdict};
 use super::scanner::{Scanned, Scanner};
+use crate::auth::Sessions;
 use crate::chat::{Chat, ConnectionOrigin, Participant};
 use crate::clock::Moment;
 use crate::lifecycle::Lifecycle;
@@ -67,6 +68,8 @@ pub struct ConnectParams {
     pub resume: Option<Box<Resume>>,
     /// When its token expires, in seconds since 1970, if it needs one.
     pub expires_at: Option<i64>,
+    /// The sessions that its token covers.
+    pub scope: Sessions,
 }
 
 /// Removes the connection from its session, however its task ends.
@@ -125,14 +128,18 @@ impl Connection {
             user_id: params.user_id,
         };
         let origin = ConnectionOrigin::now(params.client);
-        let participant = shared.chat.join(
-            &params.session_id,
-            member,
-            params.user_type,
-            params.resume,
-            origin,
-            params.expires_at,
-        );
+        let (chat, user_type, expires_at) = (&shared.chat, params.user_type, params.expires_at);
+        let participant = match params.session_id.is_lobby() {
+            true => chat.join_lobby(member, user_type, origin, expires_at, params.scope),
+            false => chat.join(
+                &params.session_id,
+                member,
+                user_type,
+                params.resume,
+                origin,
+                expires_at,
+            ),
+        };
         // The drain closes the connections that it finds in sessions; one that joins later is closed here.
         if shared.lifecycle.is_draining() {
             participant.member.writer.close_for_drain();

@@ -1,7 +1,8 @@
 //! The presence contract: who is listed, what is announced to whom, and when. One suite for every store;
 //! `presence_embedded` and `redis_presence` make its tests, so that a name says what it needs.
 //!
-//! A scenario is a function of a [`Store`], in `presence_notifications`, `presence_grace` or `presence_status`; [`contract`] lists them all.
+//! A scenario is a function of a [`Store`], in `presence_notifications`, `presence_grace`, `presence_status` or
+//! `presence_lobby`; [`contract`] lists them all.
 
 use serde_json::{Value, json};
 
@@ -121,6 +122,14 @@ macro_rules! contract {
             an_admin_is_listed_and_counted_in_neither_total,
             a_user_in_two_sessions_is_present_in_each,
             rest_and_the_last_frame_agree,
+        }
+        $crate::presence::contract! { $store, presence_lobby:
+            the_lobby_is_told_of_each_change_of_state_once,
+            a_reload_is_no_change_of_state,
+            sessions_are_listed_by_state_longest_first,
+            an_agent_with_a_list_sees_only_those_sessions,
+            the_limits_of_connections_hold_in_the_lobby,
+            the_lobby_is_no_session,
         }
     };
     ($store:ident, $scenarios:ident: $($scenario:ident,)+) => {$(

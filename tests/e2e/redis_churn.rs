@@ -1,26 +1,25 @@
 //! An hour of churn in a minute: random joins, leaves and deaths of a node, on two nodes. In the end Redis, the REST API of
-//! both nodes and what clients were sent agree exactly with the model.
+//! both nodes and what clients were sent agree exactly with the model; so do the lists of sessions and the lobbies.
 //!
 //! `CHURN_SEED` repeats a run's script (the seed is printed; threads and nodes still race), `CHURN_STEPS` shortens it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Debug;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
-use crate::http_routes::is_utc;
+use crate::lobby_watcher::LobbyWatcher;
 use crate::presence_model::{
-    Leave, MORTAL, Model, NODES, SESSIONS, STEADY, Step, Tab, WATCHED, WORKERS, session_id, user_id,
-    user_type,
+    Leave, MORTAL, Model, NODES, STEADY, Step, Tab, WATCHED, WORKERS, session_id, user_id, user_type,
 };
 use crate::presence_script::script;
 use crate::presence_watcher::Watcher;
-use crate::redis_cluster::{Cluster, ask_status};
-use crate::services::{OUTAGE, PrivateRedis, RedisClient, users_key};
+use crate::redis_cluster::Cluster;
+use crate::services::{OUTAGE, PrivateRedis};
 use crate::support::{Frame, PATIENCE, RawWs, Server};
+
+#[path = "redis_churn_agreement.rs"]
+mod agreement;
 
 const STEPS: usize = 100_000;
 /// Short, as some steps wait until a dead node's users are removed; long enough for a busy machine's pauses.
@@ -76,6 +75,8 @@ struct Churn {
     /// By worker: the tabs that are open.
     crowds: Vec<HashMap<usize, RawWs>>,
     watchers: Vec<(Tab, Watcher)>,
+    /// An agent in the lobby of each running node.
+    lobbies: [Option<LobbyWatcher>; NODES.len()],
     /// By watched session: how often the one who reloads may have been gone.
     excuses: [usize; WATCHED],
     /// Events that watchers received, including those on earlier nodes.
@@ -113,6 +114,7 @@ impl Churn {
             model: Model::default(),
             crowds: (0..WORKERS).map(|_| HashMap::new()).collect(),
             watchers: Vec::new(),
+            lobbies: [None, None],
             excuses: [0; WATCHED],
             received: 0,
             nodes: [None, None],
@@ -122,6 +124,7 @@ impl Churn {
         };
         churn.nodes = [STEADY, MORTAL].map(|node| Some(churn.spawn(node)));
         churn.up().for_each(|(_, node)| node.wait_ready());
+        churn.lobbies = [STEADY, MORTAL].map(|node| Some(churn.enter_lobby(node)));
         churn
     }
 
@@ -134,6 +137,11 @@ impl Churn {
             // No line for each connection: after a failure the last lines should be of interest.
             .env("LOG_LEVEL", "info,livechat_ws::chat=warn")
             .spawn()
+    }
+
+    fn enter_lobby(&self, node: usize) -> LobbyWatcher {
+        let address = self.nodes[node].as_ref().map(Server::http_addr);
+        LobbyWatcher::enter(NODES[node], address.expect("a running node"))
     }
 
     /// The running nodes.
@@ -195,10 +203,12 @@ impl Churn {
                 node.wait_exit(PATIENCE);
                 let watchers = self.watchers_of(MORTAL);
                 self.dismiss(watchers);
+                self.lobbies[MORTAL].take().expect("an agent there").end();
             }
             Step::Stop => {
                 let node = self.nodes[MORTAL].take().expect("it lives");
                 node.signal("TERM");
+                self.lobbies[MORTAL].take().expect("an agent there").end();
                 let clients = thread::spawn(move || {
                     for mut ws in dying {
                         assert_eq!(ws.expect_close(), 1001, "how a drained connection ends");
@@ -225,6 +235,7 @@ impl Churn {
                 let node = self.spawn(MORTAL);
                 node.wait_ready();
                 self.nodes[MORTAL] = Some(node);
+                self.lobbies[MORTAL] = Some(self.enter_lobby(MORTAL));
             }
             Step::Agree => self.agree(),
             Step::Join(..) | Step::Leave(..) | Step::Reload(..) => unreachable!("the crowd plays these"),
@@ -250,6 +261,12 @@ impl Churn {
         self.dismiss(watchers);
         self.model = Model::default();
         self.agree();
+        let lobbies = std::mem::take(&mut self.lobbies).into_iter().flatten();
+        for lobby in lobbies {
+            lobby.close();
+            let events = lobby.end();
+            eprintln!("{events} events in a lobby");
+        }
     }
 
     /// Waits until Redis, REST and the watchers agree with the model.
@@ -265,6 +282,7 @@ impl Churn {
                 watcher.name
             );
         }
+        self.lobbies.iter().flatten().for_each(LobbyWatcher::check);
         let started = Instant::now();
         loop {
             let differences = self.differences();
@@ -280,144 +298,6 @@ impl Churn {
                 differences.join("\n")
             );
             thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn differences(&self) -> Vec<String> {
-        let mut all = Differences::default();
-        let mut redis = self.redis.client();
-        let leases = redis.zrange("livechat:nodes");
-        // A killed node has no lease left, and its successor is another node.
-        let lease_of = |node: usize| {
-            let of_node = leases
-                .iter()
-                .filter(|id| id.starts_with(&format!("{}+", NODES[node])));
-            of_node.collect::<Vec<_>>()
-        };
-        let mut ids = [const { String::new() }; NODES.len()];
-        for (node, id) in ids.iter_mut().enumerate() {
-            match lease_of(node)[..] {
-                [one] if self.model.is_up(node) => id.clone_from(one),
-                [] if !self.model.is_up(node) => {}
-                _ => all.0.push(format!(
-                    "leases: {leases:?}, up are {:?}",
-                    self.up().map(|up| up.0).collect::<Vec<_>>()
-                )),
-            }
-        }
-        let mut keys = BTreeSet::from(["livechat:nodes", "{livechat:nodes}:epoch"].map(str::to_owned));
-        for session in 0..SESSIONS {
-            if !self.model.users(session).is_empty() {
-                let users = users_key(&session_id(session));
-                keys.extend([format!("{{{users}}}:meta"), users]);
-            }
-            self.compare_session(&mut redis, session, &ids, &mut all);
-        }
-        for (node, _) in self.up() {
-            let key = format!("livechat:node:{}:sessions", ids[node]);
-            let expected: BTreeSet<_> = self.model.sessions_of(node).into_iter().map(session_id).collect();
-            let listed = redis.zrange(&key).into_iter().collect();
-            all.compare(&format!("the sessions of {}", ids[node]), &listed, &expected);
-            if !expected.is_empty() {
-                keys.insert(key);
-            }
-        }
-        all.compare("keys", &redis.keys("*").into_iter().collect(), &keys);
-        for (tab, watcher) in &self.watchers {
-            let users = self.model.users(tab.session).into_keys().map(user_id);
-            all.compare(&watcher.name, &watcher.there(), &Some(users.collect()));
-        }
-        all.0
-    }
-
-    /// Redis and the REST of all nodes about one session.
-    fn compare_session(
-        &self,
-        redis: &mut RedisClient,
-        session: usize,
-        ids: &[String],
-        all: &mut Differences,
-    ) {
-        let id = session_id(session);
-        let stored: BTreeMap<String, Value> = redis
-            .hgetall(&users_key(&id))
-            .into_iter()
-            .map(|(user, value)| (user, serde_json::from_str(&value).expect("JSON in Redis")))
-            .collect();
-        let (mut in_redis, mut in_rest) = (BTreeMap::new(), BTreeMap::new());
-        for (user, nodes) in self.model.users(session) {
-            let name = user_id(user);
-            // Only the nodes know when somebody joined; but all must agree.
-            let joined_at = stored
-                .get(&name)
-                .map_or(Value::Null, |value| value["joined_at"].clone());
-            if !is_utc(&joined_at) {
-                all.0.push(format!("{id}: {name} joined at {joined_at}"));
-            }
-            let shown =
-                json!({"user_id": name, "user_type": user_type(session, user), "joined_at": joined_at});
-            let mut value = shown.clone();
-            let counts = ids.iter().zip(nodes).filter(|(_, count)| *count > 0);
-            value["nodes"] = counts
-                .map(|(id, count)| (id.clone(), Value::from(count)))
-                .collect();
-            in_redis.insert(name.clone(), value);
-            in_rest.insert(name, shown);
-        }
-        all.compare(&format!("Redis about {id}"), &stored, &in_redis);
-
-        let total = |of_type: &str| self.model.total(session, of_type);
-        let (customers, agents) = (total("customer"), total("agent"));
-        let mut meta = redis.hgetall(&format!("{{{}}}:meta", users_key(&id)));
-        let has_version = meta
-            .remove("version")
-            .is_some_and(|version| version.parse::<u64>().is_ok());
-        all.compare(
-            &format!("whether the meta of {id} has a version"),
-            &has_version,
-            &!in_redis.is_empty(),
-        );
-        let count = meta.remove("count").unwrap_or_else(|| "0".to_owned());
-        all.compare(&format!("the count of {id}"), &count, &in_redis.len().to_string());
-        for name in ["birth", "changes", "damaged"] {
-            meta.remove(name);
-        }
-        meta.retain(|_, total| total != "0");
-        let totals = [
-            ("customer", customers),
-            ("agent", agents),
-            ("admin", total("admin")),
-        ];
-        let totals = totals.into_iter().filter(|(_, total)| *total > 0);
-        let totals = totals.map(|(of_type, total)| (format!("total_{of_type}"), total.to_string()));
-        all.compare(&format!("the meta of {id}"), &meta, &totals.collect());
-
-        let status = json!({
-            "users": in_rest,
-            "customer_connected": customers > 0,
-            "agent_connected": agents > 0,
-            "total_customer": customers,
-            "total_agent": agents,
-        });
-        for (node, server) in self.up() {
-            let answer = ask_status(server, &id);
-            let received = if answer.status == 200 {
-                answer.json()["data"].take()
-            } else {
-                Value::from(answer.text())
-            };
-            all.compare(&format!("REST of {} about {id}", NODES[node]), &received, &status);
-        }
-    }
-}
-
-#[derive(Default)]
-struct Differences(Vec<String>);
-
-impl Differences {
-    fn compare<T: PartialEq + Debug>(&mut self, what: &str, is: &T, should_be: &T) {
-        if is != should_be {
-            self.0.push(format!("{what}: {is:?}\n  should be {should_be:?}"));
         }
     }
 }

@@ -38,7 +38,7 @@ impl Script {
         let pending_leaves = format!("{{{}}}:untold:{node}", self.users);
         let suspicion = SUSPICION_MS.to_string();
         let mut command = vec!["EVAL", APPLY, "3", &self.users, &self.meta, &pending_leaves];
-        command.extend([node, "some", "none", birth, &suspicion]);
+        command.extend([node, "some", "none", birth, &suspicion, ""]);
         for user in users {
             command.extend([user, "customer", "2026-01-01T00:00:00.000Z", "1", "0"]);
         }

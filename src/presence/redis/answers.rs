@@ -7,6 +7,7 @@ use redis::{RedisError, Value};
 use serde::Deserialize;
 
 use super::listing::Requested;
+use super::session_entry::StateAfter;
 use crate::protocol::ids::{UserId, UserType};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 
@@ -55,6 +56,8 @@ pub struct Applied {
     pub damage: Option<Damage>,
     /// The users of the latest changes, oldest first; comes with a snapshot.
     pub latest: Vec<UserId>,
+    /// Who waits for whom.
+    pub state: Option<StateAfter>,
 }
 
 impl Applied {
@@ -87,9 +90,11 @@ pub fn read_applied(answer: Value, requested: Requested) -> Result<Applied, Redi
         u64,
         String,
         i64,
+        String,
     );
     let reply: Reply = redis::from_redis_value(answer)?;
-    let (version, changes, leaves, values, birth, damaged, suspect_for, latest, retyped) = reply;
+    let (version, changes, leaves, values, birth, damaged, suspect_for, latest, retyped, state) = reply;
+    let version = version.parse().unwrap_or(0);
     let leaves = leaves
         .iter()
         .filter_map(|(id, version)| Some((UserId::parse(id)?, version.parse().ok()?)));
@@ -100,7 +105,8 @@ pub fn read_applied(answer: Value, requested: Requested) -> Result<Applied, Redi
         suspect_for: Duration::from_millis(suspect_for),
     });
     Ok(Applied {
-        version: version.parse().unwrap_or(0),
+        version,
+        state: StateAfter::parse(&state, version),
         changes: changes.iter().filter_map(|change| read_change(change)).collect(),
         is_retyped: retyped == 1,
         leaves: leaves.collect(),

@@ -8,21 +8,29 @@
 --       3 which users' values to return: 'all', those 'listed', or 'none'
 --       4 the session's birth as this node knows it (empty: unknown)
 --       5 how long a session is suspect after damage to its keys, in milliseconds
+--       6 the state that this node last knew of the session, and since when, as in meta (empty: unknown)
 --       then for each user, in the order in which they joined and left: id, type, joined_at, connections (0: none, in
 --       the grace; -1: none), and '1' if there was no connection in between, '2' if the stored value can't be read
 -- Reply version, changes in their order (+id: has joined, -id: has left), leaves to publish (id, version, …; for 'gone'
 --       only; they include those of an earlier reaper), values of users, birth, when damage was last found (or empty),
---       how long the session is still suspect in milliseconds, meta's changes, whether a user's type has changed
+--       how long the session is still suspect in milliseconds, meta's changes, whether a user's type has changed, and
+--       who waits: "news state since customers agents time", where news is 1 if this call has written any of it, and
+--       time is when the state was seen, in microseconds
 --
 -- Meta  version: only grows   total_TYPE: users with nodes   count: all users
 --       birth: when this key was created   damaged: when damage was last found   changes: the latest, in order, each a
 --       line with the time in milliseconds and the change as in the reply
+--       state: w (waiting: a customer and no agent), a (active: both) or i (idle: no customer); in replies also e
+--       (ended: nobody)   since: since when it has been in this state, in milliseconds
 local users, meta, pending_leaves = KEYS[1], KEYS[2], KEYS[3]
 local node, listing, requested, birth_known, suspicion = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local state_known, since_known = string.match(ARGV[6], '^(%a) (%d+)$')
 -- So many bytes of the latest changes are kept: enough for a full frame of events; and for so long, for late readers.
 local MOST_CHANGES, CHANGES_KEPT_MS = 8192, 30000
 local TYPES = { customer = true, agent = true, admin = true }
 local changes, totals, listed = {}, {}, {}
+-- The first joined_at of those who have joined, by type.
+local joined = {}
 -- Whether something is missing that was there after the last write.
 local is_damaged, is_changed, is_retyped = false, false, false
 
@@ -31,7 +39,7 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A key of another type is not ours and is removed.
 local head = redis.pcall('HMGET', meta, 'version', 'count', 'birth', 'damaged', 'changes',
-    'total_customer', 'total_agent', 'total_admin')
+    'total_customer', 'total_agent', 'total_admin', 'state', 'since')
 if head.err then
     redis.call('DEL', meta)
     head, is_damaged = {}, true
@@ -118,7 +126,21 @@ local function is_elsewhere(nodes)
     return false
 end
 
-for at = 6, #ARGV, 5 do
+-- A time of RFC 3339 in UTC, in milliseconds since 1970.
+local function milliseconds(text)
+    local year, month, day, hour, minute, second =
+        string.match(text, '^(%d%d%d%d)-(%d%d)-(%d%d)T(%d%d):(%d%d):(%d%d%.?%d*)Z$')
+    if not year then return now_ms end
+    year, month = tonumber(year), tonumber(month)
+    -- Years begin in March, so that a leap day is their last.
+    if month <= 2 then year, month = year - 1, month + 12 end
+    local days = 365 * year + math.floor(year / 4) - math.floor(year / 100) + math.floor(year / 400)
+        + math.floor((153 * (month - 3) + 2) / 5) + tonumber(day) - 719469
+    local seconds = ((days * 24 + tonumber(hour)) * 60 + tonumber(minute)) * 60 + tonumber(second)
+    return math.floor(seconds * 1000 + 0.5)
+end
+
+for at = 7, #ARGV, 5 do
     local id, kind, joined_at, connections = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     listed[#listed + 1] = id
     listed[id] = true
@@ -132,6 +154,7 @@ for at = 6, #ARGV, 5 do
             user = { user_id = id, user_type = kind, joined_at = joined_at, nodes = {} }
             changes[#changes + 1] = '+' .. id
             tally(user, 1)
+            joined[kind] = math.min(joined[kind] or now_ms, milliseconds(joined_at))
         elseif not user.nodes then
             -- The old server's user is ours from now on. Recount: it may have replaced one of ours.
             user.nodes = {}
@@ -172,8 +195,49 @@ if is_damaged or (is_recreated and suspect_for <= 0) then
 end
 if suspect_for <= 0 then damaged = nil end
 
+local before, sums, people = {}, {}, 0
+for at, kind in ipairs({ 'customer', 'agent', 'admin' }) do before[kind] = tonumber(head[at + 5] or '') or 0 end
+if must_recount then
+    sums = recount()
+else
+    for kind in pairs(TYPES) do sums[kind] = before[kind] + (totals[kind] or 0) end
+end
+for kind in pairs(TYPES) do
+    sums[kind] = sums[kind] or 0
+    people = people + sums[kind]
+end
+
+local function state_of(sums)
+    if sums.customer == 0 then return 'i' end
+    return sums.agent == 0 and 'w' or 'a'
+end
+local state_before, since_before = head[9] or nil, tonumber(head[10] or '')
+local state, since = people == 0 and 'e' or state_of(sums), since_before
+local has_entered = state ~= state_before or not since
+
+-- Since when the session is in its state, if it was not before. Keys that were lost are written by one node after the
+-- other: a session must not seem to wait only from then on.
+local function entered()
+    local known = state_known == state and tonumber(since_known)
+    if known and known <= now_ms and known >= (since_before or 0) then return known end
+    if #changes == 0 and not is_changed and version > 0 then
+        -- A node of an older version has changed it.
+        return math.min(math.floor(version / 1000), now_ms)
+    end
+    if state == 'w' and before.customer == 0 then return joined.customer or now_ms end
+    if state == 'i' and not state_before then return math.min(joined.agent or now_ms, joined.admin or now_ms) end
+    if state ~= 'a' then return now_ms end
+    local at = before.customer + before.agent > 0 and since_before or 0
+    if before.customer == 0 then at = math.max(at, joined.customer or now_ms) end
+    if before.agent == 0 then at = math.max(at, joined.agent or now_ms) end
+    return at > 0 and at or now_ms
+end
+if has_entered then since = entered() end
+
 local log = head[5] or ''
+local is_news = false
 if #changes > 0 or is_changed or must_recount then
+    is_news = true
     version = math.max(version + 1, time[1] * 1000000 + time[2])
     count = redis.call('HLEN', users)
     if count == 0 then
@@ -195,15 +259,16 @@ if #changes > 0 or is_changed or must_recount then
         redis.call('HSET', meta, 'version', string.format('%.0f', version), 'count', count, 'birth', birth,
             'changes', log)
         if damaged then redis.call('HSET', meta, 'damaged', string.format('%.0f', damaged)) end
-        if must_recount then
-            for kind in pairs(TYPES) do totals[kind] = nil end
-            local sums = recount()
-            for kind in pairs(TYPES) do redis.call('HSET', meta, 'total_' .. kind, sums[kind] or 0) end
-        end
-        for kind, step in pairs(totals) do
-            if step ~= 0 then redis.call('HINCRBY', meta, 'total_' .. kind, step) end
+        for kind, sum in pairs(sums) do
+            if sum ~= before[kind] or must_recount then redis.call('HSET', meta, 'total_' .. kind, sum) end
         end
     end
+end
+if state == 'e' then
+    if count > 0 and state_before then redis.call('HDEL', meta, 'state', 'since') end
+elseif has_entered then
+    is_news = true
+    redis.call('HSET', meta, 'state', state, 'since', string.format('%.0f', since))
 end
 version = string.format('%.0f', version)
 
@@ -225,4 +290,6 @@ end
 return {
     version, changes, leaves, values, birth, damaged and string.format('%.0f', damaged) or '',
     math.max(suspect_for, 0), requested == 'all' and log or '', is_retyped and 1 or 0,
+    string.format('%d %s %.0f %d %d %.0f', is_news and 1 or 0, state, since, sums.customer, sums.agent,
+        time[1] * 1000000 + time[2]),
 }

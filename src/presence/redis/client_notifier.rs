@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::answers::{Applied, Damage};
 use super::client_view::ClientView;
+use super::listing::Known;
 use super::store::SUSPICION;
 use crate::metrics::Metrics;
 use crate::presence::status_frames::{self, NextFrame};
@@ -90,14 +91,18 @@ impl ClientNotifier {
         true
     }
 
-    /// The `birth` that a session's keys are expected to have; empty if unknown.
-    pub fn birth(&self, session_id: &SessionId) -> &str {
-        self.views.get(session_id).map_or("", |view| &view.birth)
+    /// What a session's keys are expected to say.
+    pub fn known(&self, session_id: &SessionId) -> Known<'_> {
+        let view = self.views.get(session_id);
+        view.map_or_else(Known::default, |view| Known {
+            birth: &view.birth,
+            state: view.state,
+        })
     }
 
-    pub fn note_birth(&mut self, session_id: &SessionId, birth: String) {
+    pub fn note_keys(&mut self, session_id: &SessionId, applied: Applied) {
         if let Some(view) = self.views.get_mut(session_id) {
-            view.birth = birth;
+            (view.birth, view.state) = (applied.birth, applied.state);
         }
     }
 
@@ -156,6 +161,7 @@ impl ClientNotifier {
         };
         view.joiners.extend(joiners);
         view.birth.clone_from(&applied.birth);
+        view.state = applied.state;
         let Some(status) = applied.snapshot else {
             self.waiting.insert(session.id.clone());
             return;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::session_entry::StateAfter;
 use crate::presence::status_frames::{Changes, NextFrame, Throttle};
 use crate::protocol::ids::UserId;
 use crate::protocol::status::{ConnectionStatus, EventType, StatusEvent};
@@ -22,6 +23,8 @@ pub struct ClientView {
     pub unpublished: Option<Vec<StatusEvent>>,
     /// Tells the session's keys in Redis from recreated ones; empty if unknown.
     pub birth: String,
+    /// Who waited for whom when the session was last seen in Redis.
+    pub state: Option<StateAfter>,
     /// Since when one of the session's values has been unreadable.
     pub unreadable_since: Option<Instant>,
     /// A user's type differs from what was announced.
@@ -43,6 +46,7 @@ impl ClientView {
             joiners: Vec::new(),
             unpublished: None,
             birth: String::new(),
+            state: None,
             unreadable_since: None,
             is_retyped: false,
             throttle: Throttle::new(now),

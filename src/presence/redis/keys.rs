@@ -16,6 +16,12 @@ pub const WRITING: &str = "{livechat:nodes}:writing";
 /// Nodes that were shut down in order, whose lease is their users' grace: a set, in the slot of [`LEASES`].
 pub const SHUT_DOWN: &str = "{livechat:nodes}:left";
 
+/// The index of all sessions, as `index.lua` describes it: entries, order, feed and what has ended, in one slot.
+pub const INDEX_ENTRIES: &str = "{livechat:sessions}:entries";
+pub const INDEX_ORDER: &str = "{livechat:sessions}:order";
+pub const INDEX_FEED: &str = "{livechat:sessions}:feed";
+pub const INDEX_ENDED: &str = "{livechat:sessions}:ended";
+
 /// A hash, from user id to JSON. The old server's name.
 pub fn users(session_id: &str) -> String {
     format!("session:{session_id}:users")
@@ -101,5 +107,8 @@ mod tests {
         assert_eq!(slot(LEASES), slot(EPOCH));
         assert_eq!(slot(LEASES), slot(WRITING));
         assert_eq!(slot(LEASES), slot(SHUT_DOWN));
+        for key in [INDEX_ORDER, INDEX_FEED, INDEX_ENDED] {
+            assert_eq!(slot(INDEX_ENTRIES), slot(key));
+        }
     }
 }

@@ -74,6 +74,8 @@ impl PresenceTask {
             self.store.set_incomplete(true);
             self.notifier.reset_versions();
             self.publisher.forget_all();
+            self.index.clear();
+            self.parts.lobby.suspend();
         }
         self.rename();
     }

@@ -1,5 +1,6 @@
 //! What a node writes about its users in a session, and what it requests in return.
 
+use super::session_entry::{StateAfter, letter};
 use crate::protocol::ids::{UserId, UserType};
 
 /// What is written of one user: the connections on this node, an absolute number.
@@ -73,4 +74,23 @@ pub enum Listing<'a> {
     All(&'a [UserWrite]),
     /// None: the node is gone. The leaves that this causes are kept until the log has acknowledged them.
     NodeGone,
+}
+
+/// What a node knew of a session before it writes to it.
+#[derive(Clone, Copy, Default)]
+pub struct Known<'a> {
+    /// Tells the session's keys from recreated ones; empty if unknown.
+    pub birth: &'a str,
+    /// Who waited for whom: kept while Redis has lost it.
+    pub state: Option<StateAfter>,
+}
+
+impl Known<'_> {
+    /// As `apply.lua` takes it: "state since".
+    pub fn state(&self) -> String {
+        match self.state.map(|after| after.state) {
+            Some(Ok(summary)) => format!("{} {}", letter(summary.state), summary.since),
+            _ => String::new(),
+        }
+    }
 }

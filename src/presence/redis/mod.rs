@@ -8,6 +8,9 @@
 //! - [`checks`]: which sessions to compare with Redis next
 //! - [`client_notifier`]: notifies the clients of this node; [`client_view`]: what was announced to those of a session
 //! - [`reads`]: how far users have read
+//! - [`session_index`]: what has to be written to the index of all sessions; [`session_entry`]: one session in it;
+//!   [`index_store`]: its commands and pages; [`indexing`]: the task writes it, and follows it for the lobby
+//!   ([`lobby_feed`])
 //! - [`status_publisher`]: publishes to the other nodes, and tracks what the log has not acknowledged
 //! - [`reaper`]: removes users of dead nodes, and of this node's retired names
 //!
@@ -21,14 +24,19 @@ mod cause;
 mod checks;
 mod client_notifier;
 mod client_view;
+mod index_store;
+mod indexing;
 mod keys;
 mod lease_renewal;
 mod listing;
+mod lobby_feed;
 mod node_lease;
 mod pending;
 mod presence_task;
 mod reads;
 mod reaper;
+mod session_entry;
+mod session_index;
 mod status_publisher;
 mod store;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Schedules that have failed, each with its cause.
 
-use super::simulated_node::Fault;
+use super::simulated_link::Fault;
 use super::{Step, simulate};
 
 /// A node starts right after a loss of data, and has not seen the node that is away when there is another loss: that

@@ -14,6 +14,8 @@ pub struct Pending {
     pub writes_all: bool,
     /// All users are written as they should be stored already: this is a check.
     pub is_check: bool,
+    /// The session is written to the index of all sessions, whether it has changed or not.
+    pub must_index: bool,
     /// What is stored can't be read, and is replaced.
     pub replaces: bool,
     /// Clients here may have to be notified; a mere check notifies nobody.
@@ -29,6 +31,7 @@ impl Pending {
         self.change.merge(other.change);
         self.writes_all |= other.writes_all;
         self.is_check |= other.is_check;
+        self.must_index |= other.must_index;
         self.replaces |= other.replaces;
         self.must_notify |= other.must_notify;
         self.must_publish |= other.must_publish;

@@ -9,11 +9,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::checks::Checks;
 use super::client_notifier::ClientNotifier;
+use super::lobby_feed::LobbyFeed;
 use super::node_lease::NodeLease;
 use super::pending::Pending;
 use super::reads::Reads;
+use super::session_index::SessionIndex;
 use super::status_publisher::{MAX_WAITING, StatusPublisher};
-use super::store::{self, Store};
+use super::store::{self, SUSPICION, Store};
 use super::timings::{MAX_RETRY, MIN_RETRY, Timings};
 use crate::clock::Moment;
 use crate::logging::LogLimit;
@@ -39,6 +41,8 @@ pub struct PresenceTask {
     pub(super) lease: NodeLease,
     pub(super) notifier: ClientNotifier,
     pub(super) publisher: StatusPublisher,
+    pub(super) index: SessionIndex,
+    pub(super) feed: LobbyFeed,
     /// Users whose last connection here has closed, and who may reconnect.
     pub(super) grace: GraceClock,
     checks: Checks,
@@ -70,12 +74,16 @@ impl PresenceTask {
         let mut grace = GraceClock::new(timings.grace);
         // There are some already if the task was restarted after a panic.
         grace::add_all_users_in_grace(&parts.registry, &mut grace);
+        // The same for what the lobby was told.
+        parts.lobby.suspend();
         Self {
             grace,
             checks: Checks::new(Instant::now()),
             took_changes: Moment::now(),
             notifier: ClientNotifier::new(Arc::clone(&parts.registry), Arc::clone(&parts.metrics)),
             publisher: StatusPublisher::new(Arc::clone(&parts.bus), Arc::clone(&parts.dirty)),
+            index: SessionIndex::default(),
+            feed: LobbyFeed::default(),
             lease: NodeLease::new(store.next_name(&parts.node), timings),
             reads: Reads::new(&parts),
             store,
@@ -148,7 +156,12 @@ impl PresenceTask {
         }
         let next = self.next_heartbeat.min(self.next_upkeep);
         let grace = self.grace.due().map(|due| Instant::from_std(due.instant()));
-        let due = self.notifier.due().into_iter().chain(grace);
+        let due = self
+            .notifier
+            .due()
+            .into_iter()
+            .chain(grace)
+            .chain(self.index.due());
         due.fold(next, Instant::min)
     }
 
@@ -171,6 +184,13 @@ impl PresenceTask {
         }
         for session_id in self.notifier.take_due(now) {
             self.pend(session_id);
+        }
+        for session_id in self.store.take_doubtful() {
+            // Its keys may be damaged, and be written again.
+            self.index.look_later(&session_id, now + SUSPICION);
+        }
+        for session_id in self.index.take_due(now) {
+            self.pending.entry(session_id).or_default().must_index = true;
         }
         if now >= self.next_upkeep && self.store.is_connected() && self.has_log() {
             self.retry_failed();
@@ -301,6 +321,7 @@ impl PresenceTask {
                 return Err(store::keeps_losing());
             }
         }
+        self.flush_index().await?;
         if self.lease.state().must_write_all() {
             self.release_retired_names().await?;
             // There is more to write if Redis has lost us meanwhile.
@@ -332,7 +353,7 @@ impl PresenceTask {
                 }
             }
         }
-        Ok(())
+        self.flush_index().await
     }
 
     /// Schedules checks of some sessions: others may have deleted or changed their keys.

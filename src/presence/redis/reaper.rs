@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::answers::{self, Applied};
 use super::keys::{self, node_of};
-use super::listing::{Listing, Requested};
+use super::listing::{Known, Listing, Requested};
 use super::presence_task::{MAX_PIPELINE, PresenceTask};
 use super::status_publisher::{self, ListEntry, Unacknowledged};
 use super::store::{Deregistered, LONG, SHORT};
@@ -51,7 +51,7 @@ impl PresenceTask {
                             id,
                             Listing::NodeGone,
                             Requested::Nothing,
-                            "",
+                            Known::default(),
                         );
                         pipeline.cmd("DEL").arg(keys::pending_leaves(id, &node));
                     }
@@ -106,7 +106,7 @@ impl PresenceTask {
                             id,
                             Listing::NodeGone,
                             Requested::Nothing,
-                            "",
+                            Known::default(),
                         );
                     }
                     if self.send_with_heartbeat(pipeline, LONG).await?.is_none() {
@@ -153,7 +153,7 @@ impl PresenceTask {
                     id,
                     Listing::NodeGone,
                     Requested::Snapshot,
-                    "",
+                    Known::default(),
                 );
             }
             let Some(answers) = self.send_with_heartbeat(pipeline, LONG).await? else {
@@ -174,6 +174,7 @@ impl PresenceTask {
 
     async fn reclaimed(&mut self, entry: &ListEntry, number: Option<u64>, applied: Applied) {
         let (node, session_id) = entry;
+        self.index.note(session_id, &applied, true, Instant::now());
         let session = self.parts.registry.get(session_id.as_str());
         let leaves = applied
             .leaves
@@ -277,7 +278,8 @@ impl PresenceTask {
     async fn await_acknowledgements(&mut self, deadline: Instant) -> Result<(), RedisError> {
         loop {
             self.write_sessions(Vec::new()).await?;
-            if self.publisher.is_idle() || Instant::now() >= deadline {
+            let is_idle = self.publisher.is_idle() && !self.index.has_rows();
+            if is_idle || Instant::now() >= deadline {
                 return Ok(());
             }
             sleep(self.timings.window).await;

@@ -1,15 +1,20 @@
 //! A node of the simulation: what the presence task does, with its I/O replaced by a [`Link`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::super::answers::Applied;
 use super::super::client_view::ClientView;
+use super::super::lobby_feed::LobbyFeed;
 use super::super::node_lease::{Loss, NodeLease, Transition};
+use super::super::session_index::SessionIndex;
 use super::super::timings::{MAX_RETRY, MIN_RETRY, Timings};
-use super::simulated_redis::{Answer, ListEntry, ListingKind, Redis, Request, Session, Write};
+use super::simulated_link::{Failed, Link};
+use super::simulated_redis::{ListEntry, ListingKind, Request, Session, Write, session_id};
+use crate::presence::lobby::Lobby;
 use crate::presence::status_frames::NextFrame;
 use crate::protocol::ids::UserId;
 use crate::protocol::status::{EventType, StatusEvent};
@@ -19,72 +24,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// See `presence_task::MAX_LOSSES`.
 const MAX_LOSSES: usize = 3;
 
-/// What happens to one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It does not reach Redis.
-    LostRequest,
-    /// As before: its connection was broken by a restart of Redis.
-    Broken,
-    /// It is executed, and its answer is lost.
-    LostAnswer,
-    /// It is executed later, when the node has given up on it.
-    Delayed(u64),
-    /// It is executed twice, and its answer is lost. (Twice at once: on a TCP connection nothing is repeated later.)
-    Repeated,
-    /// Redis is emptied in the middle of it.
-    FlushedWithin,
-}
-
-/// No answer.
-#[derive(Debug)]
-pub struct Failed;
-
-/// What a node is connected to.
-pub struct Link<'a> {
-    pub redis: &'a mut Redis,
-    pub faults: &'a mut VecDeque<Fault>,
-    pub delayed: &'a mut Vec<(Instant, Request)>,
-    /// Sessions with a status record in this round.
-    pub published: &'a mut BTreeSet<Session>,
-}
-
-impl Link<'_> {
-    fn send(&mut self, request: &Request) -> Result<Answer, Failed> {
-        let fault = self.faults.pop_front();
-        match fault {
-            None => Ok(self.redis.execute(request, false)),
-            Some(Fault::FlushedWithin) => Ok(self.redis.execute(request, true)),
-            Some(Fault::LostRequest | Fault::Broken) => Err(Failed),
-            Some(Fault::LostAnswer) => {
-                self.redis.execute(request, false);
-                Err(Failed)
-            }
-            Some(Fault::Delayed(ms)) => {
-                let due = Instant::now() + Duration::from_millis(ms);
-                self.delayed.push((due, request.clone()));
-                Err(Failed)
-            }
-            Some(Fault::Repeated) => {
-                self.redis.execute(request, false);
-                self.redis.execute(request, false);
-                Err(Failed)
-            }
-        }
-    }
-
-    /// For what is not a pipeline of its own: only its request can be lost.
-    fn reach(&mut self) -> Result<&mut Redis, Failed> {
-        match self.faults.front() {
-            Some(Fault::LostRequest | Fault::Broken) => {
-                self.faults.pop_front();
-                Err(Failed)
-            }
-            _ => Ok(&mut *self.redis),
-        }
-    }
-}
-
 /// See `pending::Pending`.
 #[derive(Default)]
 struct Pending {
@@ -92,6 +31,7 @@ struct Pending {
     writes_all: bool,
     is_check: bool,
     must_publish: bool,
+    must_index: bool,
 }
 
 pub struct Node {
@@ -108,6 +48,10 @@ pub struct Node {
     views: BTreeMap<Session, ClientView>,
     /// See `client_notifier::ClientNotifier::suspects`.
     suspects: BTreeMap<Session, (u64, Instant)>,
+    index: SessionIndex,
+    feed: LobbyFeed,
+    /// Somebody is always there.
+    pub lobby: Arc<Lobby>,
     is_connected: bool,
     next_heartbeat: Instant,
     next_upkeep: Instant,
@@ -124,7 +68,12 @@ pub struct Node {
 impl Node {
     pub fn new(base: String, timings: Timings) -> Self {
         let now = Instant::now();
+        let lobby = Arc::new(Lobby::new(Arc::default()));
+        lobby.watch();
         Self {
+            index: SessionIndex::default(),
+            feed: LobbyFeed::default(),
+            lobby,
             lease: NodeLease::new(base.as_str().into(), timings),
             base,
             names: 0,
@@ -186,6 +135,10 @@ impl Node {
         for (session, _) in over {
             self.pend(session);
         }
+        for id in self.index.take_due(now) {
+            let number = id.as_str().trim_start_matches('s').parse();
+            self.pend(number.expect("a session of the simulation")).must_index = true;
+        }
         if self.lease.end_recovery() {
             self.pend_all();
             for (session, deferred) in std::mem::take(&mut self.deferred) {
@@ -238,6 +191,8 @@ impl Node {
         if loss != Loss::Lease {
             self.views.values_mut().for_each(ClientView::reset_versions);
             self.acknowledged.clear();
+            self.index.clear();
+            self.lobby.suspend();
         }
         self.rename();
     }
@@ -287,6 +242,7 @@ impl Node {
                 return Err(Failed);
             }
         }
+        self.flush_index(link)?;
         if self.lease.state().must_write_all() {
             self.release_retired_names(link)?;
             if !self.pending.is_empty() {
@@ -306,6 +262,16 @@ impl Node {
                 if self.lease.state().is_recovering() {
                     break;
                 }
+            }
+        }
+        self.flush_index(link)
+    }
+
+    /// See `PresenceTask::flush_index`.
+    fn flush_index(&mut self, link: &mut Link<'_>) -> Result<(), Failed> {
+        while self.index.has_rows() {
+            if !self.write(link, None)? {
+                return Ok(());
             }
         }
         Ok(())
@@ -328,6 +294,8 @@ impl Node {
             acknowledged: Vec::new(),
             number: self.number,
             writes,
+            rows: Vec::new(),
+            feed_from: None,
         }
     }
 
@@ -339,6 +307,13 @@ impl Node {
             self.lost(loss);
             return Ok(None);
         }
+        if let (Some(from), Some(page)) = (request.feed_from, answer.feed) {
+            self.is_credulous |= self.lease.state().is_recovering();
+            let now = link.redis.now();
+            if self.feed.read(from, &page, &self.lobby, now) {
+                self.next_heartbeat = Instant::now();
+            }
+        }
         Ok(Some(answer.applied))
     }
 
@@ -347,9 +322,14 @@ impl Node {
         let writes = session.iter().map(|&session| self.write_of(session)).collect();
         let mut request = self.request(writes);
         request.acknowledged = self.acknowledged.clone();
+        request.rows = self.index.rows();
+        if !self.lease.state().is_recovering() {
+            request.feed_from = self.feed.next(&self.lobby);
+        }
         let Some(applied) = self.send(link, &request)? else {
             return Ok(false);
         };
+        self.index.written(&request.rows);
         self.acknowledged
             .retain(|entry| !request.acknowledged.contains(entry));
         if let (Some(session), Some(applied)) = (session, applied.into_iter().next()) {
@@ -376,12 +356,17 @@ impl Node {
                 true => ListingKind::All,
                 false => ListingKind::Some,
             },
+            known: self.views.get(&session).and_then(|view| view.state),
         }
     }
 
     /// See `PresenceTask::applied`.
     fn applied(&mut self, link: &mut Link<'_>, session: Session, applied: Applied) {
         let mut pending = self.pending.remove(&session).unwrap_or_default();
+        let was_here = self.held.get(&session).is_some_and(|held| !held.is_empty());
+        let must_index = !was_here || pending.writes_all || pending.is_check || pending.must_index;
+        self.index
+            .note(&session_id(session), &applied, must_index, Instant::now());
         let is_known = pending.writes_all && self.lease.state().is_rebuilding();
         pending.must_publish |= !applied.changes.is_empty() && !is_known;
         if self.lease.state().is_recovering() {
@@ -425,6 +410,7 @@ impl Node {
             self.events.extend(known.map(|id| (session, join(id))));
         }
         let view = self.views.entry(session).or_insert_with(initial);
+        view.state = applied.state;
         view.update(applied.version, status, is_suspect);
         if let NextFrame::Everyone(events) = view.next(now, &[]) {
             self.events
@@ -470,6 +456,8 @@ impl Node {
                 return Ok(());
             };
             let applied = applied.remove(0);
+            self.index
+                .note(&session_id(session), &applied, true, Instant::now());
             self.acknowledged.push((entry, number));
             if !self.lease.is_retired(name) || !applied.leaves.is_empty() {
                 link.published.insert(session);
@@ -487,5 +475,6 @@ fn left(name: &str, session: Session) -> Write {
         session,
         users: Vec::new(),
         listing: ListingKind::Left,
+        known: None,
     }
 }

@@ -7,14 +7,22 @@ use tokio::time::Instant;
 
 use super::super::answers::{Applied, Damage, Heartbeat};
 use super::super::keys::node_of;
+use super::super::lobby_feed::{FEED_PAGE, FeedPage};
+use super::super::session_entry::StateAfter;
+use super::super::session_index::{ENDED_KEPT, MOST_ENDED};
 use super::super::store::SUSPICION;
-use crate::protocol::ids::{UserId, UserType};
+use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::protocol::lobby::{SessionState, Summary, Totals};
 use crate::protocol::status::{ConnectedUser, ConnectionStatus, EventType};
 
 /// A session's number.
 pub type Session = usize;
 
-/// One pipeline: the heartbeat, removals from lists, one or several writes, and the epoch at the end.
+pub fn session_id(session: Session) -> SessionId {
+    SessionId::parse(&format!("s{session}")).unwrap()
+}
+
+/// One pipeline: the heartbeat, the index, removals from lists, one or several writes, and the epoch at the end.
 #[derive(Clone)]
 pub struct Request {
     pub name: String,
@@ -30,6 +38,9 @@ pub struct Request {
     pub acknowledged: Vec<(ListEntry, u64)>,
     pub number: u64,
     pub writes: Vec<Write>,
+    /// For the index.
+    pub rows: Vec<(SessionId, StateAfter)>,
+    pub feed_from: Option<u64>,
 }
 
 /// A node's name and a session on its list.
@@ -43,6 +54,7 @@ pub struct Write {
     /// Each listed user, and whether this node has a connection of theirs.
     pub users: Vec<(UserId, bool)>,
     pub listing: ListingKind,
+    pub known: Option<StateAfter>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,6 +68,7 @@ pub struct Answer {
     pub heartbeat: Heartbeat,
     pub epoch: Option<String>,
     pub applied: Vec<Applied>,
+    pub feed: Option<FeedPage>,
 }
 
 /// What is stored, and lost with the data.
@@ -69,6 +82,16 @@ struct Data {
     /// The number of the pipeline that wrote to a session last.
     lists: BTreeMap<ListEntry, u64>,
     pending_leaves: BTreeMap<ListEntry, BTreeSet<UserId>>,
+    index: Index,
+}
+
+/// See `index.lua`.
+#[derive(Clone, Default)]
+struct Index {
+    entries: BTreeMap<SessionId, (StateAfter, u64)>,
+    ended: BTreeMap<SessionId, Instant>,
+    seq: u64,
+    pruned: u64,
 }
 
 /// The keys of one session.
@@ -79,6 +102,7 @@ struct Keys {
     count: usize,
     version: u64,
     damaged: Option<Instant>,
+    entered: Option<(SessionState, i64)>,
 }
 
 pub struct Redis {
@@ -147,6 +171,10 @@ impl Redis {
         if flush_within {
             self.flush();
         }
+        if !request.rows.is_empty() {
+            self.index(&request.rows);
+        }
+        let feed = request.feed_from.map(|from| self.feed(from));
         for (entry, number) in &request.acknowledged {
             self.data.pending_leaves.remove(entry);
             if self.data.lists.get(entry) == Some(number) {
@@ -164,7 +192,72 @@ impl Redis {
             heartbeat,
             epoch: self.data.epoch.map(|epoch| epoch.to_string()),
             applied,
+            feed,
         }
+    }
+
+    fn micros(&self) -> u64 {
+        1 + self.start.elapsed().as_micros() as u64
+    }
+
+    /// In milliseconds.
+    pub fn now(&self) -> i64 {
+        self.start.elapsed().as_millis() as i64
+    }
+
+    fn index(&mut self, rows: &[(SessionId, StateAfter)]) {
+        let (now, micros) = (Instant::now(), self.micros());
+        let index = &mut self.data.index;
+        index.seq = index.seq.max(micros);
+        for (session_id, after) in rows {
+            let same = |known: &StateAfter| (known.version, known.state) == (after.version, after.state);
+            let known = index.entries.get(session_id);
+            if known.is_some_and(|(known, _)| known.version > after.version || same(known)) {
+                continue;
+            }
+            index.seq += 1;
+            index.entries.insert(session_id.clone(), (*after, index.seq));
+            match after.state {
+                Ok(_) => index.ended.remove(session_id),
+                Err(_) => index.ended.insert(session_id.clone(), now),
+            };
+        }
+        assert!(index.ended.len() < MOST_ENDED);
+        for (session_id, _) in index.ended.extract_if(.., |_, at| now - *at >= ENDED_KEPT) {
+            let forgotten = index.entries.remove(&session_id);
+            index.pruned = index.pruned.max(forgotten.map_or(0, |(_, seq)| seq));
+        }
+    }
+
+    fn feed(&self, from: u64) -> FeedPage {
+        let index = &self.data.index;
+        let mut changes: Vec<_> = index
+            .entries
+            .iter()
+            .filter(|(_, (_, seq))| *seq > from)
+            .map(|(session_id, (after, seq))| {
+                let (state, since, totals) = after.fields();
+                let Totals { customers, agents } = totals;
+                let entry = format!("{} {state} {since} {customers} {agents}", after.version);
+                (session_id.to_string(), *seq, entry)
+            })
+            .collect();
+        changes.sort_by_key(|(_, seq, _)| *seq);
+        changes.truncate(FEED_PAGE);
+        FeedPage {
+            last: index.seq,
+            pruned: index.pruned,
+            is_full: changes.len() >= FEED_PAGE,
+            changes,
+        }
+    }
+
+    /// The sessions that the index has as not ended.
+    pub fn indexed(&self) -> BTreeMap<SessionId, SessionState> {
+        let entries = self.data.index.entries.iter();
+        let live = entries
+            .filter_map(|(session_id, (after, _))| Some((session_id.clone(), after.state.ok()?.state)));
+        live.collect()
     }
 
     fn heartbeat(&mut self, request: &Request) -> Heartbeat {
@@ -217,7 +310,7 @@ impl Redis {
 
     fn apply(&mut self, write: &Write) -> Applied {
         let now = Instant::now();
-        let elapsed = (now - self.start).as_micros() as u64;
+        let (elapsed, milliseconds) = (self.micros(), self.now());
         let keys = self.data.sessions.entry(write.session).or_default();
         let is_damaged = keys.users.len() < keys.count;
         let mut changes = Vec::new();
@@ -256,6 +349,16 @@ impl Redis {
             keys.version = elapsed.max(keys.version + 1);
             keys.count = keys.users.len();
         }
+        let (state, has_entered) = keys.state(write.known, milliseconds);
+        let state = StateAfter {
+            is_news: has_entered || is_damaged || !changes.is_empty(),
+            version: if keys.version == 0 { elapsed } else { keys.version },
+            state,
+        };
+        if keys.users.is_empty() {
+            // As meta is deleted.
+            (keys.version, keys.count) = (0, 0);
+        }
         let damage = keys.damaged.map(|damaged| Damage {
             found: (damaged - self.start).as_millis() as u64,
             suspect_for: SUSPICION - (now - damaged),
@@ -265,10 +368,11 @@ impl Redis {
             let entry = (write.name.clone(), write.session);
             let kept = self.data.pending_leaves.entry(entry).or_default();
             kept.extend(changes.iter().map(|(_, user_id)| user_id.clone()));
-            left.extend(kept.iter().map(|user_id| (user_id.clone(), keys.version)));
+            left.extend(kept.iter().map(|user_id| (user_id.clone(), state.version)));
         }
         Applied {
-            version: keys.version,
+            version: state.version,
+            state: Some(state),
             changes,
             leaves: left,
             snapshot: Some(status(keys.users.keys())),
@@ -319,10 +423,42 @@ impl Redis {
     }
 }
 
+impl Keys {
+    /// Who waits, and whether that has just begun.
+    fn state(&mut self, known: Option<StateAfter>, now: i64) -> (Result<Summary, i64>, bool) {
+        let count = |of_type| self.users.keys().filter(|id| type_of(id) == of_type).count() as u32;
+        let totals = Totals {
+            customers: count(UserType::Customer),
+            agents: count(UserType::Agent),
+        };
+        if self.users.is_empty() {
+            let has_ended = self.entered.take().is_some();
+            return (Err(now), has_ended);
+        }
+        let state = SessionState::of(totals);
+        let before = self.entered.filter(|(before, _)| *before == state);
+        let known = known.and_then(|known| known.state.ok()).filter(|known| {
+            let is_later = self.entered.is_none_or(|(_, since)| known.since >= since);
+            known.state == state && is_later
+        });
+        let since = known.map_or(now, |known| known.since);
+        let (_, since) = *self.entered.insert(before.unwrap_or((state, since)));
+        let summary = Summary { state, totals, since };
+        (Ok(summary), before.is_none())
+    }
+}
+
+pub fn type_of(user_id: &UserId) -> UserType {
+    match user_id.as_str().starts_with("resident") {
+        true => UserType::Agent,
+        false => UserType::Customer,
+    }
+}
+
 fn status<'a>(users: impl Iterator<Item = &'a UserId>) -> ConnectionStatus {
     ConnectionStatus::of(users.map(|user_id| ConnectedUser {
         user_id: user_id.clone(),
-        user_type: UserType::Customer,
+        user_type: type_of(user_id),
         joined_at: "J".into(),
     }))
 }

@@ -1,5 +1,6 @@
 //! The connection to Redis: commands, scripts and their answers. The presence task and REST share it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,12 +16,12 @@ use redis::{
 use super::answers::{Facts, snapshot};
 use super::cause::{Cause, SERVER_ERRORS, answer_to_ping};
 use super::keys;
-use super::listing::{Listing, Requested};
+use super::listing::{Known, Listing, Requested};
 use super::node_lease::NodeLease;
 use super::timings::CONNECT_TIMEOUT;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
-use crate::presence::parts::Unavailable;
+use crate::presence::unavailable::Unavailable;
 use crate::protocol::ids::SessionId;
 use crate::protocol::receipt::Receipt;
 use crate::protocol::status::ConnectionStatus;
@@ -38,6 +39,8 @@ const HEARTBEAT: &str = include_str!("heartbeat.lua");
 const DEREGISTER: &str = include_str!("deregister.lua");
 const ACKNOWLEDGE: &str = include_str!("acknowledge.lua");
 const DEPART: &str = include_str!("depart.lua");
+const INDEX: &str = include_str!("index.lua");
+const FEED: &str = include_str!("feed.lua");
 const READ: &str = include_str!("read.lua");
 
 /// How long it is kept how far users have read: seven days, in seconds.
@@ -45,6 +48,8 @@ const KEEP_READ: u32 = 7 * 24 * 60 * 60;
 /// Of at most so many users of a session.
 const MAX_READERS: usize = 1_000;
 
+/// At most so many sessions that pages have doubted wait to be looked into.
+const MAX_DOUBTFUL: usize = 1_000;
 /// At most so many sessions of a node's list in one answer: each arrives within [`SHORT`], however long the list is.
 const PAGE: usize = 100;
 /// After damage to a session's keys, how long the nodes have to rewrite what they hold before anybody is announced as
@@ -64,6 +69,8 @@ pub struct Store {
     acknowledge: redis::Script,
     depart: redis::Script,
     read: redis::Script,
+    index: redis::Script,
+    feed: redis::Script,
     /// `None` while Redis is unavailable.
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Redis answers, but not all nodes have written what they hold.
@@ -73,6 +80,8 @@ pub struct Store {
     health: Mutex<(Status, Option<String>)>,
     /// What is wrong with this Redis although it answers.
     warning: Mutex<Option<String>>,
+    /// Sessions that pages have not found as the index has them.
+    doubtful: Mutex<HashSet<SessionId>>,
 }
 
 impl Store {
@@ -94,11 +103,14 @@ impl Store {
             acknowledge: redis::Script::new(ACKNOWLEDGE),
             depart: redis::Script::new(DEPART),
             read: redis::Script::new(READ),
+            index: redis::Script::new(INDEX),
+            feed: redis::Script::new(FEED),
             connection: Mutex::new(None),
             is_incomplete: AtomicBool::new(true),
             names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
             warning: Mutex::default(),
+            doubtful: Mutex::default(),
         })
     }
 
@@ -172,7 +184,16 @@ impl Store {
         if self.login.db() != 0 {
             load.cmd("SELECT").arg(self.login.db());
         }
-        for script in [APPLY, HEARTBEAT, DEREGISTER, ACKNOWLEDGE, DEPART, READ] {
+        for script in [
+            APPLY,
+            HEARTBEAT,
+            DEREGISTER,
+            ACKNOWLEDGE,
+            DEPART,
+            READ,
+            INDEX,
+            FEED,
+        ] {
             load.cmd("SCRIPT").arg("LOAD").arg(script);
         }
         // With a result for each command, the first error is the one that explains the others.
@@ -259,7 +280,7 @@ impl Store {
         session_id: &str,
         listing: Listing<'_>,
         requested: Requested,
-        birth: &str,
+        known: Known<'_>,
     ) {
         let command = pipeline.cmd("EVALSHA").arg(self.apply.get_hash()).arg(3);
         command.arg(keys::users(session_id)).arg(keys::meta(session_id));
@@ -269,8 +290,9 @@ impl Store {
             Listing::All(writes) => ("all", writes),
             Listing::NodeGone => ("gone", [].as_slice()),
         };
-        command.arg(name).arg(requested.as_str()).arg(birth);
+        command.arg(name).arg(requested.as_str()).arg(known.birth);
         command.arg(SUSPICION.as_millis().to_string());
+        command.arg(known.state());
         for user in writes {
             command.arg(user.user_id.as_str()).arg(user.user_type.as_str());
             let connections = user.connections.map_or(-1, i64::from);
@@ -289,12 +311,35 @@ impl Store {
         command.arg(KEEP_READ).arg(MAX_READERS);
     }
 
+    /// The connection for REST, if what it reads can be believed.
+    pub fn for_rest(&self) -> Option<MultiplexedConnection> {
+        let connection = self.connection.lock().clone();
+        connection.filter(|_| !self.is_incomplete.load(Ordering::Acquire))
+    }
+
+    /// A page's session is not as the index has it: that is looked into.
+    pub fn doubt(&self, session_id: SessionId) {
+        let mut doubtful = self.doubtful.lock();
+        if doubtful.len() < MAX_DOUBTFUL {
+            doubtful.insert(session_id);
+        }
+    }
+
+    pub fn take_doubtful(&self) -> HashSet<SessionId> {
+        std::mem::take(&mut *self.doubtful.lock())
+    }
+
+    pub fn index_hash(&self) -> &str {
+        self.index.get_hash()
+    }
+
+    pub fn feed_hash(&self) -> &str {
+        self.feed.get_hash()
+    }
+
     /// Everyone connected to a session, for REST.
     pub async fn status(&self, session_id: &SessionId) -> Result<ConnectionStatus, Unavailable> {
-        let connection = self.connection.lock().clone();
-        let mut connection = connection
-            .filter(|_| !self.is_incomplete.load(Ordering::Acquire))
-            .ok_or(Unavailable)?;
+        let mut connection = self.for_rest().ok_or(Unavailable)?;
         let mut read = redis::cmd("HVALS");
         read.arg(keys::users(session_id.as_str()));
         let values: Vec<Vec<u8>> = timeout(REST_TIMEOUT, read.query_async(&mut connection))

@@ -4,14 +4,19 @@
 //!
 //! At all times, nobody who is connected is announced as having left, and nothing is announced during a recovery. When
 //! everything is quiet again, each recovery ends, Redis holds exactly the users of the live nodes, and the clients of
-//! each node have been told exactly that.
+//! each node have been told exactly that. The same holds for the index of sessions, and for the lobby of each node, whose
+//! every event is news.
 
 #[path = "named_schedules_tests.rs"]
 mod named_schedules;
+#[path = "simulated_link_tests.rs"]
+mod simulated_link;
 #[path = "simulated_node_tests.rs"]
 mod simulated_node;
 #[path = "simulated_redis_tests.rs"]
 mod simulated_redis;
+#[path = "simulated_steps_tests.rs"]
+mod simulated_steps;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,81 +26,18 @@ use tokio::time::Instant;
 
 use super::keys::node_of;
 use super::timings::{self, Timings};
-use crate::protocol::ids::UserId;
+use crate::protocol::ids::{SessionId, UserId, UserType};
+use crate::protocol::lobby::{SessionState, Totals};
 use crate::protocol::status::EventType;
-use simulated_node::{Fault, Link, Node};
-use simulated_redis::{Redis, Request, Session};
+use simulated_link::{Fault, Link};
+use simulated_node::Node;
+use simulated_redis::{Redis, Request, Session, session_id, type_of};
+use simulated_steps::{NODES, SESSIONS, Step, steps};
 
-const NODES: usize = 3;
-const SESSIONS: usize = 2;
-/// Users who come and go; besides, each session has one user per node who stays as long as the node lives.
-const GUESTS: usize = 3;
 const TURN: Duration = Duration::from_millis(250);
 /// How many turns old the data of a restarted Redis may be.
 const SAVE_INTERVAL: usize = 4;
 const TTL: Duration = Duration::from_secs(12);
-
-#[derive(Clone, Debug)]
-enum Step {
-    Wait {
-        turns: usize,
-    },
-    Join {
-        node: usize,
-        session: Session,
-        guest: usize,
-    },
-    Leave {
-        node: usize,
-        session: Session,
-        guest: usize,
-    },
-    Disturb {
-        node: usize,
-        faults: Vec<Fault>,
-    },
-    EmptyRedis,
-    RestartRedis,
-    LoseKeys {
-        node: usize,
-    },
-    Kill {
-        node: usize,
-    },
-    Start {
-        node: usize,
-    },
-    Sleep {
-        node: usize,
-        turns: usize,
-    },
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let node = || 0..NODES;
-    let guest = || (0..NODES, 0..SESSIONS, 0..GUESTS);
-    let fault = prop_oneof![
-        Just(Fault::LostRequest),
-        Just(Fault::LostAnswer),
-        (1u64..10_000).prop_map(Fault::Delayed),
-        Just(Fault::Repeated),
-        Just(Fault::FlushedWithin),
-    ];
-    let faults = prop::collection::vec(fault, 1..6);
-    let step = prop_oneof![
-        8 => (1usize..16).prop_map(|turns| Step::Wait { turns }),
-        6 => guest().prop_map(|(node, session, guest)| Step::Join { node, session, guest }),
-        6 => guest().prop_map(|(node, session, guest)| Step::Leave { node, session, guest }),
-        6 => (node(), faults).prop_map(|(node, faults)| Step::Disturb { node, faults }),
-        2 => Just(Step::EmptyRedis),
-        1 => Just(Step::RestartRedis),
-        1 => node().prop_map(|node| Step::LoseKeys { node }),
-        1 => node().prop_map(|node| Step::Kill { node }),
-        2 => node().prop_map(|node| Step::Start { node }),
-        1 => (node(), 1usize..40).prop_map(|(node, turns)| Step::Sleep { node, turns }),
-    ];
-    prop::collection::vec(step, 1..60)
-}
 
 /// A node's place: nodes that are started there one after the other are different nodes.
 #[derive(Default)]
@@ -114,6 +56,8 @@ struct Place {
     keys_lost: Option<Instant>,
     /// Users whom clients here believe to be connected, since when.
     announced: BTreeMap<(Session, UserId), Instant>,
+    /// What agents in the lobby here believe to wait, or to be active; None before their snapshot.
+    desk: Option<BTreeMap<SessionId, SessionState>>,
 }
 
 struct World {
@@ -276,6 +220,7 @@ impl World {
                 place.known_since.get_or_insert(now);
             }
             self.check_events(at);
+            self.check_lobby(at);
             for other in (0..NODES).filter(|other| *other != at) {
                 if let Some(node) = &mut self.places[other].node {
                     published.iter().for_each(|session| node.pend_record(*session));
@@ -396,6 +341,32 @@ impl World {
         }
     }
 
+    /// Each event is news.
+    fn check_lobby(&mut self, at: usize) {
+        let place = &mut self.places[at];
+        let Some(node) = &place.node else {
+            return;
+        };
+        let (events, snapshot) = (node.lobby.take_events(), node.lobby.snapshot());
+        let Some(desk) = &mut place.desk else {
+            place.desk = snapshot.map(|page| {
+                let sessions = page.sessions.into_iter();
+                sessions
+                    .map(|session| (session.session_id, session.state))
+                    .collect()
+            });
+            return;
+        };
+        for event in events {
+            let before = match event.state {
+                SessionState::Idle => desk.remove(&event.session_id),
+                state => desk.insert(event.session_id.clone(), state),
+            };
+            let now = Some(event.state).filter(|state| *state != SessionState::Idle);
+            assert_ne!(before, now, "{}: {event:?} is no news", node.base);
+        }
+    }
+
     async fn become_quiet(&mut self) {
         for place in &mut self.places {
             // A connection that broke stays broken.
@@ -431,8 +402,24 @@ impl World {
             }
             assert_eq!(self.redis.stored(session), expected, "session {session} in Redis");
         }
+        let mut sessions = BTreeMap::<_, Totals>::new();
+        for (session, user_id) in &connected {
+            let totals = sessions.entry(session_id(*session)).or_default();
+            match type_of(user_id) {
+                UserType::Agent => totals.agents += 1,
+                _ => totals.customers += 1,
+            }
+        }
+        let states = sessions
+            .into_iter()
+            .map(|(id, totals)| (id, SessionState::of(totals)));
+        let states: BTreeMap<_, _> = states.collect();
+        assert_eq!(self.redis.indexed(), states, "the index");
+        let mut desk = states;
+        desk.retain(|_, state| *state != SessionState::Idle);
         for place in &self.places {
             if let Some(node) = &place.node {
+                assert_eq!(place.desk.as_ref(), Some(&desk), "the lobby of {}", node.base);
                 let announced: BTreeSet<_> = place.announced.keys().cloned().collect();
                 assert_eq!(announced, connected, "what clients of {} know", node.base);
             }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::answers::{self, Applied};
 use super::keys;
-use super::listing::{Listing, Requested};
+use super::listing::{Known, Listing, Requested};
 use super::pending::Pending;
 use super::presence_task::PresenceTask;
 use super::status_publisher::{self, Acknowledged, MAX_ACKNOWLEDGED, Unacknowledged};
@@ -37,6 +37,8 @@ impl PresenceTask {
         let now = Instant::now();
         self.number += 1;
         let mut pipeline = self.pipeline_with_heartbeat();
+        // Before anything is taken off a list.
+        let indexed = self.add_index(&mut pipeline);
         let acknowledged = self.add_acknowledged(&mut pipeline);
         let registry = &self.parts.registry;
         // Asked only once: every session written by this pipeline is on our list by this pipeline.
@@ -66,10 +68,10 @@ impl PresenceTask {
             let can_notify =
                 !self.lease.state().is_recovering() && self.notifier.wants_snapshot(session_id, now);
             let requested = pending.requested(can_notify);
-            let birth = if session.is_some() {
-                self.notifier.birth(session_id)
+            let known = if session.is_some() {
+                self.notifier.known(session_id)
             } else {
-                ""
+                Known::default()
             };
             let name = self.lease.name();
             self.store.add_apply(
@@ -78,7 +80,7 @@ impl PresenceTask {
                 session_id.as_str(),
                 listing,
                 requested,
-                birth,
+                known,
             );
             let there = writes.into_iter().filter(|user| user.connections.is_some());
             written.push(Written {
@@ -94,6 +96,7 @@ impl PresenceTask {
         let Some(answers) = self.send_with_heartbeat(pipeline, patience).await? else {
             return Ok(false);
         };
+        let answers = self.indexed(indexed, answers);
         self.typing.clear();
         self.reads.answered(reads, &answers);
         self.publisher.forget(&acknowledged);
@@ -188,6 +191,8 @@ impl PresenceTask {
             was_here,
             ..
         } = &written;
+        let must_index = !was_here || pending.lists_all() || pending.must_index;
+        self.index.note(session_id, &applied, must_index, Instant::now());
         let mut events = status_publisher::change_events(&applied);
         pending.must_publish |= !events.is_empty() || applied.is_retyped;
         // After a loss of data everyone who is here seems to join, but no other node believes they had left.
@@ -245,7 +250,7 @@ impl PresenceTask {
         match session {
             // A mere check: nobody is to be notified.
             Some(_) if *requested == Requested::Listed && !pending.must_notify => {
-                self.notifier.note_birth(session_id, applied.birth);
+                self.notifier.note_keys(session_id, applied);
             }
             Some(session) => {
                 let joiners = pending.change.joiners;

@@ -7,6 +7,7 @@ use crate::bus::{Bus, Router, embedded};
 use crate::clock::Moment;
 use crate::config::RedisConfig;
 use crate::fanout::backend::FanoutBackend;
+use crate::presence::lobby::Lobby;
 use crate::presence::parts::Parts;
 use crate::presence::redis::node_lease::Loss;
 use crate::presence::redis::store::Store;
@@ -46,13 +47,14 @@ impl Node {
         let router = Router::new(
             Arc::clone(&registry),
             Arc::default(),
-            Box::new(|_| ()),
+            Box::new(|_, _| ()),
             Arc::clone(&metrics),
             "node".into(),
             1024,
             FanoutBackend::Send,
         );
         let parts = Parts {
+            lobby: Arc::new(Lobby::new(Arc::default())),
             dirty: Arc::default(),
             registry,
             activity: Arc::default(),

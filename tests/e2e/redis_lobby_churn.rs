@@ -1,0 +1,214 @@
+//! Two nodes, an agent in the lobby of each, and random joins, leaves, deaths of a node and losses of Redis' data. After
+//! each step both agents have been told of each change of state, once, and of nothing else.
+//!
+//! `LOBBY_SEED` repeats a script, `LOBBY_STEPS` sets its length.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::lobby_watcher::{Desk, LobbyWatcher, session};
+use crate::presence_lobby::listed;
+use crate::redis_cluster::Cluster;
+use crate::services::{OUTAGE, PrivateRedis};
+use crate::support::{PATIENCE, RawWs, Server};
+
+const STEPS: usize = 400;
+const SESSIONS: usize = 8;
+const NODES: [&str; 2] = ["node-a", "node-b"];
+const MORTAL: usize = 1;
+/// Of each kind, in each session.
+const USERS: usize = 2;
+
+/// Who is connected where.
+type Place = (usize, String, &'static str, usize);
+
+struct Churn {
+    redis: PrivateRedis,
+    cluster: Cluster,
+    nodes: [Option<Server>; NODES.len()],
+    lobbies: [Option<LobbyWatcher>; NODES.len()],
+    clients: BTreeMap<Place, RawWs>,
+    /// By node and session: the events that its agent must have got.
+    events: [BTreeMap<String, Vec<&'static str>>; NODES.len()],
+    states: BTreeMap<String, &'static str>,
+}
+
+#[test]
+fn each_change_of_state_is_told_once_on_each_node() {
+    let given = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|value| value.parse::<u64>().expect(name))
+    };
+    let seed = given("LOBBY_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let steps = given("LOBBY_STEPS").map_or(STEPS, |steps| steps as usize);
+    eprintln!("LOBBY_SEED={seed} LOBBY_STEPS={steps}");
+    let mut rng = Rng::with_seed(seed);
+    let mut churn = Churn::start();
+    let began = Instant::now();
+    for step in 0..steps {
+        let what = churn.step(&mut rng);
+        churn.agree(&format!("seed {seed}, step {step}, {what}"));
+    }
+    let told: usize = churn.events.iter().flat_map(BTreeMap::values).map(Vec::len).sum();
+    eprintln!("{steps} steps, {told} events in {:.1?}", began.elapsed());
+    assert!(told > steps / 4, "{told} events");
+}
+
+impl Churn {
+    fn start() -> Self {
+        let redis = PrivateRedis::started();
+        let mut churn = Self {
+            cluster: Cluster::on(&redis.url()),
+            redis,
+            nodes: [None, None],
+            lobbies: [None, None],
+            clients: BTreeMap::new(),
+            events: [BTreeMap::new(), BTreeMap::new()],
+            states: BTreeMap::new(),
+        };
+        (0..NODES.len()).for_each(|node| churn.run(node));
+        churn
+    }
+
+    fn run(&mut self, node: usize) {
+        let server = self
+            .cluster
+            .node(NODES[node])
+            .env("PRESENCE_TTL", "3s")
+            .env("PRESENCE_GRACE", "100ms")
+            .env("PING_INTERVAL", "30m")
+            .spawn();
+        server.wait_ready();
+        self.lobbies[node] = Some(LobbyWatcher::enter(NODES[node], server.http_addr()));
+        self.events[node].clear();
+        self.nodes[node] = Some(server);
+    }
+
+    /// One random step, and what it means for the agents.
+    fn step(&mut self, rng: &mut Rng) -> String {
+        let node = rng.usize(..NODES.len());
+        match rng.u8(..60) {
+            0 => {
+                self.redis.client().flushall();
+                "emptied".to_owned()
+            }
+            1 => {
+                self.redis.kill();
+                self.redis.start();
+                "restarted".to_owned()
+            }
+            2 | 3 => match self.nodes[MORTAL].take() {
+                Some(server) => {
+                    server.signal("KILL");
+                    server.wait_exit(PATIENCE);
+                    self.lobbies[MORTAL].take().expect("an agent there").end();
+                    self.clients.retain(|(node, ..), _| *node != MORTAL);
+                    self.change();
+                    "killed".to_owned()
+                }
+                None => {
+                    self.run(MORTAL);
+                    "started".to_owned()
+                }
+            },
+            _ if self.nodes[node].is_none() => "nothing".to_owned(),
+            _ => {
+                let of_type = ["customer", "agent", "admin"][rng.usize(..3)];
+                let place = (
+                    node,
+                    format!("s{}", rng.usize(..SESSIONS)),
+                    of_type,
+                    rng.usize(..USERS),
+                );
+                let told = format!("{place:?}");
+                if self.clients.remove(&place).is_none() {
+                    let server = self.nodes[node].as_ref().expect("a running node");
+                    let user = format!("{of_type}-{}", place.3);
+                    let client = RawWs::connect(server, &place.1, &user, of_type);
+                    self.clients.insert(place, client);
+                }
+                self.change();
+                told
+            }
+        }
+    }
+
+    /// Notes which sessions are in another state now.
+    fn change(&mut self) {
+        let now = self.desk();
+        let ids: BTreeSet<_> = self.states.keys().chain(now.keys()).cloned().collect();
+        let shown = |state: Option<&&'static str>| state.copied().filter(|state| *state != "idle");
+        for id in ids {
+            let (before, after) = (shown(self.states.get(&id)), shown(now.get(&id)));
+            if before != after {
+                for events in &mut self.events {
+                    events
+                        .entry(id.clone())
+                        .or_default()
+                        .push(after.unwrap_or("ended"));
+                }
+            }
+        }
+        self.states = now;
+    }
+
+    fn desk(&self) -> BTreeMap<String, &'static str> {
+        let mut totals = BTreeMap::<String, [usize; 2]>::new();
+        for (_, id, of_type, _) in self.clients.keys() {
+            let total = totals.entry(id.clone()).or_default();
+            total[0] += usize::from(*of_type == "customer");
+            total[1] += usize::from(*of_type == "agent");
+        }
+        let state = |[customers, agents]: [usize; 2]| match (customers, agents) {
+            (0, _) => "idle",
+            (_, 0) => "waiting",
+            _ => "active",
+        };
+        totals.into_iter().map(|(id, total)| (id, state(total))).collect()
+    }
+
+    /// Waits until lists and lobbies of all nodes are what they must be, and checks what has been told.
+    fn agree(&self, what: &str) {
+        let expected: Desk = self
+            .states
+            .iter()
+            .map(|(id, state)| (id.clone(), (*state).to_owned()))
+            .collect();
+        let mut desk = expected.clone();
+        desk.retain(|_, state| state != "idle");
+        let started = Instant::now();
+        loop {
+            let mut wrong = Vec::new();
+            for node in (0..NODES.len()).filter(|node| self.nodes[*node].is_some()) {
+                let (server, lobby) = (self.nodes[node].as_ref(), self.lobbies[node].as_ref());
+                let (server, lobby) = (server.expect("running"), lobby.expect("an agent there"));
+                lobby.check();
+                if lobby.desk().as_ref() != Some(&desk) {
+                    wrong.push(format!("{}: {:?}, not {desk:?}", NODES[node], lobby.desk()));
+                }
+                if server.get("/api/sessions").status != 200 {
+                    wrong.push(format!("{}: no list", NODES[node]));
+                    continue;
+                }
+                let list: Desk = listed(server, "all", 3, "").iter().map(session).collect();
+                if list != expected {
+                    wrong.push(format!("the list of {}: {list:?}, not {expected:?}", NODES[node]));
+                }
+            }
+            if wrong.is_empty() {
+                break;
+            }
+            assert!(started.elapsed() < OUTAGE, "{what}: {}", wrong.join("\n"));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for (node, lobby) in self.lobbies.iter().enumerate() {
+            let Some(lobby) = lobby else { continue };
+            for (id, events) in &self.events[node] {
+                assert_eq!(lobby.events(id), *events, "{what}: {id} on {}", NODES[node]);
+            }
+        }
+    }
+}
