@@ -17,6 +17,8 @@ pub enum StartError {
     /// io_uring was asked for and this system has none.
     #[error("FANOUT_IO=uring: io_uring is not available here (auto falls back to send)")]
     Uring(#[source] io::Error),
+    #[error("the system has no random numbers, which the keys of cursors need")]
+    Randomness,
     #[error("cannot start a thread")]
     Thread(#[from] io::Error),
 }

@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::lobby::Lobby;
 use crate::presence::{Parts, Presence};
+use crate::protocol::cursor::CursorKey;
 use crate::session::{Activity, Registry, memory_pressure};
 use crate::writer::{ClosingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
@@ -180,7 +181,8 @@ fn assemble(
     let bus = match &config.kafka {
         None => {
             // Another log with each start, and all of it is here.
-            history.set_whole_log(fastrand::u64(1..));
+            let key = CursorKey::of_this_process().map_err(|_| StartError::Randomness)?;
+            history.set_whole_log(&Arc::new(key));
             let router = router(backend).keeping(Arc::clone(&history), repeats);
             Bus::Embedded(embedded::Embedded::start(router)?)
         }

@@ -75,7 +75,7 @@ impl Chat {
             .of_page(limits)
             .read(session_id, since.unwrap_or(&last), position, until)
             .await?;
-        Ok(page::of_log(collected, &end))
+        Ok(page::of_log(session_id.as_str(), collected, &end))
     }
 
     async fn page(

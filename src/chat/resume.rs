@@ -82,7 +82,10 @@ impl Chat {
     ) -> Option<String> {
         match resume {
             None => self.history.cursor(session_id.as_str(), position),
-            Some(Resume::Cursor { text, .. }) => Some(text.clone()),
+            Some(Resume::Cursor { text, cursor }) => {
+                let is_good = self.history.has_signed(session_id.as_str(), cursor);
+                is_good.then(|| text.clone())
+            }
             Some(_) => None,
         }
     }

@@ -3,13 +3,15 @@
 //! The records after a cursor are in an order that is the same on all nodes, so that a client may ask another node for
 //! each page: those of the session's own partition by offset, all others by timestamp, partition and offset.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::query::Collected;
 use super::range::{self, Limits, NotHere, position_of};
 use super::recent_log::RecentLog;
-use crate::protocol::cursor::{Cursor, Mark, Position};
+use crate::protocol::cursor::{CursorKey, Mark, Position};
 use crate::protocol::frame;
 use crate::protocol::record::Converter;
 use crate::protocol::resume::Resume;
@@ -69,7 +71,8 @@ pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits)
     let since = position_of(log, session_id, since, 0)?;
     // Before the search: what is settled then has been found.
     let settled = log.settled_until();
-    let (log_id, end) = (log.lock().log(), log.end_position());
+    let key = log.cursor_key().ok_or(NotHere::Ahead)?;
+    let end = log.end_position();
     let (mut own, mut others) = (Vec::new(), Vec::new());
     walk(log, session_id, |record| {
         let Mark {
@@ -85,7 +88,7 @@ pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits)
     });
     {
         let state = log.lock();
-        if state.log() != log_id {
+        if state.log() != key.log() {
             return Err(NotHere::Ahead);
         }
         if !state.covers(&since) {
@@ -106,16 +109,18 @@ pub fn after(log: &RecentLog, session_id: &str, since: &Resume, limits: &Limits)
         progress.pass(record.mark);
     }
     page.cursor = if page.has_more {
-        Some(progress.next(log_id, settled))
+        Some(key.cursor(session_id, &progress.next(settled)))
     } else {
-        log.cursor_at(session_id, end).map(|cursor| progress.end(cursor))
+        let end = log.cursor_at(session_id, end);
+        end.map(|(key, end)| key.cursor(session_id, &progress.end(end)))
     };
     Ok(page)
 }
 
 /// Where a page of records that are older than the recent log ends at the latest. To be asked for before they are read.
 pub struct PageEnd {
-    cursor: Cursor,
+    key: Arc<CursorKey>,
+    position: Position,
     /// As [`RecentLog::settled_until`].
     settled: i64,
 }
@@ -124,13 +129,17 @@ impl PageEnd {
     /// The position `end` of the recent log; `None` while the log is not known.
     pub fn new(log: &RecentLog, session_id: &str, end: u64) -> Option<Self> {
         let settled = log.settled_until();
-        let cursor = log.cursor_at(session_id, end)?;
-        Some(Self { cursor, settled })
+        let (key, position) = log.cursor_at(session_id, end)?;
+        Some(Self {
+            key,
+            position,
+            settled,
+        })
     }
 }
 
 /// A page of records that were read from the log.
-pub fn of_log(collected: Collected, end: &PageEnd) -> Page {
+pub fn of_log(session_id: &str, collected: Collected, end: &PageEnd) -> Page {
     let mut progress = collected.after.map(Progress::from);
     for (mark, _) in &collected.records {
         if let Some(progress) = &mut progress {
@@ -138,16 +147,16 @@ pub fn of_log(collected: Collected, end: &PageEnd) -> Page {
         }
     }
     let payload = |(_, frame): &(Mark, Bytes)| frame.slice_ref(frame::payload(frame));
-    let cursor = match progress {
-        Some(progress) if collected.has_more => progress.next(end.cursor.log, end.settled),
-        Some(progress) => progress.end(end.cursor),
-        None => end.cursor.encode(),
+    let position = match progress {
+        Some(progress) if collected.has_more => progress.next(end.settled),
+        Some(progress) => progress.end(end.position),
+        None => end.position,
     };
     Page {
         payloads: collected.records.iter().map(payload).collect(),
         left_out: collected.left_out,
         has_more: collected.has_more,
-        cursor: Some(cursor),
+        cursor: Some(end.key.cursor(session_id, &position)),
         bytes: 0,
     }
 }
@@ -183,19 +192,18 @@ impl Progress {
         passed.map_or(i64::MAX, |_| self.since.time)
     }
 
-    /// The cursor of a page that more records follow.
-    fn next(mut self, log: u64, settled: i64) -> String {
+    /// Where a page ends that more records follow.
+    fn next(mut self, settled: i64) -> Position {
         if let Some(passed) = self.reached.passed {
             self.reached.time = passed.time.min(settled).min(self.go_back());
         }
-        let position = self.reached;
-        Cursor { log, position }.encode()
+        self.reached
     }
 
-    /// The cursor of the last page, which ends here.
-    fn end(self, mut end: Cursor) -> String {
-        end.position.time = end.position.time.min(self.go_back());
-        end.encode()
+    /// Where the last page ends.
+    fn end(self, end: Position) -> Position {
+        let time = end.time.min(self.go_back());
+        Position { time, ..end }
     }
 }
 

@@ -158,7 +158,7 @@ fn from_log(model: &Model, session: &str, resume: &Resume, limits: Limits) -> Pa
         collector.add(mark, &mut Converter::default(), frame);
     }
     collector.finish();
-    page::of_log(answer.lock().take().unwrap().unwrap(), &end)
+    page::of_log(session, answer.lock().take().unwrap().unwrap(), &end)
 }
 
 proptest! {
@@ -238,9 +238,9 @@ fn a_page_is_bounded_by_bytes_but_never_empty_for_that() {
 fn what_came_late_follows_the_last_page() {
     let mut model = Model::new(4 << 20, 2);
     let other = 1 - model.log.partition_of("s");
-    let mut cursor = model.log.cursor_at("s", 0).unwrap();
-    cursor.position.time = 0;
-    let start = Resume::since(cursor.encode(), None);
+    let (key, mut position) = model.log.cursor_at("s", 0).unwrap();
+    position.time = 0;
+    let start = Resume::since(key.cursor("s", &position), None);
     model.now = clock::unix_ms();
     for _ in 0..3 {
         model.append("s", other, 0, 10, Form::Legacy);

@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::cursor::Cursor;
+use crate::protocol::cursor::CursorKey;
 
 const LIMITS: Limits = Limits {
     messages: 3,
@@ -34,11 +34,7 @@ fn at(offset: i64, time: i64) -> Resume {
         time,
         passed: None,
     };
-    let cursor = Cursor { log: 7, position };
-    Resume::Cursor {
-        text: cursor.encode(),
-        cursor,
-    }
+    Resume::since(CursorKey::of_log(b"log").cursor("s", &position), None)
 }
 
 fn message(id: &str, time: Option<i64>) -> Resume {

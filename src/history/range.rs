@@ -81,18 +81,29 @@ pub(super) fn position_of(
     from: u64,
 ) -> Result<Position, NotHere> {
     match resume {
-        Resume::Cursor { cursor, .. } => position_of_cursor(log, cursor),
+        Resume::Cursor { cursor, .. } => position_of_cursor(log, session_id, cursor),
         Resume::Message { id, time } => position_of_message(log, session_id, id, *time, from),
         Resume::Rewind(_) | Resume::Invalid(_) => Err(NotHere::Refused(NotResumed::Invalid)),
     }
 }
 
-fn position_of_cursor(log: &RecentLog, cursor: &Cursor) -> Result<Position, NotHere> {
+fn position_of_cursor(log: &RecentLog, session_id: &str, cursor: &Cursor) -> Result<Position, NotHere> {
+    let Some(key) = log.cursor_key() else {
+        return Err(NotHere::Ahead);
+    };
+    // Nobody has the key of a log that is gone.
+    if key.log() == cursor.log && !key.has_signed(session_id, cursor) {
+        return Err(NotHere::Refused(NotResumed::Invalid));
+    }
     let state = log.lock();
     if state.log() == 0 {
         return Err(NotHere::Ahead);
     }
-    if state.log() != cursor.log || !state.has_partition(cursor.position.partition) {
+    // It is signed where these are the same: otherwise the log has become another one just now.
+    if key.log() != state.log()
+        || state.log() != cursor.log
+        || !state.has_partition(cursor.position.partition)
+    {
         return Err(NotHere::Refused(NotResumed::UnknownMessage));
     }
     if state.next_offset(cursor.position.partition) < cursor.position.offset {
@@ -311,8 +322,7 @@ fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<Str
     };
     let frame: Frame<'_> = serde_json::from_slice(payload).ok()?;
     let raw = frame.data.message_id.get();
-    // A legacy id may be a number.
-    serde_json::from_str::<String>(raw)
-        .ok()
-        .or_else(|| Some(raw.to_owned()))
+    // A legacy id may be a number. Anything else is no id: whoever asks for what follows `null` has seen no message.
+    let number = || raw.parse::<serde_json::Number>().is_ok().then(|| raw.to_owned());
+    serde_json::from_str::<String>(raw).ok().or_else(number)
 }

@@ -20,7 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::partitioner;
 use super::segment::{Entry, LogRecord, Segment};
 use crate::clock;
-use crate::protocol::cursor::{Cursor, Position};
+use crate::protocol::cursor::{Cursor, CursorKey, Position};
 
 /// Segments are this large, or a sixteenth of the log if that is less.
 const SEGMENT_BYTES: usize = 1 << 20;
@@ -68,8 +68,8 @@ pub(super) struct State {
     /// Records before this position are not searched for.
     hidden: u64,
     partitions: Vec<PartitionState>,
-    /// Which log this is; 0: not known yet.
-    log: u64,
+    /// Which log this is, and the key of its cursors; `None`: not known yet.
+    key: Option<Arc<CursorKey>>,
     /// It is another one now, and what is here belongs to the old one.
     is_outdated: bool,
     /// How many partitions the topic has.
@@ -115,7 +115,7 @@ impl RecentLog {
                 buckets: vec![NONE; buckets],
                 hidden: 0,
                 partitions: Vec::new(),
-                log: 0,
+                key: None,
                 is_outdated: false,
                 count: 0,
                 complete_since: i64::MAX,
@@ -147,12 +147,13 @@ impl RecentLog {
     }
 
     /// Which log is read, and how many partitions it has. Another log than before: what is here is forgotten.
-    pub fn set_log(&self, log: u64, partitions: i32) {
+    pub fn set_log(&self, key: &Arc<CursorKey>, partitions: i32) {
         let mut state = self.state.lock();
-        if state.log != 0 && state.log != log {
+        if state.key.as_ref().is_some_and(|old| old.log() != key.log()) {
             state.forget();
         }
-        (state.log, state.count, state.is_outdated) = (log, partitions, false);
+        state.key = Some(Arc::clone(key));
+        (state.count, state.is_outdated) = (partitions, false);
     }
 
     /// The log was made again: until [`RecentLog::set_log`], nothing is known.
@@ -161,8 +162,8 @@ impl RecentLog {
     }
 
     /// The log is in this process and has one partition: all of it is read here, and is here until it is dropped.
-    pub fn set_whole_log(&self, log: u64) {
-        self.set_log(log, 1);
+    pub fn set_whole_log(&self, key: &Arc<CursorKey>) {
+        self.set_log(key, 1);
         self.continue_at(0, 0);
         self.set_complete_since(i64::MIN);
         self.set_read_until(i64::MAX);
@@ -294,16 +295,27 @@ impl RecentLog {
 
     /// What a client that has got everything of its session before `position` has: `None` while the log is not known.
     pub fn cursor(&self, session_id: &str, position: u64) -> Option<String> {
-        Some(self.cursor_at(session_id, position)?.encode())
+        let (key, position) = self.cursor_at(session_id, position)?;
+        Some(key.cursor(session_id, &position))
     }
 
-    pub(super) fn cursor_at(&self, session_id: &str, position: u64) -> Option<Cursor> {
+    /// Whether a cursor was made for this session, of the log that is read.
+    pub fn has_signed(&self, session_id: &str, cursor: &Cursor) -> bool {
+        let key = self.cursor_key();
+        key.is_some_and(|key| key.has_signed(session_id, cursor))
+    }
+
+    /// The key of cursors; `None` while the log is not known.
+    pub(super) fn cursor_key(&self) -> Option<Arc<CursorKey>> {
+        self.state.lock().key().cloned()
+    }
+
+    /// The position of a cursor, which is signed without the lock.
+    pub(super) fn cursor_at(&self, session_id: &str, position: u64) -> Option<(Arc<CursorKey>, Position)> {
         let hash = self.hash(session_id);
         let read_until = self.read_until.load(Ordering::Relaxed);
         let mut state = self.state.lock();
-        if state.log() == 0 {
-            return None;
-        }
+        let key = Arc::clone(state.key()?);
         let partition = partitioner::partition(session_id, state.count);
         let known = state.partition(partition).filter(|known| known.is_known());
         let mut offset = known?.next;
@@ -324,10 +336,7 @@ impl RecentLog {
             time: time.saturating_sub(CLOCK_SKEW_MS).max(0),
             passed: None,
         };
-        Some(Cursor {
-            log: state.log,
-            position,
-        })
+        Some((key, position))
     }
 
     /// Records with an earlier timestamp have all been read, in milliseconds since 1970.
@@ -390,7 +399,11 @@ impl State {
 
     /// Which log this is; 0: not known.
     pub fn log(&self) -> u64 {
-        if self.is_outdated { 0 } else { self.log }
+        self.key().map_or(0, |key| key.log())
+    }
+
+    fn key(&self) -> Option<&Arc<CursorKey>> {
+        self.key.as_ref().filter(|_| !self.is_outdated)
     }
 
     pub fn has_partition(&self, partition: i32) -> bool {

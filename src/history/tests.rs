@@ -8,14 +8,17 @@ use proptest::prelude::*;
 
 use super::recent_log::CLOCK_SKEW_MS;
 use super::*;
-use crate::protocol::cursor::{Cursor, Position};
+use crate::protocol::cursor::{Cursor, CursorKey, Position};
 use crate::protocol::frame;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::Form;
 use crate::protocol::resume::{NotResumed, Resume};
 use crate::writer::{Pulled, Replay};
 
-const LOG: u64 = 7;
+pub fn key(of: &str) -> Arc<CursorKey> {
+    Arc::new(CursorKey::of_log(of.as_bytes()))
+}
+
 pub const LIMITS: Limits = Limits {
     messages: 50,
     bytes: 200_000,
@@ -44,7 +47,7 @@ pub struct Model {
 impl Model {
     pub fn new(limit: usize, partitions: i32) -> Self {
         let log = Arc::new(RecentLog::new(limit));
-        log.set_log(LOG, partitions);
+        log.set_log(&key("log"), partitions);
         log.set_complete_since(i64::MIN);
         for partition in 0..partitions {
             log.continue_at(partition, 0);
@@ -245,26 +248,36 @@ fn only_what_a_node_knows_is_found() {
         "a part of an id"
     );
     assert_eq!(find(&message("m9", None)), Err(NotHere::Older));
-    let cursor = |log, partition, offset| {
+    let of_session = |session: &str, of: &str, partition, offset| {
         let position = Position {
             partition,
             offset,
             time: 0,
             passed: None,
         };
-        Resume::Cursor {
-            text: String::new(),
-            cursor: Cursor { log, position },
-        }
+        Resume::since(key(of).cursor(session, &position), None)
     };
+    let cursor = |of: &str, partition, offset| of_session("s", of, partition, offset);
     let unknown = Err(NotHere::Refused(NotResumed::UnknownMessage));
-    assert_eq!(find(&cursor(LOG + 1, 0, 0)), unknown, "another log");
-    assert_eq!(find(&cursor(LOG, 1, 0)), unknown, "no such partition");
-    assert_eq!(find(&cursor(LOG, 0, 3)), Err(NotHere::Ahead));
-    assert_eq!(find(&cursor(LOG, 0, 2)), Ok(vec![]));
-    model.log.set_log(LOG + 1, 1);
+    assert_eq!(find(&cursor("another", 0, 0)), unknown, "another log");
+    assert_eq!(find(&cursor("log", 1, 0)), unknown, "no such partition");
+    assert_eq!(find(&cursor("log", 0, 3)), Err(NotHere::Ahead));
+    assert_eq!(find(&cursor("log", 0, 2)), Ok(vec![]));
+    let invalid = Err(NotHere::Refused(NotResumed::Invalid));
     assert_eq!(
-        super::find(&model.log, "s", &cursor(LOG + 1, 0, 0), (0, 2), &LIMITS, 0),
+        find(&of_session("other", "log", 0, 0)),
+        invalid,
+        "of another session"
+    );
+    let Resume::Cursor { mut cursor, text } = cursor("log", 0, 2) else {
+        panic!()
+    };
+    cursor.position.offset = 0;
+    assert_eq!(find(&Resume::Cursor { cursor, text }), invalid, "edited");
+    let cursor = of_session("s", "another", 0, 0);
+    model.log.set_log(&key("another"), 1);
+    assert_eq!(
+        super::find(&model.log, "s", &cursor, (0, 2), &LIMITS, 0),
         Err(NotHere::Older)
     );
 }
@@ -311,8 +324,26 @@ fn a_log_is_read_up_to_a_time_at_which_all_of_it_was_read() {
     let log = RecentLog::new(0);
     log.set_read_until(100_000);
     assert!(!log.has_read(100_000), "which log is not known yet");
-    log.set_log(LOG, 1);
+    log.set_log(&key("log"), 1);
     assert_eq!([100_000, 100_001].map(|time| log.has_read(time)), [true, false]);
+}
+
+#[test]
+fn what_is_no_message_id_is_not_found() {
+    let mut model = Model::new(1 << 20, 1);
+    for id in ["null", "true", "{}", "[]", "7", "\"m\"", "-1.5e3"] {
+        model.append_payload("s", &format!(r#"{{"data":{{"message_id":{id},"message":"x"}}}}"#));
+    }
+    let finds = |id: &str| {
+        let resume = Resume::since(id.to_owned(), None);
+        find(&model.log, "s", &resume, (0, 7), &LIMITS, model.now).is_ok()
+    };
+    for id in ["null", "true", "{}", "[]", "\"m\""] {
+        assert!(!finds(id), "{id}");
+    }
+    for id in ["7", "m", "-1.5e3"] {
+        assert!(finds(id), "{id}");
+    }
 }
 
 /// A client has what is still being delivered here: it was on another node, or loaded it over HTTP. The cursor of its

@@ -123,9 +123,9 @@ mod tests {
         };
         const START: &str = r#"{"success":true,"message":"Messages retrieved successfully","data":"#;
         assert_eq!(
-            text(&[r#"{ "a" : 1.0 }"#, "7"], None, Some("~1.x")),
+            text(&[r#"{ "a" : 1.0 }"#, "7"], None, Some("~2.x")),
             START.to_owned()
-                + r#"{"messages":[{ "a" : 1.0 },7],"recovered":true,"has_more":true,"cursor":"~1.x"}}"#
+                + r#"{"messages":[{ "a" : 1.0 },7],"recovered":true,"has_more":true,"cursor":"~2.x"}}"#
         );
         assert_eq!(
             text(&[], Some(NotResumed::TooOld), None),

@@ -59,6 +59,7 @@ impl Resume {
             return Self::Invalid(Asked::Since(shortened(since)));
         }
         if Cursor::is_meant(&since) {
+            // Unsigned ones of earlier versions are refused like malformed ones.
             return match Cursor::decode(&since) {
                 Some(cursor) => Self::Cursor { text: since, cursor },
                 None => Self::Invalid(Asked::Since(since)),
@@ -212,7 +213,11 @@ mod tests {
             ("since=", Asked::Since(String::new())),
             ("since", Asked::Since(String::new())),
             ("since=a%00", Asked::Since("a\0".into())),
-            ("since=~1.AAAA", Asked::Since("~1.AAAA".into())),
+            ("since=~2.AAAA", Asked::Since("~2.AAAA".into())),
+            (
+                "since=~1.b0gS5hXlYt8AAAAAAAAAAAAAAAAAAAGiBTb3kQ",
+                Asked::Since("~1.b0gS5hXlYt8AAAAAAAAAAAAAAAAAAAGiBTb3kQ".into()),
+            ),
             (&format!("since={long}"), Asked::Since(long[1..].into())),
             ("rewind=0", Asked::BadRewind("0".into())),
             ("rewind=101", Asked::BadRewind("101".into())),

@@ -5,6 +5,7 @@ use livechat_ws::auth::rights::{Action, TABLE};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error;
 
+use crate::auth_cursors::from_the_start;
 use crate::support::tokens::{SECRET, claims, hs};
 use crate::support::{Client, Http, Server};
 
@@ -218,9 +219,22 @@ async fn ask(servers: &Servers, asks: Asks, action: Action) -> u16 {
                 .await
                 .map_or_else(|status| status, |_| 101)
         }
-        Action::Connect => connect(server, asks, "")
-            .await
-            .map_or_else(|status| status, |_| 101),
+        Action::Connect => match connect(server, asks, "").await {
+            Ok(client) => {
+                // Nor does `since` show more than `rewind` does: a cursor is good as it was given, and nowhere else.
+                let given = client.greeting["cursor"].as_str().expect("a cursor");
+                let forged = format!("?since={}", from_the_start(given));
+                let mut again = connect(server, asks, &forged).await.expect("let in");
+                let resumed = again.next("resumed").await;
+                assert_eq!(
+                    (&resumed["data"]["recovered"], &resumed["data"]["reason"]),
+                    (&json!(false), &json!("invalid")),
+                    "{asks:?}"
+                );
+                101
+            }
+            Err(status) => status,
+        },
         Action::Rewind => {
             // Also one that can't be understood.
             let second = connect(server, asks, "?rewind=0")

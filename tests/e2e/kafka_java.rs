@@ -233,6 +233,13 @@ impl Kafka {
         )
     }
 
+    /// The topic's id in base64, as Kafka writes it.
+    #[track_caller]
+    pub fn topic_id(&self, topic: &str) -> String {
+        let text = succeeded("id", self.output(&["id", &self.brokers, topic], ""));
+        text.trim().to_owned()
+    }
+
     /// Best effort: a failure here must not hide the failure of a test.
     pub fn delete(&self, topics: &[&str]) {
         let _ = self.output(&[&["delete", &self.brokers][..], topics].concat(), "");

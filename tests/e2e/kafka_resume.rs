@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::resume::{open, replayed, say, texts};
+use crate::auth_cursors::from_the_start;
+use crate::resume::{cursor_of_pong, open, replayed, say, texts};
 use crate::services::{Record, Topics, unique};
 use crate::support::{Client, Server, eventually_async};
 
@@ -121,12 +122,24 @@ async fn a_topic_that_was_made_again_has_none_of_the_old_messages() {
             == "message_sent"
     })
     .await;
-    for query in [since(&cursor), since(&ids[0])] {
+    // The old topic's key is gone with it.
+    for (query, reasons) in [
+        (since(&cursor), &["unknown_message"][..]),
+        (since(&from_the_start(&cursor)), &["unknown_message"]),
+        (since(&ids[0]), &["unknown_message", "unavailable"]),
+    ] {
         let mut back = open(&server, &session, "u", &query).await;
         let (texts, resumed) = replayed(&mut back).await;
         assert!(texts.is_empty(), "{texts:?}");
         assert_eq!(resumed["recovered"], false, "{resumed}");
+        let reason = resumed["reason"].as_str().expect("a reason");
+        assert!(reasons.contains(&reason), "{query}: {resumed}");
     }
+    // Of the new one it is a forgery.
+    let mut fresh = open(&server, &session, "u", "").await;
+    let forged = from_the_start(&cursor_of_pong(&mut fresh).await);
+    let mut back = open(&server, &session, "u", &since(&forged)).await;
+    assert_eq!(replayed(&mut back).await.1["reason"], "invalid");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

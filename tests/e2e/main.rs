@@ -14,6 +14,7 @@ mod support;
 
 mod addresses;
 mod auth_canary;
+mod auth_cursors;
 mod auth_expiry;
 mod auth_keys;
 mod auth_refusals;
@@ -68,6 +69,7 @@ mod ws_protocol;
 
 mod deploy;
 mod docs;
+mod kafka_ahead;
 mod kafka_cluster;
 mod kafka_dedup;
 mod kafka_delivery;

@@ -65,7 +65,7 @@ public final class Client {
 
     public static void main(String[] args) throws Exception {
         if (args.length < 3) {
-            System.err.println("usage: produce|consume|create|alter|leaders|deny|allow|add-partitions|partitions|delete BROKERS ...");
+            System.err.println("usage: produce|consume|create|alter|leaders|deny|allow|add-partitions|partitions|id|delete BROKERS ...");
             System.exit(64);
         }
         Properties config = new Properties();
@@ -118,6 +118,11 @@ public final class Client {
                         System.exit(2);
                     }
                     System.out.println(admin.describeTopics(List.of(args[2])).allTopicNames().get().get(args[2]).partitions().size());
+                }
+            }
+            case "id" -> {
+                try (Admin admin = Admin.create(config)) {
+                    System.out.println(admin.describeTopics(List.of(args[2])).allTopicNames().get().get(args[2]).topicId());
                 }
             }
             case "delete" -> {

@@ -277,11 +277,11 @@ mod tests {
 
     #[test]
     fn a_greeting_has_a_cursor_and_a_return_uses_it() {
-        let greeting = br#"{"type":"connection_established","success":true,"data":{"cursor":"~1.x"}}"#;
+        let greeting = br#"{"type":"connection_established","success":true,"data":{"cursor":"~2.x"}}"#;
         let visitors = after(&[0, 1, 2].map(|id| (id, greeting.to_vec())));
         assert_eq!(visitors.greeted, 3);
         let cursors = visitors.cursors().unwrap();
-        assert_eq!(SHAPE.path(2, Some(&cursors[2])), "/ws/r0/u2/agent?since=~1.x");
+        assert_eq!(SHAPE.path(2, Some(&cursors[2])), "/ws/r0/u2/agent?since=~2.x");
         assert!(after(&[]).cursors().is_err());
     }
 }

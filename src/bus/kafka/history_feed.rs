@@ -13,12 +13,13 @@ use rdkafka::message::{BorrowedMessage, Message};
 
 use super::Shared;
 use super::broker::NO_RECORD;
-use super::native::TopicId;
+use super::native::{NO_ID, TopicId};
 use super::offsets::Partition;
 use super::unread::{Unread, connect};
 use crate::clock;
 use crate::history::recent_log::CLOCK_SKEW_MS;
 use crate::history::{RecentLog, SentMessages};
+use crate::protocol::cursor::CursorKey;
 use crate::protocol::record::Topic;
 
 /// How long a starting node may read what was written lately. It is ready after that.
@@ -83,8 +84,8 @@ pub struct HistoryFeed {
     window_ms: i64,
     /// `DEDUP_WINDOW`, in milliseconds.
     pub dedup_ms: i64,
-    /// Which log it is, and its partitions.
-    identity: Mutex<(u64, i32)>,
+    /// Which log it is, and its partitions; `None` while it is not known.
+    identity: Mutex<(Option<Arc<CursorKey>>, i32)>,
     /// Set by the monitor, taken by the consumer of messages.
     fills: Mutex<Vec<Fill>>,
     /// Whether the recent log is filled, and all partitions are read: the node is not ready before that.
@@ -92,6 +93,17 @@ pub struct HistoryFeed {
     /// When the first partitions were.
     begun: OnceLock<Instant>,
     ends: Mutex<Option<Ends>>,
+}
+
+/// What stands for a topic's id where brokers have none: their cluster's id, which is as random, and the topic's name.
+fn key_of_cluster(cluster: Option<String>, name: &str) -> Option<CursorKey> {
+    let Some(cluster) = cluster else {
+        tracing::warn!(
+            "the brokers tell neither the topic's id nor their cluster's: cursors are good on this node only"
+        );
+        return CursorKey::of_this_process().ok();
+    };
+    Some(CursorKey::of_log(format!("{cluster}/{name}").as_bytes()))
 }
 
 impl HistoryFeed {
@@ -105,7 +117,7 @@ impl HistoryFeed {
             sent,
             window_ms: ms(window),
             dedup_ms: ms(dedup),
-            identity: Mutex::new((0, 0)),
+            identity: Mutex::default(),
             fills: Mutex::default(),
             is_filled: AtomicBool::new(false),
             begun: OnceLock::new(),
@@ -113,25 +125,33 @@ impl HistoryFeed {
         }
     }
 
-    /// The messages topic, as a probe has found it.
-    pub fn found(&self, id: TopicId, name: &str, partitions: usize) {
-        // An old broker has no ids: then the name has to do.
-        let log = match id {
-            (0, 0) => name
-                .bytes()
-                .fold(1, |hash: u64, byte| hash.wrapping_mul(31) + u64::from(byte)),
-            (high, low) => high.cast_unsigned() ^ low.cast_unsigned().rotate_left(1),
-        };
+    /// The messages topic, as a probe has found it. `cluster` is asked only where brokers are too old to have ids of
+    /// topics.
+    pub fn found(
+        &self,
+        id: TopicId,
+        name: &str,
+        cluster: impl FnOnce() -> Option<String>,
+        partitions: usize,
+    ) {
         let mut identity = self.identity.lock();
         identity.1 = i32::try_from(partitions).unwrap_or(i32::MAX);
-        // An old broker among new ones: it is the log that is known.
-        if identity.0 != 0 && id == (0, 0) {
-            return;
+        let key = match id {
+            // An old broker among new ones: it is the log that is known.
+            NO_ID if identity.0.is_some() => return,
+            NO_ID => match key_of_cluster(cluster(), name) {
+                Some(key) => key,
+                None => return,
+            },
+            // Random, and the same for all nodes. Only who may describe the topic knows it, and reads messages anyway.
+            (high, low) => CursorKey::of_log(&[high.to_be_bytes(), low.to_be_bytes()].concat()),
+        };
+        match &identity.0 {
+            Some(known) if known.log() == key.log() => return,
+            Some(_) => self.log.outdate(),
+            None => {}
         }
-        if identity.0 != 0 && identity.0 != log.max(1) {
-            self.log.outdate();
-        }
-        identity.0 = log.max(1);
+        identity.0 = Some(Arc::new(key));
     }
 
     /// How many offsets of a partition are kept and learnt from at most.
@@ -177,16 +197,16 @@ impl HistoryFeed {
 
     /// On the thread that appends, before it reads on from `next`.
     pub fn assigned(&self, next: &HashMap<Partition, i64>) {
-        let (log, partitions) = *self.identity.lock();
+        let (key, partitions) = self.identity.lock().clone();
         // Not before the log is known: the first greetings would have no cursor. But before anything is found in it: what
         // was read up to now is sent to nobody live.
-        if log != 0 && self.begun.get().is_none() {
+        if key.is_some() && self.begun.get().is_none() {
             self.log.start_live();
             self.begun.get_or_init(Instant::now);
         }
-        if log != 0 {
-            self.log.set_log(log, partitions);
-            self.sent.set_log(log);
+        if let Some(key) = &key {
+            self.log.set_log(key, partitions);
+            self.sent.set_log(key.log());
         }
         for (&(_, partition), &offset) in next {
             self.log.continue_at(partition, offset);
@@ -197,7 +217,7 @@ impl HistoryFeed {
             self.log
                 .set_complete_since(if is_whole { i64::MIN } else { clock::unix_ms() });
         }
-        if log != 0 && next.len() >= usize::try_from(partitions).unwrap_or(usize::MAX) {
+        if key.is_some() && next.len() >= usize::try_from(partitions).unwrap_or(usize::MAX) {
             self.is_filled.store(true, Ordering::Relaxed);
         }
     }
@@ -211,8 +231,8 @@ impl HistoryFeed {
         if !fills.is_empty() {
             let started = clock::unix_ms();
             // The recent log is not known before the end of this: nobody resumes from a part of it.
-            let (log, partitions) = *self.identity.lock();
-            self.sent.set_log(log);
+            let (key, partitions) = self.identity.lock().clone();
+            self.sent.set_log(key.map_or(0, |key| key.log()));
             for fill in &fills {
                 self.log.continue_at(fill.partition, fill.keep_from);
             }

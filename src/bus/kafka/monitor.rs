@@ -20,7 +20,7 @@ use super::audit::{Audit, is_refusal};
 use super::broker::{ANSWER_TIMEOUT, BrokerClient, NO_RECORD};
 use super::causes::HealthReporter;
 use super::history_feed::Fill;
-use super::native::{self, TopicDescription, TopicId};
+use super::native::{self, NO_ID, TopicDescription, TopicId};
 use super::offsets::{Offsets, Partition};
 use super::producer::Producer;
 use super::topics::TopicAdmin;
@@ -40,8 +40,6 @@ const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the end offsets of all partitions are checked, for open transactions and lag: with every probe, since no
 /// other request reaches every broker.
 const OFFSET_CHECK_INTERVAL: Duration = INTERVAL;
-/// The id of every topic on a broker that is too old for topic ids.
-const NO_ID: TopicId = (0, 0);
 pub(super) struct Monitor {
     shared: Arc<Shared>,
     producer: Arc<Producer>,
@@ -288,7 +286,9 @@ impl Monitor {
         let asked = new.iter().copied().chain(deferred).map(|(at, _)| at);
         if topic == Topic::Messages {
             let count = partitions.led.len() + partitions.leaderless.len();
-            self.shared.history.found(id, &name, count);
+            let broker = &mut self.broker;
+            let cluster = || broker.client().ok()?.client().fetch_cluster_id(ANSWER_TIMEOUT);
+            self.shared.history.found(id, &name, cluster, count);
             if from_end {
                 let fills = self.fills(&new, &new_starts, count)?;
                 self.shared.history.plan(fills);

@@ -21,6 +21,9 @@ use rdkafka::types::RDKafkaRespErr;
 /// 128 bits; zero where the broker is too old to have ids (before 2.8).
 pub type TopicId = (i64, i64);
 
+/// What a broker that is too old to have ids returns.
+pub const NO_ID: TopicId = (0, 0);
+
 /// A topic as DescribeTopics describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicDescription {

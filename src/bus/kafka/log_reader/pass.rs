@@ -343,7 +343,7 @@ impl Drop for CountedFrame {
 mod tests {
     use super::super::tests::{waiter, waiter_for};
     use super::*;
-    use crate::protocol::cursor::{Cursor, Position};
+    use crate::protocol::cursor::{CursorKey, Position};
     use crate::protocol::resume::Resume;
 
     fn pass(waiters: Vec<Waiter>) -> Pass {
@@ -396,9 +396,8 @@ mod tests {
                 time: 0,
                 passed: None,
             };
-            let cursor = Cursor { log: 7, position };
-            let text = cursor.encode();
-            waiter_for(Resume::Cursor { text, cursor }, &[10, 5])
+            let text = CursorKey::of_log(b"log").cursor("s", &position);
+            waiter_for(Resume::since(text, None), &[10, 5])
         };
         let (gone, there) = (cursor(3), cursor(4));
         let mut pass = pass(vec![gone.0, there.0]);
