@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use super::per_user::{PerUser, Taken};
 use crate::address::counted;
 use crate::config;
-use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::writer::ConnectionWriter;
 
 /// Which limit a connection would exceed.
@@ -63,7 +63,7 @@ impl Limits {
     pub fn admit(
         self: &Arc<Self>,
         ip: IpAddr,
-        (session_id, user_id): (&SessionId, &UserId),
+        (session_id, user_id, user_type): (&SessionId, &UserId, UserType),
     ) -> Result<Ticket, Exceeded> {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.max_connections {
             self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -82,7 +82,7 @@ impl Limits {
             ticket.counted.get_or_insert_default().ip = Some(ip);
         }
         if self.per_user.is_limited() {
-            let who = (session_id.clone(), user_id.clone());
+            let who = (session_id.clone(), user_id.clone(), user_type);
             let taken = self.per_user.admit(who, Instant::now()).map_err(Exceeded::User)?;
             ticket.counted.get_or_insert_default().user = Some(taken);
         }
@@ -145,7 +145,10 @@ mod tests {
         let limits = limits(3, 2, 5);
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let session_id = SessionId::parse("s").unwrap();
-        let admit = |ip, user_id| limits.admit(ip, (&session_id, &UserId::parse(user_id).unwrap()));
+        let admit = |ip, user_id| {
+            let user_id = UserId::parse(user_id).unwrap();
+            limits.admit(ip, (&session_id, &user_id, UserType::Agent))
+        };
         let first = admit(a, "u1").ok().unwrap();
         let second = admit(a, "u2").ok().unwrap();
         assert_eq!(admit(a, "u3").err(), Some(Exceeded::Address));

@@ -27,6 +27,7 @@ use super::headers::has_token;
 use super::keep_alive::Pace;
 use super::places::Kind;
 use super::refusal::{self, RequestRefusal};
+use super::request_path;
 use super::router::{ListenerKind, route};
 use super::upgrade::PendingUpgrade;
 use crate::address::counted;
@@ -330,8 +331,8 @@ async fn speak_http(
         let state = &state;
         async move {
             let line = tracing::enabled!(tracing::Level::DEBUG).then(|| {
-                // Escaped, because a path may contain any UTF-8; without the query, which may contain secrets.
-                let path = request.uri().path().escape_debug();
+                // Without the query, which may contain secrets.
+                let path = request_path::in_log(request.uri().path());
                 (Instant::now(), format!("{} {path}", request.method()))
             });
             let framing = state.framing(state.number());
@@ -339,7 +340,9 @@ async fn speak_http(
             let may_keep = framing == Framing::Plain && wants_reuse(&request);
             let mut pending = None;
             let mut answer = if framing == Framing::Ambiguous {
-                RequestRefusal::AmbiguousLength.answer(&http.metrics)
+                let mut answer = RequestRefusal::AmbiguousLength.answer(&http.metrics);
+                request_path::forbid_storing(request.uri().path(), &mut answer);
+                answer
             } else {
                 route(http, kind, peer, request, &mut pending).await
             };

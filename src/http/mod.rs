@@ -16,6 +16,7 @@ pub mod per_user;
 mod places;
 mod proxy_protocol;
 pub mod refusal;
+mod request_path;
 mod response;
 mod rest;
 pub mod router;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 
 use crate::protocol::code::CloseCode;
-use crate::protocol::ids::{SessionId, UserId};
+use crate::protocol::ids::{SessionId, UserId, UserType};
 use crate::writer::{BacklogPolicy, ConnectionWriter};
 
-/// A user of a session: the same id in another session may be somebody else.
-pub type Who = (SessionId, UserId);
+/// A user of a session in one role: the same id in another session or role may be somebody else, who must not be able to
+/// close this one's connections.
+pub type Who = (SessionId, UserId, UserType);
 
 /// How many replacements a user may have per minute: clients that keep replacing each other are stopped.
 const MAX_REPLACEMENTS: usize = 10;
@@ -122,7 +123,8 @@ mod tests {
     use crate::session::testing;
 
     fn who(user: &str) -> Who {
-        (SessionId::parse("s").unwrap(), UserId::parse(user).unwrap())
+        let (session, user) = (SessionId::parse("s").unwrap(), UserId::parse(user).unwrap());
+        (session, user, UserType::Agent)
     }
 
     #[tokio::test]
@@ -200,6 +202,19 @@ mod tests {
         for taken in &taken {
             limit.leave(taken);
         }
+    }
+
+    #[tokio::test]
+    async fn a_user_of_the_same_id_in_another_role_is_somebody_else() {
+        let (limit, now) = (PerUser::new(1), Instant::now());
+        let agent = limit.admit(who("42"), now).unwrap();
+        let (member, _socket) = testing::member("42").await;
+        limit.arrive(&agent, &member.writer, now);
+        let (session, user, _) = who("42");
+        let customer = limit.admit((session, user, UserType::Customer), now).unwrap();
+        let (other, _other_socket) = testing::member("42").await;
+        limit.arrive(&customer, &other.writer, now);
+        assert!(member.writer.is_open() && other.writer.is_open());
     }
 
     #[test]

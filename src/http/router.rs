@@ -15,7 +15,7 @@ use super::headers::only;
 use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, messages, rest, sessions};
+use super::{access, messages, request_path, rest, sessions};
 use crate::auth::{Action, Sessions};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
@@ -97,14 +97,15 @@ pub async fn route(
     mut request: Request<Incoming>,
     pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
-    if target_len(request.uri()) > MAX_URI {
-        return RequestRefusal::UriTooLong.answer(&http.metrics);
-    }
-    // RFC 9112, section 3.2.
-    if request.version() == Version::HTTP_11 && only(request.headers(), &header::HOST).is_none() {
-        return RequestRefusal::Host.answer(&http.metrics);
-    }
-    let mut answer = dispatch(http, kind, peer, &mut request, pending).await;
+    let mut answer = if target_len(request.uri()) > MAX_URI {
+        RequestRefusal::UriTooLong.answer(&http.metrics)
+    } else if request.version() == Version::HTTP_11 && only(request.headers(), &header::HOST).is_none() {
+        // RFC 9112, section 3.2.
+        RequestRefusal::Host.answer(&http.metrics)
+    } else {
+        dispatch(http, kind, peer, &mut request, pending).await
+    };
+    request_path::forbid_storing(request.uri().path(), &mut answer);
     if kind == ListenerKind::Public {
         let is_preflight = request.method() == Method::OPTIONS;
         http.cors

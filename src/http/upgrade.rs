@@ -107,9 +107,10 @@ fn admit(http: &Http, params: &ConnectParams, request: &Request<Incoming>) -> Re
     if http.lifecycle.is_draining() {
         return Err(UpgradeRefusal::Draining.into());
     }
-    let admitted = http
-        .limits
-        .admit(params.client, (&params.session_id, &params.user_id));
+    let admitted = http.limits.admit(
+        params.client,
+        (&params.session_id, &params.user_id, params.user_type),
+    );
     let ticket = admitted.map_err(|exceeded| match exceeded {
         Exceeded::Process => UpgradeRefusal::Capacity.into(),
         Exceeded::Address => UpgradeRefusal::PerIp.into(),

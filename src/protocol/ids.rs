@@ -10,7 +10,7 @@ use icu_properties::props::GeneralCategory;
 use serde::Serialize;
 
 /// The longest id, in bytes of UTF-8.
-const MAX_ID_LEN: usize = 128;
+pub const MAX_ID_LEN: usize = 128;
 
 /// The length of a UUID with its hyphens.
 const UUID_LEN: usize = 36;
