@@ -238,6 +238,7 @@ fn assemble(
         history,
         resume_limits: ResumeLimits::new(&config.resume),
         searches: chat::Searches::default(),
+        renewals: Arc::default(),
     });
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {

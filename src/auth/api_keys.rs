@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use ring::{digest, hmac, rand};
 
+use super::keys::{MIN_DIFFERENT_BYTES, different_bytes, is_public};
 use crate::secret::Secret;
 
 /// A shorter key could be guessed.
@@ -23,12 +24,23 @@ fn list(text: &str) -> impl Iterator<Item = &str> {
 ///
 /// What is expected.
 pub fn check_api_keys(text: &str) -> Result<(), String> {
+    if is_public(text.as_bytes()) {
+        return Err(
+            "this is a public key or a key set, which others may have: expected random keys".to_owned(),
+        );
+    }
     let count = list(text).count();
     if count == 0 || count > MAX_KEYS {
         return Err(format!("expected 1 to {MAX_KEYS} keys, separated by commas"));
     }
     for (number, key) in list(text).enumerate() {
         let is_visible = key.bytes().all(|byte| byte.is_ascii_graphic());
+        if key.len() >= MIN_BYTES && different_bytes(key.as_bytes()) < MIN_DIFFERENT_BYTES {
+            let number = number + 1;
+            return Err(format!(
+                "expected random keys; key {number} repeats a few characters"
+            ));
+        }
         if key.len() < MIN_BYTES || !is_visible {
             let number = number + 1;
             return Err(format!(
@@ -138,6 +150,22 @@ mod tests {
         ] {
             let error = check_api_keys(bad).unwrap_err();
             assert!(!error.contains("hunter2"), "{error}");
+        }
+        for (bad, word) in [
+            ("hunter2-hunter2-1,aaaaaaaaaaaaaaaa", "key 2 repeats"),
+            (
+                "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEA
+-----END PUBLIC KEY-----",
+                "public key",
+            ),
+            (
+                r#"{"keys":[{"kty":"RSA","kid":"hunter2-hunter2","n":"hunter2-hunter2-hunter2"}]}"#,
+                "key set",
+            ),
+        ] {
+            let error = check_api_keys(bad).unwrap_err();
+            assert!(error.contains(word) && !error.contains("hunter2"), "{error}");
         }
         assert_eq!(check_api_keys("hunter2-hunter2-"), Ok(()));
         assert_eq!(check_api_keys(KEYS), Ok(()));

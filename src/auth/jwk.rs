@@ -24,10 +24,17 @@ pub(super) enum Secrets {
 ///
 /// What is expected.
 pub fn check_set(text: &str) -> Result<(), String> {
-    of_set(text, Secrets::Allowed).map(drop)
+    let set = of_set(text, Secrets::Allowed)?;
+    if set.keys.is_empty() {
+        let given = set.left_out;
+        return Err(format!(
+            "expected a key that can verify tokens; none of the {given} can"
+        ));
+    }
+    Ok(())
 }
 
-/// The keys of a set that can verify tokens.
+/// The keys of a set that can verify tokens; none, where an issuer has revoked them all.
 pub(super) struct Set {
     pub(super) keys: Vec<Key>,
     /// How many others it has.
@@ -69,11 +76,6 @@ pub(super) fn of_set(text: &str, secrets: Secrets) -> Result<Set, String> {
         .into_iter()
         .filter_map(|key| of_jwk(serde_json::from_value(key).ok()?, secrets))
         .collect();
-    if keys.is_empty() {
-        return Err(format!(
-            "expected a key that can verify tokens; none of the {given} can"
-        ));
-    }
     let left_out = given - keys.len();
     Ok(Set { keys, left_out })
 }

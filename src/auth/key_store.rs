@@ -121,7 +121,7 @@ impl KeyStore {
             source.version = version;
             let text = source.value.value();
             let read = match source.part {
-                Part::Secret => Key::secret(text.as_bytes()).map(|key| vec![key]),
+                Part::Secret => keys::of_secret(&text).map(|key| vec![key]),
                 Part::Public => keys::of_pem(&text),
                 Part::Set => jwk::of_set(&text, Secrets::Allowed).map(|set| {
                     log_set(&set);
@@ -138,17 +138,19 @@ impl KeyStore {
         }
     }
 
-    /// Takes over a set that was fetched.
-    pub(super) fn replace_set(&self, text: &str) -> Result<(), String> {
+    /// Takes over a set that was fetched. Returns the names of keys that have gone from it.
+    pub(super) fn replace_set(&self, text: &str) -> Result<Vec<Option<String>>, String> {
         let set = jwk::of_set(text, Secrets::Refused)?;
         let ids = |keys: &[Arc<Key>]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
         let before = self.current().set.as_deref().map(ids);
         let now: Vec<_> = set.keys.iter().map(|key| key.id.clone()).collect();
-        if before != Some(now) {
+        if before.as_ref() != Some(&now) {
             log_set(&set);
         }
         self.replace(Part::Set, set.keys);
-        Ok(())
+        let mut removed = before.unwrap_or_default();
+        removed.retain(|id| !now.contains(id));
+        Ok(removed)
     }
 
     fn replace(&self, part: Part, keys: Vec<Key>) {
@@ -164,6 +166,13 @@ impl KeyStore {
 }
 
 fn log_set(set: &jwk::Set) {
+    if set.keys.is_empty() {
+        tracing::warn!(
+            left_out = set.left_out,
+            "the key set has no key that can verify tokens: no token is accepted by it any more"
+        );
+        return;
+    }
     tracing::info!(
         keys = set.keys.len(),
         left_out = set.left_out,

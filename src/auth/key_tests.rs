@@ -103,8 +103,10 @@ fn a_changed_file_replaces_the_key_and_a_bad_one_does_not() {
         content.read_again();
         auth.tick();
     };
-    change("no key");
-    assert_eq!(are_known(), [true, false]);
+    for bad in ["no key", "", "-----BEGIN PUBLIC KEY-----"] {
+        change(bad);
+        assert_eq!(are_known(), [true, false], "{bad:?}");
+    }
     change(&second.pem());
     assert_eq!(are_known(), [false, true]);
     // Both, for as long as tokens of the old one are good.
@@ -134,7 +136,14 @@ async fn a_key_set_is_fetched_for_an_unknown_key() {
     assert!(auth.verify(&token).await.is_ok());
     assert!(!auth.lacks_key_set());
     // A secret that everybody can fetch is none.
-    assert_eq!(auth.verify(&hs().token_of("h", &agent())).await, INVALID);
+    let of_secret = hs().token_of("h", &agent());
+    let pending = auth.verify(&of_secret).await;
+    assert!(
+        matches!(pending, Err(Refusal::KeyPending(_))),
+        "not yet fetched for it: {pending:?}"
+    );
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(auth.verify(&of_secret).await, INVALID);
     *served.lock() = set(&[second.jwk("k2")]);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(
@@ -142,11 +151,118 @@ async fn a_key_set_is_fetched_for_an_unknown_key() {
         "rotated"
     );
     assert_eq!(auth.verify(&token).await, INVALID, "the old key is gone");
-    // A set that can't be used leaves the old keys.
+    // A set that can't be read leaves the old keys.
     *served.lock() = "<html>".to_owned();
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(auth.verify(&first.token_of("k3", &agent())).await, INVALID);
+    let pending = auth.verify(&first.token_of("k3", &agent())).await;
+    assert!(
+        matches!(pending, Err(Refusal::KeyPending(_))),
+        "the issuer did not say: {pending:?}"
+    );
     assert!(auth.verify(&second.token_of("k2", &agent())).await.is_ok());
+    // One without keys revokes them.
+    *served.lock() = set(&[]);
+    tokio::time::sleep(Duration::from_secs(310)).await;
+    assert_eq!(auth.verify_now(&second.token_of("k2", &agent())), None);
+    assert_eq!(auth.verify(&second.token_of("k2", &agent())).await, INVALID);
+    assert!(!auth.lacks_key_set());
+}
+
+#[test]
+fn a_file_of_a_key_set_without_keys_revokes_them_and_one_that_can_not_be_read_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.json");
+    let signer = es256();
+    let whole = set(&[signer.jwk("k")]);
+    std::fs::write(&path, &whole).unwrap();
+    let content = Secret::from_file("JWKS_FILE", &path).unwrap();
+    let auth = with(|settings| settings.key_set = Some(KeySetSource::File(content.clone())));
+    let mut encrypts = signer.jwk("k");
+    encrypts["use"] = "enc".into();
+    let (none, unusable) = (set(&[]), set(&[encrypts]));
+    for (text, is_known) in [
+        (&*whole, true),
+        ("", true),
+        ("{}", true),
+        ("<html>", true),
+        (&none, false),
+        (&whole, true),
+        (&unusable, false),
+        (r#"{"keys":null}"#, false),
+        (&whole, true),
+        (&whole[..whole.len() / 2], true),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        content.read_again();
+        auth.tick();
+        let judged = judge(&auth, &signer.token_of("k", &agent()));
+        assert_eq!(judged.is_ok(), is_known, "{text}");
+        assert!(is_known || judged == INVALID, "{text}");
+    }
+}
+
+/// What everybody knows does not become a secret, nor does an accident.
+#[test]
+fn a_secret_that_is_no_secret_is_refused_and_leaves_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    std::fs::write(&path, SECRET).unwrap();
+    let content = Secret::from_file("JWT_SECRET_FILE", &path).unwrap();
+    let auth = with(|settings| settings.secret = Some(content.clone()));
+    let (ec, ed) = (es256(), ed25519());
+    let ec_pem = ec.pem();
+    let bare: String = ec_pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for bad in [
+        ec_pem.clone(),
+        rsa().pem(),
+        ec_pem.replace('\n', "\\n"),
+        bare,
+        set(&[ec.jwk("k")]),
+        format!("\n{}", ed.jwk("k")),
+        format!("{SECRET} "),
+        format!("\u{feff}{}", ec_pem),
+        "\u{a0}".to_owned() + SECRET,
+        "x".repeat(64),
+        "xyz".repeat(20),
+    ] {
+        std::fs::write(&path, &bad).unwrap();
+        content.read_again();
+        auth.tick();
+        let forged = Signer::Secret(bad.clone().into_bytes()).token(&agent());
+        assert_eq!(judge(&auth, &forged), INVALID, "{bad:.40}");
+        assert!(judge(&auth, &hs().token(&agent())).is_ok(), "{bad:.40}");
+    }
+    // Nor as a key of a set.
+    for bad in [ec_pem.into_bytes(), vec![7; 64]] {
+        let auth = with_set(&[Signer::Secret(bad.clone()).jwk("o"), es256().jwk("k")]);
+        let forged = Signer::Secret(bad).token_of("o", &agent());
+        assert_eq!(judge(&auth, &forged), INVALID);
+    }
+}
+
+/// The message of a panic quotes what was unwrapped.
+#[test]
+fn a_panic_over_a_secret_does_not_show_it() {
+    let auth = with(|settings| settings.secret = fixed(SECRET));
+    let settings = Settings {
+        secret: fixed("canary-0123456789-0123456789-0123456789"),
+        api_keys: fixed("canary-0123456789"),
+        ..Settings::default()
+    };
+    let token = "canary.canary.canary";
+    let panics: [Box<dyn FnOnce()>; 6] = [
+        Box::new(|| check_secret("canary").unwrap()),
+        Box::new(|| check_pem("-----BEGIN canary-----").unwrap()),
+        Box::new(|| check_set("{\"canary\":1}").unwrap()),
+        Box::new(|| check_api_keys("canary").unwrap()),
+        Box::new(move || panic!("{settings:?}")),
+        Box::new(move || drop(judge(&auth, token).unwrap())),
+    ];
+    for (number, panic) in panics.into_iter().enumerate() {
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panic)).expect_err("a panic");
+        let message = panicked.downcast_ref::<String>().expect("a message");
+        assert!(!message.contains("canary"), "{number}: {message}");
+    }
 }
 
 #[test]
@@ -156,7 +272,8 @@ fn secrets_are_in_no_debug_output() {
         api_keys: fixed("canary-0123456789"),
         ..Settings::default()
     };
-    let shown = format!("{settings:?} {:?}", keys::check_secret("canary"));
+    let with_url = KeySetSource::Url("https://id.example/jwks?key=canary#canary".to_owned());
+    let shown = format!("{settings:?} {with_url:?} {:?}", keys::check_secret("canary"));
     assert!(
         !shown.contains("a-secret") && !shown.contains("canary"),
         "{shown}"

@@ -1,13 +1,18 @@
 //! Keys that verify tokens. A key fixes its algorithms when it is read: what a token says only picks among them.
 
+use std::collections::HashSet;
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 
 use super::{der, pem};
 
 /// A shorter secret could be guessed offline from one token.
 const MIN_SECRET_BYTES: usize = 32;
+/// A secret or API key with fewer different bytes is a placeholder.
+pub(super) const MIN_DIFFERENT_BYTES: usize = 5;
 /// RSA keys outside of these sizes are refused by ring; in bytes of the modulus.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 /// How many keys are tried for a token that names none.
@@ -53,8 +58,14 @@ impl Key {
             let is = secret.len();
             format!("expected a secret of at least {MIN_SECRET_BYTES} bytes; it has {is}")
         };
+        if is_public(secret) {
+            return Err(PUBLIC.to_owned());
+        }
         if secret.len() < MIN_SECRET_BYTES {
             return Err(short());
+        }
+        if different_bytes(secret) < MIN_DIFFERENT_BYTES {
+            return Err("expected a random secret; this one repeats a few bytes".to_owned());
         }
         let decoding = DecodingKey::from_secret(secret).map_err(|_| short())?;
         Ok(Self::new(decoding, HMAC))
@@ -159,13 +170,53 @@ fn of_rsa_der(bytes: &[u8]) -> Result<Key, String> {
     Key::rsa(n, e)
 }
 
+/// The key of a secret that was given as text.
+pub(super) fn of_secret(text: &str) -> Result<Key, String> {
+    let key = Key::secret(text.as_bytes())?;
+    if text.trim() != text {
+        return Err(
+            "expected a secret without white space at its ends, which other programs may trim".to_owned(),
+        );
+    }
+    Ok(key)
+}
+
+const PUBLIC: &str = "this is a public key or a key set, with which anybody could sign: a public key belongs into \
+                      JWT_PUBLIC_KEY, a key set into JWKS_FILE";
+
+/// Whether a secret is a text that others may have: a PEM block, a JSON Web Key or a set of them, a public key without
+/// its PEM lines, or SSH's.
+pub(super) fn is_public(secret: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(secret) else {
+        return false;
+    };
+    let is_json = text.trim_start().starts_with(['{', '['])
+        && ["\"kty\"", "\"keys\""].iter().any(|name| text.contains(name));
+    let bare: String = text.replace("\\n", "").split_whitespace().collect();
+    let bare = bare.trim_end_matches('=');
+    let der = STANDARD_NO_PAD
+        .decode(bare)
+        .or_else(|_| URL_SAFE_NO_PAD.decode(bare));
+    let is_der = |der: &[u8]| der::public_key_info(der).is_some() || der::rsa_public_key(der).is_some();
+    text.contains("-----BEGIN ")
+        || is_json
+        || der.is_ok_and(|der| is_der(&der))
+        || ["ssh-", "ecdsa-sha2-"]
+            .iter()
+            .any(|start| text.trim_start().starts_with(start))
+}
+
+pub(super) fn different_bytes(bytes: &[u8]) -> usize {
+    bytes.iter().collect::<HashSet<_>>().len()
+}
+
 /// Checks `JWT_SECRET`.
 ///
 /// # Errors
 ///
 /// What is expected.
 pub fn check_secret(text: &str) -> Result<(), String> {
-    Key::secret(text.as_bytes()).map(drop)
+    of_secret(text).map(drop)
 }
 
 /// Checks `JWT_PUBLIC_KEY`.

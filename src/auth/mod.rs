@@ -41,10 +41,10 @@ use claims::Claims;
 use failures::Failures;
 use key_store::KeyStore;
 use keys::Key;
-use refresh::Refresh;
+use refresh::{Refresh, Waited};
 
 /// A longer token is refused unread.
-const MAX_TOKEN: usize = 8 * 1024;
+pub const MAX_TOKEN: usize = 8 * 1024;
 
 /// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +54,18 @@ pub enum Refusal {
     Expired,
     /// The key set has never been fetched: nothing is known about the token.
     NoKeys,
+    /// It names a key for which the set has yet to be fetched, which may happen after this time.
+    KeyPending(Duration),
 }
 
 /// What is known about a token at once.
 enum Verdict {
     Final(Result<Principal, Refusal>),
     /// It names a key that the set does not have; this, unless the set has it by now.
-    UnknownKey(Refusal),
+    UnknownKey {
+        id: Option<String>,
+        refusal: Refusal,
+    },
 }
 
 /// Verifies tokens and API keys, and decides by the table.
@@ -114,10 +119,13 @@ impl Auth {
     pub async fn verify(&self, token: &str) -> Result<Principal, Refusal> {
         match self.judge(token) {
             Verdict::Final(result) => result,
-            Verdict::UnknownKey(refusal) if !self.refresh.wait().await => Err(refusal),
-            Verdict::UnknownKey(_) => match self.judge(token) {
-                Verdict::Final(result) => result,
-                Verdict::UnknownKey(refusal) => Err(refusal),
+            Verdict::UnknownKey { id, refusal } => match (self.refresh.wait(id.as_deref()).await, refusal) {
+                (Waited::Fetched, _) => match self.judge(token) {
+                    Verdict::Final(result) => result,
+                    Verdict::UnknownKey { refusal, .. } => Err(refusal),
+                },
+                (Waited::Later(after), Refusal::Invalid) => Err(Refusal::KeyPending(after)),
+                (Waited::Later(_) | Waited::Absent, refusal) => Err(refusal),
             },
         }
     }
@@ -126,7 +134,7 @@ impl Auth {
     pub fn verify_now(&self, token: &str) -> Option<Result<Principal, Refusal>> {
         match self.judge(token) {
             Verdict::Final(result) => Some(result),
-            Verdict::UnknownKey(_) => None,
+            Verdict::UnknownKey { .. } => None,
         }
     }
 
@@ -164,7 +172,10 @@ impl Auth {
         };
         let is_fetched = self.key_set_url().is_some();
         if is_fetched && (candidates.is_unknown || keys.lack_set()) {
-            Verdict::UnknownKey(refusal)
+            Verdict::UnknownKey {
+                id: header.kid,
+                refusal,
+            }
         } else {
             Verdict::Final(Err(refusal))
         }
@@ -218,14 +229,21 @@ impl Auth {
     ///
     /// Why it can't be used.
     pub fn key_set_fetched(&self, text: &str) -> Result<(), String> {
-        let replaced = self.keys.replace_set(text);
-        self.refresh.end();
-        replaced
+        match self.keys.replace_set(text) {
+            Ok(removed) => {
+                self.refresh.succeeded(removed.into_iter());
+                Ok(())
+            }
+            Err(error) => {
+                self.refresh.failed();
+                Err(error)
+            }
+        }
     }
 
     /// The key set could not be fetched: the old keys stay.
     pub fn key_set_failed(&self) {
-        self.refresh.end();
+        self.refresh.failed();
     }
 
     /// Waits until the key set is to be fetched again.

@@ -1,5 +1,6 @@
 //! What the configuration says about tokens and API keys.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::secret::Secret;
@@ -30,12 +31,25 @@ pub struct Settings {
 }
 
 /// Where a key set is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum KeySetSource {
     /// The content of `JWKS_FILE`.
     File(Secret),
     /// `JWKS_URL`.
     Url(String),
+}
+
+/// A URL's query may hold a key.
+impl fmt::Debug for KeySetSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(content) => f.debug_tuple("File").field(content).finish(),
+            Self::Url(url) => {
+                let end = url.find(['?', '#']).unwrap_or(url.len());
+                f.debug_tuple("Url").field(&&url[..end]).finish()
+            }
+        }
+    }
 }
 
 impl Settings {

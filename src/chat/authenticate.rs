@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
+use super::renewals::{Renewals, Turn};
 use super::{Chat, Participant};
 use crate::address::counted;
-use crate::auth::{Auth, Principal, Refusal};
-use crate::clock;
+use crate::auth::{Auth, MAX_TOKEN, Principal, Refusal};
+use crate::clock::{self, Moment};
 use crate::metrics::Metrics;
 use crate::presence::lobby::Lobby;
 use crate::protocol::code::{CloseCode, ErrorCode, WireError};
@@ -24,6 +25,7 @@ impl Chat {
         let renewal = Renewal {
             auth: Arc::clone(&self.auth),
             metrics: Arc::clone(&self.metrics),
+            renewals: Arc::clone(&self.renewals),
             writer: Arc::downgrade(&participant.member.writer),
             lobby: participant.is_in_lobby().then(|| self.lobby()),
             session_id: participant.session.id.clone(),
@@ -31,22 +33,26 @@ impl Chat {
             user_type: participant.user_type,
             client: participant.origin.client(),
             correlation: correlation.to_owned(),
+            // A longer one is as bad as none, and may have to wait.
+            token: if token.len() > MAX_TOKEN { "" } else { token }.to_owned(),
         };
-        if let Some(judged) = self.auth.verify_now(token) {
-            return renewal.settle(judged);
+        let writer = renewal.writer.clone();
+        match self.renewals.turn(&writer, renewal) {
+            Turn::Now(renewal) => renewal.judge(),
+            Turn::Waits => {}
+            Turn::Full => {
+                let error = WireError::new(ErrorCode::RateLimited, "Too many tokens wait for the first one");
+                self.refuse(participant, &error, correlation);
+            }
         }
-        let token = token.to_owned();
-        tokio::spawn(async move {
-            let judged = renewal.auth.verify(&token).await;
-            renewal.settle(judged);
-        });
     }
 }
 
-/// What is needed to answer, which may have to wait for a key set.
-struct Renewal {
+/// A token, and what is needed to answer, which may have to wait for a key set.
+pub struct Renewal {
     auth: Arc<Auth>,
     metrics: Arc<Metrics>,
+    renewals: Arc<Renewals<Renewal>>,
     /// Weak, so that a closing connection is not kept open.
     writer: Weak<ConnectionWriter>,
     /// Where the connection is, if it is in no session.
@@ -56,16 +62,33 @@ struct Renewal {
     user_type: UserType,
     client: IpAddr,
     correlation: OwnedCorrelation,
+    token: String,
 }
 
 impl Renewal {
+    fn judge(self) {
+        if let Some(judged) = self.auth.verify_now(&self.token) {
+            return self.settle(judged);
+        }
+        let waiting = self.renewals.wait(&self.writer);
+        tokio::spawn(async move {
+            let mut next = Some(self);
+            while let Some(renewal) = next {
+                let judged = renewal.auth.verify(&renewal.token).await;
+                renewal.settle(judged);
+                next = waiting.next();
+            }
+        });
+    }
+
     fn settle(self, judged: Result<Principal, Refusal>) {
         let Some(writer) = self.writer.upgrade() else {
             return;
         };
         match judged {
             Ok(principal) if !principal.is(&self.user_id, self.user_type) => {
-                self.refuse(&writer, "The token is not this user's in this role");
+                let text = "The token is not this user's in this role";
+                self.refuse(&writer, ErrorCode::InvalidToken, text);
             }
             Ok(principal) if self.lobby.is_none() && !principal.sessions.cover(&self.session_id) => {
                 let reason = "the token no longer covers this session";
@@ -80,23 +103,34 @@ impl Renewal {
                 if let Some(lobby) = &self.lobby {
                     lobby.set_scope(&writer, sessions);
                 }
+                self.renewals.forgive(&self.writer);
             }
-            Err(Refusal::NoKeys) => self.refuse(&writer, "The keys of tokens are not known yet"),
-            Err(refusal) => {
-                // Answered all the same: the rate of frames is limited, too.
-                let _ = self.auth.count_failure(counted(self.client));
-                let text = match refusal {
-                    Refusal::Expired => "The token has expired",
-                    _ => "The token is not valid",
-                };
-                self.refuse(&writer, text);
+            Err(Refusal::NoKeys | Refusal::KeyPending(_)) => {
+                let text = "The key of this token is not known yet";
+                self.refuse(&writer, ErrorCode::KeysUnavailable, text);
             }
+            Err(Refusal::Invalid) => self.refuse_failure(&writer, "The token is not valid"),
+            Err(Refusal::Expired) => self.refuse_failure(&writer, "The token has expired"),
         }
     }
 
-    fn refuse(&self, writer: &Arc<ConnectionWriter>, text: &'static str) {
-        self.metrics.frame_error(ErrorCode::InvalidToken);
-        let error = WireError::new(ErrorCode::InvalidToken, text);
+    /// Refuses a token that counts as a failure of its address.
+    fn refuse_failure(&self, writer: &Arc<ConnectionWriter>, text: &'static str) {
+        if self.auth.count_failure(counted(self.client)).is_none() {
+            return self.refuse(writer, ErrorCode::InvalidToken, text);
+        }
+        if self.renewals.strike(&self.writer, Moment::now()) {
+            let reason = "too many refused tokens";
+            writer.close(CloseCode::Policy, reason, BacklogPolicy::Discard);
+        } else {
+            let text = "Too many refused tokens from this address, slow down";
+            self.refuse(writer, ErrorCode::RateLimited, text);
+        }
+    }
+
+    fn refuse(&self, writer: &Arc<ConnectionWriter>, code: ErrorCode, text: &'static str) {
+        self.metrics.frame_error(code);
+        let error = WireError::new(code, text);
         writer.send_required(&server::error(&error, self.correlation.as_ref()));
     }
 }

@@ -7,6 +7,7 @@ mod messages;
 mod origin;
 mod pending;
 mod receipts;
+mod renewals;
 mod resume;
 mod searches;
 
@@ -18,7 +19,7 @@ use serde::{Serialize, Serializer};
 
 use crate::auth::Auth;
 use crate::bus::{Bus, PublishError};
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::fanout::broadcast;
 use crate::history::{RecentLog, Sent};
 use crate::metrics::Metrics;
@@ -38,10 +39,12 @@ use crate::session::{Activity, Member, Registry, Session};
 use crate::writer::Start;
 use attempts::Attempt;
 pub use attempts::Attempts;
+pub use authenticate::Renewal;
 pub use messages::Messages;
 pub use origin::ConnectionOrigin;
 use pending::PendingAnswer;
 pub use pending::PendingAnswers;
+pub use renewals::Renewals;
 pub use resume::ResumeLimits;
 pub use searches::Searches;
 
@@ -63,6 +66,7 @@ pub struct Chat {
     pub history: Arc<RecentLog>,
     pub resume_limits: ResumeLimits,
     pub searches: Searches,
+    pub renewals: Arc<Renewals<Renewal>>,
 }
 
 /// A connection that has joined its session.
@@ -341,6 +345,7 @@ impl Chat {
     pub fn tick(&self) {
         let now = Instant::now();
         self.attempts.purge(now);
+        self.renewals.purge(Moment::now());
         if self.pending.expire(now) {
             self.bus.unanswered();
         }

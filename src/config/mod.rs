@@ -25,6 +25,7 @@ mod read_kafka;
 mod read_redis;
 mod reader;
 mod sources;
+mod surprises;
 mod surroundings;
 mod types;
 mod variables;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 
+use super::Variable;
 use super::parse::number;
 use super::reader::Reader;
 use crate::auth::{self, KeySetSource, Settings};
@@ -63,8 +64,18 @@ pub(super) fn auth(r: &mut Reader<'_>) -> Settings {
     ];
     if !settings.are_tokens_on() && !keys.iter().any(|name| r.is_wrong(name)) {
         // Whoever sets one of these expects tokens to be checked.
-        for name in ["JWT_ISSUER", "JWT_AUDIENCE"] {
-            if r.text(name).is_some() {
+        for name in [
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWT_LEEWAY",
+            "JWT_CLAIM_USER",
+            "JWT_CLAIM_ROLE",
+            "JWT_CLAIM_SESSIONS",
+        ] {
+            // Written out, a default changes nothing.
+            let is_default =
+                r.text(name).as_deref() == Variable::named(name).map(|variable| variable.default);
+            if r.text(name).is_some() && !is_default && !r.is_wrong(name) {
                 r.wrong(
                     name,
                     "needs a key: JWT_SECRET, JWT_PUBLIC_KEY, JWKS_FILE or JWKS_URL",
@@ -108,6 +119,10 @@ fn check_url(text: &str) -> Result<(), String> {
     let authority = uri.authority().ok_or_else(accepted)?;
     if authority.as_str().contains('@') {
         return Err("no user and password are sent for a key set: expected none in the URL".to_owned());
+    }
+    let has_port = authority.as_str() != authority.host();
+    if has_port && authority.port_u16().is_none() {
+        return Err(accepted());
     }
     let host = authority.host().trim_matches(['[', ']']);
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());

@@ -127,7 +127,13 @@ fn shown(name: &str, value: &str) -> Option<String> {
     }
     // Further lines may belong to another variable.
     let line = value.lines().next().unwrap_or_default();
-    Some(parse::without_user(line))
+    // A query may hold a key as well as a user's part does.
+    let shown = parse::without_user(line);
+    if !name.ends_with("_URL") {
+        return Some(shown);
+    }
+    let end = shown.find(['?', '#']).unwrap_or(shown.len());
+    Some(shown[..end].to_owned())
 }
 
 /// Whether a path or its folder exists. `/` and the working directory always do, so they prove nothing.

@@ -7,8 +7,10 @@ use std::path::Path;
 
 use clap::{Arg, ArgAction};
 
+use super::surprises;
 use super::surroundings::{self, Surroundings};
 use super::{Command, Config, ConfigError, Problem, Section, VARIABLES, Variable, dotenv};
+use crate::secret;
 
 /// What `--version` prints.
 const VERSION: &str = concat!("livechat-ws ", env!("CARGO_PKG_VERSION"), "\n");
@@ -60,8 +62,11 @@ pub fn load(
         }
         Err(error) => return Err(error),
     };
-    warnings.extend(surroundings::surprises(&config, &|name| {
+    warnings.extend(surprises::surprises(&config, &|name| {
         lookup(name).filter(|value| !value.is_empty())
+    }));
+    warnings.extend(surprises::empty_keys(&config, &|name| {
+        lookup(name).is_some_and(|value| secret::without_line_break(&value).is_empty())
     }));
     let config = Box::new(Config { warnings, ..config });
     Ok(if flags.get_flag("check-config") {

@@ -137,6 +137,11 @@ async fn who(
         Err(Refusal::Invalid) => Err(failed(AccessRefusal::TokenInvalid)),
         Err(Refusal::Expired) => Err(failed(AccessRefusal::TokenExpired)),
         Err(Refusal::NoKeys) => Err(AccessRefusal::KeysUnavailable.into()),
+        // Not the client's fault, as far as is known: it does not count.
+        Err(Refusal::KeyPending(after)) => Err(Refused {
+            why: AccessRefusal::KeysUnavailable,
+            retry_after: Some(after),
+        }),
     }
 }
 

@@ -187,7 +187,7 @@ impl AccessRefusal {
             Self::KeysUnavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Service unavailable",
-                "the keys of tokens are not known yet",
+                "the key of this token is not known yet",
             ),
             Self::Forbidden => (
                 StatusCode::FORBIDDEN,

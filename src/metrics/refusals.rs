@@ -117,7 +117,7 @@ pub enum AccessRefusal {
     TokenMissing,
     TokenInvalid,
     TokenExpired,
-    /// The key set has never been fetched.
+    /// The key set has never been fetched, or not yet for the key of this token.
     KeysUnavailable,
     Forbidden,
     /// Not offered in production without tokens.

@@ -104,6 +104,8 @@ pub enum ErrorCode {
     OutcomeUnknown,
     /// The token of an `auth` is refused; the one before it stays.
     InvalidToken,
+    /// Whether the token of an `auth` is good is not known yet; the one before it stays.
+    KeysUnavailable,
     /// There is nothing to authenticate with.
     AuthDisabled,
     /// Not here: the lobby is no session.
@@ -123,6 +125,7 @@ impl ErrorCode {
         Self::BusUnavailable,
         Self::OutcomeUnknown,
         Self::InvalidToken,
+        Self::KeysUnavailable,
         Self::AuthDisabled,
         Self::NotAllowed,
         Self::Internal,
@@ -139,6 +142,7 @@ impl ErrorCode {
             Self::BusUnavailable => "bus_unavailable",
             Self::OutcomeUnknown => "outcome_unknown",
             Self::InvalidToken => "invalid_token",
+            Self::KeysUnavailable => "keys_unavailable",
             Self::AuthDisabled => "auth_disabled",
             Self::NotAllowed => "not_allowed",
             Self::Internal => "internal_error",
@@ -149,7 +153,7 @@ impl ErrorCode {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::RateLimited | Self::BusUnavailable | Self::OutcomeUnknown
+            Self::RateLimited | Self::BusUnavailable | Self::OutcomeUnknown | Self::KeysUnavailable
         )
     }
 }

@@ -16,6 +16,7 @@ mod addresses;
 mod auth_canary;
 mod auth_cursors;
 mod auth_expiry;
+mod auth_hardening;
 mod auth_keys;
 mod auth_refusals;
 mod auth_table;

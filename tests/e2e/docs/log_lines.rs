@@ -163,7 +163,7 @@ fn docs_the_texts_of_warnings_are_documented() {
         assert!(sentences.len() >= 3, "{path}: {sentences:?}");
         sentences
     };
-    let mut sentences = told("src/config/surroundings.rs", "fn surprises(");
+    let mut sentences = told("src/config/surprises.rs", "fn surprises(");
     sentences.extend(told("src/presence/redis/answers.rs", "pub fn of(info: &str)"));
     for sentence in sentences {
         // The page shortens what follows a colon or a comma.

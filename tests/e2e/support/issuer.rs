@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,6 +17,7 @@ pub struct Issuer {
     is_tls: bool,
     answer: Arc<Mutex<(u16, String)>>,
     requests: Arc<AtomicUsize>,
+    delay: Arc<Mutex<Duration>>,
 }
 
 /// A file of `support/tls`.
@@ -51,16 +53,19 @@ impl Issuer {
             is_tls: tls.is_some(),
             answer: Arc::new(Mutex::new((200, set.to_owned()))),
             requests: Arc::default(),
+            delay: Arc::default(),
         };
         let (answer, requests) = (Arc::clone(&issuer.answer), Arc::clone(&issuer.requests));
+        let delay = Arc::clone(&issuer.delay);
         std::thread::spawn(move || {
             for socket in listener.incoming().flatten() {
                 let (answer, requests, tls) = (Arc::clone(&answer), Arc::clone(&requests), tls.clone());
+                let delay = *delay.lock().expect("the delay");
                 std::thread::spawn(move || match tls {
-                    None => serve(socket, &answer, &requests),
+                    None => serve(socket, &answer, &requests, delay),
                     Some(config) => {
                         let connection = ServerConnection::new(config).expect("a connection");
-                        serve(StreamOwned::new(connection, socket), &answer, &requests);
+                        serve(StreamOwned::new(connection, socket), &answer, &requests, delay);
                     }
                 });
             }
@@ -78,12 +83,22 @@ impl Issuer {
         *self.answer.lock().expect("the answer") = (status, body.to_owned());
     }
 
+    /// How long it takes to answer from now on.
+    pub fn delays(&self, by: Duration) {
+        *self.delay.lock().expect("the delay") = by;
+    }
+
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
 
-fn serve(mut socket: impl Read + Write, answer: &Mutex<(u16, String)>, requests: &AtomicUsize) {
+fn serve(
+    mut socket: impl Read + Write,
+    answer: &Mutex<(u16, String)>,
+    requests: &AtomicUsize,
+    delay: Duration,
+) {
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -98,6 +113,7 @@ fn serve(mut socket: impl Read + Write, answer: &Mutex<(u16, String)>, requests:
         head.escape_ascii()
     );
     requests.fetch_add(1, Ordering::SeqCst);
+    std::thread::sleep(delay);
     let (status, body) = answer.lock().expect("the answer").clone();
     let length = body.len();
     // A redirect leads here again, with another path.
