@@ -358,6 +358,39 @@ mod tests {
         );
     }
 
+    fn number(feed: &HistoryFeed) -> Option<u64> {
+        feed.identity.lock().0.as_ref().map(|key| key.log())
+    }
+
+    #[test]
+    fn all_nodes_know_a_log_by_the_same_key() {
+        let feed = || {
+            let (log, sent) = (RecentLog::new(0), SentMessages::new(65_536, Duration::ZERO));
+            HistoryFeed::new(Arc::new(log), Arc::new(sent), Duration::ZERO, Duration::ZERO)
+        };
+        let found = |id, cluster: Option<&str>, name: &str| {
+            let feed = feed();
+            feed.found(id, name, || cluster.map(str::to_owned), 1);
+            number(&feed).expect("a log")
+        };
+        let by_id = found((1, 2), None, "a");
+        assert_eq!(found((1, 2), Some("c"), "a"), by_id, "the cluster is not asked");
+        assert_ne!(found((2, 1), None, "a"), by_id);
+        // Brokers without ids: by cluster and name, or else each node by itself.
+        let by_cluster = found(NO_ID, Some("c"), "a");
+        assert_eq!(found(NO_ID, Some("c"), "a"), by_cluster);
+        assert_ne!(found(NO_ID, Some("d"), "a"), by_cluster);
+        assert_ne!(found(NO_ID, Some("c"), "b"), by_cluster);
+        assert_ne!(found(NO_ID, None, "a"), found(NO_ID, None, "a"));
+        // An old broker among new ones changes nothing; another id is another log.
+        let feed = feed();
+        feed.found((1, 2), "a", || None, 1);
+        feed.found(NO_ID, "a", || panic!("it is known"), 1);
+        assert_eq!(number(&feed), Some(by_id));
+        feed.found((1, 3), "a", || None, 1);
+        assert_ne!(number(&feed), Some(by_id));
+    }
+
     #[test]
     fn a_node_learns_for_longer_than_it_keeps() {
         let feed = |bytes| {
