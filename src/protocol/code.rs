@@ -115,7 +115,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    pub const ALL: [ErrorCode; 12] = [
+    pub const ALL: [ErrorCode; 13] = [
         Self::InvalidJson,
         Self::InvalidFrame,
         Self::UnknownType,
