@@ -1,7 +1,7 @@
 //! Records as read from the log.
 
 use livechat_ws::protocol::frame;
-use livechat_ws::protocol::ids::{SessionId, UserType};
+use livechat_ws::protocol::ids::SessionId;
 use livechat_ws::protocol::record::{Converter, Form, Incoming, Topic};
 use livechat_ws::protocol::server::{self, NewMessage};
 
@@ -21,8 +21,8 @@ impl Record {
         let value = server::new_message(&NewMessage {
             message_id: "018f4e3a-7c1e-7000-8000-000000000000",
             session_id,
-            sender_id: &user_id(0),
-            sender_type: UserType::Agent,
+            sender_id: Some(&user_id(0)),
+            sender_type: "agent",
             message: &"x".repeat(text_len),
             message_type: "text",
             attachments: (),

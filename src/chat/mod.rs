@@ -10,40 +10,35 @@ mod receipts;
 mod renewals;
 mod resume;
 mod searches;
+mod sending;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
-
 use crate::auth::Auth;
-use crate::bus::{Bus, PublishError};
+use crate::bus::Bus;
 use crate::clock::{self, Moment};
 use crate::fanout::broadcast;
-use crate::history::{RecentLog, Sent};
+use crate::history::RecentLog;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
-use crate::protocol::client::{FrameReader, Request, SendMessage};
-use crate::protocol::client_id;
+use crate::protocol::client::{FrameReader, Request};
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::json::Passthrough;
 use crate::protocol::record::{self, Form, Outgoing, Topic};
 use crate::protocol::resume::Resume;
-use crate::protocol::server::{self, Identity, NewMessage};
+use crate::protocol::server::{self, Identity};
 use crate::protocol::timestamp;
 use crate::session::typists::Home;
 use crate::session::{Activity, Member, Registry, Session};
 use crate::writer::Start;
-use attempts::Attempt;
 pub use attempts::Attempts;
 pub use authenticate::Renewal;
 pub use messages::Messages;
 pub use origin::ConnectionOrigin;
-use pending::PendingAnswer;
-pub use pending::PendingAnswers;
+pub use pending::{Outcome, PendingAnswers};
 pub use renewals::Renewals;
 pub use resume::ResumeLimits;
 pub use searches::Searches;
@@ -263,75 +258,6 @@ impl Chat {
         });
     }
 
-    fn send_message(
-        &self,
-        participant: &Participant,
-        message: &SendMessage<'_, '_>,
-        correlation: Correlation<'_>,
-    ) {
-        let sent = Sent::now();
-        let (message_id, at) = (sent.message_id(), sent.timestamp());
-        let identity = participant.identity();
-        let frame = NewMessage {
-            message_id: &message_id,
-            session_id: identity.session_id,
-            sender_id: identity.user_id,
-            sender_type: identity.user_type,
-            message: message.message,
-            message_type: message.message_type,
-            attachments: Attachments(message.attachments),
-            timestamp: &at,
-            client_message_id: message.client_message_id,
-        };
-        let Some(value) = server::new_message(&frame) else {
-            return self.refuse(participant, &WireError::internal(), correlation);
-        };
-        let pending = PendingAnswer::new(&participant.member.writer, correlation, Arc::clone(&self.metrics));
-        if value.len() > self.max_record_bytes {
-            pending.answer(Err(PublishError::TooLarge));
-            return;
-        }
-        let user_id = participant.member.user_id.as_str();
-        let outgoing = Outgoing {
-            topic: Topic::Messages,
-            key: participant.session.id.clone(),
-            value,
-            form: Form::Native,
-            message_id: Some(message_id),
-            client_id: message
-                .client_message_id
-                .map(|client_message_id| client_id::encode(user_id, client_message_id)),
-        };
-        let Some(client_message_id) = message.client_message_id else {
-            let (answered, metrics) = (Arc::clone(&pending), Arc::clone(&self.metrics));
-            let ack = move |outcome: Result<(), _>| {
-                if outcome.is_ok() {
-                    metrics.records_published.inc();
-                }
-                answered.answer(outcome.map(|()| &sent));
-            };
-            self.bus.publish(outgoing, Box::new(ack));
-            return self.pending.watch(pending);
-        };
-        let session_id = participant.session.id.as_str();
-        let key = (self.attempts.sent).key(session_id, user_id.as_bytes(), client_message_id.as_bytes());
-        match self.attempts.begin(key, &pending) {
-            Attempt::Known(first) => return pending.answer(Ok(&first)),
-            Attempt::Refused => return pending.answer(Err(PublishError::Full)),
-            Attempt::Waits => {}
-            Attempt::First(number) => {
-                let (attempts, metrics) = (Arc::clone(&self.attempts), Arc::clone(&self.metrics));
-                let ack = move |outcome| match outcome {
-                    // Answered when the record is read.
-                    Ok(()) => drop(metrics.records_published.inc()),
-                    Err(error) => attempts.failed(key, number, error),
-                };
-                self.bus.publish(outgoing, Box::new(ack));
-            }
-        }
-        self.pending.watch(pending);
-    }
-
     /// Stops presence and the bus: published records get their outcome, as far as `patience` allows.
     pub async fn stop(self: &Arc<Self>, patience: Duration) {
         let began = Instant::now();
@@ -365,18 +291,6 @@ impl Chat {
                     );
                 }
             }
-        }
-    }
-}
-
-/// `attachments`: passed through by value; `[]` if none are given.
-struct Attachments<'t, 'i>(Option<Passthrough<'t, 'i>>);
-
-impl Serialize for Attachments<'_, '_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0 {
-            Some(given) => given.serialize(serializer),
-            None => serializer.collect_seq([(); 0]),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::bus::PublishError;
 use crate::history::Sent;
@@ -20,13 +21,25 @@ use crate::writer::ConnectionWriter;
 /// checks it.
 const PATIENCE: Duration = Duration::from_millis(4_600);
 
-/// The outstanding answer to a `send_message`.
+/// What became of a message that a backend publishes.
+pub type Outcome = Result<Sent, PublishError>;
+
+/// The outstanding answer to a `send_message`, or to a backend.
 pub struct PendingAnswer {
     is_answered: AtomicBool,
-    /// Weak, so that an outstanding answer does not keep a closing connection open: the log may take half a minute.
-    writer: Weak<ConnectionWriter>,
-    correlation: OwnedCorrelation,
+    asker: Asker,
     metrics: Arc<Metrics>,
+}
+
+/// Who waits for an answer.
+enum Asker {
+    Connection {
+        /// Weak, so that an outstanding answer does not keep a closing connection open: the log may take half a minute.
+        writer: Weak<ConnectionWriter>,
+        correlation: OwnedCorrelation,
+    },
+    /// Taken by the answer.
+    Backend(Mutex<Option<oneshot::Sender<Outcome>>>),
 }
 
 impl PendingAnswer {
@@ -35,10 +48,24 @@ impl PendingAnswer {
         correlation: Correlation<'_>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            is_answered: AtomicBool::new(false),
+        let asker = Asker::Connection {
             writer: Arc::downgrade(writer),
             correlation: correlation.to_owned(),
+        };
+        Self::of(asker, metrics)
+    }
+
+    /// The answer to a backend's request.
+    pub fn to_backend(metrics: Arc<Metrics>) -> (Arc<Self>, oneshot::Receiver<Outcome>) {
+        let (sender, receiver) = oneshot::channel();
+        let asker = Asker::Backend(Mutex::new(Some(sender)));
+        (Self::of(asker, metrics), receiver)
+    }
+
+    fn of(asker: Asker, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            is_answered: AtomicBool::new(false),
+            asker,
             metrics,
         })
     }
@@ -48,27 +75,7 @@ impl PendingAnswer {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return;
         }
-        let frame = match outcome {
-            Ok(sent) => {
-                let (message_id, timestamp) = (sent.message_id(), sent.timestamp());
-                server::message_sent(&message_id, &timestamp, self.correlation.as_ref())
-            }
-            Err(PublishError::Unknown) => return self.answer_unknown(),
-            Err(error) => {
-                let code = match error {
-                    PublishError::TooLarge => ErrorCode::RecordTooLarge,
-                    PublishError::Full | PublishError::Unavailable => ErrorCode::BusUnavailable,
-                    PublishError::Unknown => ErrorCode::OutcomeUnknown,
-                };
-                self.metrics.publish_failures.inc();
-                self.metrics.frame_error(code);
-                server::error(
-                    &WireError::new(code, error.to_string()),
-                    self.correlation.as_ref(),
-                )
-            }
-        };
-        self.send(&frame);
+        self.give(outcome);
     }
 
     /// Answers the sender after [`PATIENCE`]; false if that was done before.
@@ -76,22 +83,51 @@ impl PendingAnswer {
         if self.is_answered.swap(true, Ordering::AcqRel) {
             return false;
         }
-        self.answer_unknown();
+        self.give(Err(PublishError::Unknown));
         true
     }
 
-    fn answer_unknown(&self) {
-        self.metrics.outcomes_unknown.inc();
-        self.metrics.frame_error(ErrorCode::OutcomeUnknown);
-        let text = "No answer from the message log in time: the message may still appear";
-        let error = WireError::new(ErrorCode::OutcomeUnknown, text);
-        self.send(&server::error(&error, self.correlation.as_ref()));
+    fn give(&self, outcome: Result<&Sent, PublishError>) {
+        match outcome {
+            Ok(_) => {}
+            Err(PublishError::Unknown) => _ = self.metrics.outcomes_unknown.inc(),
+            Err(_) => _ = self.metrics.publish_failures.inc(),
+        }
+        match &self.asker {
+            Asker::Connection { writer, correlation } => {
+                let frame = self.frame(outcome, correlation.as_ref());
+                if let Some(writer) = writer.upgrade() {
+                    writer.send_required(&frame);
+                }
+            }
+            Asker::Backend(sender) => {
+                if let Some(sender) = sender.lock().take() {
+                    // The backend may have gone.
+                    let _ = sender.send(outcome.cloned());
+                }
+            }
+        }
     }
 
-    fn send(&self, frame: &Bytes) {
-        if let Some(writer) = self.writer.upgrade() {
-            writer.send_required(frame);
-        }
+    fn frame(&self, outcome: Result<&Sent, PublishError>, correlation: Correlation<'_>) -> Bytes {
+        let error = match outcome {
+            Ok(sent) => {
+                let (message_id, timestamp) = (sent.message_id(), sent.timestamp());
+                return server::message_sent(&message_id, &timestamp, correlation);
+            }
+            Err(PublishError::Unknown) => WireError::new(
+                ErrorCode::OutcomeUnknown,
+                "No answer from the message log in time: the message may still appear",
+            ),
+            Err(error @ PublishError::TooLarge) => {
+                WireError::new(ErrorCode::RecordTooLarge, error.to_string())
+            }
+            Err(error @ (PublishError::Full | PublishError::Unavailable)) => {
+                WireError::new(ErrorCode::BusUnavailable, error.to_string())
+            }
+        };
+        self.metrics.frame_error(error.code);
+        server::error(&error, correlation)
     }
 
     pub fn is_answered(&self) -> bool {

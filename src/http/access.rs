@@ -58,6 +58,9 @@ pub async fn check(
     action: Action,
     session_id: Option<&SessionId>,
 ) -> Result<Who, Refused> {
+    if matches!(action, Action::Publish | Action::Disconnect) && !http.auth.has_api_keys() {
+        return Err(AccessRefusal::NoApiKeys.into());
+    }
     let who = who(http, headers, client, action).await?;
     match http.auth.decide(&who, action, session_id) {
         Ok(()) => Ok(who),

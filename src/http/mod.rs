@@ -2,6 +2,7 @@
 
 mod access;
 pub mod addresses;
+mod body;
 pub mod cors;
 mod forwarded;
 mod framing;
@@ -15,6 +16,7 @@ mod messages;
 pub mod per_user;
 mod places;
 mod proxy_protocol;
+mod publish;
 pub mod refusal;
 mod request_path;
 mod response;

@@ -8,8 +8,6 @@ use crate::metrics::Metrics;
 pub use crate::metrics::refusals::{AccessRefusal, RequestRefusal, UpgradeRefusal};
 use crate::metrics::refusals::{Asked, HEAD_TOO_BIG, MALFORMED};
 
-pub const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
-
 /// The metric label, if hyper refused the request.
 pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
     if error.is_parse_too_large() {
@@ -23,6 +21,12 @@ pub fn by_hyper(error: &hyper::Error) -> Option<&'static str> {
 type Parts = (StatusCode, &'static str, &'static str);
 
 const BAD_REQUEST: &str = "Bad request";
+const BAD_USER_ID: Parts = (
+    StatusCode::BAD_REQUEST,
+    "Invalid user ID",
+    "a user ID is 1 to 128 bytes of UTF-8 without control and format characters and \
+     / \\ % \" < > { } `, neither . nor .., with no space at either end",
+);
 const BAD_SESSION_ID: Parts = (
     StatusCode::BAD_REQUEST,
     "Invalid session ID",
@@ -51,9 +55,10 @@ impl RequestRefusal {
             Self::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 "Method not allowed",
-                "this path answers GET, HEAD and OPTIONS",
+                "this path does not answer this method",
             ),
             Self::SessionId => BAD_SESSION_ID,
+            Self::UserId => BAD_USER_ID,
             Self::Limit => (
                 StatusCode::BAD_REQUEST,
                 "Invalid limit",
@@ -69,15 +74,56 @@ impl RequestRefusal {
                 "Invalid cursor",
                 "the cursor must be empty or a next_cursor",
             ),
+            Self::Duration => (
+                StatusCode::BAD_REQUEST,
+                "Invalid duration",
+                "for must be a duration of at most 24h, such as 10m",
+            ),
+            Self::ContentType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Unsupported media type",
+                "the body must be application/json, without an encoding",
+            ),
+            Self::IdempotencyKey => (
+                StatusCode::BAD_REQUEST,
+                BAD_REQUEST,
+                "Idempotency-Key must be one header of 1 to 128 bytes, and the same as client_message_id if both are there",
+            ),
+            Self::Body => (StatusCode::BAD_REQUEST, BAD_REQUEST, "the body could not be read"),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Message too large",
+                "the body is larger than MAX_MESSAGE_BYTES",
+            ),
+            Self::BodyTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "Request timeout",
+                "the body did not arrive within 10 seconds",
+            ),
         }
+    }
+
+    /// Refuses a method, naming those that the path answers.
+    pub fn method(metrics: &Metrics, allowed: &'static str) -> Answer {
+        let mut answer = Self::Method.naming(metrics, &format!("this path answers {allowed}"));
+        set(&mut answer, header::ALLOW, allowed);
+        answer
+    }
+
+    /// As [`Self::answer`], with another `error`.
+    pub fn naming(self, metrics: &Metrics, detail: &str) -> Answer {
+        metrics.request_refused(self.name());
+        let (status, message, _) = self.parts();
+        error(status, message, detail)
     }
 
     /// Counts the refusal and makes its response.
     pub fn answer(self, metrics: &Metrics) -> Answer {
         metrics.request_refused(self.name());
         let mut answer = answer(self.parts());
-        if self == Self::Method {
-            set(&mut answer, header::ALLOW, ALLOWED_METHODS);
+        if matches!(self, Self::BodyTooLarge | Self::BodyTimeout) {
+            // The rest of the body may still come.
+            set(&mut answer, header::CONNECTION, "close");
         }
         answer
     }
@@ -87,12 +133,7 @@ impl UpgradeRefusal {
     fn parts(self) -> Parts {
         match self {
             Self::SessionId => BAD_SESSION_ID,
-            Self::UserId => (
-                StatusCode::BAD_REQUEST,
-                "Invalid user ID",
-                "a user ID is 1 to 128 bytes of UTF-8 without control and format characters and \
-                 / \\ % \" < > { } `, neither . nor .., with no space at either end",
-            ),
+            Self::UserId => BAD_USER_ID,
             Self::UserType => (
                 StatusCode::BAD_REQUEST,
                 "Invalid user type",
@@ -199,6 +240,7 @@ impl AccessRefusal {
                 "Forbidden",
                 "not offered in production without tokens (JWT_SECRET and others)",
             ),
+            Self::NoApiKeys => (StatusCode::FORBIDDEN, "Forbidden", "not offered without API_KEYS"),
             Self::AuthFailures => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests",

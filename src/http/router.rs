@@ -12,10 +12,10 @@ use percent_encoding::percent_decode_str;
 
 use super::Http;
 use super::headers::only;
-use super::refusal::{ALLOWED_METHODS, RequestRefusal, UpgradeRefusal};
+use super::refusal::{RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, messages, request_path, rest, sessions};
+use super::{access, messages, publish, request_path, rest, sessions};
 use crate::auth::{Action, Sessions};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
@@ -89,6 +89,16 @@ impl<'a> Route<'a> {
     }
 }
 
+impl Route<'_> {
+    /// The methods that it answers.
+    fn allowed(&self) -> &'static str {
+        match self {
+            Self::Messages { .. } => "GET, HEAD, POST, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
+        }
+    }
+}
+
 /// Answers one request; a 101 leaves a pending upgrade.
 pub async fn route(
     http: &Arc<Http>,
@@ -132,16 +142,18 @@ async fn dispatch(
     let Some(route) = Route::of(kind, request.uri().path()) else {
         return RequestRefusal::NotFound.answer(&http.metrics);
     };
-    match *request.method() {
-        Method::GET | Method::HEAD => {}
-        Method::OPTIONS => {
-            let mut answer = empty(StatusCode::NO_CONTENT);
-            answer
-                .headers_mut()
-                .insert(header::ALLOW, header::HeaderValue::from_static(ALLOWED_METHODS));
-            return answer;
-        }
-        _ => return RequestRefusal::Method.answer(&http.metrics),
+    let allowed = route.allowed();
+    if request.method() == Method::OPTIONS {
+        let mut answer = empty(StatusCode::NO_CONTENT);
+        let value = header::HeaderValue::from_static(allowed);
+        answer.headers_mut().insert(header::ALLOW, value);
+        return answer;
+    }
+    if !allowed
+        .split(", ")
+        .any(|method| method == request.method().as_str())
+    {
+        return RequestRefusal::method(&http.metrics, allowed);
     }
     match route {
         Route::Health => rest::health(http),
@@ -151,6 +163,12 @@ async fn dispatch(
         Route::ConnectionStatus { session_id } => {
             match session_for(http, peer, request.headers(), Action::ReadStatus, session_id).await {
                 Ok(session_id) => rest::connection_status(http, &session_id).await,
+                Err(refused) => refused,
+            }
+        }
+        Route::Messages { session_id } if request.method() == Method::POST => {
+            match session_for(http, peer, request.headers(), Action::Publish, session_id).await {
+                Ok(session_id) => publish::publish(http, &session_id, request).await,
                 Err(refused) => refused,
             }
         }

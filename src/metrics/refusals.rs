@@ -13,9 +13,16 @@ pub enum RequestRefusal {
     NotFound,
     Method,
     SessionId,
+    UserId,
     Limit,
     State,
     Cursor,
+    Duration,
+    ContentType,
+    IdempotencyKey,
+    Body,
+    BodyTooLarge,
+    BodyTimeout,
 }
 
 /// Why a WebSocket upgrade is refused, in the order of the checks.
@@ -39,16 +46,23 @@ pub enum UpgradeRefusal {
 }
 
 impl RequestRefusal {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::AmbiguousLength,
         Self::UriTooLong,
         Self::Host,
         Self::NotFound,
         Self::Method,
         Self::SessionId,
+        Self::UserId,
         Self::Limit,
         Self::State,
         Self::Cursor,
+        Self::Duration,
+        Self::ContentType,
+        Self::IdempotencyKey,
+        Self::Body,
+        Self::BodyTooLarge,
+        Self::BodyTimeout,
     ];
 
     /// The label in `livechat_requests_refused_total`.
@@ -60,9 +74,16 @@ impl RequestRefusal {
             Self::NotFound => "not_found",
             Self::Method => "method",
             Self::SessionId => "session_id",
+            Self::UserId => "user_id",
             Self::Limit => "limit",
             Self::State => "state",
             Self::Cursor => "cursor",
+            Self::Duration => "duration",
+            Self::ContentType => "content_type",
+            Self::IdempotencyKey => "idempotency_key",
+            Self::Body => "body",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
         }
     }
 }
@@ -122,18 +143,21 @@ pub enum AccessRefusal {
     Forbidden,
     /// Not offered in production without tokens.
     TokensOff,
+    /// A route of backends, and no API key is set.
+    NoApiKeys,
     /// Too many refused tokens or API keys from this address.
     AuthFailures,
 }
 
 impl AccessRefusal {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TokenMissing,
         Self::TokenInvalid,
         Self::TokenExpired,
         Self::KeysUnavailable,
         Self::Forbidden,
         Self::TokensOff,
+        Self::NoApiKeys,
         Self::AuthFailures,
     ];
 
@@ -146,6 +170,7 @@ impl AccessRefusal {
             Self::KeysUnavailable => "keys_unavailable",
             Self::Forbidden => "forbidden",
             Self::TokensOff => "tokens_off",
+            Self::NoApiKeys => "no_api_keys",
             Self::AuthFailures => "auth_failures",
         }
     }

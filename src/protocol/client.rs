@@ -29,7 +29,7 @@ pub enum Request<'t, 'i> {
     Ping,
 }
 
-/// `data` of `send_message`.
+/// `data` of `send_message`, and of a backend's message.
 pub struct SendMessage<'t, 'i> {
     pub message: &'i str,
     pub message_type: &'i str,
@@ -141,7 +141,7 @@ fn read_request<'t, 'i>(
         "ping" => Ok(Request::Ping),
         "typing_stop" => Ok(Request::Typing { is_typing: false }),
         "typing_start" | "agent_typing" => read_typing(object(data)?),
-        "send_message" => read_message(object(data)?),
+        "send_message" => read_message(object(data)?.as_ref(), "data.").map(Request::SendMessage),
         "message_read" => read_up_to(object(data)?),
         "auth" => read_auth(object(data)?),
         other => Err(WireError::new(
@@ -203,9 +203,13 @@ fn read_auth<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, Wi
         .ok_or_else(|| invalid("data.token must be a string"))
 }
 
-fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>, WireError> {
+/// The fields of a message; errors name them with this prefix.
+pub(super) fn read_message<'t, 'i>(
+    data: Option<&Object<'t, 'i>>,
+    prefix: &str,
+) -> Result<SendMessage<'t, 'i>, WireError> {
     let (mut message, mut message_type, mut attachments, mut client_message_id) = (None, None, None, None);
-    for (key, value) in data.iter().flat_map(Object::iter) {
+    for (key, value) in data.into_iter().flat_map(Object::iter) {
         let value = Some(value).filter(|value| !value.is_null());
         match key {
             "message" => message = value,
@@ -216,24 +220,28 @@ fn read_message<'t, 'i>(data: Option<Object<'t, 'i>>) -> Result<Request<'t, 'i>,
         }
     }
     let attachments = match attachments {
-        Some(value) if !value.is_array() => return Err(invalid("data.attachments must be an array")),
+        Some(value) if !value.is_array() => {
+            return Err(invalid(format!("{prefix}attachments must be an array")));
+        }
         other => other,
     };
     let message = message
         .and_then(json::text)
-        .ok_or_else(|| invalid("data.message must be a string"))?;
+        .ok_or_else(|| invalid(format!("{prefix}message must be a string")))?;
     let has_attachments = attachments
         .and_then(|value| value.as_array())
         .is_some_and(|array| !array.is_empty());
     if message.is_empty() && !has_attachments {
-        return Err(invalid("data.message must not be empty without attachments"));
+        let text = format!("{prefix}message must not be empty without attachments");
+        return Err(invalid(text));
     }
-    Ok(Request::SendMessage(SendMessage {
+    let token = |value, name: &str| token(value, &format!("{prefix}{name}"));
+    Ok(SendMessage {
         message,
-        message_type: token(message_type, "data.message_type")?.unwrap_or("text"),
+        message_type: token(message_type, "message_type")?.unwrap_or("text"),
         attachments: attachments.map(Passthrough),
-        client_message_id: token(client_message_id, "data.client_message_id")?,
-    }))
+        client_message_id: token(client_message_id, "client_message_id")?,
+    })
 }
 
 fn token<'i>(value: Option<Value<'_, 'i>>, name: &str) -> Result<Option<&'i str>, WireError> {
@@ -247,7 +255,7 @@ fn token<'i>(value: Option<Value<'_, 'i>>, name: &str) -> Result<Option<&'i str>
     })
 }
 
-fn invalid(text: &'static str) -> WireError {
+pub(super) fn invalid(text: impl Into<Cow<'static, str>>) -> WireError {
     WireError::new(ErrorCode::InvalidField, text)
 }
 

@@ -9,6 +9,7 @@
 //! | [`client_id`] | by which id its sender knows a message |
 //! | [`correlation`] | the ids by which a client recognizes an answer |
 //! | [`server`] | text frames that clients receive |
+//! | [`publication`] | a message that a backend publishes |
 //! | [`receipt`] | how far users have read |
 //! | [`record`] | Kafka records, native and old |
 //! | [`cursor`] | where a client is in the log |
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod ids;
 pub mod json;
 pub mod lobby;
+pub mod publication;
 pub mod receipt;
 pub mod record;
 pub mod resume;

@@ -170,8 +170,10 @@ pub fn error(error: &WireError, correlation: Correlation<'_>) -> Bytes {
 pub struct NewMessage<'a, A: Serialize> {
     pub message_id: &'a str,
     pub session_id: &'a SessionId,
-    pub sender_id: &'a UserId,
-    pub sender_type: UserType,
+    /// `None`: a backend named nobody.
+    pub sender_id: Option<&'a UserId>,
+    /// A user type, `ai` or `system`.
+    pub sender_type: &'a str,
     pub message: &'a str,
     pub message_type: &'a str,
     pub attachments: A,
@@ -305,8 +307,8 @@ mod tests {
         let message = NewMessage {
             message_id: "m",
             session_id: &session_id,
-            sender_id: &sender_id,
-            sender_type: UserType::Agent,
+            sender_id: Some(&sender_id),
+            sender_type: "agent",
             message: "hello",
             message_type: "text",
             attachments: Broken,

@@ -56,6 +56,7 @@ mod presence_script;
 mod presence_status;
 mod presence_watcher;
 mod proxy_protocol;
+mod publish;
 mod receipts;
 mod resume;
 mod scale;
