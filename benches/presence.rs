@@ -15,6 +15,7 @@ use livechat_ws::protocol::ids::UserType;
 use livechat_ws::protocol::server;
 use livechat_ws::protocol::status::MAX_LISTED_EVENTS;
 use livechat_ws::session::SessionUsers;
+use livechat_ws::session::disconnects::Disconnects;
 use livechat_ws::writer::Start;
 
 use crate::support::{Sessions, TIMESTAMP, greeting, mute_member, session_id, user_id};
@@ -119,7 +120,9 @@ impl Store {
         };
         let presence = {
             let _entered = sessions.runtime.enter();
-            Presence::start(parts, &config).expect("no address to be wrong")
+            let (registry, metrics) = (Arc::clone(&sessions.registry), Arc::clone(&sessions.metrics));
+            let disconnects = Arc::new(Disconnects::new(registry, metrics));
+            Presence::start(parts, &config, &disconnects).expect("no address to be wrong")
         };
         let mut session_users = full(2);
         let update = |status: &_, events: &_| {

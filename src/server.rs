@@ -33,6 +33,7 @@ use crate::presence::dirty_sessions::DirtySessions;
 use crate::presence::lobby::Lobby;
 use crate::presence::{Parts, Presence};
 use crate::protocol::cursor::CursorKey;
+use crate::session::disconnects::Disconnects;
 use crate::session::{Activity, Registry, memory_pressure};
 use crate::writer::{ClosingWriters, QueueLimits, SendMemory, WriterContext};
 use crate::ws::connection;
@@ -171,6 +172,7 @@ fn assemble(
             backend,
         )
     };
+    let disconnects = Arc::new(Disconnects::new(Arc::clone(&registry), Arc::clone(&metrics)));
     let sent = Arc::new(SentMessages::new(config.dedup.bytes, config.dedup.window));
     let attempts = Arc::new(Attempts::new(Arc::clone(&sent), Arc::clone(&metrics)));
     let repeats = {
@@ -194,6 +196,7 @@ fn assemble(
             [
                 router(backend).keeping(Arc::clone(&history), repeats),
                 router(FanoutBackend::Send),
+                router(FanoutBackend::Send).disconnecting(Arc::clone(&disconnects)),
             ],
             Arc::clone(&metrics),
             HistoryFeed::new(
@@ -214,7 +217,7 @@ fn assemble(
         lobby,
         node: node.clone(),
     };
-    let presence = Presence::start(parts, &config)?;
+    let presence = Presence::start(parts, &config, &disconnects)?;
     warn_of_partial_sharing(&config);
     tracing::info!(
         kafka = bus.health().mode,
@@ -239,6 +242,7 @@ fn assemble(
         resume_limits: ResumeLimits::new(&config.resume),
         searches: chat::Searches::default(),
         renewals: Arc::default(),
+        disconnects,
     });
     let lifecycle = Arc::new(Lifecycle::default());
     let connections = Arc::new(connection::Shared {

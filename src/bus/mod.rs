@@ -94,6 +94,11 @@ impl Bus {
         }
     }
 
+    /// Whether other nodes read it, too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+
     /// Sends other nodes something short-lived: no acknowledgement, no retry.
     pub fn publish_unacknowledged(&self, record: Outgoing) {
         match self {

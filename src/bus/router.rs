@@ -13,8 +13,10 @@ use crate::fanout::broadcast;
 use crate::history::{LogRecord, RecentLog};
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
+use crate::protocol::control::Disconnect;
 use crate::protocol::ids::SessionId;
 use crate::protocol::record::{self, Converter, Ephemeral, Form, Incoming, Poison, Topic, TypingRecord};
+use crate::session::disconnects::Disconnects;
 use crate::session::typists::Home;
 use crate::session::{Activity, Registry, Session};
 use crate::supervise::catch_panic;
@@ -41,6 +43,8 @@ pub struct Router {
     history: Option<Arc<RecentLog>>,
     /// As `history`.
     repeats: Option<Repeats>,
+    /// For the thread that reads whom backends disconnect.
+    disconnects: Option<Arc<Disconnects>>,
     poison_log: LogLimit,
 }
 
@@ -65,6 +69,7 @@ impl Router {
             converter: Converter::default(),
             history: None,
             repeats: None,
+            disconnects: None,
             poison_log: LogLimit::new(POISON_LOG_INTERVAL),
         }
     }
@@ -72,6 +77,12 @@ impl Router {
     /// Keeps the messages that are read, for clients that come back, and passes over repeated ones.
     pub fn keeping(mut self, history: Arc<RecentLog>, repeats: Repeats) -> Self {
         (self.history, self.repeats) = (Some(history), Some(repeats));
+        self
+    }
+
+    /// Carries out the control records that are read.
+    pub fn disconnecting(mut self, disconnects: Arc<Disconnects>) -> Self {
+        self.disconnects = Some(disconnects);
         self
     }
 
@@ -189,6 +200,9 @@ impl Router {
     }
 
     fn try_route(&mut self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+        if incoming.topic == Topic::Control {
+            return self.control(incoming);
+        }
         let value = incoming.checked_value(self.max_record_bytes)?;
         match (incoming.form, incoming.topic) {
             (Form::Native, topic) => {
@@ -250,6 +264,7 @@ impl Router {
                 Ok(())
             }
             (Form::Legacy, Topic::Status) => self.status(value, incoming.node.is_some()),
+            (Form::Legacy, Topic::Control) => Ok(()),
             (Form::Unknown, _) => Err(Poison::UnknownForm),
         }
     }
@@ -275,6 +290,21 @@ impl Router {
             (Some(session), Some(payload)) => self.batch.add(session, &payload, 0),
             (None, Some(_)) => {}
             (session, None) => (self.changed_elsewhere)(&session_id, session.is_some()),
+        }
+        Ok(())
+    }
+
+    /// A backend disconnects somebody.
+    fn control(&self, incoming: &Incoming<'_>) -> Result<(), Poison> {
+        if incoming
+            .value
+            .is_some_and(|value| value.len() > self.max_record_bytes)
+        {
+            return Err(Poison::TooBig);
+        }
+        let disconnect = Disconnect::read(incoming.key, incoming.value)?;
+        if let Some(disconnects) = &self.disconnects {
+            disconnects.read(&disconnect);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod authenticate;
+mod disconnect;
 mod lobby;
 mod messages;
 mod origin;
@@ -27,10 +28,11 @@ use crate::protocol::client::{FrameReader, Request};
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::record::{self, Form, Outgoing, Topic};
+use crate::protocol::record::{self, Form, Outgoing, RecordKey, Topic};
 use crate::protocol::resume::Resume;
 use crate::protocol::server::{self, Identity};
 use crate::protocol::timestamp;
+use crate::session::disconnects::Disconnects;
 use crate::session::typists::Home;
 use crate::session::{Activity, Member, Registry, Session};
 use crate::writer::Start;
@@ -42,6 +44,7 @@ pub use pending::{Outcome, PendingAnswers};
 pub use renewals::Renewals;
 pub use resume::ResumeLimits;
 pub use searches::Searches;
+pub use sending::Unencodable;
 
 /// How often expired typists and unanswered messages are checked.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -62,6 +65,7 @@ pub struct Chat {
     pub resume_limits: ResumeLimits,
     pub searches: Searches,
     pub renewals: Arc<Renewals<Renewal>>,
+    pub disconnects: Arc<Disconnects>,
 }
 
 /// A connection that has joined its session.
@@ -129,9 +133,10 @@ impl Chat {
             &member.writer,
             &timestamp(),
         );
+        let is_refused = self.disconnects.close_if_refused(session_id, &member);
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
-        if let Some(resume) = resume {
+        if let Some(resume) = resume.filter(|_| !is_refused) {
             self.resume(session_id, &member.writer, *resume, live_from.get());
         }
         let participant = Participant {
@@ -250,7 +255,7 @@ impl Chat {
         };
         self.bus.publish_unacknowledged(Outgoing {
             topic: Topic::Typing,
-            key: session.id.clone(),
+            key: RecordKey::Session(session.id.clone()),
             value,
             form: Form::Legacy,
             message_id: None,
@@ -272,6 +277,7 @@ impl Chat {
         let now = Instant::now();
         self.attempts.purge(now);
         self.renewals.purge(Moment::now());
+        self.disconnects.tick();
         if self.pending.expire(now) {
             self.bus.unanswered();
         }

@@ -17,7 +17,7 @@ use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::json::Passthrough;
 use crate::protocol::publication::Publication;
-use crate::protocol::record::{Form, Outgoing, Topic};
+use crate::protocol::record::{Form, Outgoing, RecordKey, Topic};
 use crate::protocol::server::{self, NewMessage};
 
 /// A message, and who sends it where.
@@ -102,7 +102,7 @@ impl Chat {
         }
         let outgoing = Outgoing {
             topic: Topic::Messages,
-            key: session_id.clone(),
+            key: RecordKey::Session(session_id.clone()),
             value,
             form: Form::Native,
             message_id: Some(message_id),

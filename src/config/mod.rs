@@ -39,6 +39,7 @@ pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use error::{ConfigError, Problem};
 pub use network::Network;
 pub use origins::{Origin, Origins};
+pub use parse::duration;
 pub use sources::load;
 pub use types::{
     AllowedHeaders, DedupConfig, Environment, FanoutIo, KafkaConfig, Limits, LogFormat, RedisConfig,

@@ -49,7 +49,7 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, St
 }
 
 /// An integer with one unit: `500ms`, `25s`, `2m`, `1h`.
-pub(super) fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+pub fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
     // jiff also reads signs, fractions, spaces, other units, and several of them.
     let count = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
     let is_plain =

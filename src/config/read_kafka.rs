@@ -16,22 +16,26 @@ pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
     let older = r.optional("KAFKA_BROKER", parse::brokers);
     let brokers = r.optional("KAFKA_BROKERS", parse::brokers).or(older);
 
-    let topics = ["KAFKA_TOPIC_MESSAGES", "KAFKA_TOPIC_TYPING", "KAFKA_TOPIC_STATUS"];
-    let [topic_messages, topic_typing, topic_status] = topics.map(|name| r.required(name, parse::topic));
+    let names = [
+        "KAFKA_TOPIC_MESSAGES",
+        "KAFKA_TOPIC_TYPING",
+        "KAFKA_TOPIC_STATUS",
+        "KAFKA_TOPIC_CONTROL",
+    ];
+    let topics = names.map(|name| r.required(name, parse::topic));
     // Kafka's metrics can't tell a dot from an underscore, so it refuses names that differ only in that.
     let key = |topic: &str| topic.replace('.', "_");
-    for (name, topic, others) in [
-        (topics[1], &topic_typing, vec![(topics[0], &topic_messages)]),
-        (
-            topics[2],
-            &topic_status,
-            vec![(topics[0], &topic_messages), (topics[1], &topic_typing)],
-        ),
-    ] {
-        if let Some((other, _)) = others.into_iter().find(|(_, other)| key(other) == key(topic)) {
-            r.wrong(name, format!("expected a topic other than {other}'s ({topic})"));
+    for (number, topic) in topics.iter().enumerate() {
+        let mut before = topics[..number].iter();
+        if let Some(other) = before.position(|other| key(other) == key(topic)) {
+            let other = names[other];
+            r.wrong(
+                names[number],
+                format!("expected a topic other than {other}'s ({topic})"),
+            );
         }
     }
+    let [topic_messages, topic_typing, topic_status, topic_control] = topics;
     let partitions = r.required("KAFKA_TOPIC_PARTITIONS", |text| number(text, 1..=10_000));
     let replication = r.required("KAFKA_TOPIC_REPLICATION", |text| {
         number(text, 1..=i32::from(i16::MAX))
@@ -44,6 +48,7 @@ pub(super) fn kafka(r: &mut Reader<'_>) -> Option<KafkaConfig> {
         topic_messages,
         topic_typing,
         topic_status,
+        topic_control,
         partitions,
         replication,
         pace,

@@ -32,13 +32,21 @@ fn kafka_brokers_wins_over_the_older_name() {
 }
 
 #[test]
-fn topics_are_three() {
+fn topics_are_four() {
     assert_eq!(
         wrong(&[("KAFKA_TOPIC_TYPING", "chat-messages")]).0,
         ["KAFKA_TOPIC_TYPING"]
     );
     let alike = [("KAFKA_TOPIC_MESSAGES", "a.b"), ("KAFKA_TOPIC_STATUS", "a_b")];
     assert_eq!(wrong(&alike).0, ["KAFKA_TOPIC_STATUS"]);
+    let same = [("KAFKA_TOPIC_CONTROL", "connection-status")];
+    assert_eq!(wrong(&same).0, ["KAFKA_TOPIC_CONTROL"]);
+    let control = read(&[("KAFKA_BROKERS", "k")])
+        .unwrap()
+        .kafka
+        .unwrap()
+        .topic_control;
+    assert_eq!(control, "livechat-control");
 }
 
 #[test]

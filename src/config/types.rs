@@ -139,6 +139,8 @@ pub struct KafkaConfig {
     pub topic_typing: String,
     /// Connection status, which other services read.
     pub topic_status: String,
+    /// Who is disconnected and refused.
+    pub topic_control: String,
     /// The partitions of a topic that this server creates.
     pub partitions: i32,
     /// The replicas of a topic that this server creates.

@@ -161,6 +161,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Kafka, "KAFKA_TOPIC_MESSAGES", "TOPIC", "chat-messages", "The topic of messages"),
     var(Kafka, "KAFKA_TOPIC_TYPING", "TOPIC", "typing-indicators", "The topic of typing indicators"),
     var(Kafka, "KAFKA_TOPIC_STATUS", "TOPIC", "connection-status", "The topic of who is connected"),
+    var(Kafka, "KAFKA_TOPIC_CONTROL", "TOPIC", "livechat-control", "The topic of who is disconnected and refused"),
     var(Kafka, "KAFKA_TOPIC_PARTITIONS", "COUNT", "8", "Partitions of a topic that this server creates"),
     var(Kafka, "KAFKA_TOPIC_REPLICATION", "COUNT", "1", "Replicas of a topic that this server creates"),
     var(Kafka, "KAFKA_PACE", "DURATION", "5ms", "How long a busy log's records gather for one fetch; 0s: not at all"),

@@ -105,6 +105,11 @@ pub fn scope(who: Who) -> Sessions {
     }
 }
 
+/// Whether a backend has disconnected a user from a session, for a time that is not over.
+pub fn is_refused(http: &Http, session_id: &SessionId, user_id: Option<&str>) -> bool {
+    user_id.is_some_and(|user_id| http.chat.disconnects.is_refused(session_id, user_id))
+}
+
 async fn who(
     http: &Http,
     headers: &HeaderMap,

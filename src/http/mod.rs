@@ -4,6 +4,7 @@ mod access;
 pub mod addresses;
 mod body;
 pub mod cors;
+mod disconnect;
 mod forwarded;
 mod framing;
 mod framing_guard;

@@ -11,7 +11,7 @@ use super::headers::only;
 use super::refusal::{RequestRefusal, retry_after};
 use super::response::{Answer, Success, error, error_with, json};
 use crate::bus::PublishError;
-use crate::chat::Outcome;
+use crate::chat::{Outcome, Unencodable};
 use crate::protocol::correlation::is_token;
 use crate::protocol::ids::SessionId;
 use crate::protocol::publication;
@@ -44,27 +44,35 @@ pub async fn publish(http: &Http, session_id: &SessionId, request: &mut Request<
         Err(refusal) => return bad(refusal),
     };
     let published = publication::read(&mut body, |publication| {
-        let mut publication =
-            publication.map_err(|error| RequestRefusal::Body.naming(&http.metrics, &error.text))?;
+        let mut publication = publication.map_err(|error| NotPublished::Bad(error.text.into_owned()))?;
         let message = &mut publication.message;
         match (&key, message.client_message_id) {
-            (Some(key), Some(id)) if key != id => return Err(bad(RequestRefusal::IdempotencyKey)),
+            (Some(key), Some(id)) if key != id => return Err(NotPublished::OtherKey),
             (Some(key), None) => message.client_message_id = Some(key),
             _ => {}
         }
-        http.chat.publish(session_id, &publication).map_err(|_| {
-            error(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                FAILED,
-                "the message could not be encoded",
-            )
-        })
+        let published = http.chat.publish(session_id, &publication);
+        published.map_err(|Unencodable| NotPublished::Unencodable)
     });
     match published {
         // A sender that is dropped without an answer leaves the outcome open.
         Ok(outcome) => answer(outcome.await.unwrap_or(Err(PublishError::Unknown))),
-        Err(refused) => refused,
+        Err(NotPublished::Bad(why)) => RequestRefusal::Body.naming(&http.metrics, &why),
+        Err(NotPublished::OtherKey) => bad(RequestRefusal::IdempotencyKey),
+        Err(NotPublished::Unencodable) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            error(status, FAILED, "the message could not be encoded")
+        }
     }
+}
+
+/// Why a body was not published.
+enum NotPublished {
+    /// It is no message.
+    Bad(String),
+    /// `Idempotency-Key` is not its `client_message_id`.
+    OtherKey,
+    Unencodable,
 }
 
 fn answer(outcome: Outcome) -> Answer {

@@ -235,6 +235,11 @@ impl AccessRefusal {
                 "Forbidden",
                 "the token is not for this user, type or session",
             ),
+            Self::UserRefused => (
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "this user is refused in this session for now",
+            ),
             Self::TokensOff => (
                 StatusCode::FORBIDDEN,
                 "Forbidden",

@@ -12,11 +12,11 @@ use percent_encoding::percent_decode_str;
 
 use super::Http;
 use super::headers::only;
-use super::refusal::{RequestRefusal, UpgradeRefusal};
+use super::refusal::{AccessRefusal, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, messages, publish, request_path, rest, sessions};
-use crate::auth::{Action, Sessions};
+use super::{access, disconnect, messages, publish, request_path, rest, sessions};
+use crate::auth::{Action, Sessions, Who};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
 use crate::protocol::ids::{LOBBY, SessionId, UserId, UserType, is_uuid};
@@ -46,6 +46,10 @@ enum Route<'a> {
         session_id: &'a str,
     },
     Sessions,
+    User {
+        session_id: &'a str,
+        user_id: &'a str,
+    },
     WebSocket {
         session_id: &'a str,
         user_id: &'a str,
@@ -79,6 +83,9 @@ impl<'a> Route<'a> {
                 Some(Self::Messages { session_id })
             }
             (ListenerKind::Public, ["api", "sessions"]) => Some(Self::Sessions),
+            (ListenerKind::Public, ["api", "session", session_id, "users", user_id]) => {
+                Some(Self::User { session_id, user_id })
+            }
             (ListenerKind::Public, ["ws", session_id, user_id, user_type]) => Some(Self::WebSocket {
                 session_id,
                 user_id,
@@ -94,6 +101,7 @@ impl Route<'_> {
     fn allowed(&self) -> &'static str {
         match self {
             Self::Messages { .. } => "GET, HEAD, POST, OPTIONS",
+            Self::User { .. } => "DELETE, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -185,6 +193,25 @@ async fn dispatch(
                 Err(refused) => refused.answer(http, Asked::Request),
             }
         }
+        Route::User { session_id, user_id } => {
+            // Both ids before the key.
+            let is_session = parse_session(http, session_id).is_some();
+            let user_id = UserId::parse(&decode(user_id));
+            let (true, Some(user_id)) = (is_session, user_id) else {
+                let refusal = if is_session {
+                    RequestRefusal::UserId
+                } else {
+                    RequestRefusal::SessionId
+                };
+                return refusal.answer(&http.metrics);
+            };
+            match session_for(http, peer, request.headers(), Action::Disconnect, session_id).await {
+                Ok(session_id) => {
+                    disconnect::disconnect(http, &session_id, &user_id, request.uri().query()).await
+                }
+                Err(refused) => refused,
+            }
+        }
         Route::WebSocket {
             session_id,
             user_id,
@@ -228,6 +255,9 @@ async fn session_for(
     };
     let client = || http.addresses.client(peer, headers);
     match access::check(http, headers, client, action, Some(&session_id)).await {
+        Ok(Who::Bearer(principal)) if access::is_refused(http, &session_id, principal.user.as_deref()) => {
+            Err(AccessRefusal::UserRefused.answer(&http.metrics, Asked::Request))
+        }
         Ok(_) => Ok(session_id),
         Err(refused) => Err(refused.answer(http, Asked::Request)),
     }
@@ -276,6 +306,9 @@ mod tests {
             "/api/session/s/messages/",
             "/api/sessions",
             "/api/sessions/",
+            "/api/session/s/users/u",
+            "/api/session/s/users/u/",
+            "/api/session/s/users//",
         ] {
             assert!(is_route(path), "{path}");
         }
@@ -288,6 +321,8 @@ mod tests {
             "/ws/s/u/t//",
             "/api/session/s",
             "/api/session/s/",
+            "/api/session/s/users",
+            "/api/session/s/users/u/v",
             "/metrics",
             "*",
             "/a/b/c/d/e/f/g",

@@ -23,7 +23,7 @@ use super::access;
 use super::framing_guard::FramingGuard;
 use super::headers::{self, has_token, only};
 use super::limits::{Exceeded, Ticket};
-use super::refusal::UpgradeRefusal;
+use super::refusal::{AccessRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use crate::metrics::refusals::Asked;
 use crate::protocol::ids::UserType;
@@ -61,6 +61,9 @@ pub async fn upgrade(
     }
     if params.session_id.is_lobby() && params.user_type == UserType::Customer {
         return UpgradeRefusal::Lobby.answer(&http.metrics);
+    }
+    if access::is_refused(http, &params.session_id, Some(params.user_id.as_str())) {
+        return AccessRefusal::UserRefused.answer(&http.metrics, Asked::Upgrade);
     }
     match admit(http, &params, request) {
         Ok(admitted) => switch_protocols(admitted, params, request, pending),

@@ -1,6 +1,7 @@
 //! Metrics. Counters are resolved once, at the start, and the message path updates them once per batch. No metric has a
 //! label by session or user.
 
+mod disconnects;
 pub mod history;
 mod kafka;
 pub mod page;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 
+use disconnects::DisconnectMetrics;
 use history::HistoryMetrics;
 use page::Format;
 use refusals::{AccessRefusal, Asked, RequestRefusal, UpgradeRefusal};
@@ -92,6 +94,7 @@ pub struct Metrics {
     pub send_memory_bytes: Level,
     pub kafka: KafkaMetrics,
     pub history: HistoryMetrics,
+    pub disconnects: DisconnectMetrics,
 }
 
 /// Which dependencies are configured: only those have metrics.
@@ -146,6 +149,8 @@ impl Metrics {
         };
         let history = HistoryMetrics::default();
         history.register(r);
+        let disconnects = DisconnectMetrics::default();
+        disconnects.register(r);
         let kafka = KafkaMetrics::default();
         if dependencies.kafka {
             kafka.register(r);
@@ -210,17 +215,17 @@ impl Metrics {
             records_published: count(
                 r,
                 "records_published",
-                "Clients' messages that the log has acknowledged",
+                "Messages of clients and backends that the log has acknowledged",
             ),
             publish_failures: count(
                 r,
                 "publish_failures",
-                "Clients' messages that the log has refused",
+                "Messages of clients and backends that the log has refused",
             ),
             outcomes_unknown: count(
                 r,
                 "outcomes_unknown",
-                "Clients' messages that the log did not acknowledge in time",
+                "Messages of clients and backends that the log did not acknowledge in time",
             ),
             status_frames: count(r, "status_frames", "connection_status_update frames encoded"),
             accept_errors: count(r, "accept_errors", "Failures to accept a connection"),
@@ -295,6 +300,7 @@ impl Metrics {
             ),
             kafka,
             history,
+            disconnects,
             draining: level(r, "draining", "Whether this node is draining"),
             registry,
         }

@@ -141,6 +141,8 @@ pub enum AccessRefusal {
     /// The key set has never been fetched, or not yet for the key of this token.
     KeysUnavailable,
     Forbidden,
+    /// A backend has disconnected the user, for a time that is not over.
+    UserRefused,
     /// Not offered in production without tokens.
     TokensOff,
     /// A route of backends, and no API key is set.
@@ -150,12 +152,13 @@ pub enum AccessRefusal {
 }
 
 impl AccessRefusal {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TokenMissing,
         Self::TokenInvalid,
         Self::TokenExpired,
         Self::KeysUnavailable,
         Self::Forbidden,
+        Self::UserRefused,
         Self::TokensOff,
         Self::NoApiKeys,
         Self::AuthFailures,
@@ -169,6 +172,7 @@ impl AccessRefusal {
             Self::TokenExpired => "token_expired",
             Self::KeysUnavailable => "keys_unavailable",
             Self::Forbidden => "forbidden",
+            Self::UserRefused => "user_refused",
             Self::TokensOff => "tokens_off",
             Self::NoApiKeys => "no_api_keys",
             Self::AuthFailures => "auth_failures",

@@ -30,6 +30,7 @@ use crate::protocol::lobby::{Position, SessionPage, StateFilter};
 use crate::protocol::receipt::Receipt;
 use crate::protocol::status::ConnectionStatus;
 use crate::session::Registry;
+use crate::session::disconnects::Disconnects;
 use crate::supervise;
 use crate::writer::ConnectionWriter;
 use dirty_sessions::DirtySessions;
@@ -37,6 +38,7 @@ use lobby::Lobby;
 pub use parts::Parts;
 use parts::Times;
 use receipts::Receipts;
+pub use redis::ControlStream;
 pub use unavailable::Unavailable;
 
 pub struct Presence {
@@ -45,6 +47,8 @@ pub struct Presence {
     receipts: Receipts,
     pub lobby: Arc<Lobby>,
     store: Store,
+    /// Where disconnects are kept without Kafka.
+    pub control: Option<Arc<ControlStream>>,
     task: Mutex<Option<JoinHandle<()>>>,
     lobby_task: JoinHandle<()>,
 }
@@ -61,7 +65,7 @@ impl Presence {
     /// # Errors
     ///
     /// The client library refuses the Redis address.
-    pub fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
+    pub fn start(parts: Parts, config: &Config, disconnects: &Arc<Disconnects>) -> Result<Self, StartError> {
         let (dirty, registry) = (Arc::clone(&parts.dirty), Arc::clone(&parts.registry));
         let receipts = Receipts::new(&parts);
         let lobby = Arc::clone(&parts.lobby);
@@ -70,6 +74,7 @@ impl Presence {
             grace: config.presence_grace,
             ttl: config.presence_ttl,
         };
+        let mut control = None;
         let (store, task) = match &config.redis {
             None => {
                 let task = supervise::spawn("presence", move || {
@@ -80,7 +85,9 @@ impl Presence {
                 (Store::Embedded, task)
             }
             Some(settings) => {
+                let (is_shared, metrics) = (parts.bus.is_shared(), Arc::clone(&parts.metrics));
                 let (store, task) = redis::start(parts, settings, times)?;
+                control = (!is_shared).then(|| redis::start_control(&store, disconnects, metrics));
                 (Store::Redis(store), task)
             }
         };
@@ -91,6 +98,7 @@ impl Presence {
             receipts,
             lobby,
             store,
+            control,
             task: Mutex::new(Some(task)),
             lobby_task: supervise::spawn("lobby", move || Arc::clone(&of_task).run()),
         })

@@ -9,6 +9,7 @@
 //! | [`client_id`] | by which id its sender knows a message |
 //! | [`correlation`] | the ids by which a client recognizes an answer |
 //! | [`server`] | text frames that clients receive |
+//! | [`control`] | records that disconnect and refuse users |
 //! | [`publication`] | a message that a backend publishes |
 //! | [`receipt`] | how far users have read |
 //! | [`record`] | Kafka records, native and old |
@@ -22,6 +23,7 @@
 pub mod client;
 pub mod client_id;
 pub mod code;
+pub mod control;
 pub mod correlation;
 pub mod cursor;
 pub mod frame;

@@ -29,16 +29,18 @@ pub const NODE_HEADER: &str = "livechat-node";
 /// The longest `user_type` and `timestamp` of a typing record, in bytes.
 const MAX_LABEL: usize = 128;
 
-/// The three topics.
+/// The four topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
     Messages,
     Typing,
     Status,
+    /// Who is disconnected and refused: see [`control`](super::control).
+    Control,
 }
 
 impl Topic {
-    pub const ALL: [Topic; 3] = [Topic::Messages, Topic::Typing, Topic::Status];
+    pub const ALL: [Topic; 4] = [Topic::Messages, Topic::Typing, Topic::Status, Topic::Control];
 
     /// The label in metrics and logs.
     pub fn name(self) -> &'static str {
@@ -46,6 +48,24 @@ impl Topic {
             Self::Messages => "messages",
             Self::Typing => "typing",
             Self::Status => "status",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// The key of a record that is written.
+#[derive(Clone, Debug)]
+pub enum RecordKey {
+    Session(SessionId),
+    /// A user in a session.
+    User(String),
+}
+
+impl RecordKey {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Session(id) => id.as_str(),
+            Self::User(key) => key,
         }
     }
 }
@@ -89,11 +109,11 @@ pub struct Incoming<'a> {
     pub client_id: Option<&'a [u8]>,
 }
 
-/// A record to be appended to the log, keyed by its session.
+/// A record to be appended to the log.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub topic: Topic,
-    pub key: SessionId,
+    pub key: RecordKey,
     pub value: Vec<u8>,
     pub form: Form,
     /// [`ID_HEADER`].

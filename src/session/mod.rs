@@ -2,12 +2,15 @@
 //!
 //! - [`registry`]: the sessions of this node
 //! - [`users`]: the users of one session on this node, by their connections
+//! - [`disconnects`]: carries out what backends ask for; [`refusals`]: who is refused where
 //! - [`memory_pressure`]: closes connections when all outbound queues together hold too much
 //! - [`reads`]: how far users have read
 //! - [`typists`]: who is typing, and when that expires
 
+pub mod disconnects;
 pub mod memory_pressure;
 pub mod reads;
+pub mod refusals;
 pub mod registry;
 #[cfg(test)]
 pub mod testing;

@@ -50,7 +50,7 @@ const ASKS: [Asks; 12] = [
 
 /// The status that each gets, in the order of [`ASKS`].
 #[rustfmt::skip]
-const EXPECTED: [(Action, [u16; 12]); 13] = [
+const EXPECTED: [(Action, [u16; 12]); 15] = [
     (Action::Health,       [200, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200]),
     (Action::Connect,      [101, 101, 401, 101, 403, 101, 403, 101, 101, 403, 101, 401]),
     (Action::Rewind,       [101, 403, 401, 101, 403, 101, 403, 101, 101, 403, 101, 401]),
@@ -59,6 +59,7 @@ const EXPECTED: [(Action, [u16; 12]); 13] = [
     (Action::ListSessions, [200, 403, 401, 403, 403, 200, 200, 200, 200, 200, 200, 401]),
     (Action::Lobby,        [101, 403, 401, 403, 403, 101, 101, 101, 101, 101, 101, 401]),
     (Action::Publish,      [403, 403, 401, 401, 401, 401, 401, 401, 401, 401, 401, 201]),
+    (Action::Disconnect,   [403, 403, 401, 401, 401, 401, 401, 401, 401, 401, 401, 202]),
     // 0: an answer that is no error; who can't connect sends no frames.
     (Action::JoinSession,  [0,   0,   401, 0,   403, 0,   403, 0,   0,   403, 0,   401]),
     (Action::Typing,       [0,   0,   401, 0,   403, 0,   403, 0,   0,   403, 0,   401]),
@@ -70,7 +71,6 @@ const EXPECTED: [(Action, [u16; 12]); 13] = [
 ];
 
 /// They come with the agents' desk.
-const LATER: [Action; 1] = [Action::Disconnect];
 
 struct Servers {
     off: Server,
@@ -246,6 +246,10 @@ async fn ask(servers: &Servers, asks: Asks, action: Action) -> u16 {
         Action::Publish => {
             let path = format!("/api/session/{session}/messages");
             request(server, asks, "POST", &path, r#"{"message":"a"}"#)
+        }
+        Action::Disconnect => {
+            let path = format!("/api/session/{session}/users/nobody");
+            request(server, asks, "DELETE", &path, "")
         }
         Action::Rewind => {
             // Also one that can't be understood.

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::support::{Exit, Server, ServerBuilder};
 
 /// Every variable of the contract.
-const VARIABLES: [&str; 66] = [
+const VARIABLES: [&str; 67] = [
     "PORT",
     "WS_PORT",
     "HOST",
@@ -38,6 +38,7 @@ const VARIABLES: [&str; 66] = [
     "KAFKA_TOPIC_MESSAGES",
     "KAFKA_TOPIC_TYPING",
     "KAFKA_TOPIC_STATUS",
+    "KAFKA_TOPIC_CONTROL",
     "KAFKA_SECURITY_PROTOCOL",
     "KAFKA_SASL_MECHANISM",
     "KAFKA_SASL_USERNAME",

@@ -13,7 +13,7 @@ async fn missing_topics_are_named_in_health_until_they_exist() {
     let kafka = || server.health()["kafka"].clone();
     eventually("health names the topics", || {
         let detail = kafka()["detail"].as_str().unwrap_or_default().to_owned();
-        [&topics.messages, &topics.typing, &topics.status]
+        [&topics.messages, &topics.typing, &topics.status, &topics.control]
             .iter()
             .all(|topic| detail.contains(*topic))
     });
@@ -21,7 +21,7 @@ async fn missing_topics_are_named_in_health_until_they_exist() {
     assert_eq!(server.health()["status"], "degraded");
 
     let ann = Tap::connect(&server, &unique("session"), "ann", "customer").await;
-    for topic in [&topics.messages, &topics.typing, &topics.status] {
+    for topic in [&topics.messages, &topics.typing, &topics.status, &topics.control] {
         topics.kafka.create(topic, 2);
     }
     eventually("health is well", || {

@@ -175,9 +175,9 @@ fn messages_is_a_route_as_others_are() {
     // The id is checked first, and the method before it.
     let bad = request(&server, "GET", "a%00", "?limit=0");
     assert_eq!(bad.json()["message"], "Invalid session ID");
-    let response = request(&server, "POST", "a%00", "?limit=0");
+    let response = request(&server, "PUT", "a%00", "?limit=0");
     response.assert_error(405);
-    assert_eq!(response.header("allow"), Some("GET, HEAD, OPTIONS"));
+    assert_eq!(response.header("allow"), Some("GET, HEAD, POST, OPTIONS"));
     assert_eq!(request(&server, "OPTIONS", "s", "").status, 204);
     request(&server, "GET", "s/x", "").assert_error(404);
     assert_eq!(request(&server, "GET", "s", "/").status, 200, "a trailing slash");

@@ -76,12 +76,13 @@ pub fn unique(prefix: &str) -> String {
     )
 }
 
-/// Three topics for one test. Deletes them when dropped: declare it before the servers.
+/// The topics of one test. Deletes them when dropped: declare it before the servers.
 pub struct Topics {
     pub kafka: Kafka,
     pub messages: String,
     pub typing: String,
     pub status: String,
+    pub control: String,
     /// Nobody is left to delete them from when a broker of the test's own goes, too.
     delete: bool,
 }
@@ -96,12 +97,13 @@ impl Topics {
     }
 
     pub fn on(kafka: &Kafka) -> Self {
-        let [messages, typing, status] = ["messages", "typing", "status"].map(unique);
+        let [messages, typing, status, control] = ["messages", "typing", "status", "control"].map(unique);
         Self {
             kafka: kafka.clone(),
             messages,
             typing,
             status,
+            control,
             delete: false,
         }
     }
@@ -116,6 +118,7 @@ impl Topics {
                 ("KAFKA_TOPIC_MESSAGES", &self.messages),
                 ("KAFKA_TOPIC_TYPING", &self.typing),
                 ("KAFKA_TOPIC_STATUS", &self.status),
+                ("KAFKA_TOPIC_CONTROL", &self.control),
             ])
     }
 
@@ -135,7 +138,8 @@ impl Topics {
 impl Drop for Topics {
     fn drop(&mut self) {
         if self.delete {
-            self.kafka.delete(&[&self.messages, &self.typing, &self.status]);
+            self.kafka
+                .delete(&[&self.messages, &self.typing, &self.status, &self.control]);
         }
     }
 }

@@ -125,6 +125,9 @@ impl ConsumerThread {
         if self.reader.topics.contains(&Topic::Status) {
             self.router.resume();
         }
+        if self.reader.topics.contains(&Topic::Control) && !self.next.is_empty() {
+            self.shared.control.begun();
+        }
         Ok(())
     }
 
@@ -206,6 +209,9 @@ impl ConsumerThread {
     }
 
     fn note_error(&mut self, error: &KafkaError) {
+        if let KafkaError::PartitionEOF(partition) = error {
+            return self.shared.control.ended(*partition);
+        }
         use RDKafkaErrorCode::{
             AutoOffsetReset, OffsetOutOfRange, UnknownPartition, UnknownTopicOrPartition,
         };
@@ -270,8 +276,10 @@ fn is_of_connection(error: &KafkaError) -> bool {
 }
 
 fn create_consumer(shared: &Shared, reader: &Reader) -> KafkaResult<NodeConsumer> {
+    let reports_ends = reader.topics.contains(&Topic::Control).to_string();
     shared
         .consumer_config()
+        .set("enable.partition.eof", reports_ends)
         .set("fetch.min.bytes", "1")
         .set("queued.min.messages", reader.fetch.min_queued)
         .set(

@@ -1,4 +1,4 @@
-//! The bus in Kafka: two consumer threads that read every partition of three topics, a producer, and a monitor that
+//! The bus in Kafka: three consumer threads that read every partition of four topics, a producer, and a monitor that
 //! checks them.
 //!
 //! - [`consumer`]: polls records for the router, at offsets this node keeps itself
@@ -6,6 +6,7 @@
 //! - [`monitor`]: topics and partitions; [`audit`]: gaps and stalls; [`transactions`]: open transactions of others
 //! - [`broker`]: the requests of the monitor and its audit; [`topics`]: admin requests
 //! - [`history_feed`]: what the recent log has to know about Kafka
+//! - [`control`]: whether all disconnects have been read
 //! - [`log_reader`]: older records, for clients that come back; [`unread`]: what is still to be read of them
 //! - [`causes`]: what is wrong, for health and the log (`monitor/report.rs`); [`reasons`]: why a broker can't be
 //!   reached
@@ -17,6 +18,7 @@ mod audit;
 mod broker;
 mod causes;
 mod consumer;
+mod control;
 mod credentials;
 mod headers;
 mod history_feed;
@@ -50,6 +52,7 @@ use crate::history::query::LogQuery;
 use crate::metrics::Metrics;
 use crate::protocol::record::{Outgoing, Topic};
 use causes::HealthReport;
+use control::ControlFeed;
 pub use history_feed::HistoryFeed;
 use log_reader::LogReader;
 use offsets::{Offsets, Partition};
@@ -96,10 +99,11 @@ struct Shared {
     /// `MAX_RECORD_BYTES`.
     max_record_bytes: usize,
     metrics: Arc<Metrics>,
-    readers: [Arc<Reader>; 2],
+    readers: [Arc<Reader>; 3],
     health: Mutex<HealthReport>,
     outcomes: Arc<Outcomes>,
     history: HistoryFeed,
+    control: ControlFeed,
     /// Connection errors of the producer.
     producer_errors: Reasons,
     /// Set to make the monitor probe at once.
@@ -109,12 +113,12 @@ struct Shared {
 
 impl Kafka {
     /// Starts the threads. A broker that is down is no error: the bus connects when it is up.
-    /// The first router delivers messages, the second one typing and status.
+    /// The first router delivers messages, the second one typing and status; the third one disconnects users.
     pub fn start(
         config: KafkaConfig,
         node: String,
         max_record_bytes: usize,
-        [messages, signals]: [Router; 2],
+        routers: [Router; 3],
         metrics: Arc<Metrics>,
         history: HistoryFeed,
     ) -> std::io::Result<Self> {
@@ -123,6 +127,8 @@ impl Kafka {
         let readers = [
             Reader::new("bus", &[Topic::Messages], pace::MESSAGES),
             Reader::new("bus-signals", &[Topic::Typing, Topic::Status], pace::SIGNALS),
+            // No flood of the others delays these.
+            Reader::new("bus-control", &[Topic::Control], pace::SIGNALS),
         ];
         let shared = Arc::new(Shared::new(
             config,
@@ -135,7 +141,7 @@ impl Kafka {
         let producer = Arc::new(Producer::new(Arc::clone(&shared)));
         let monitor = monitor::Monitor::new(Arc::clone(&shared), Arc::clone(&producer), Handle::current());
         let mut consumers = Vec::new();
-        for (reader, router) in shared.readers.iter().zip([messages, signals]) {
+        for (reader, router) in shared.readers.iter().zip(routers) {
             let (for_thread, reader) = (Arc::clone(&shared), Arc::clone(reader));
             let thread = reader.thread;
             consumers.push(router.spawn(thread, move |router| consumer::run(for_thread, reader, router))?);
@@ -203,7 +209,7 @@ impl Shared {
         node: String,
         max_record_bytes: usize,
         metrics: Arc<Metrics>,
-        readers: [Arc<Reader>; 2],
+        readers: [Arc<Reader>; 3],
         history: HistoryFeed,
     ) -> Self {
         Self {
@@ -218,6 +224,7 @@ impl Shared {
             }),
             outcomes: Arc::default(),
             history,
+            control: ControlFeed::default(),
             producer_errors: Reasons::default(),
             probe_now: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -241,6 +248,7 @@ impl Shared {
             Topic::Messages => &self.config.topic_messages,
             Topic::Typing => &self.config.topic_typing,
             Topic::Status => &self.config.topic_status,
+            Topic::Control => &self.config.topic_control,
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) struct Monitor {
     /// in milliseconds since 1970: they are read from there.
     deferred_starts: HashMap<Partition, i64>,
     /// One per reader.
-    audits: [Audit; 2],
+    audits: [Audit; 3],
     /// The new ids of recreated topics for which the clients have been recreated.
     recreated: HashMap<Topic, TopicId>,
     transactions: OpenTransactions,
@@ -71,7 +71,7 @@ impl Monitor {
     pub fn new(shared: Arc<Shared>, producer: Arc<Producer>, runtime: Handle) -> Self {
         Self {
             broker: BrokerClient::new(Arc::clone(&shared)),
-            audits: [0, 1].map(|reader| Audit::new(Arc::clone(&shared.readers[reader]))),
+            audits: [0, 1, 2].map(|reader| Audit::new(Arc::clone(&shared.readers[reader]))),
             topics: TopicAdmin::new(Arc::clone(&shared), runtime),
             shared,
             producer,
@@ -262,7 +262,9 @@ impl Monitor {
             self.producer.recreate();
             self.broker.recreate_client();
         }
-        let from_end = !self.known.contains_key(&topic) && !self.missing.contains(&topic);
+        // Who is refused may have been written long before.
+        let from_end =
+            topic != Topic::Control && !self.known.contains_key(&topic) && !self.missing.contains(&topic);
         let of_topic = |partition: &i32| (topic, *partition);
         let all = partitions.led.iter().map(of_topic);
         let (deferred, new): (Vec<_>, Vec<_>) = all
@@ -284,8 +286,11 @@ impl Monitor {
         let firsts = self.broker.list_offsets(&deferred)?.into_iter().zip(ends);
         let deferred_starts = firsts.map(|(first, end)| if first == Some(NO_RECORD) { end } else { first });
         let asked = new.iter().copied().chain(deferred).map(|(at, _)| at);
+        let count = partitions.led.len() + partitions.leaderless.len();
+        if topic == Topic::Control {
+            self.shared.control.found(count);
+        }
         if topic == Topic::Messages {
-            let count = partitions.led.len() + partitions.leaderless.len();
             let broker = &mut self.broker;
             let cluster = || broker.client().ok()?.client().fetch_cluster_id(ANSWER_TIMEOUT);
             self.shared.history.found(id, &name, cluster, count);

@@ -392,7 +392,7 @@ mod tests {
         let mut kafka = config.kafka.expect("there is a broker");
         // Deleted since the configuration was read, or the build has no TLS.
         kafka.ssl_ca = Some("/nowhere/ca.pem".into());
-        let readers = ["a", "b"].map(|thread| Reader::new(thread, &[], pace::MESSAGES));
+        let readers = ["a", "b", "c"].map(|thread| Reader::new(thread, &[], pace::MESSAGES));
         let shared = Shared::new(
             kafka,
             "node".to_owned(),

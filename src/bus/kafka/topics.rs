@@ -18,6 +18,9 @@ use crate::protocol::record::Topic;
 
 /// Typing and status records are short-lived: an hour of them helps to investigate an incident.
 const SHORT_RETENTION_MS: &str = "3600000";
+/// Who is refused: longer than a refusal lasts. Only whole segments are compacted or deleted.
+const CONTROL_RETENTION_MS: &str = "90000000";
+const CONTROL_SEGMENT_MS: &str = "3600000";
 /// Kafka's default of `max.message.bytes`, the largest batch that a topic accepts. A topic that we create accepts
 /// `MAX_RECORD_BYTES`.
 const KAFKA_DEFAULT_MAX_BYTES: usize = 1_048_588;
@@ -68,13 +71,18 @@ impl TopicAdmin {
             .map(|&topic| {
                 let new = NewTopic::new(
                     self.shared.topic_name(topic),
-                    partitions,
+                    // There are few disconnects, and one partition has one order.
+                    if topic == Topic::Control { 1 } else { partitions },
                     TopicReplication::Fixed(replication),
                 );
                 match topic {
                     Topic::Messages if takes_more => new.set("max.message.bytes", &largest),
                     Topic::Messages => new,
                     Topic::Typing | Topic::Status => new.set("retention.ms", SHORT_RETENTION_MS),
+                    Topic::Control => new
+                        .set("cleanup.policy", "compact,delete")
+                        .set("retention.ms", CONTROL_RETENTION_MS)
+                        .set("segment.ms", CONTROL_SEGMENT_MS),
                 }
             })
             .collect();

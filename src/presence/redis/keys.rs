@@ -22,6 +22,9 @@ pub const INDEX_ORDER: &str = "{livechat:sessions}:order";
 pub const INDEX_FEED: &str = "{livechat:sessions}:feed";
 pub const INDEX_ENDED: &str = "{livechat:sessions}:ended";
 
+/// Whom backends disconnect, where there is no Kafka: a stream.
+pub const CONTROL: &str = "livechat:control";
+
 /// A hash, from user id to JSON. The old server's name.
 pub fn users(session_id: &str) -> String {
     format!("session:{session_id}:users")

@@ -12,6 +12,7 @@
 //!   [`index_store`]: its commands and pages; [`indexing`]: the task writes it, and follows it for the lobby
 //!   ([`lobby_feed`])
 //! - [`status_publisher`]: publishes to the other nodes, and tracks what the log has not acknowledged
+//! - [`control`]: whom backends disconnect, where there is no Kafka
 //! - [`reaper`]: removes users of dead nodes, and of this node's retired names
 //!
 //! Writes are absolute ("this node holds k connections of this user"), so that repeating one after a timeout changes
@@ -24,6 +25,7 @@ mod cause;
 mod checks;
 mod client_notifier;
 mod client_view;
+mod control;
 mod index_store;
 mod indexing;
 mod keys;
@@ -53,7 +55,10 @@ use tokio::task::JoinHandle;
 use super::parts::{Parts, Times};
 use crate::config::RedisConfig;
 use crate::error::StartError;
+use crate::metrics::Metrics;
+use crate::session::disconnects::Disconnects;
 use crate::supervise;
+pub use control::ControlStream;
 use presence_task::PresenceTask;
 pub use store::Store;
 use timings::Timings;
@@ -71,4 +76,18 @@ pub fn start(
         PresenceTask::new(Arc::clone(&for_task), Arc::clone(&parts), timings).run()
     });
     Ok((store, task))
+}
+
+/// Starts to read whom backends disconnect, where there is no Kafka.
+pub fn start_control(
+    store: &Arc<Store>,
+    disconnects: &Arc<Disconnects>,
+    metrics: Arc<Metrics>,
+) -> Arc<ControlStream> {
+    let stream = ControlStream::new(Arc::clone(store), Arc::clone(disconnects), metrics);
+    let stream = Arc::new(stream);
+    let for_task = Arc::clone(&stream);
+    // It ends with the process.
+    drop(supervise::spawn("control", move || Arc::clone(&for_task).run()));
+    stream
 }

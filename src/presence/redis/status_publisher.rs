@@ -11,7 +11,7 @@ use super::answers::Applied;
 use crate::bus::Bus;
 use crate::presence::dirty_sessions::DirtySessions;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::record::{self, Form, Outgoing, Topic};
+use crate::protocol::record::{self, Form, Outgoing, RecordKey, Topic};
 use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, StatusEvent};
 use crate::protocol::timestamp;
 
@@ -177,7 +177,7 @@ impl StatusPublisher {
             };
             let outgoing = Outgoing {
                 topic: Topic::Status,
-                key: session_id.clone(),
+                key: RecordKey::Session(session_id.clone()),
                 value,
                 form: Form::Legacy,
                 message_id: None,

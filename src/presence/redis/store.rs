@@ -82,6 +82,18 @@ pub struct Store {
     warning: Mutex<Option<String>>,
     /// Sessions that pages have not found as the index has them.
     doubtful: Mutex<HashSet<SessionId>>,
+    control: Mutex<ControlState>,
+}
+
+/// Whether this node knows who is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlState {
+    /// Redis does not have it.
+    Elsewhere,
+    Unread,
+    Read,
+    /// Redis answers, but not to this.
+    Failed,
 }
 
 impl Store {
@@ -111,11 +123,20 @@ impl Store {
             health: Mutex::new((Status::Connecting, None)),
             warning: Mutex::default(),
             doubtful: Mutex::default(),
+            control: Mutex::new(ControlState::Elsewhere),
         })
     }
 
     pub fn health(&self) -> Health {
-        let (status, detail) = self.health.lock().clone();
+        let (mut status, mut detail) = self.health.lock().clone();
+        match *self.control.lock() {
+            ControlState::Unread if status == Status::Ok => status = Status::Connecting,
+            ControlState::Failed if status == Status::Ok => {
+                status = Status::Degraded;
+                detail = Some("who is refused cannot be read: refused users may be let in".to_owned());
+            }
+            _ => {}
+        }
         let warning = self.warning.lock().clone();
         let detail = match (detail, warning) {
             (Some(detail), Some(warning)) => Some(format!("{detail}; {warning}")),
@@ -126,6 +147,10 @@ impl Store {
             status,
             detail,
         }
+    }
+
+    pub fn set_control(&self, state: ControlState) {
+        *self.control.lock() = state;
     }
 
     /// Host and port, without user and password.

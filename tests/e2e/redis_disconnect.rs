@@ -1,0 +1,95 @@
+//! Without Kafka, whom backends disconnect is kept in Redis.
+
+use std::time::{Duration, Instant};
+
+use crate::disconnect::{delete, disconnect, knock};
+use crate::publish::with_key;
+use crate::services::{PrivateRedis, unique};
+use crate::support::{Client, Server, ServerBuilder, eventually};
+
+fn node(redis: &PrivateRedis, name: &str) -> ServerBuilder {
+    with_key(Server::builder())
+        .env("NODE_ID", name)
+        .env("REDIS_URL", redis.url())
+        .env("ADMIN_ADDR", "127.0.0.1:0")
+}
+
+fn is_ok(server: &Server) -> bool {
+    server.health()["redis"]["status"] == "ok"
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_reaches_all_nodes_of_a_redis_and_outlives_them() {
+    let redis = PrivateRedis::started();
+    let [a, b] = ["node-a", "node-b"].map(|name| node(&redis, name).start());
+    let session = unique("session");
+    let mut here = Client::connect(&a, &session, "u", "customer").await;
+    let mut there = Client::connect(&b, &session, "u", "customer").await;
+    disconnect(&a, &session, "u", "");
+    let began = Instant::now();
+    assert_eq!(here.expect_close().await, 4403);
+    assert_eq!(there.expect_close().await, 4403);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let mut there = Client::connect(&b, &session, "u", "customer").await;
+    disconnect(&a, &session, "u", "?for=10m");
+    assert_eq!(knock(&a, &session, "u", "").await, 403, "where it was asked for");
+    assert_eq!(there.expect_close().await, 4403);
+    assert_eq!(knock(&b, &session, "u", "").await, 403);
+    let gone = unique("gone");
+    disconnect(&b, &gone, "v", "");
+    drop((a, b));
+    let later = node(&redis, "node-a").start();
+    assert_eq!(knock(&later, &session, "u", "").await, 403);
+    assert_eq!(knock(&later, &gone, "v", "").await, 101, "it only closed");
+    let ttl = redis.client().ttl("livechat:control");
+    assert!((1..=90_000).contains(&ttl), "{ttl}");
+    disconnect(&later, &session, "u", "?for=0s");
+    assert_eq!(knock(&later, &session, "u", "").await, 101);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_has_lost_everything_gets_the_refusals_back() {
+    let redis = PrivateRedis::started();
+    let [a, b] = ["node-a", "node-b"].map(|name| node(&redis, name).start());
+    let session = unique("session");
+    disconnect(&a, &session, "u", "?for=10m");
+    disconnect(&a, &session, "v", "?for=10m");
+    disconnect(&a, &session, "v", "?for=0s");
+    eventually("the other node knows it", || b.metric("livechat_refusals") == 1.0);
+    redis.kill();
+    eventually("Redis is missed", || !is_ok(&a) && !is_ok(&b));
+    delete(&a, &format!("/api/session/{session}/users/w?for=10m")).assert_error(503);
+    assert_eq!(knock(&a, &session, "u", "").await, 403, "known all the same");
+    redis.start();
+    eventually("Redis is back", || is_ok(&a) && is_ok(&b));
+    eventually("the refusals are there again", || {
+        redis.client().keys("livechat:control").len() == 1
+    });
+    drop((a, b));
+    let later = node(&redis, "node-c").start();
+    assert_eq!(knock(&later, &session, "u", "").await, 403);
+    for user in ["v", "w"] {
+        assert_eq!(knock(&later, &session, user, "").await, 101, "{user}");
+    }
+}
+
+/// Redis answers, but the stream can't be read: health says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_cannot_be_read_shows_in_health() {
+    let redis = PrivateRedis::started();
+    redis
+        .client()
+        .command(&["SET", "livechat:control", "of another kind"]);
+    let server = node(&redis, "node-a").start();
+    eventually("health says so", || {
+        let health = server.health();
+        let detail = health["redis"]["detail"].as_str().unwrap_or_default();
+        health["redis"]["status"] == "degraded" && detail.contains("refused")
+    });
+    server.wait_log("Redis does not give out who is refused");
+    delete(&server, "/api/session/s/users/u").assert_error(503);
+    redis.client().command(&["DEL", "livechat:control"]);
+    eventually("and when it is over", || is_ok(&server));
+    disconnect(&server, "s", "u", "?for=10m");
+    assert_eq!(knock(&server, "s", "u", "").await, 403);
+}
