@@ -16,7 +16,7 @@ async fn a_topic_recreated_after_its_leaders_moved_is_written_to() {
     let cluster = TwoBrokers::started();
     let kafka = cluster.kafka();
     let topics = Topics::on(&kafka);
-    for topic in [&topics.messages, &topics.typing, &topics.status] {
+    for topic in [&topics.messages, &topics.typing, &topics.status, &topics.control] {
         create(&kafka, &["replicas=2,1"], topic, 2);
     }
     // So that the test makes the topic again, and not the server.

@@ -154,7 +154,7 @@ async fn missing_permissions_for_all_topics_do_not_flood_the_log() {
     let broker = PrivateBroker::with_acls();
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
-    for topic in [&topics.messages, &topics.typing, &topics.status] {
+    for topic in [&topics.messages, &topics.typing, &topics.status, &topics.control] {
         kafka.create(topic, 2);
     }
     kafka.deny("Write", Some("*"));
@@ -187,7 +187,7 @@ async fn topics_that_may_not_be_created_are_logged_once() {
     let kafka = broker.kafka();
     let topics = Topics::on(&kafka);
     kafka.deny("Create", None);
-    for topic in [&topics.messages, &topics.typing, &topics.status] {
+    for topic in [&topics.messages, &topics.typing, &topics.status, &topics.control] {
         kafka.deny("Create", Some(topic));
     }
     let server = topics.node("node-a").start();
@@ -196,7 +196,7 @@ async fn topics_that_may_not_be_created_are_logged_once() {
     thread::sleep(Duration::from_secs(15));
     assert_eq!(lines(&server, "cannot be created"), 1, "{:#?}", server.log());
     kafka.allow("Create", None);
-    for topic in [&topics.messages, &topics.typing, &topics.status] {
+    for topic in [&topics.messages, &topics.typing, &topics.status, &topics.control] {
         kafka.allow("Create", Some(topic));
     }
     is_well(&server);

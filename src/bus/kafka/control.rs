@@ -7,9 +7,13 @@ use parking_lot::Mutex;
 
 /// How long a starting node waits for it. After that it is ready, and health says what is missing.
 const TIMEOUT: Duration = Duration::from_secs(6);
+/// When a node is ready at the latest, also if it has never reached Kafka.
+const READY_AFTER: Duration = Duration::from_secs(10);
 
-#[derive(Default)]
-pub struct ControlFeed(Mutex<State>);
+pub struct ControlFeed {
+    started: Instant,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -23,19 +27,26 @@ struct State {
 }
 
 impl ControlFeed {
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
     /// The topic, as a probe has found it.
     pub fn found(&self, partitions: usize) {
-        self.0.lock().partitions = partitions;
+        self.state.lock().partitions = partitions;
     }
 
     /// The consumer begins to read.
     pub fn begun(&self) {
-        self.0.lock().begun.get_or_insert_with(Instant::now);
+        self.state.lock().begun.get_or_insert_with(Instant::now);
     }
 
     /// The consumer has reached a partition's end.
     pub fn ended(&self, partition: i32) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if !state.is_read {
             state.ended.insert(partition);
             state.is_read = state.partitions > 0 && state.ended.len() >= state.partitions;
@@ -44,12 +55,18 @@ impl ControlFeed {
 
     /// Whether this node knows everything that was written before it started.
     pub fn is_read(&self) -> bool {
-        self.0.lock().is_read
+        self.state.lock().is_read
+    }
+
+    /// Whether the node is ready without knowing it.
+    pub fn is_missing(&self) -> bool {
+        let is_ready = self.is_settled() || self.started.elapsed() >= READY_AFTER;
+        is_ready && !self.is_read()
     }
 
     /// Whether a starting node need not wait for it any longer.
     pub fn is_settled(&self) -> bool {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.is_read || state.begun.is_some_and(|begun| begun.elapsed() >= TIMEOUT)
     }
 }
@@ -60,7 +77,7 @@ mod tests {
 
     #[test]
     fn it_is_read_when_all_partitions_have_ended_once() {
-        let feed = ControlFeed::default();
+        let feed = ControlFeed::new();
         feed.begun();
         feed.ended(0);
         assert!(!feed.is_read(), "how many there are is not known");
@@ -68,7 +85,7 @@ mod tests {
         feed.ended(0);
         assert!(!feed.is_read() && !feed.is_settled());
         feed.ended(1);
-        assert!(feed.is_read() && feed.is_settled());
+        assert!(feed.is_read() && feed.is_settled() && !feed.is_missing());
         feed.found(3);
         assert!(feed.is_read(), "one that is added later has nothing from before");
     }

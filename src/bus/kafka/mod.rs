@@ -224,7 +224,7 @@ impl Shared {
             }),
             outcomes: Arc::default(),
             history,
-            control: ControlFeed::default(),
+            control: ControlFeed::new(),
             producer_errors: Reasons::default(),
             probe_now: AtomicBool::new(false),
             stop: AtomicBool::new(false),

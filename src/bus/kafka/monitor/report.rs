@@ -158,18 +158,18 @@ impl Monitor {
         self.healthy_since = is_healthy.then(|| self.healthy_since.unwrap_or(now));
         self.report_writing(probed, started, &mut causes);
         self.report_transactions(now, &mut causes);
+        let control = &self.shared.control;
         if causes.is_empty() {
-            let control = &self.shared.control;
             if !self.shared.history.is_filled() || !control.is_settled() {
                 // The node is not ready yet.
                 return;
             }
-            if !control.is_read() {
-                let name = self.shared.topic_name(Topic::Control);
-                causes.push(Cause::new(format!(
-                    "the topic {name} is not read to its end: refused users may be let in"
-                )));
-            }
+        }
+        if control.is_missing() {
+            let name = self.shared.topic_name(Topic::Control);
+            causes.push(Cause::new(format!(
+                "the topic {name} is not read to its end: refused users may be let in"
+            )));
         }
         let status = match probed {
             Err(_) if self.shared.status() == Status::Connecting => Status::Connecting,
