@@ -126,6 +126,7 @@ impl Chat {
         if let Some(expires_at) = expires_at {
             member.writer.set_token(expires_at, clock::unix_seconds());
         }
+        let is_refused = self.disconnects.close_if_refused(session_id, &member);
         broadcast::typists(
             &self.activity.typists,
             session_id,
@@ -133,7 +134,6 @@ impl Chat {
             &member.writer,
             &timestamp(),
         );
-        let is_refused = self.disconnects.close_if_refused(session_id, &member);
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
         if let Some(resume) = resume.filter(|_| !is_refused) {

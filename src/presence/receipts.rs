@@ -7,7 +7,7 @@ use crate::bus::Bus;
 use crate::fanout::broadcast;
 use crate::protocol::ids::SessionId;
 use crate::protocol::receipt::Receipt;
-use crate::protocol::record::{Form, Outgoing, Topic};
+use crate::protocol::record::{Form, Outgoing, RecordKey, Topic};
 use crate::session::{Activity, Registry};
 use crate::writer::ConnectionWriter;
 
@@ -43,7 +43,7 @@ impl Receipts {
         };
         self.bus.publish_unacknowledged(Outgoing {
             topic: Topic::Typing,
-            key: receipt.session_id.clone(),
+            key: RecordKey::Session(receipt.session_id.clone()),
             value,
             form: Form::Legacy,
             message_id: None,

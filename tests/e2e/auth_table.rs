@@ -70,8 +70,6 @@ const EXPECTED: [(Action, [u16; 12]); 15] = [
     (Action::Authenticate, [1,   1,   401, 0,   403, 0,   403, 0,   0,   403, 0,   401]),
 ];
 
-/// They come with the agents' desk.
-
 struct Servers {
     off: Server,
     off_in_production: Server,
@@ -297,7 +295,7 @@ async fn ask(servers: &Servers, asks: Asks, action: Action) -> u16 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn auth_the_table_of_rights_holds_over_sockets() {
     let servers = Servers::start();
-    let walked: Vec<Action> = EXPECTED.iter().map(|(action, _)| *action).chain(LATER).collect();
+    let walked: Vec<Action> = EXPECTED.iter().map(|(action, _)| *action).collect();
     for (action, _) in TABLE {
         assert!(walked.contains(&action), "{action:?} is not walked");
     }

@@ -150,7 +150,7 @@ async fn too_few_in_sync_replicas_are_reported() {
     let topics = Topics::on(&kafka);
     let both = "replicas=1,2";
     create(&kafka, &[both, "min.insync.replicas=2"], &topics.messages, 2);
-    for topic in [&topics.typing, &topics.status] {
+    for topic in [&topics.typing, &topics.status, &topics.control] {
         create(&kafka, &[both], topic, 2);
     }
     let server = topics.node("node-a").start();

@@ -159,11 +159,9 @@ impl Monitor {
         self.report_writing(probed, started, &mut causes);
         self.report_transactions(now, &mut causes);
         let control = &self.shared.control;
-        if causes.is_empty() {
-            if !self.shared.history.is_filled() || !control.is_settled() {
-                // The node is not ready yet.
-                return;
-            }
+        if causes.is_empty() && !(self.shared.history.is_filled() && control.is_settled()) {
+            // The node is not ready yet.
+            return;
         }
         if control.is_missing() {
             let name = self.shared.topic_name(Topic::Control);
