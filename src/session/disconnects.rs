@@ -235,6 +235,28 @@ mod tests {
         assert!(disconnects.waiting.lock().is_empty(), "nobody waits any more");
     }
 
+    /// While the refusal waits for the session's members, it is in force already: who joins after that sees it.
+    #[tokio::test]
+    async fn a_refusal_is_in_force_before_connections_are_looked_for() {
+        let registry = Arc::new(Registry::default());
+        let disconnects = Disconnects::new(Arc::clone(&registry), Arc::default());
+        let (joined, _client) = member("v").await;
+        join(&registry, &joined);
+        let session = registry.get("s").unwrap();
+        let refuses = disconnect("u", 0, Some(clock::unix_ms() + HOUR));
+        std::thread::scope(|scope| {
+            // The session's lock is held.
+            session.with_users(|_| {
+                scope.spawn(|| disconnects.read(&refuses));
+                let until = std::time::Instant::now() + Duration::from_secs(5);
+                while !disconnects.is_refused(&session.id, "u") {
+                    assert!(std::time::Instant::now() < until, "it waits for the members");
+                    std::thread::yield_now();
+                }
+            });
+        });
+    }
+
     /// A join and a refusal at the same time: the connection never survives.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_connection_that_joins_during_a_refusal_is_closed() {
