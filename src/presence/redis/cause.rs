@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Error codes that concern the server and not one key: nothing else will work either.
-pub(super) const SERVER_ERRORS: [&str; 12] = [
+const SERVER_ERRORS: [&str; 12] = [
     "NOSCRIPT",
     "READONLY",
     "LOADING",
@@ -169,6 +169,16 @@ fn of_tls(error: &rustls::Error) -> Cause {
         _ => "TLS: the handshake failed",
     };
     Cause::with(public, error.to_string())
+}
+
+/// Whether nothing else will work either. Older servers report an error inside a script by its text only.
+pub fn is_server_error(error: &RedisError) -> bool {
+    let is_one = |code: &str| SERVER_ERRORS.contains(&code);
+    let within = |text: &str| {
+        text.split_whitespace()
+            .any(|word| word.strip_prefix('-').is_some_and(is_one))
+    };
+    error.code().is_some_and(is_one) || error.detail().is_some_and(within)
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use redis::{RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::control_state::ControlState;
 use super::keys;
-use super::store::{ControlState, SHORT, Store, is_answer};
+use super::store::{SHORT, Store, is_answer};
 use crate::bus::PublishError;
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;

@@ -14,7 +14,8 @@ use redis::{
 };
 
 use super::answers::{Facts, snapshot};
-use super::cause::{Cause, SERVER_ERRORS, answer_to_ping};
+use super::cause::{Cause, answer_to_ping, is_server_error};
+use super::control_state::ControlState;
 use super::keys;
 use super::listing::{Known, Listing, Requested};
 use super::node_lease::NodeLease;
@@ -85,17 +86,6 @@ pub struct Store {
     control: Mutex<ControlState>,
 }
 
-/// Whether this node knows who is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlState {
-    /// Redis does not have it.
-    Elsewhere,
-    Unread,
-    Read,
-    /// Redis answers, but not to this.
-    Failed,
-}
-
 impl Store {
     pub fn new(settings: &RedisConfig) -> Result<Self, RedisError> {
         let info = settings
@@ -128,15 +118,8 @@ impl Store {
     }
 
     pub fn health(&self) -> Health {
-        let (mut status, mut detail) = self.health.lock().clone();
-        match *self.control.lock() {
-            ControlState::Unread if status == Status::Ok => status = Status::Connecting,
-            ControlState::Failed if status == Status::Ok => {
-                status = Status::Degraded;
-                detail = Some("who is refused cannot be read: refused users may be let in".to_owned());
-            }
-            _ => {}
-        }
+        let (status, detail) = self.health.lock().clone();
+        let (status, detail) = self.control.lock().add_to(status, detail);
         let warning = self.warning.lock().clone();
         let detail = match (detail, warning) {
             (Some(detail), Some(warning)) => Some(format!("{detail}; {warning}")),
@@ -513,14 +496,4 @@ fn flag(set: bool) -> &'static str {
 
 fn no_answer() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
-}
-
-/// Whether nothing else will work either. Older servers report an error inside a script by its text only.
-fn is_server_error(error: &RedisError) -> bool {
-    let is_one = |code: &str| SERVER_ERRORS.contains(&code);
-    let within = |text: &str| {
-        text.split_whitespace()
-            .any(|word| word.strip_prefix('-').is_some_and(is_one))
-    };
-    error.code().is_some_and(is_one) || error.detail().is_some_and(within)
 }
