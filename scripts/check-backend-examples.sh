@@ -27,7 +27,7 @@ wait_for 20 "the server" "$pid" env -i PATH="$PATH" HOST=127.0.0.1 PORT="$PORT" 
     { cat "$SCRATCH/server.log" >&2; exit 1; }
 
 TOKEN=$(env -u JWT_SECRET_FILE -u JWT_ISSUER -u JWT_AUDIENCE JWT_SECRET="$JWT_SECRET" \
-    node "$REPO_DIR/examples/tokens/node/token.mjs" backend admin 300)
+    node "$REPO_DIR/examples/tokens/node/token.mjs" backend admin 300 '*')
 export TOKEN
 
 # The page's shell blocks with a request, each a file.

@@ -142,6 +142,14 @@ impl Bus {
         }
     }
 
+    /// Whether it will soon be known who is refused: a starting node's clients wait for that.
+    pub fn awaits_refusals(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::Kafka(bus) => bus.awaits_refusals(),
+        }
+    }
+
     pub fn health(&self) -> Health {
         match self {
             Self::Embedded(_) => Health::embedded(),

@@ -19,6 +19,9 @@ use crate::ws::connection::ConnectParams;
 /// A subprotocol that carries a token, since browsers can't set headers of a handshake. It is never answered.
 const BEARER_SUBPROTOCOL: &[u8] = b"livechat.bearer.";
 
+/// How often a request looks whether it is known who is refused.
+const REFUSALS_INTERVAL: Duration = Duration::from_millis(20);
+
 static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Why a request is refused.
@@ -105,9 +108,15 @@ pub fn scope(who: Who) -> Sessions {
     }
 }
 
-/// Whether a backend has disconnected a user from a session, for a time that is not over.
-pub fn is_refused(http: &Http, session_id: &SessionId, user_id: Option<&str>) -> bool {
-    user_id.is_some_and(|user_id| http.chat.disconnects.is_refused(session_id, user_id))
+/// Whether a backend has disconnected a user from a session, for a time that is not over. A starting node does not know
+/// that yet: who asks waits until it does, unless what it reads it from is down.
+pub async fn is_refused(http: &Http, session_id: &SessionId, user_id: Option<&str>) -> bool {
+    let Some(user_id) = user_id else { return false };
+    let (bus, presence) = (&http.chat.bus, &http.chat.presence);
+    while bus.awaits_refusals() || presence.awaits_refusals(http.lifecycle.uptime()) {
+        tokio::time::sleep(REFUSALS_INTERVAL).await;
+    }
+    http.chat.disconnects.is_refused(session_id, user_id)
 }
 
 async fn who(
@@ -125,7 +134,12 @@ async fn who(
             retry_after,
         },
     };
-    if !is_upgrade && auth.has_api_keys() && headers.contains_key(&API_KEY) {
+    // Other routes are none of a backend's: there its key says nothing.
+    let is_backends = matches!(
+        action,
+        Action::Publish | Action::Disconnect | Action::ReadStatus | Action::ReadMessages
+    );
+    if is_backends && auth.has_api_keys() && headers.contains_key(&API_KEY) {
         let is_valid = only(headers, &API_KEY).is_some_and(|key| auth.is_api_key(key.as_bytes()));
         return if is_valid {
             Ok(Who::Backend)

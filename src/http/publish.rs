@@ -111,12 +111,25 @@ fn unavailable(why: &str) -> Answer {
 /// Whether the body is JSON by its headers: a content type is not required, and no encoding such as gzip is offered.
 fn is_json(headers: &HeaderMap) -> bool {
     let is_json = |value: &HeaderValue| {
-        let media_type = value.as_bytes().split(|&byte| byte == b';').next();
-        media_type.is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+        let mut parts = value
+            .as_bytes()
+            .split(|&byte| byte == b';')
+            .map(<[u8]>::trim_ascii);
+        let is_json = parts
+            .next()
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"application/json"));
+        // JSON is UTF-8 (RFC 8259, section 8.1); some clients say so.
+        is_json && parts.all(|part| !is_other_charset(part))
     };
     let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     headers.get_all(header::CONTENT_TYPE).iter().all(is_json)
         && headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain)
+}
+
+fn is_other_charset(parameter: &[u8]) -> bool {
+    let text = parameter.to_ascii_lowercase();
+    let charset = text.strip_prefix(b"charset=");
+    charset.is_some_and(|name| !matches!(name, b"utf-8" | b"\"utf-8\"" | b"utf8"))
 }
 
 /// The key by which a repeated request is recognized, taken as it is written; an error if it can't be one.

@@ -255,8 +255,11 @@ async fn session_for(
     };
     let client = || http.addresses.client(peer, headers);
     match access::check(http, headers, client, action, Some(&session_id)).await {
-        Ok(Who::Bearer(principal)) if access::is_refused(http, &session_id, principal.user.as_deref()) => {
-            Err(AccessRefusal::UserRefused.answer(&http.metrics, Asked::Request))
+        Ok(Who::Bearer(principal)) => {
+            match access::is_refused(http, &session_id, principal.user.as_deref()).await {
+                true => Err(AccessRefusal::UserRefused.answer(&http.metrics, Asked::Request)),
+                false => Ok(session_id),
+            }
         }
         Ok(_) => Ok(session_id),
         Err(refused) => Err(refused.answer(http, Asked::Request)),

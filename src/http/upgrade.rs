@@ -62,7 +62,7 @@ pub async fn upgrade(
     if params.session_id.is_lobby() && params.user_type == UserType::Customer {
         return UpgradeRefusal::Lobby.answer(&http.metrics);
     }
-    if access::is_refused(http, &params.session_id, Some(params.user_id.as_str())) {
+    if access::is_refused(http, &params.session_id, Some(params.user_id.as_str())).await {
         return AccessRefusal::UserRefused.answer(&http.metrics, Asked::Upgrade);
     }
     match admit(http, &params, request) {

@@ -174,6 +174,16 @@ impl Presence {
         }
     }
 
+    /// Whether Redis says who is refused, and will soon be read for the first time.
+    pub fn awaits_refusals(&self, uptime: Duration) -> bool {
+        /// As long as clients of a starting node wait for it: it may be down.
+        const FIRST_ANSWER: Duration = Duration::from_secs(3);
+        match &self.store {
+            Store::Embedded => false,
+            Store::Redis(store) => uptime < FIRST_ANSWER && store.is_control_unread(),
+        }
+    }
+
     pub fn health(&self) -> Health {
         match &self.store {
             Store::Embedded => Health::embedded(),

@@ -25,6 +25,10 @@ pub struct ReadPosition(u128);
 impl ReadPosition {
     /// The position of a message whose id is a UUIDv7.
     pub fn of_id(id: &str) -> Option<Self> {
+        // Only as it is in messages: other spellings of the same UUID are other ids.
+        if id.len() != uuid::fmt::Hyphenated::LENGTH {
+            return None;
+        }
         let id = uuid::Uuid::try_parse(id).ok()?;
         (id.get_version_num() == 7).then(|| Self(id.as_u128()))
     }
@@ -194,6 +198,12 @@ mod tests {
         assert!(ReadPosition::of_record(5, 7) < ReadPosition::of_record(5, 8));
         assert!(ReadPosition::of_record(-1, -1) == ReadPosition::default());
         assert_eq!(ReadPosition::of_id("7b7b8d3e-6f5c-4d0a-9c3b-3a2f1e0d4c5b"), None);
+        for spelling in [
+            "018f4e3a7c1e70008000000000000000",
+            "urn:uuid:018f4e3a-7c1e-7000-8000-000000000000",
+        ] {
+            assert_eq!(ReadPosition::of_id(spelling), None);
+        }
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Shard {
         }
         session.changed = now;
         if session.readers.len() > MAX_OF_SESSION {
-            self.readers -= forget_least(&mut session.readers);
+            self.readers -= forget_least(&mut session.readers, user_id);
         }
         true
     }
@@ -148,14 +148,18 @@ impl Shard {
     }
 }
 
-/// Forgets the tenth that has read least; returns how many those are.
-fn forget_least(readers: &mut Readers) -> usize {
-    let before = readers.len();
-    let mut positions: Vec<_> = readers.values().map(|up_to| up_to.position).collect();
-    let (_, least, _) = positions.select_nth_unstable(before / 10);
-    let least = *least;
-    readers.retain(|_, up_to| up_to.position > least);
-    before - readers.len()
+/// Forgets the tenth that has read least, but not `except`; returns how many those are.
+fn forget_least(readers: &mut Readers, except: &UserId) -> usize {
+    let others = readers.iter().filter(|(user_id, _)| *user_id != except);
+    let mut others: Vec<_> = others
+        .map(|(user_id, up_to)| (up_to.position, user_id.clone()))
+        .collect();
+    let tenth = others.len() / 10;
+    others.select_nth_unstable(tenth);
+    for (_, user_id) in &others[..tenth] {
+        readers.remove(user_id);
+    }
+    tenth
 }
 
 #[cfg(test)]
@@ -230,6 +234,24 @@ mod tests {
         let kept = shard.sessions[&session(1)].readers.len();
         assert!((MAX_OF_SESSION / 2..=MAX_OF_SESSION).contains(&kept), "{kept}");
         assert_eq!(shard.readers, kept);
+    }
+
+    /// As in a large session whose users have all read the newest message.
+    #[test]
+    fn readers_of_the_same_message_are_forgotten_one_by_one() {
+        let states = ReadStates::default();
+        for by in 0..MAX_OF_SESSION + 1 {
+            assert!(states.advance(&receipt(1, by, 5), || {}));
+        }
+        let shard = states.shard(&session(1));
+        let readers = &shard.sessions[&session(1)].readers;
+        assert_eq!(readers.len(), MAX_OF_SESSION + 1 - MAX_OF_SESSION / 10);
+        assert!(readers.contains_key(&user(MAX_OF_SESSION)), "the last one");
+        drop(shard);
+        assert!(
+            !states.advance(&receipt(1, MAX_OF_SESSION, 4), || {}),
+            "goes back"
+        );
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl Chunk for Bytes {
 }
 
 /// A frame for several recipients, already owned.
+#[derive(Clone)]
 pub struct SharedChunk {
     frame: Bytes,
     counted: OnceLock<Bytes>,

@@ -105,9 +105,11 @@ expect('an expired one', await connect('demo', 'alice', 'customer', expired), UN
 const nowhere = issue('alice', 'customer', 300, []);
 expect('a customer without sessions', await connect('demo', 'alice', 'customer', nowhere), FORBIDDEN);
 
-const agent = issue('bob', 'agent', 300, []);
+const agent = issue('bob', 'agent', 300, ['*']);
 expect('an agent of all sessions', await connect('any', 'bob', 'agent', agent), greeting('bob', 'agent'));
 expect('not as a customer', await connect('any', 'bob', 'customer', agent), FORBIDDEN);
+const none = issue('bob', 'agent', 300, []);
+expect('an agent without sessions', await connect('any', 'bob', 'agent', none), FORBIDDEN);
 const limited = issue('bob', 'agent', 300, ['demo']);
 expect('an agent with a list', await connect('demo', 'bob', 'agent', limited), greeting('bob', 'agent'));
 expect('outside of it', await connect('any', 'bob', 'agent', limited), FORBIDDEN);

@@ -28,18 +28,22 @@ func secret() ([]byte, error) {
 	return []byte(text), nil
 }
 
-// IssueToken is for a user who is signed in to the application. Sessions are the user's own; nil is
-// for agents and admins who may enter all of them.
+// IssueToken is for a user who is signed in to the application. Sessions are the user's own; "*" alone
+// is for agents and admins who may enter all of them.
 func IssueToken(user, role string, sessions []string, lifetime time.Duration) (string, error) {
 	key, err := secret()
 	if err != nil {
 		return "", err
 	}
+	var covered any = append([]string{}, sessions...) // nil would mean all of an agent's
+	if len(sessions) == 1 && sessions[0] == "*" {
+		covered = "*"
+	}
 	now := time.Now()
 	claims := map[string]any{
 		"sub":      user,
 		"role":     role, // customer, agent or admin
-		"sessions": sessions,
+		"sessions": covered,
 		"iat":      now.Unix(),
 		"exp":      now.Add(lifetime).Unix(),
 	}
@@ -67,13 +71,9 @@ func main() {
 		os.Exit(64)
 	}
 	lifetime, err := time.ParseDuration(os.Args[3] + "s")
-	var sessions []string
-	if len(os.Args) > 4 {
-		sessions = os.Args[4:]
-	}
 	var token string
 	if err == nil {
-		token, err = IssueToken(os.Args[1], os.Args[2], sessions, lifetime)
+		token, err = IssueToken(os.Args[1], os.Args[2], os.Args[4:], lifetime)
 	}
 	if err != nil {
 		os.Stderr.WriteString(err.Error() + "\n")

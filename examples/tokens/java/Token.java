@@ -13,7 +13,7 @@ public class Token {
     // The command line: java Token.java USER ROLE SECONDS [SESSION...]
     public static void main(String[] args) throws Exception {
         if (args.length < 3) throw new IllegalArgumentException("USER ROLE SECONDS [SESSION...]");
-        List<String> sessions = args.length > 3 ? List.of(args).subList(3, args.length) : null;
+        List<String> sessions = List.of(args).subList(3, args.length);
         System.out.println(issueToken(args[0], args[1], sessions, Long.parseLong(args[2])));
     }
 
@@ -28,15 +28,15 @@ public class Token {
     }
 
     /**
-     * For a user who is signed in to the application. Sessions are the user's own; null is for
-     * agents and admins who may enter all of them.
+     * For a user who is signed in to the application. Sessions are the user's own; a single
+     * "*" is for agents and admins who may enter all of them.
      */
     static String issueToken(String user, String role, List<String> sessions, long seconds)
             throws Exception {
         long now = Instant.now().getEpochSecond();
         // Role: customer, agent or admin.
         String claims = "{\"sub\":" + json(user) + ",\"role\":" + json(role) + ",\"sessions\":"
-                + (sessions == null ? "null"
+                + (sessions.equals(List.of("*")) ? "\"*\""
                         : sessions.stream().map(Token::json).collect(Collectors.joining(",", "[", "]")))
                 + optional("iss", "JWT_ISSUER") + optional("aud", "JWT_AUDIENCE")
                 + ",\"iat\":" + now + ",\"exp\":" + (now + seconds) + "}";

@@ -11,7 +11,7 @@ function secret() {
 }
 
 /**
- * For a user who is signed in to the application. Sessions are the user's own; null is for agents
+ * For a user who is signed in to the application. Sessions are the user's own; ['*'] is for agents
  * and admins who may enter all of them.
  */
 export function issueToken(user, role, sessions, seconds) {
@@ -19,7 +19,8 @@ export function issueToken(user, role, sessions, seconds) {
   const claims = {
     sub: user,
     role, // customer, agent or admin
-    sessions,
+    // null would mean all of an agent's.
+    sessions: sessions?.length === 1 && sessions[0] === '*' ? '*' : (sessions ?? []),
     iss: process.env.JWT_ISSUER || undefined, // then left out
     aud: process.env.JWT_AUDIENCE || undefined,
     iat: now,
@@ -34,5 +35,5 @@ export function issueToken(user, role, sessions, seconds) {
 if (process.argv[1]?.endsWith('token.mjs')) {
   const [user, role, seconds, ...sessions] = process.argv.slice(2);
   if (seconds === undefined) throw new Error('USER ROLE SECONDS [SESSION...]');
-  console.log(issueToken(user, role, sessions.length > 0 ? sessions : null, Number(seconds)));
+  console.log(issueToken(user, role, sessions, Number(seconds)));
 }

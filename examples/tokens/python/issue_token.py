@@ -19,13 +19,14 @@ def secret():
 
 
 def issue_token(user, role, sessions, seconds):
-    """For a user who is signed in to the application. Sessions are the user's own; None is for
-    agents and admins who may enter all of them."""
+    """For a user who is signed in to the application. Sessions are the user's own; ["*"] is
+    for agents and admins who may enter all of them."""
     now = int(time.time())
     claims = {
         "sub": user,
         "role": role,  # customer, agent or admin
-        "sessions": sessions,
+        # None would mean all of an agent's.
+        "sessions": "*" if sessions == ["*"] else list(sessions or []),
         "iat": now,
         "exp": now + seconds,
     }
@@ -46,4 +47,4 @@ def issue_token(user, role, sessions, seconds):
 if __name__ == "__main__":
     import sys
     user, role, seconds, *sessions = sys.argv[1:]
-    print(issue_token(user, role, sessions or None, int(seconds)))
+    print(issue_token(user, role, sessions, int(seconds)))

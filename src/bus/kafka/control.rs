@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 
 /// How long a starting node waits for it. After that it is ready, and health says what is missing.
 const TIMEOUT: Duration = Duration::from_secs(6);
+/// How long clients of a starting node wait for a first answer of Kafka: it may be down.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// When a node is ready at the latest, also if it has never reached Kafka.
 const READY_AFTER: Duration = Duration::from_secs(10);
 
@@ -58,6 +60,12 @@ impl ControlFeed {
         self.state.lock().is_read
     }
 
+    /// Whether clients have to wait: it will soon be known who is refused.
+    pub fn is_awaited(&self) -> bool {
+        let has_begun = self.state.lock().begun.is_some();
+        !self.is_settled() && (has_begun || self.started.elapsed() < FIRST_ANSWER)
+    }
+
     /// Whether the node is ready without knowing it.
     pub fn is_missing(&self) -> bool {
         let is_ready = self.is_settled() || self.started.elapsed() >= READY_AFTER;
@@ -81,11 +89,12 @@ mod tests {
         feed.begun();
         feed.ended(0);
         assert!(!feed.is_read(), "how many there are is not known");
+        assert!(feed.is_awaited());
         feed.found(2);
         feed.ended(0);
         assert!(!feed.is_read() && !feed.is_settled());
         feed.ended(1);
-        assert!(feed.is_read() && feed.is_settled() && !feed.is_missing());
+        assert!(feed.is_read() && feed.is_settled() && !feed.is_missing() && !feed.is_awaited());
         feed.found(3);
         assert!(feed.is_read(), "one that is added later has nothing from before");
     }

@@ -183,6 +183,11 @@ impl Kafka {
         }
     }
 
+    /// See [`ControlFeed::is_awaited`].
+    pub fn awaits_refusals(&self) -> bool {
+        self.shared.control.is_awaited()
+    }
+
     pub fn health(&self) -> Health {
         let health = self.shared.health.lock();
         Health {

@@ -62,20 +62,19 @@ pub(super) async fn send(batch: Batch) {
 /// Agents with the same snapshot share its bytes.
 async fn send_snapshots(joiners: &[(Arc<ConnectionWriter>, Snapshot)]) {
     let mut last: Option<(&Snapshot, SharedChunk)> = None;
-    for (number, (writer, snapshot)) in joiners.iter().enumerate() {
+    let mut round = Round::default();
+    for (writer, snapshot) in joiners {
         let encoded = last.take().filter(|(of, _)| Arc::ptr_eq(of, snapshot));
         let encoded = encoded.or_else(|| {
             let frame = lobby::snapshot(&snapshot.sessions, snapshot.next.is_some())?;
             Some((snapshot, SharedChunk::new(frame)))
         });
         if let Some((_, chunk)) = &encoded {
-            send_or_close(writer, chunk).await;
+            round.send(writer, chunk).await;
         }
         last = encoded;
-        if number % SLICE == SLICE - 1 {
-            tokio::task::yield_now().await;
-        }
     }
+    round.finish().await;
 }
 
 async fn send_frames(frames: &[(&SessionId, Bytes)], members: &[(Arc<ConnectionWriter>, Arc<Sessions>)]) {
@@ -85,42 +84,89 @@ async fn send_frames(frames: &[(&SessionId, Bytes)], members: &[(Arc<ConnectionW
         (!bytes.is_empty()).then(|| SharedChunk::new(bytes.into()))
     };
     let of_all = chunk_of(&Sessions::All);
-    for (number, (writer, scope)) in members.iter().enumerate() {
+    let mut round = Round::default();
+    for (writer, scope) in members {
         match &**scope {
             Sessions::All => {
                 if let Some(chunk) = &of_all {
-                    send_or_close(writer, chunk).await;
+                    round.send(writer, chunk).await;
                 }
             }
             listed => {
                 if let Some(chunk) = chunk_of(listed) {
-                    send_or_close(writer, &chunk).await;
+                    round.send(writer, &chunk).await;
                 }
             }
         }
-        if number % SLICE == SLICE - 1 {
+    }
+    round.finish().await;
+}
+
+/// One chunk for each of many agents. Those whose queues are full are waited for together, at the end, so that their
+/// number does not matter to the others.
+#[derive(Default)]
+struct Round {
+    sent: usize,
+    full: Vec<Full>,
+}
+
+/// An agent whose queue is full, and what is to be sent.
+struct Full {
+    writer: Arc<ConnectionWriter>,
+    chunk: SharedChunk,
+    stalled: Duration,
+    backlog: usize,
+}
+
+impl Round {
+    async fn send(&mut self, writer: &Arc<ConnectionWriter>, chunk: &SharedChunk) {
+        if writer.send_chunk(chunk) == SendOutcome::Full {
+            self.full.push(Full {
+                writer: Arc::clone(writer),
+                chunk: chunk.clone(),
+                stalled: Duration::ZERO,
+                backlog: writer.backlog(),
+            });
+        }
+        self.sent += 1;
+        if self.sent.is_multiple_of(SLICE) {
             tokio::task::yield_now().await;
         }
     }
-    tokio::task::yield_now().await;
+
+    /// Like `fanout::slow_readers`, but without holding up anything else: this task may wait.
+    async fn finish(mut self) {
+        tokio::task::yield_now().await;
+        let mut waited = Duration::ZERO;
+        while !self.full.is_empty() {
+            self.full.retain_mut(|full| !full.is_done(waited));
+            if !self.full.is_empty() {
+                tokio::time::sleep(WAIT_STEP).await;
+                waited += WAIT_STEP;
+            }
+        }
+    }
 }
 
-/// Like `fanout::slow_readers`, but without holding up anything else: this task may wait.
-async fn send_or_close(writer: &Arc<ConnectionWriter>, chunk: &SharedChunk) {
-    let (mut stalled, mut waited, mut backlog) = (Duration::ZERO, Duration::ZERO, writer.backlog());
-    while writer.send_chunk(chunk) == SendOutcome::Full {
-        if stalled >= MAX_STALL || waited >= MAX_WAIT || !writer.is_worth_waiting_for() {
-            let reason = "outbound queue is full";
-            writer.close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
-            return;
+impl Full {
+    /// Whether the chunk is sent, or the connection closed.
+    fn is_done(&mut self, waited: Duration) -> bool {
+        if self.writer.send_chunk(&self.chunk) != SendOutcome::Full {
+            return true;
         }
-        tokio::time::sleep(WAIT_STEP).await;
-        let now_queued = writer.backlog();
-        stalled = if now_queued < backlog {
-            Duration::ZERO
-        } else {
-            stalled + WAIT_STEP
+        let backlog = self.writer.backlog();
+        self.stalled = match backlog < self.backlog {
+            true => Duration::ZERO,
+            false => self.stalled + WAIT_STEP,
         };
-        (waited, backlog) = (waited + WAIT_STEP, now_queued);
+        self.backlog = backlog;
+        let is_hopeless = self.stalled >= MAX_STALL || waited >= MAX_WAIT;
+        if is_hopeless || !self.writer.is_worth_waiting_for() {
+            let reason = "outbound queue is full";
+            self.writer
+                .close(CloseCode::SlowConsumer, reason, BacklogPolicy::Discard);
+            return true;
+        }
+        false
     }
 }

@@ -18,7 +18,9 @@ redis.call('HSET', key, user, up_to)
 redis.call('EXPIRE', key, tonumber(ARGV[3]))
 if redis.call('HLEN', key) > most then
     local all, readers = redis.call('HGETALL', key), {}
-    for at = 1, #all, 2 do readers[#readers + 1] = { all[at], all[at + 1] } end
+    for at = 1, #all, 2 do
+        if all[at] ~= user then readers[#readers + 1] = { all[at], all[at + 1] } end
+    end
     table.sort(readers, function(a, b) return a[2] < b[2] end)
     for at = 1, math.floor(most / 10) do redis.call('HDEL', key, readers[at][1]) end
 end

@@ -132,6 +132,11 @@ impl Store {
         }
     }
 
+    /// Whether it is still to be read who is refused.
+    pub fn is_control_unread(&self) -> bool {
+        *self.control.lock() == ControlState::Unread
+    }
+
     pub fn set_control(&self, state: ControlState) {
         *self.control.lock() = state;
     }
