@@ -53,10 +53,18 @@ pub fn entry<'a>(sessions: &'a Value, session: &str) -> Option<&'a Value> {
 
 /// All sessions with these ids, by pages of this size.
 pub fn listed(server: &Server, state: &str, limit: usize, ours: &str) -> Vec<Value> {
+    try_listed(server, state, limit, ours).expect("the presence store is available")
+}
+
+/// The same; None if the presence store can't be asked.
+pub fn try_listed(server: &Server, state: &str, limit: usize, ours: &str) -> Option<Vec<Value>> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/api/sessions?state={state}&limit={limit}&cursor={cursor}");
         let answer = server.get(&path);
+        if answer.status == 503 {
+            return None;
+        }
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         let mut answer = answer.json();
         assert_eq!(answer["success"], true, "{answer}");
@@ -77,7 +85,7 @@ pub fn listed(server: &Server, state: &str, limit: usize, ours: &str) -> Vec<Val
             .as_str()
             .is_some_and(|id| id.starts_with(ours))
     });
-    all
+    Some(all)
 }
 
 fn fields(entry: &Value) -> (&Value, &Value, &Value) {

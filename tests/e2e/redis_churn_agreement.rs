@@ -53,9 +53,7 @@ impl Churn {
                 keys.insert(key);
             }
         }
-        let mut stored: BTreeSet<_> = redis.keys("*").into_iter().collect();
-        stored.retain(|key| !key.starts_with("{livechat:sessions}:"));
-        all.compare("keys", &stored, &keys);
+        all.compare("keys", &redis.keys("*").into_iter().collect(), &keys);
         self.compare_desk(&mut redis, &mut all);
         for (tab, watcher) in &self.watchers {
             let users = self.model.users(tab.session).into_keys().map(user_id);

@@ -53,6 +53,7 @@ impl Index {
         for (id, row) in rows {
             command.push(id);
             command.extend(row.iter().map(String::as_str));
+            command.push("0");
             let known = self.model.get(id).map(|known| known[0].parse::<u64>().unwrap());
             if known.is_none_or(|known| row[0].parse::<u64>().unwrap() >= known) {
                 self.model.insert(id.clone(), row.clone());
@@ -133,6 +134,29 @@ fn late_and_repeated_writes_change_nothing() {
             assert!(changed.keys().all(written), "seed {seed}: nothing else has");
         }
     }
+}
+
+/// What was seen while a session's keys were damaged is better than nothing, and worse than anything else.
+#[test]
+fn a_suspect_state_replaces_no_other() {
+    let mut index = Index::new();
+    let mut entry = |version: &str, state: &str, suspect: &str| {
+        let mut command = vec!["EVAL", INDEX, "4"];
+        command.extend(index.keys.iter().map(String::as_str));
+        command.extend([KEEP, "9", "s", version, state, "5", "1", "1", suspect]);
+        index.redis.command(&command);
+        let entry = index.redis.hget(&index.keys[0], "s").expect("an entry");
+        (
+            entry.starts_with(&format!("{version} {state} ")),
+            entry.ends_with(" s"),
+        )
+    };
+    assert_eq!(entry("1", "w", "1"), (true, true));
+    assert_eq!(entry("2", "a", "1"), (true, true));
+    assert_eq!(entry("2", "a", "0"), (true, false));
+    assert_eq!(entry("3", "w", "1"), (false, false));
+    assert_eq!(entry("3", "w", "0"), (true, false));
+    assert_eq!(entry("3", "w", "0"), (true, false));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::lobby_watcher::{Desk, LobbyWatcher, session};
-use crate::presence_lobby::listed;
+use crate::presence_lobby::try_listed;
 use crate::redis_cluster::Cluster;
 use crate::services::{OUTAGE, PrivateRedis};
 use crate::support::{PATIENCE, RawWs, Server};
@@ -32,8 +32,11 @@ struct Churn {
     clients: BTreeMap<Place, RawWs>,
     /// By node and session: the events that its agent must have got.
     events: [BTreeMap<String, Vec<&'static str>>; NODES.len()],
-    states: BTreeMap<String, &'static str>,
+    sessions: Sessions,
 }
+
+/// Sessions with somebody connected: state, customers and agents.
+type Sessions = BTreeMap<String, (&'static str, usize, usize)>;
 
 #[test]
 fn each_change_of_state_is_told_once_on_each_node() {
@@ -67,7 +70,7 @@ impl Churn {
             lobbies: [None, None],
             clients: BTreeMap::new(),
             events: [BTreeMap::new(), BTreeMap::new()],
-            states: BTreeMap::new(),
+            sessions: Sessions::new(),
         };
         (0..NODES.len()).for_each(|node| churn.run(node));
         churn
@@ -138,47 +141,48 @@ impl Churn {
 
     /// Notes which sessions are in another state now.
     fn change(&mut self) {
-        let now = self.desk();
-        let ids: BTreeSet<_> = self.states.keys().chain(now.keys()).cloned().collect();
-        let shown = |state: Option<&&'static str>| state.copied().filter(|state| *state != "idle");
+        let now = self.connected();
+        let ids: BTreeSet<_> = self.sessions.keys().chain(now.keys()).cloned().collect();
         for id in ids {
-            let (before, after) = (shown(self.states.get(&id)), shown(now.get(&id)));
+            let shown = |of: &Sessions| of.get(&id).map(|of| of.0).filter(|state| *state != "idle");
+            let (before, after) = (shown(&self.sessions), shown(&now));
             if before != after {
                 for events in &mut self.events {
-                    events
-                        .entry(id.clone())
-                        .or_default()
-                        .push(after.unwrap_or("ended"));
+                    let events = events.entry(id.clone()).or_default();
+                    events.push(after.unwrap_or("ended"));
                 }
             }
         }
-        self.states = now;
+        self.sessions = now;
     }
 
-    fn desk(&self) -> BTreeMap<String, &'static str> {
-        let mut totals = BTreeMap::<String, [usize; 2]>::new();
-        for (_, id, of_type, _) in self.clients.keys() {
-            let total = totals.entry(id.clone()).or_default();
-            total[0] += usize::from(*of_type == "customer");
-            total[1] += usize::from(*of_type == "agent");
+    /// Users count once, on however many nodes they are.
+    fn connected(&self) -> Sessions {
+        let mut users = BTreeMap::<String, BTreeSet<(&str, usize)>>::new();
+        for (_, id, of_type, number) in self.clients.keys() {
+            users.entry(id.clone()).or_default().insert((of_type, *number));
         }
-        let state = |[customers, agents]: [usize; 2]| match (customers, agents) {
-            (0, _) => "idle",
-            (_, 0) => "waiting",
-            _ => "active",
+        let summary = |users: BTreeSet<(&str, usize)>| {
+            let total = |kind| users.iter().filter(|(of_type, _)| *of_type == kind).count();
+            let (customers, agents) = (total("customer"), total("agent"));
+            let state = match (customers, agents) {
+                (0, _) => "idle",
+                (_, 0) => "waiting",
+                _ => "active",
+            };
+            (state, customers, agents)
         };
-        totals.into_iter().map(|(id, total)| (id, state(total))).collect()
+        users
+            .into_iter()
+            .map(|(id, users)| (id, summary(users)))
+            .collect()
     }
 
     /// Waits until lists and lobbies of all nodes are what they must be, and checks what has been told.
     fn agree(&self, what: &str) {
-        let expected: Desk = self
-            .states
-            .iter()
-            .map(|(id, state)| (id.clone(), (*state).to_owned()))
-            .collect();
-        let mut desk = expected.clone();
-        desk.retain(|_, state| state != "idle");
+        let expected = &self.sessions;
+        let desk = expected.iter().map(|(id, of)| (id.clone(), of.0.to_owned()));
+        let desk: Desk = desk.filter(|(_, state)| state != "idle").collect();
         let started = Instant::now();
         loop {
             let mut wrong = Vec::new();
@@ -189,11 +193,22 @@ impl Churn {
                 if lobby.desk().as_ref() != Some(&desk) {
                     wrong.push(format!("{}: {:?}, not {desk:?}", NODES[node], lobby.desk()));
                 }
-                if server.get("/api/sessions").status != 200 {
+                // Redis may not be back yet.
+                let Some(list) = try_listed(server, "all", 3, "") else {
                     wrong.push(format!("{}: no list", NODES[node]));
                     continue;
-                }
-                let list: Desk = listed(server, "all", 3, "").iter().map(session).collect();
+                };
+                // Totals, too: who has left an idle session may still be in the grace.
+                let list = list.iter().map(|entry| {
+                    let total = |field: &str| entry[field].as_u64().unwrap_or_default() as usize;
+                    let (id, state) = session(entry);
+                    (id, (state, total("total_customer"), total("total_agent")))
+                });
+                let list: BTreeMap<_, _> = list.collect();
+                let expected = expected.iter().map(|(id, (state, customers, agents))| {
+                    (id.clone(), ((*state).to_owned(), *customers, *agents))
+                });
+                let expected: BTreeMap<_, _> = expected.collect();
                 if list != expected {
                     wrong.push(format!("the list of {}: {list:?}, not {expected:?}", NODES[node]));
                 }

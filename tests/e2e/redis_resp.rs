@@ -98,9 +98,11 @@ impl RedisClient {
         Some(serde_json::from_str(&value).unwrap_or_else(|error| panic!("{error}: {value}")))
     }
 
+    /// Without the index of sessions, which remembers for a minute what has ended.
     #[track_caller]
     pub fn keys(&mut self, pattern: &str) -> Vec<String> {
         let mut keys = self.command(&["KEYS", pattern]).texts();
+        keys.retain(|key| !key.starts_with("{livechat:sessions}:"));
         keys.sort_unstable();
         keys
     }

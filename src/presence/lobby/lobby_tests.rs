@@ -121,8 +121,12 @@ fn shown(sessions: &BTreeMap<SessionId, Summary>, scope: &Sessions) -> BTreeMap<
     let covered = desk.filter(|(session_id, _)| scope.cover(session_id));
     covered
         .map(|(session_id, summary)| {
-            let state = serde_json::to_value(summary.state).unwrap();
-            (session_id.to_string(), state.as_str().unwrap().to_owned())
+            let state = match summary.state {
+                SessionState::Waiting => "waiting",
+                SessionState::Active => "active",
+                SessionState::Idle => "idle",
+            };
+            (session_id.to_string(), state.to_owned())
         })
         .collect()
 }

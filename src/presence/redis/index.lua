@@ -1,14 +1,15 @@
 -- Writes sessions to the index of all sessions, which the agents' desk reads. The state comes from apply.lua, whose
 -- keys are in other slots; so this is a script of its own, and a late write must not undo a newer one.
 --
--- KEYS  1 entries: session -> "version state since customers agents", as apply.lua has answered; and '#seq', the number
---       of the last change, and '#pruned', that of the last forgotten one
+-- KEYS  1 entries: session -> "version state since customers agents", as apply.lua has answered, followed by " s" if it
+--       is suspect; and '#seq', the number of the last change, and '#pruned', that of the last forgotten one
 --       2 order: the sessions with somebody connected, as "state:since:session", all with score 0
 --       3 feed: session -> the number of its last change   4 ended: session -> when it ended, in milliseconds
 --       (all in the same slot)
 -- ARGV  1 how long an ended session is remembered, in milliseconds: so long a late write can't bring it back, and
 --       readers of the feed may be away   2 how many are remembered
---       then for each session: id, version, state, since, customers, agents
+--       then for each session: id, version, state, since, customers, agents, and '1' if that is suspect: the session's
+--       keys were damaged, and users may be missing. It replaces nothing that is not
 local entries, order, feed, ended = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local keep, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 -- So many ended sessions are forgotten at a time: more than can end in one call.
@@ -31,14 +32,17 @@ local function place(id, state, since)
     return string.format('%s:%015.0f:%s', state, tonumber(since), id)
 end
 
-for at = 3, #ARGV, 6 do
+for at = 3, #ARGV, 7 do
     local id, version, state, since = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
-    local entry = table.concat(ARGV, ' ', at + 1, at + 5)
+    local is_suspect = ARGV[at + 6] == '1'
+    local entry = table.concat(ARGV, ' ', at + 1, at + 5) .. (is_suspect and ' s' or '')
     local before = redis.call('HGET', entries, id)
     local known, known_state, known_since = string.match(before or '', '^(%d+) (%a) (%d+) ')
     known = tonumber(known or '')
     local is_news = not known or version > known or (version == known and before ~= entry)
-    if known and version == known and not is_news then
+    if is_suspect and known and string.sub(before, -2) ~= ' s' then
+        is_news = false
+    elseif known and version == known and not is_news then
         -- Only checked.
         is_news = not redis.call('ZSCORE', feed, id)
             or (state ~= 'e' and not redis.call('ZSCORE', order, place(id, state, since)))

@@ -34,6 +34,7 @@ impl Store {
             let (state, since, totals) = after.fields();
             command.arg(session_id.as_str()).arg(after.version).arg(state);
             command.arg(since).arg(totals.customers).arg(totals.agents);
+            command.arg(u8::from(after.is_suspect));
         }
     }
 
@@ -102,7 +103,7 @@ impl Store {
             // One that has changed just now is elsewhere in the order, or will be.
             match session.filter(|session| (session.state, session.since) == (state, at.since)) {
                 Some(session) => sessions.push(session),
-                None => self.doubt(at.session_id),
+                None => self.doubtful.add(at.session_id),
             }
         }
         Ok(SessionPage { sessions, next })

@@ -185,7 +185,7 @@ impl PresenceTask {
         for session_id in self.notifier.take_due(now) {
             self.pend(session_id);
         }
-        for session_id in self.store.take_doubtful() {
+        for session_id in self.store.doubtful.take() {
             // Its keys may be damaged, and be written again.
             self.index.look_later(&session_id, now + SUSPICION);
         }

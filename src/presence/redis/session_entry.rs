@@ -19,6 +19,8 @@ pub struct StateAfter {
     /// This call has changed something of it.
     pub is_news: bool,
     pub version: u64,
+    /// The session's keys were damaged: users may be missing who are written again soon.
+    pub is_suspect: bool,
     /// `Err`: nobody is in the session any more, since that time.
     pub state: Result<Summary, i64>,
 }
@@ -32,6 +34,7 @@ impl StateAfter {
         Some(Self {
             is_news: news == "1",
             version: if version == 0 { time.parse().ok()? } else { version },
+            is_suspect: false,
             state: parse_state(state)?,
         })
     }
@@ -60,7 +63,7 @@ fn parse_state(text: &str) -> Option<Result<Summary, i64>> {
     }))
 }
 
-/// An entry of the index: "version state since customers agents".
+/// An entry of the index: "version state since customers agents", and maybe more.
 pub fn parse_entry(entry: &str) -> Option<Result<Summary, i64>> {
     parse_state(entry.split_once(' ')?.1)
 }

@@ -4,9 +4,10 @@
 //! answered is written to the index by the next pipeline, before that takes the session off this node's list: so if the
 //! node dies in between, whoever reaps it writes the index again. Versions keep late writes from undoing newer ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::answers::Applied;
@@ -23,6 +24,25 @@ pub const ENDED_KEPT: Duration = Duration::from_secs(60);
 pub const MOST_ENDED: usize = 50_000;
 /// At most so many sessions are checked later; a full cycle of checks finds the others.
 const MAX_LATER: usize = 10_000;
+/// At most so many that are not as the index has them wait for that.
+const MAX_DOUBTFUL: usize = 1_000;
+
+/// Sessions that somebody has not found as the index has them: that is looked into.
+#[derive(Default)]
+pub struct Doubtful(Mutex<HashSet<SessionId>>);
+
+impl Doubtful {
+    pub fn add(&self, session_id: SessionId) {
+        let mut sessions = self.0.lock();
+        if sessions.len() < MAX_DOUBTFUL {
+            sessions.insert(session_id);
+        }
+    }
+
+    pub fn take(&self) -> HashSet<SessionId> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
 
 #[derive(Default)]
 pub struct SessionIndex {
@@ -40,13 +60,13 @@ struct Row {
 impl SessionIndex {
     /// A session's state was seen. It is written if that is news, or if `must_write`.
     pub fn note(&mut self, session_id: &SessionId, applied: &Applied, must_write: bool, now: Instant) {
-        let Some(after) = applied.state else {
+        let Some(mut after) = applied.state else {
             return;
         };
         if let Some(damage) = applied.damage {
-            // Other nodes may not have written their users again yet.
+            // Other nodes may not have written their users again yet: what the index has may be better.
+            after.is_suspect = true;
             self.look_later(session_id, now + damage.suspect_for);
-            return;
         }
         let is_newer = |row: &Row| row.after.version <= after.version;
         if (after.is_news || must_write) && self.rows.get(session_id).is_none_or(is_newer) {
@@ -126,6 +146,7 @@ mod tests {
             state: Some(StateAfter {
                 is_news,
                 version,
+                is_suspect: false,
                 state: Ok(summary),
             }),
             ..Applied::default()
@@ -161,6 +182,10 @@ mod tests {
             ..applied(3, true)
         };
         index.note(&id("b"), &damaged, true, now);
+        let suspects = |index: &SessionIndex| index.rows().iter().filter(|(_, row)| row.is_suspect).count();
+        assert_eq!(suspects(&index), 1);
+        index.written(&index.rows());
+        index.note(&id("a"), &applied(3, true), false, now);
         assert_eq!(index.due(), Some(now + 2 * MAX_AGE));
         assert_eq!(index.take_due(now + MAX_AGE), []);
         assert_eq!(index.take_due(now + 2 * MAX_AGE).len(), 2);

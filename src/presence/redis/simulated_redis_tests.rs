@@ -210,9 +210,12 @@ impl Redis {
         let index = &mut self.data.index;
         index.seq = index.seq.max(micros);
         for (session_id, after) in rows {
-            let same = |known: &StateAfter| (known.version, known.state) == (after.version, after.state);
+            let entry = |of: &StateAfter| (of.version, of.state, of.is_suspect);
+            let same = |known: &StateAfter| entry(known) == entry(after);
             let known = index.entries.get(session_id);
-            if known.is_some_and(|(known, _)| known.version > after.version || same(known)) {
+            let is_worse = |known: &StateAfter| after.is_suspect && !known.is_suspect;
+            if known.is_some_and(|(known, _)| known.version > after.version || same(known) || is_worse(known))
+            {
                 continue;
             }
             index.seq += 1;
@@ -353,6 +356,7 @@ impl Redis {
         let state = StateAfter {
             is_news: has_entered || is_damaged || !changes.is_empty(),
             version: if keys.version == 0 { elapsed } else { keys.version },
+            is_suspect: false,
             state,
         };
         if keys.users.is_empty() {

@@ -1,6 +1,5 @@
 //! The connection to Redis: commands, scripts and their answers. The presence task and REST share it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use super::control_state::ControlState;
 use super::keys;
 use super::listing::{Known, Listing, Requested};
 use super::node_lease::NodeLease;
+use super::session_index::Doubtful;
 use super::timings::CONNECT_TIMEOUT;
 use crate::bus::{Health, Status};
 use crate::config::RedisConfig;
@@ -49,8 +49,6 @@ const KEEP_READ: u32 = 7 * 24 * 60 * 60;
 /// Of at most so many users of a session.
 const MAX_READERS: usize = 1_000;
 
-/// At most so many sessions that pages have doubted wait to be looked into.
-const MAX_DOUBTFUL: usize = 1_000;
 /// At most so many sessions of a node's list in one answer: each arrives within [`SHORT`], however long the list is.
 const PAGE: usize = 100;
 /// After damage to a session's keys, how long the nodes have to rewrite what they hold before anybody is announced as
@@ -82,7 +80,7 @@ pub struct Store {
     /// What is wrong with this Redis although it answers.
     warning: Mutex<Option<String>>,
     /// Sessions that pages have not found as the index has them.
-    doubtful: Mutex<HashSet<SessionId>>,
+    pub doubtful: Doubtful,
     control: Mutex<ControlState>,
 }
 
@@ -112,7 +110,7 @@ impl Store {
             names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
             warning: Mutex::default(),
-            doubtful: Mutex::default(),
+            doubtful: Doubtful::default(),
             control: Mutex::new(ControlState::Elsewhere),
         })
     }
@@ -328,18 +326,6 @@ impl Store {
     pub fn for_rest(&self) -> Option<MultiplexedConnection> {
         let connection = self.connection.lock().clone();
         connection.filter(|_| !self.is_incomplete.load(Ordering::Acquire))
-    }
-
-    /// A page's session is not as the index has it: that is looked into.
-    pub fn doubt(&self, session_id: SessionId) {
-        let mut doubtful = self.doubtful.lock();
-        if doubtful.len() < MAX_DOUBTFUL {
-            doubtful.insert(session_id);
-        }
-    }
-
-    pub fn take_doubtful(&self) -> HashSet<SessionId> {
-        std::mem::take(&mut *self.doubtful.lock())
     }
 
     pub fn index_hash(&self) -> &str {
