@@ -85,6 +85,7 @@ mod kafka_older;
 mod kafka_poison;
 mod kafka_producers;
 mod kafka_records;
+mod kafka_refused_at_start;
 mod kafka_resume;
 mod kafka_resume_chaos;
 mod kafka_shutdown;
