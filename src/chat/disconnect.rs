@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Chat;
 use crate::bus::PublishError;
 use crate::clock;
-use crate::protocol::control::Disconnect;
+use crate::protocol::control::{Disconnect, Refusal};
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::record::{Form, Outgoing, RecordKey, Topic};
 
@@ -29,18 +29,17 @@ impl Chat {
         refused_for: Option<Duration>,
     ) -> Result<Option<i64>, PublishError> {
         let now = clock::unix_ms();
-        let until = match refused_for {
-            // The last record is all that counts, so it has to say this again.
-            None => self.disconnects.refused_until(session_id, user_id.as_str()),
-            Some(Duration::ZERO) => None,
-            Some(length) => Some(now + i64::try_from(length.as_millis()).unwrap_or(0)),
+        let refusal = match refused_for {
+            // This node need not know it yet, so the record can't repeat it.
+            None => Refusal::Stays,
+            Some(Duration::ZERO) => Refusal::Ends,
+            Some(length) => Refusal::Until(now + i64::try_from(length.as_millis()).unwrap_or(0)),
         };
-        let record = Disconnect::new(session_id, user_id, now, until);
+        let record = Disconnect::new(session_id, user_id, now, refusal);
         let in_force = self.disconnects.expect(record.id);
         let written = async {
             self.write_disconnect(&record).await?;
-            in_force.wait().await;
-            Ok(until)
+            Ok(in_force.wait().await)
         };
         tokio::time::timeout(PATIENCE, written).await.unwrap_or_else(|_| {
             self.bus.unanswered();

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::logging::LogLimit;
 use crate::metrics::Metrics;
 use crate::protocol::code::CloseCode;
-use crate::protocol::control::{self, Disconnect};
+use crate::protocol::control::{self, Disconnect, Refusal};
 use crate::protocol::ids::SessionId;
 use crate::writer::{BacklogPolicy, ConnectionWriter};
 
@@ -24,7 +24,7 @@ pub struct Disconnects {
     registry: Arc<Registry>,
     refusals: Refusals,
     /// Those who wait until this node has read what they wrote.
-    waiting: Mutex<HashMap<Uuid, oneshot::Sender<()>>>,
+    waiting: Mutex<HashMap<Uuid, oneshot::Sender<Option<i64>>>>,
     /// When this node started, in milliseconds since 1970: nobody was connected before.
     started: i64,
     metrics: Arc<Metrics>,
@@ -35,13 +35,14 @@ pub struct Disconnects {
 pub struct InForce<'a> {
     id: Uuid,
     of: &'a Disconnects,
-    read: oneshot::Receiver<()>,
+    read: oneshot::Receiver<Option<i64>>,
 }
 
 impl InForce<'_> {
-    pub async fn wait(mut self) {
+    /// Returns until when the user was refused then, in milliseconds since 1970.
+    pub async fn wait(mut self) -> Option<i64> {
         // The sender is only dropped with this.
-        let _ = (&mut self.read).await;
+        (&mut self.read).await.ok().flatten()
     }
 }
 
@@ -94,8 +95,11 @@ impl Disconnects {
     /// [`Self::close_if_refused`].
     pub fn read(&self, disconnect: &Disconnect) {
         let now = clock::unix_ms();
-        let is_refused = disconnect.until.is_some_and(|until| until > now);
-        let dropped = self.refusals.set(&disconnect.key(), disconnect.until, now);
+        let until = disconnect.refusal.until();
+        let dropped = match disconnect.refusal {
+            Refusal::Stays => 0,
+            Refusal::Ends | Refusal::Until(_) => self.refusals.set(&disconnect.user_key(), until, now),
+        };
         if dropped > 0 {
             self.metrics.disconnects.refusals_dropped.inc_by(dropped);
             if self.full_log.lock().allows() {
@@ -105,12 +109,19 @@ impl Disconnects {
             }
         }
         // What was asked for before this node started was about connections of other nodes.
-        if is_refused || disconnect.at >= self.started {
+        if until.is_some_and(|until| until > now) || disconnect.at >= self.started {
             self.close_all(disconnect);
         }
         self.metrics.disconnects.read.inc();
-        if let Some(waiting) = self.waiting.lock().remove(&disconnect.id) {
-            let _ = waiting.send(());
+        self.answer(disconnect);
+    }
+
+    /// Tells who waits for this record that it has been read, also if it changes nothing.
+    pub fn answer(&self, disconnect: &Disconnect) {
+        let waiting = self.waiting.lock().remove(&disconnect.id);
+        if let Some(waiting) = waiting {
+            let until = self.refused_until(&disconnect.session_id, disconnect.user_id.as_str());
+            let _ = waiting.send(until);
         }
     }
 
@@ -128,21 +139,6 @@ impl Disconnects {
             let (session, user) = (&disconnect.session_id, disconnect.user_id.in_log());
             tracing::info!("Disconnected {user} from session {session} for a backend: {closed} connections");
         }
-    }
-
-    /// All refusals in force, as records that only restore them.
-    pub fn in_force(&self) -> Vec<Disconnect> {
-        let all = self.refusals.all(clock::unix_ms()).into_iter();
-        let record = |(key, until): (Arc<str>, i64)| {
-            let restored = Disconnect::read(Some(key.as_bytes()), None).ok()?;
-            Some(Disconnect::new(
-                &restored.session_id,
-                &restored.user_id,
-                0,
-                Some(until),
-            ))
-        };
-        all.filter_map(record).collect()
     }
 
     /// Forgets what has ended.
@@ -174,8 +170,8 @@ mod tests {
         SessionId::parse("s").unwrap()
     }
 
-    fn disconnect(user: &str, at: i64, until: Option<i64>) -> Disconnect {
-        Disconnect::new(&session(), &UserId::parse(user).unwrap(), at, until)
+    fn disconnect(user: &str, at: i64, refusal: Refusal) -> Disconnect {
+        Disconnect::new(&session(), &UserId::parse(user).unwrap(), at, refusal)
     }
 
     fn join(registry: &Registry, member: &Member) {
@@ -195,11 +191,11 @@ mod tests {
             join(&registry, member);
         }
         let now = clock::unix_ms();
-        disconnects.read(&disconnect("u", now - HOUR, None));
+        disconnects.read(&disconnect("u", now - HOUR, Refusal::Stays));
         assert!(first.writer.is_open(), "from before this node started");
-        disconnects.read(&disconnect("u", now - HOUR, Some(now - 1)));
+        disconnects.read(&disconnect("u", now - HOUR, Refusal::Until(now - 1)));
         assert!(first.writer.is_open(), "and over");
-        disconnects.read(&disconnect("u", now + 1, None));
+        disconnects.read(&disconnect("u", now + 1, Refusal::Stays));
         assert!(!first.writer.is_open() && !second.writer.is_open());
         assert!(other.writer.is_open());
         assert!(!disconnects.is_refused(&session(), "u"));
@@ -217,19 +213,22 @@ mod tests {
         let now = clock::unix_ms();
         let (joined, _client) = member("u").await;
         join(&registry, &joined);
-        let written = disconnect("u", now - HOUR, Some(now + HOUR));
+        let written = disconnect("u", now - HOUR, Refusal::Until(now + HOUR));
         let in_force = disconnects.expect(written.id);
         disconnects.read(&written);
-        in_force.wait().await;
+        assert_eq!(in_force.wait().await, Some(now + HOUR));
         assert!(disconnects.waiting.lock().is_empty());
         assert!(!joined.writer.is_open(), "refused, whenever that was asked for");
         assert_eq!(disconnects.refused_until(&session(), "u"), Some(now + HOUR));
         let (late, _client) = member("u").await;
         assert!(disconnects.close_if_refused(&session(), &late) && !late.writer.is_open());
-        let restored = disconnects.in_force();
-        assert_eq!((restored[0].at, restored[0].until), (0, Some(now + HOUR)));
-        assert_eq!(restored[0].key(), "s/u");
-        disconnects.read(&disconnect("u", now, None));
+        // A record without a time was written by a node that does not know the refusal yet.
+        let closes = disconnect("u", now, Refusal::Stays);
+        let in_force = disconnects.expect(closes.id);
+        disconnects.read(&closes);
+        assert_eq!(in_force.wait().await, Some(now + HOUR));
+        assert!(disconnects.is_refused(&session(), "u"));
+        disconnects.read(&disconnect("u", now, Refusal::Ends));
         assert!(!disconnects.is_refused(&session(), "u"));
         drop(disconnects.expect(Uuid::now_v7()));
         assert!(disconnects.waiting.lock().is_empty(), "nobody waits any more");
@@ -243,7 +242,7 @@ mod tests {
         let (joined, _client) = member("v").await;
         join(&registry, &joined);
         let session = registry.get("s").unwrap();
-        let refuses = disconnect("u", 0, Some(clock::unix_ms() + HOUR));
+        let refuses = disconnect("u", 0, Refusal::Until(clock::unix_ms() + HOUR));
         std::thread::scope(|scope| {
             // The session's lock is held.
             session.with_users(|_| {
@@ -265,7 +264,7 @@ mod tests {
         for round in 0..200 {
             let (joins, _client) = member("u").await;
             let until = clock::unix_ms() + HOUR;
-            let refuses = disconnect("u", 0, Some(until));
+            let refuses = disconnect("u", 0, Refusal::Until(until));
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     for _ in 0..round % 20 {
@@ -278,7 +277,7 @@ mod tests {
             });
             assert!(!joins.writer.is_open(), "round {round}");
             registry.leave(&registry.get("s").unwrap(), &joins);
-            disconnects.read(&disconnect("u", 0, None));
+            disconnects.read(&disconnect("u", 0, Refusal::Ends));
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Error;
 
 use crate::publish::{KEY, with_key};
+use crate::services::unique;
 use crate::support::tokens::{SECRET, claims, hs};
 use crate::support::{Client, Http, Response, Server, eventually};
 
@@ -35,6 +36,23 @@ pub async fn knock(server: &Server, session: &str, user: &str, query: &str) -> u
         Ok(_) => 101,
         Err(Error::Http(response)) => response.status().as_u16(),
         Err(error) => panic!("{path}: {error}"),
+    }
+}
+
+/// The second node is asked before it need know the refusal.
+pub async fn stays_refused_if_disconnected_elsewhere([a, b]: [&Server; 2]) {
+    let sessions: Vec<_> = (0..10).map(|_| unique("elsewhere")).collect();
+    for session in &sessions {
+        disconnect(a, session, "u", "?for=10m");
+        disconnect(b, session, "u", "");
+    }
+    for session in &sessions {
+        // Each node has read the second record once it has read one of its own.
+        for server in [a, b] {
+            let until = disconnect(server, session, "u", "")["refused_until"].clone();
+            assert!(until.is_string(), "{until}");
+            assert_eq!(knock(server, session, "u", "").await, 403);
+        }
     }
 }
 

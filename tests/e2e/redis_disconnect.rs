@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disconnect::{delete, disconnect, knock};
+use crate::disconnect::{delete, disconnect, knock, stays_refused_if_disconnected_elsewhere};
 use crate::publish::with_key;
 use crate::services::{PrivateRedis, unique};
 use crate::support::{Client, Server, ServerBuilder, eventually};
@@ -70,6 +70,69 @@ async fn a_redis_that_has_lost_everything_gets_the_refusals_back() {
     assert_eq!(knock(&later, &session, "u", "").await, 403);
     for user in ["v", "w"] {
         assert_eq!(knock(&later, &session, user, "").await, 101, "{user}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disconnect_without_a_time_leaves_the_refusal_of_another_node() {
+    let redis = PrivateRedis::started();
+    let nodes = ["node-a", "node-b"].map(|name| node(&redis, name).start());
+    stays_refused_if_disconnected_elsewhere([&nodes[0], &nodes[1]]).await;
+}
+
+/// Redis comes back with what it had saved: what was asked for since then counts, and nothing happens twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_back_with_an_old_snapshot_changes_nothing() {
+    let redis = PrivateRedis::started();
+    let [a, b] = ["node-a", "node-b"].map(|name| node(&redis, name).start());
+    let session = unique("session");
+    let ask = |user, query| disconnect(&a, &session, user, query);
+    ask("longer", "?for=1s");
+    ask("over", "?for=1h");
+    ask("refused", "?for=0s");
+    ask("lifted", "?for=1h");
+    ask("closed", "");
+    redis.client().command(&["SAVE"]);
+    ask("longer", "?for=1h");
+    ask("over", "?for=1ms");
+    ask("refused", "?for=1h");
+    ask("lifted", "?for=0s");
+    ask("new", "?for=1h");
+    eventually("the other node knows it", || {
+        b.metric("livechat_disconnects_total") >= 10.0
+    });
+    let mut open = Vec::new();
+    for server in [&a, &b] {
+        for user in ["closed", "lifted", "over"] {
+            open.push(Client::connect(server, &session, user, "customer").await);
+        }
+    }
+    redis.kill();
+    eventually("Redis is missed", || !is_ok(&a) && !is_ok(&b));
+    redis.start();
+    eventually("Redis is back", || is_ok(&a) && is_ok(&b));
+    let key = format!("{session}/lifted");
+    eventually("the newest is there again", || {
+        let entries = redis.client().command(&["XRANGE", "livechat:control", "-", "+"]);
+        format!("{entries:?}").matches(&key).count() >= 2
+    });
+    // Who starts later agrees, and so do those who were there.
+    let later = node(&redis, "node-c").start();
+    for server in [&a, &b, &later] {
+        disconnect(server, &session, "nobody", "");
+        for (user, status) in [
+            ("longer", 403),
+            ("refused", 403),
+            ("new", 403),
+            ("lifted", 101),
+            ("over", 101),
+            ("closed", 101),
+        ] {
+            assert_eq!(knock(server, &session, user, "").await, status, "{user}");
+        }
+    }
+    for client in &mut open {
+        client.fence().await;
     }
 }
 

@@ -12,7 +12,8 @@
 //!   [`index_store`]: its commands and pages; [`indexing`]: the task writes it, and follows it for the lobby
 //!   ([`lobby_feed`])
 //! - [`status_publisher`]: publishes to the other nodes, and tracks what the log has not acknowledged
-//! - [`control`]: whom backends disconnect, where there is no Kafka; [`control_state`]: whether that is known
+//! - [`control`]: whom backends disconnect, where there is no Kafka; [`control_state`]: whether that is known;
+//!   [`control_ledger`]: which records are newer than others
 //! - [`reaper`]: removes users of dead nodes, and of this node's retired names
 //!
 //! Writes are absolute ("this node holds k connections of this user"), so that repeating one after a timeout changes
@@ -26,6 +27,7 @@ mod checks;
 mod client_notifier;
 mod client_view;
 mod control;
+mod control_ledger;
 mod control_state;
 mod index_store;
 mod indexing;

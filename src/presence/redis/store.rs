@@ -11,6 +11,7 @@ use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisError,
     RedisResult, Value,
 };
+use tokio::sync::Notify;
 
 use super::answers::{Facts, snapshot};
 use super::cause::{Cause, answer_to_ping, is_server_error};
@@ -79,6 +80,8 @@ pub struct Store {
     health: Mutex<(Status, Option<String>)>,
     /// What is wrong with this Redis although it answers.
     warning: Mutex<Option<String>>,
+    /// The control stream waits for it.
+    pub connected: Notify,
     /// Sessions that pages have not found as the index has them.
     pub doubtful: Doubtful,
     control: Mutex<ControlState>,
@@ -110,6 +113,7 @@ impl Store {
             names: AtomicU32::new(0),
             health: Mutex::new((Status::Connecting, None)),
             warning: Mutex::default(),
+            connected: Notify::new(),
             doubtful: Doubtful::default(),
             control: Mutex::new(ControlState::Elsewhere),
         })
@@ -222,6 +226,7 @@ impl Store {
         let info = redis::cmd("INFO");
         let info: RedisResult<String> = timeout(CONNECT_TIMEOUT, info.query_async(&mut connection)).await;
         *self.connection.lock() = Some(connection);
+        self.connected.notify_one();
         let facts = Facts::of(&info.unwrap_or_default());
         let known = std::mem::replace(&mut *self.warning.lock(), facts.warning.clone());
         if let Some(warning) = facts.warning.filter(|warning| known.as_ref() != Some(warning)) {
