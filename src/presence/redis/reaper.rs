@@ -13,6 +13,7 @@ use super::answers::{self, Applied};
 use super::keys::{self, node_of};
 use super::listing::{Known, Listing, Requested};
 use super::presence_task::{MAX_PIPELINE, PresenceTask};
+use super::session_index::Write;
 use super::status_publisher::{self, ListEntry, Unacknowledged};
 use super::store::{Deregistered, LONG, SHORT};
 use crate::clock::Moment;
@@ -174,7 +175,8 @@ impl PresenceTask {
 
     async fn reclaimed(&mut self, entry: &ListEntry, number: Option<u64>, applied: Applied) {
         let (node, session_id) = entry;
-        self.index.note(session_id, &applied, true, Instant::now());
+        self.index
+            .note(session_id, &applied, Write::required(), Instant::now());
         let session = self.parts.registry.get(session_id.as_str());
         let leaves = applied
             .leaves

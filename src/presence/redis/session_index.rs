@@ -51,6 +51,25 @@ pub struct SessionIndex {
     later: HashMap<SessionId, Instant>,
 }
 
+/// Why a session's state was seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Write {
+    /// It is written whether it is news or not.
+    pub must_write: bool,
+    /// Everything is being written again: keys that seem damaged are those that were lost, and what is written last is
+    /// the most complete.
+    pub is_rebuilding: bool,
+}
+
+impl Write {
+    pub fn required() -> Self {
+        Self {
+            must_write: true,
+            is_rebuilding: false,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Row {
     after: StateAfter,
@@ -59,17 +78,17 @@ struct Row {
 
 impl SessionIndex {
     /// A session's state was seen. It is written if that is news, or if `must_write`.
-    pub fn note(&mut self, session_id: &SessionId, applied: &Applied, must_write: bool, now: Instant) {
+    pub fn note(&mut self, session_id: &SessionId, applied: &Applied, write: Write, now: Instant) {
         let Some(mut after) = applied.state else {
             return;
         };
         if let Some(damage) = applied.damage {
             // Other nodes may not have written their users again yet: what the index has may be better.
-            after.is_suspect = true;
+            after.is_suspect = !write.is_rebuilding;
             self.look_later(session_id, now + damage.suspect_for);
         }
         let is_newer = |row: &Row| row.after.version <= after.version;
-        if (after.is_news || must_write) && self.rows.get(session_id).is_none_or(is_newer) {
+        if (after.is_news || write.must_write) && self.rows.get(session_id).is_none_or(is_newer) {
             self.rows.insert(session_id.clone(), Row { after, seen: now });
         }
     }
@@ -156,14 +175,17 @@ mod tests {
     #[test]
     fn news_and_checks_are_written_and_newer_ones_replace_them() {
         let (mut index, now) = (SessionIndex::default(), Instant::now());
-        index.note(&id("a"), &applied(3, false), false, now);
+        let note = |index: &mut SessionIndex, version, is_news| {
+            index.note(&id("a"), &applied(version, is_news), Write::default(), now);
+        };
+        note(&mut index, 3, false);
         assert!(!index.has_rows(), "who has changed it writes it");
-        index.note(&id("a"), &applied(3, false), true, now);
-        index.note(&id("a"), &applied(5, true), false, now);
-        index.note(&id("a"), &applied(4, true), false, now);
+        index.note(&id("a"), &applied(3, false), Write::required(), now);
+        note(&mut index, 5, true);
+        note(&mut index, 4, true);
         let rows = index.rows();
         assert_eq!(rows.iter().map(|(_, row)| row.version).collect::<Vec<_>>(), [5]);
-        index.note(&id("a"), &applied(6, true), false, now);
+        note(&mut index, 6, true);
         index.written(&rows);
         assert_eq!(index.rows()[0].1.version, 6, "that one is not written yet");
         index.written(&index.rows());
@@ -173,7 +195,7 @@ mod tests {
     #[test]
     fn what_is_old_or_doubtful_is_read_again() {
         let (mut index, now) = (SessionIndex::default(), Instant::now());
-        index.note(&id("a"), &applied(3, true), false, now);
+        index.note(&id("a"), &applied(3, true), Write::default(), now);
         let damaged = Applied {
             damage: Some(Damage {
                 found: 1,
@@ -181,11 +203,18 @@ mod tests {
             }),
             ..applied(3, true)
         };
-        index.note(&id("b"), &damaged, true, now);
+        index.note(&id("b"), &damaged, Write::required(), now);
         let suspects = |index: &SessionIndex| index.rows().iter().filter(|(_, row)| row.is_suspect).count();
         assert_eq!(suspects(&index), 1);
+        let (must_write, is_rebuilding) = (true, true);
+        let write = Write {
+            must_write,
+            is_rebuilding,
+        };
+        index.note(&id("b"), &damaged, write, now);
+        assert_eq!(suspects(&index), 0, "everything is written again");
         index.written(&index.rows());
-        index.note(&id("a"), &applied(3, true), false, now);
+        index.note(&id("a"), &applied(3, true), Write::default(), now);
         assert_eq!(index.due(), Some(now + 2 * MAX_AGE));
         assert_eq!(index.take_due(now + MAX_AGE), []);
         assert_eq!(index.take_due(now + 2 * MAX_AGE).len(), 2);

@@ -10,7 +10,7 @@ use super::super::answers::Applied;
 use super::super::client_view::ClientView;
 use super::super::lobby_feed::LobbyFeed;
 use super::super::node_lease::{Loss, NodeLease, Transition};
-use super::super::session_index::SessionIndex;
+use super::super::session_index::{self, SessionIndex};
 use super::super::timings::{MAX_RETRY, MIN_RETRY, Timings};
 use super::simulated_link::{Failed, Link};
 use super::simulated_redis::{ListEntry, ListingKind, Request, Session, Write, session_id};
@@ -364,9 +364,12 @@ impl Node {
     fn applied(&mut self, link: &mut Link<'_>, session: Session, applied: Applied) {
         let mut pending = self.pending.remove(&session).unwrap_or_default();
         let was_here = self.held.get(&session).is_some_and(|held| !held.is_empty());
-        let must_index = !was_here || pending.writes_all || pending.is_check || pending.must_index;
+        let write = session_index::Write {
+            must_write: !was_here || pending.writes_all || pending.is_check || pending.must_index,
+            is_rebuilding: pending.writes_all || self.lease.state().is_recovering(),
+        };
         self.index
-            .note(&session_id(session), &applied, must_index, Instant::now());
+            .note(&session_id(session), &applied, write, Instant::now());
         let is_known = pending.writes_all && self.lease.state().is_rebuilding();
         pending.must_publish |= !applied.changes.is_empty() && !is_known;
         if self.lease.state().is_recovering() {
@@ -456,8 +459,12 @@ impl Node {
                 return Ok(());
             };
             let applied = applied.remove(0);
-            self.index
-                .note(&session_id(session), &applied, true, Instant::now());
+            self.index.note(
+                &session_id(session),
+                &applied,
+                session_index::Write::required(),
+                Instant::now(),
+            );
             self.acknowledged.push((entry, number));
             if !self.lease.is_retired(name) || !applied.leaves.is_empty() {
                 link.published.insert(session);

@@ -10,6 +10,7 @@ use super::keys;
 use super::listing::{Known, Listing, Requested};
 use super::pending::Pending;
 use super::presence_task::PresenceTask;
+use super::session_index;
 use super::status_publisher::{self, Acknowledged, MAX_ACKNOWLEDGED, Unacknowledged};
 use super::store::{LONG, SHORT};
 use crate::protocol::ids::{SessionId, UserId};
@@ -191,8 +192,11 @@ impl PresenceTask {
             was_here,
             ..
         } = &written;
-        let must_index = !was_here || pending.lists_all() || pending.must_index;
-        self.index.note(session_id, &applied, must_index, Instant::now());
+        let write = session_index::Write {
+            must_write: !was_here || pending.lists_all() || pending.must_index,
+            is_rebuilding: pending.writes_all || self.lease.state().is_recovering(),
+        };
+        self.index.note(session_id, &applied, write, Instant::now());
         let mut events = status_publisher::change_events(&applied);
         pending.must_publish |= !events.is_empty() || applied.is_retyped;
         // After a loss of data everyone who is here seems to join, but no other node believes they had left.
