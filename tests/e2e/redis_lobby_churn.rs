@@ -19,7 +19,7 @@ const SESSIONS: usize = 8;
 const NODES: [&str; 2] = ["node-a", "node-b"];
 const MORTAL: usize = 1;
 /// Of each kind, in each session.
-const USERS: usize = 2;
+const USERS: usize = 1;
 
 /// Who is connected where.
 type Place = (usize, String, &'static str, usize);
@@ -33,6 +33,8 @@ struct Churn {
     /// By node and session: the events that its agent must have got.
     events: [BTreeMap<String, Vec<&'static str>>; NODES.len()],
     sessions: Sessions,
+    /// How many changes of state there were.
+    told: usize,
 }
 
 /// Sessions with somebody connected: state, customers and agents.
@@ -55,9 +57,9 @@ fn each_change_of_state_is_told_once_on_each_node() {
         let what = churn.step(&mut rng);
         churn.agree(&format!("seed {seed}, step {step}, {what}"));
     }
-    let told: usize = churn.events.iter().flat_map(BTreeMap::values).map(Vec::len).sum();
+    let told = churn.told;
     eprintln!("{steps} steps, {told} events in {:.1?}", began.elapsed());
-    assert!(told > steps / 4, "{told} events");
+    assert!(told > steps / 8, "{told} events");
 }
 
 impl Churn {
@@ -71,6 +73,7 @@ impl Churn {
             clients: BTreeMap::new(),
             events: [BTreeMap::new(), BTreeMap::new()],
             sessions: Sessions::new(),
+            told: 0,
         };
         (0..NODES.len()).for_each(|node| churn.run(node));
         churn
@@ -147,6 +150,7 @@ impl Churn {
             let shown = |of: &Sessions| of.get(&id).map(|of| of.0).filter(|state| *state != "idle");
             let (before, after) = (shown(&self.sessions), shown(&now));
             if before != after {
+                self.told += 1;
                 for events in &mut self.events {
                     let events = events.entry(id.clone()).or_default();
                     events.push(after.unwrap_or("ended"));
