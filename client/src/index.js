@@ -1,0 +1,2 @@
+export { LiveChat } from "./livechat.js";
+export { Backoff, finalReason, retryAfter } from "./backoff.js";

@@ -1,0 +1,233 @@
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { client, freePort, live, memoryStorage, startNetwork, startServer, statuses, texts, token, until } from "./support.mjs";
+
+const closing = [];
+const keep = (value, close) => (closing.push(close), value);
+after(async () => {
+  for (const close of closing.reverse()) await close();
+});
+
+const server = async (env, port) => {
+  const started = await startServer(env, port);
+  return keep(started, () => started.stop());
+};
+const chatOf = (...args) => {
+  const chat = client(...args);
+  return keep(chat.start(), () => chat.stop());
+};
+
+test("two sides chat, type and read", async () => {
+  const { url } = await server();
+  const alice = chatOf(url, "s1", "alice", "customer");
+  const bob = chatOf(url, "s1", "bob", "agent");
+  await Promise.all([live(alice), live(bob)]);
+  let typing = new Map();
+  bob.on("typing", (typists) => (typing = new Map(typists)));
+  alice.typing();
+  await until("bob sees alice type", () => typing.get("alice") === "customer");
+  const entry = alice.send("hello");
+  assert.equal(entry.status, "sending");
+  await until("the message is there", () => texts(bob).includes("hello") && entry.status === "sent");
+  await until("alice does not type any more", () => typing.size === 0);
+  bob.read(bob.seen.messages.at(-1).message_id);
+  await until("it is read", () => entry.status === "read");
+  await until("both are shown", () => Object.keys(alice.users).join() === "alice,bob");
+  assert.equal(alice.reads.get("bob"), entry.message_id);
+  assert.deepEqual(alice.outbox, []);
+});
+
+test("nothing is missed or doubled over cuts, and what was written meanwhile is sent", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer");
+  const bob = chatOf(`http://127.0.0.1:${port}`, "s1", "bob", "agent");
+  await Promise.all([live(alice), live(bob)]);
+  const written = [];
+  for (let round = 0; round < 5; round++) {
+    const say = (chat, text) => (written.push(text), chat.send(text));
+    say(alice, `a${round} before`);
+    network.cut();
+    say(alice, `a${round} during`);
+    say(bob, `b${round} during`);
+    await until("offline", () => alice.state.state !== "live");
+    await sleep(50);
+    network.restore();
+    alice.retry();
+    await until("live again", () => alice.state.state === "live" && alice.outbox.length === 0);
+  }
+  for (const chat of [alice, bob]) {
+    await until("all is there", () => texts(chat).length >= written.length);
+    assert.deepEqual(texts(chat).sort(), [...written].sort());
+  }
+  assert.deepEqual(texts(alice), texts(bob), "the same order for both");
+  assert.ok(statuses(alice).every((status) => status === "sent"), statuses(alice).join());
+});
+
+test("a server that is killed and starts again is a gap, and the outbox is sent to it", async () => {
+  const port = await freePort();
+  const first = await startServer({}, port);
+  const storage = memoryStorage();
+  const alice = chatOf(first.url, "s1", "alice", "customer", { storage });
+  await live(alice);
+  alice.send("one");
+  await until("sent", () => statuses(alice).join() === "sent");
+  await first.stop();
+  await until("offline", () => alice.state.state !== "live");
+  const entry = alice.send("two");
+  assert.match([...storage.kept.values()].join(), /two/);
+  const second = await startServer({}, port);
+  keep(second, () => second.stop());
+  alice.retry();
+  await until("sent to the second", () => entry.status === "sent", 30_000);
+  // Embedded, the log ends with the process.
+  assert.deepEqual(alice.seen.gaps, [{ reason: "unknown_message" }]);
+  assert.equal(storage.kept.size, 0);
+});
+
+test("a page that is loaded again has its history, and sends what was left", async () => {
+  const { url } = await server();
+  const storage = memoryStorage();
+  const before = chatOf(url, "s1", "alice", "customer", { storage });
+  await live(before);
+  before.send("one");
+  await until("sent", () => texts(before).length === 1);
+  before.stop();
+  before.send("two");
+  const after = chatOf(url, "s1", "alice", "customer", { storage });
+  assert.deepEqual(after.outbox.map(({ message }) => message), ["two"]);
+  await until("both are shown", () => texts(after).join() === "one,two");
+  await until("nothing is left", () => after.outbox.length === 0);
+});
+
+test("a burst of 60 over the rate limit is all sent, in order and once", async () => {
+  const { url } = await server();
+  const alice = chatOf(url, "s1", "alice", "customer", { history: 0 });
+  const bob = chatOf(url, "s1", "bob", "agent");
+  await Promise.all([live(alice), live(bob)]);
+  const burst = Array.from({ length: 60 }, (_, n) => `m${n}`);
+  for (const text of burst) alice.send(text);
+  await until("all are sent", () => statuses(alice).filter((status) => status === "sent").length === 60, 30_000);
+  await until("all are there", () => texts(bob).length >= 60);
+  assert.deepEqual(texts(bob), burst);
+});
+
+test("a stricter limit than the client expects is kept to", async () => {
+  const { url } = await server({ RATE_LIMIT_MESSAGES: 5, RATE_LIMIT_BURST: 5 });
+  const alice = chatOf(url, "s1", "alice", "customer", { pingMs: 10_000 });
+  await live(alice);
+  for (let n = 0; n < 20; n++) alice.send(`m${n}`);
+  await until("all are sent", () => statuses(alice).filter((status) => status === "sent").length === 20, 60_000);
+  assert.ok(alice.seen.states.every(({ state }) => state !== "stopped"));
+});
+
+test("a dead peer is noticed by its silence", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer");
+  await live(alice);
+  network.silence();
+  await until("silence", () => alice.seen.states.some(({ reason }) => reason === "silence"));
+  network.restore();
+  alice.retry();
+  await live(alice);
+});
+
+test("refusals are told from a dead network, with the reason", async () => {
+  const { url } = await server();
+  const bad = chatOf(url, "no such session!", "alice", "customer");
+  await until("stopped", () => bad.state.state === "stopped");
+  assert.match(bad.state.reason, /session/i);
+  const nobody = chatOf(`http://127.0.0.1:${await freePort()}`, "s1", "alice", "customer");
+  await until("offline", () => nobody.state.reason === "network");
+  const full = await server({ MAX_CONNECTIONS_PER_IP: 1 });
+  const first = chatOf(full.url, "s1", "alice", "customer");
+  await live(first);
+  const second = chatOf(full.url, "s1", "bob", "customer");
+  await until("asked to wait", () => second.state.state === "offline" && second.state.retryInMs >= 1_000);
+});
+
+test("who is replaced stays closed", async () => {
+  const { url } = await server({ MAX_CONNECTIONS_PER_USER: 1 });
+  const first = chatOf(url, "s1", "alice", "customer");
+  await live(first);
+  const second = chatOf(url, "s1", "alice", "customer");
+  await live(second);
+  await until("replaced", () => first.state.state === "stopped");
+  assert.equal(first.state.reason, "replaced");
+  await sleep(1_500);
+  assert.deepEqual([first.state.state, second.state.state], ["stopped", "live"]);
+});
+
+test("tokens are renewed over the connection, and a refused one is replaced once", async () => {
+  const secret = "0123456789abcdef0123456789abcdef";
+  const { url } = await server({ JWT_SECRET: secret, JWT_LEEWAY: "0s" });
+  const claims = (seconds) => ({
+    sub: "alice",
+    role: "customer",
+    sessions: ["s1"],
+    exp: Math.floor(Date.now() / 1000) + seconds,
+  });
+  let given = 0;
+  const renewing = chatOf(url, "s1", "alice", "customer", { token: async () => (given++, token(secret, claims(given > 1 ? 600 : 2))) });
+  await live(renewing);
+  await until("renewed", () => renewing.seen.frames.some(({ type }) => type === "authenticated"));
+  await sleep(2_500);
+  assert.equal(renewing.state.state, "live");
+  assert.equal(given, 2);
+
+  let asked = 0;
+  const expired = chatOf(url, "s1", "alice", "customer", { token: () => token(secret, claims(asked++ ? 600 : -600)) });
+  await live(expired);
+  assert.equal(asked, 2);
+
+  const wrong = chatOf(url, "s1", "alice", "customer", { token: () => token("x".repeat(32), claims(600)) });
+  await until("stopped", () => wrong.state.state === "stopped");
+  const other = chatOf(url, "s2", "alice", "customer", { token: () => token(secret, claims(600)) });
+  await until("stopped", () => other.state.state === "stopped");
+});
+
+test("what can't be sent is told at once, and nothing is thrown into the page", async () => {
+  const { url } = await server();
+  const alice = chatOf(url, "s1", "alice", "customer");
+  await live(alice);
+  alice.on("message", () => {
+    throw new Error("the application's");
+  });
+  const { error } = console;
+  console.error = () => {};
+  try {
+    assert.deepEqual(alice.send("").reason, "empty");
+    assert.deepEqual(alice.send("😀".repeat(20_000)).reason, "too_big");
+    const entry = alice.send("fine");
+    await until("sent", () => entry.status === "sent");
+  } finally {
+    console.error = error;
+  }
+});
+
+test("a message whose window ends is given up, and says so", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer", { dedupWindowMs: 61_000 });
+  await live(alice);
+  network.silence();
+  const entry = alice.send("lost");
+  await until("given up", () => entry.status === "failed");
+  assert.equal(entry.reason, "expired");
+  assert.deepEqual(alice.outbox, []);
+});
+
+test("other services' types pass through", async () => {
+  const { url } = await server();
+  const alice = chatOf(url, "s1", "alice", "customer");
+  const types = [];
+  alice.on("connection_established", ({ user_id }) => types.push(user_id));
+  await live(alice);
+  assert.deepEqual(types, ["alice"]);
+});
