@@ -1,0 +1,3 @@
+import { LiveChat } from "./livechat.js";
+
+globalThis.LiveChat = LiveChat;
