@@ -97,6 +97,9 @@ export class LiveChat {
     if (this.#socket || this.#timers.has("connect")) return this;
     this.#watchPage();
     this.#backoff.reset();
+    // A token that was refused is not tried again.
+    this.#token = undefined;
+    this.#isTokenNew = false;
     this.#connect();
     return this;
   }
@@ -211,7 +214,6 @@ export class LiveChat {
   #greeted(isReplayed) {
     this.#backoff.reset();
     this.#isTokenNew = false;
-    this.#typing.others.clear();
     this.#become(isReplayed ? "resuming" : "live");
     this.#watch();
     if (this.#lastRead) this.#transmit({ type: "message_read", data: { up_to: this.#lastRead } });
@@ -283,7 +285,9 @@ export class LiveChat {
     this.#attempt = undefined;
     for (const timer of ["greeting", "ping", "pong", "outbox", "typing"]) this.#cancel(timer);
     this.#typing.sentAt = 0;
+    for (const user of [...this.#typing.others.keys()]) this.#clearTyping(user);
     this.#outbox.disconnected();
+    this.#flush();
   }
 
   #end(reason, error) {
@@ -437,10 +441,10 @@ export class LiveChat {
 
   #flush() {
     this.#cancel("outbox");
-    const isOpen = this.#state.state === "live" || this.#state.state === "resuming";
+    const isOpen = this.#socket && (this.#state.state === "live" || this.#state.state === "resuming");
     for (const entry of isOpen ? this.#outbox.take() : []) this.#transmit(messageFrame(entry));
     if (!isOpen) this.#outbox.expire();
-    const due = this.#outbox.due();
+    const due = this.#outbox.due(isOpen);
     if (due !== undefined) this.#after("outbox", due, () => this.#flush());
   }
 

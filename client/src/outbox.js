@@ -82,15 +82,16 @@ export class Outbox {
     for (const entry of ended) this.#end(entry, "failed", "expired");
   }
 
-  /** When there may be more to send, in milliseconds from now; undefined: not before an answer. */
-  due() {
+  /** When there may be more to send, or to give up, in milliseconds from now; undefined: not before something happens. */
+  due(isOpen) {
     if (!this.#entries.length) return undefined;
     const now = this.#now();
-    const waits = this.#entries.some((entry) => !this.#inFlight.has(entry.client_message_id));
+    const waits = isOpen && this.#entries.some((entry) => !this.#inFlight.has(entry.client_message_id));
     const pace = this.#tokens < 1 ? (1 - this.#tokens) * (1000 / SENDS_A_SECOND) : 0;
     const next = waits && this.#inFlight.size < MOST_IN_FLIGHT ? Math.max(this.#pausedUntil - now, pace) : Infinity;
     const tried = Math.min(...this.#entries.map((entry) => entry.tried ?? Infinity));
-    return Math.max(Math.min(next, tried + this.#window + 1 - now), 10);
+    const first = Math.min(next, tried + this.#window + 1 - now);
+    return first === Infinity ? undefined : Math.max(first, 10);
   }
 
   /** The server has it. */

@@ -231,3 +231,51 @@ test("other services' types pass through", async () => {
   await live(alice);
   assert.deepEqual(types, ["alice"]);
 });
+
+test("who was typing when the connection ended is not shown as typing", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer");
+  const bob = chatOf(`http://127.0.0.1:${port}`, "s1", "bob", "agent");
+  await Promise.all([live(alice), live(bob)]);
+  let typing = 0;
+  alice.on("typing", (typists) => (typing = typists.size));
+  bob.typing();
+  await until("bob types", () => typing === 1);
+  network.cut();
+  await until("nobody types", () => typing === 0);
+});
+
+test("without a connection a message waits at rest, and is given up in time", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  let asked = 0;
+  const now = () => (asked++, Date.now());
+  const alice = chatOf(network.url, "s1", "alice", "customer", { dedupWindowMs: 61_500, now });
+  await live(alice);
+  network.silence();
+  const tried = alice.send("tried");
+  network.cut();
+  await until("offline", () => alice.state.state !== "live");
+  const waiting = alice.send("waits");
+  asked = 0;
+  await sleep(500);
+  assert.ok(asked < 50, `the clock was read ${asked} times`);
+  await until("given up", () => tried.status === "failed", 5_000);
+  assert.equal(tried.reason, "expired");
+  assert.equal(waiting.status, "sending", "it was never sent, so it can't be doubled");
+});
+
+test("who starts again after a refusal asks for another token", async () => {
+  const secret = "0123456789abcdef0123456789abcdef";
+  const { url } = await server({ JWT_SECRET: secret });
+  const claims = { sub: "alice", role: "customer", sessions: ["s1"], exp: Math.floor(Date.now() / 1000) + 600 };
+  let isRight = false;
+  const alice = chatOf(url, "s1", "alice", "customer", { token: () => token(isRight ? secret : "x".repeat(32), claims) });
+  await until("stopped", () => alice.state.state === "stopped");
+  isRight = true;
+  alice.start();
+  await live(alice);
+});
