@@ -42,6 +42,30 @@ pub fn receipt(registry: &Registry, reads: &ReadStates, receipt: &Receipt) -> bo
     })
 }
 
+/// Adds what the store knows of a session's readers. Who is there already is shown what is new in it; `joined`, who are
+/// sent all of it, are not.
+pub fn stored_receipts(
+    registry: &Registry,
+    reads: &ReadStates,
+    session_id: &SessionId,
+    stored: &[Receipt],
+    joined: &[Arc<ConnectionWriter>],
+) {
+    let session = registry.get(session_id.as_str());
+    reads.merge(session_id, stored, |receipt| {
+        let (Some(session), Some(frame)) = (&session, receipt.frame()) else {
+            return;
+        };
+        let chunk = SharedChunk::new(frame);
+        let has_joined = |writer| joined.iter().any(|joined| Arc::ptr_eq(joined, writer));
+        for member in session.members().iter() {
+            if member.user_id != receipt.user_id && !has_joined(&member.writer) {
+                member.writer.send_chunk(&chunk);
+            }
+        }
+    });
+}
+
 /// Sends a connection how far the users of its session have read, if anybody has.
 pub fn read_state(reads: &ReadStates, session_id: &SessionId, writer: &Arc<ConnectionWriter>) {
     reads.with_newest(session_id, |newest| {

@@ -51,6 +51,11 @@ impl Receipts {
         });
     }
 
+    /// Adds what Redis has of a session that connections have joined.
+    pub fn add_stored(&self, session_id: &SessionId, stored: &[Receipt], joined: &[Arc<ConnectionWriter>]) {
+        broadcast::stored_receipts(&self.registry, &self.activity.reads, session_id, stored, joined);
+    }
+
     /// Sends a new connection how far the users of its session have read.
     pub fn send_state(&self, session_id: &SessionId, writer: &Arc<ConnectionWriter>) {
         broadcast::read_state(&self.activity.reads, session_id, writer);

@@ -73,22 +73,6 @@ impl ReadUpTo {
     pub fn is_after(&self, other: &Self) -> bool {
         self.position > other.position
     }
-
-    /// As it is kept in Redis.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (position, message_id) = text.split_once(' ')?;
-        let position = ReadPosition::parse(position)?;
-        is_token(message_id).then(|| Self {
-            position,
-            message_id: message_id.into(),
-        })
-    }
-}
-
-impl std::fmt::Display for ReadUpTo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.position, self.message_id)
-    }
 }
 
 /// A user has read up to a message.
@@ -120,6 +104,27 @@ impl Receipt {
             up_to: &self.up_to.message_id,
             timestamp: &self.timestamp,
         }
+    }
+
+    /// As it is kept in Redis: position, user type, time and message id.
+    pub fn stored(&self) -> String {
+        let ReadUpTo { position, message_id } = &self.up_to;
+        format!("{position} {} {} {message_id}", self.user_type, self.timestamp)
+    }
+
+    /// What [`Self::stored`] has kept of a user.
+    pub fn of_stored(session_id: &SessionId, user_id: UserId, text: &str) -> Option<Self> {
+        let mut parts = text.splitn(4, ' ');
+        let position = ReadPosition::parse(parts.next()?)?;
+        let (user_type, timestamp) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+        let message_id = parts.next().filter(|id| is_token(id))?.into();
+        Some(Self {
+            session_id: session_id.clone(),
+            user_id,
+            user_type,
+            up_to: ReadUpTo { position, message_id },
+            timestamp,
+        })
     }
 
     /// The frame `read_receipt`.
@@ -235,14 +240,18 @@ mod tests {
         fn texts_compare_as_positions_do(one in any::<u128>(), other in any::<u128>(), id in "[ -~]{1,128}") {
             let (a, b) = (ReadPosition(one), ReadPosition(other));
             prop_assert_eq!(a.to_string().cmp(&b.to_string()), a.cmp(&b));
-            let read = ReadUpTo { position: a, message_id: id.into() };
-            prop_assert_eq!(ReadUpTo::parse(&read.to_string()), Some(read));
+            let receipt = receipt(&id, a);
+            let stored = receipt.stored();
+            prop_assert!(stored.starts_with(&a.to_string()));
+            let read = Receipt::of_stored(&receipt.session_id, receipt.user_id.clone(), &stored);
+            prop_assert_eq!(read, Some(receipt));
         }
 
         #[test]
         fn other_texts_are_no_state(text in ".{0,60}") {
-            let read = ReadUpTo::parse(&text);
-            prop_assert!(read.is_none_or(|read| read.to_string().eq_ignore_ascii_case(&text)));
+            let empty = receipt("m", ReadPosition::default());
+            let read = Receipt::of_stored(&empty.session_id, empty.user_id, &text);
+            prop_assert!(read.is_none_or(|read| read.stored().eq_ignore_ascii_case(&text)));
         }
     }
 }

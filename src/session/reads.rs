@@ -65,11 +65,14 @@ impl ReadStates {
         is_newer
     }
 
-    /// Adds what the store knows.
-    pub fn merge(&self, session_id: &SessionId, stored: &[(UserId, ReadUpTo)]) {
+    /// Adds what the store knows of a session, and calls `show` with what is newer than what was shown: its own record
+    /// may come later, and then is no news.
+    pub fn merge(&self, session_id: &SessionId, stored: &[Receipt], mut show: impl FnMut(&Receipt)) {
         let mut shard = self.shard(session_id);
-        for (user_id, up_to) in stored {
-            shard.record(session_id, user_id, up_to);
+        for receipt in stored {
+            if shard.record(session_id, &receipt.user_id, &receipt.up_to) {
+                show(receipt);
+            }
         }
         shard.shrink(self.most);
     }
@@ -206,11 +209,11 @@ mod tests {
         let states = ReadStates::default();
         let shows = |by, at| states.advance(&receipt(1, by, at), || {});
         assert!(shows(1, 5) && !shows(1, 5) && !shows(1, 4) && shows(2, 4) && shows(1, 6));
-        let stored = [
-            (user(1), receipt(1, 1, 5).up_to),
-            (user(2), receipt(1, 2, 9).up_to),
-        ];
-        states.merge(&session(1), &stored);
+        let mut news = Vec::new();
+        states.merge(&session(1), &[receipt(1, 1, 5), receipt(1, 2, 9)], |receipt| {
+            news.push(receipt.user_id.clone());
+        });
+        assert_eq!(news, [user(2)]);
         let expected = [("u00002", "m9"), ("u00001", "m6")];
         assert_eq!(
             newest(&states, 1),
@@ -276,7 +279,7 @@ mod tests {
                 let known = model.get(&(of, by)).copied();
                 let is_newer = known.is_none_or(|known| at > known);
                 if is_stored {
-                    states.merge(&receipt.session_id, &[(receipt.user_id, receipt.up_to)]);
+                    states.merge(&session(of), &[receipt], |_| {});
                 } else {
                     prop_assert_eq!(states.advance(&receipt, || {}), is_newer);
                 }

@@ -45,7 +45,7 @@ pub fn typing(session_id: &SessionId, user_id: &UserId) -> String {
     format!("session:{session_id}:typing:{}", user_id.as_str())
 }
 
-/// How far each user has read: a hash, from user id to position and message id. In the slot of [`users`].
+/// How far each user has read: a hash, from user id to position, user type, time and message id. In the slot of [`users`].
 pub fn read(session_id: &SessionId) -> String {
     format!("{{session:{session_id}:users}}:read")
 }

@@ -1,8 +1,8 @@
 -- Stores how far a user has read a session's messages, unless the user has read further already.
 --
--- KEYS  1 the session's readers: user id -> "position message_id"; a position has 32 hexadecimal digits, so that texts
+-- KEYS  1 the session's readers: user id -> "position type time message_id"; a position has 32 hexadecimal digits, so that texts
 --       compare as positions do
--- ARGV  1 user id   2 position and message id   3 how long to keep it, in seconds   4 the most readers
+-- ARGV  1 user id   2 what to store   3 how long to keep it, in seconds   4 the most readers
 -- Reply 0: the user has read further   1: that is how far the user has read
 local key, user, up_to, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4])
 

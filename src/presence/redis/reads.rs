@@ -10,7 +10,7 @@ use super::store::Store;
 use crate::presence::parts::Parts;
 use crate::presence::receipts::Receipts;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::receipt::{ReadUpTo, Receipt};
+use crate::protocol::receipt::Receipt;
 use crate::writer::ConnectionWriter;
 
 /// At most so many receipts, and sessions to read, in one pipeline.
@@ -26,7 +26,6 @@ pub struct Reads {
     /// New connections that have not been told yet.
     joined: HashMap<SessionId, Vec<Arc<ConnectionWriter>>>,
     shared: Receipts,
-    parts: Arc<Parts>,
 }
 
 /// What a pipeline has, in its order, and where it starts.
@@ -37,12 +36,11 @@ pub struct Asked {
 }
 
 impl Reads {
-    pub fn new(parts: &Arc<Parts>) -> Self {
+    pub fn new(parts: &Parts) -> Self {
         Self {
             receipts: HashMap::new(),
             joined: HashMap::new(),
             shared: Receipts::new(parts),
-            parts: Arc::clone(parts),
         }
     }
 
@@ -110,8 +108,9 @@ impl Reads {
         for ((session_id, joined), answer) in asked.sessions.into_iter().zip(answers) {
             self.joined.remove(&session_id);
             // Another type of key counts as empty.
-            let stored = answer.as_ref().map(read_states).unwrap_or_default();
-            self.parts.activity.reads.merge(&session_id, &stored);
+            let stored = answer.as_ref().map(|answer| read_states(&session_id, answer));
+            self.shared
+                .add_stored(&session_id, &stored.unwrap_or_default(), &joined);
             for writer in joined {
                 self.shared.send_state(&session_id, &writer);
             }
@@ -120,11 +119,11 @@ impl Reads {
 }
 
 /// The answer to `HGETALL`. What can't be read is left out.
-fn read_states(answer: &Value) -> Vec<(UserId, ReadUpTo)> {
+fn read_states(session_id: &SessionId, answer: &Value) -> Vec<Receipt> {
     let stored: Vec<(Vec<u8>, Vec<u8>)> = redis::from_redis_value(answer.clone()).unwrap_or_default();
-    let reader = |(user_id, up_to): &(Vec<u8>, Vec<u8>)| {
+    let reader = |(user_id, text): &(Vec<u8>, Vec<u8>)| {
         let user_id = UserId::parse(std::str::from_utf8(user_id).ok()?)?;
-        Some((user_id, ReadUpTo::parse(std::str::from_utf8(up_to).ok()?)?))
+        Receipt::of_stored(session_id, user_id, std::str::from_utf8(text).ok()?)
     };
     stored.iter().filter_map(reader).collect()
 }
@@ -139,15 +138,19 @@ mod tests {
         let position = "018f4e3a7c1e70008000000000000000";
         let answer = Value::Array(vec![
             text("u1"),
-            text(&format!("{position} m 1")),
+            text(&format!("{position} agent T m 1")),
             text("u2"),
             text("foreign"),
             text("u/3"),
-            text(&format!("{position} m")),
+            text(&format!("{position} agent T m")),
         ]);
-        let read = read_states(&answer);
+        let session_id = SessionId::parse("s").unwrap();
+        let read = read_states(&session_id, &answer);
         assert_eq!(read.len(), 1);
-        assert_eq!((read[0].0.as_str(), &*read[0].1.message_id), ("u1", "m 1"));
-        assert!(read_states(&Value::Nil).is_empty());
+        assert_eq!(
+            (read[0].user_id.as_str(), &*read[0].up_to.message_id),
+            ("u1", "m 1")
+        );
+        assert!(read_states(&session_id, &Value::Nil).is_empty());
     }
 }

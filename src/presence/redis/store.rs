@@ -321,9 +321,7 @@ impl Store {
     pub fn add_read(&self, pipeline: &mut Pipeline, receipt: &Receipt) {
         let command = pipeline.cmd("EVALSHA").arg(self.read.get_hash()).arg(1);
         command.arg(keys::read(&receipt.session_id));
-        command
-            .arg(receipt.user_id.as_str())
-            .arg(receipt.up_to.to_string());
+        command.arg(receipt.user_id.as_str()).arg(receipt.stored());
         command.arg(KEEP_READ).arg(MAX_READERS);
     }
 
