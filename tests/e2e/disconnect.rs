@@ -109,7 +109,12 @@ async fn a_refused_user_stays_out_until_it_ends() {
     assert_eq!(knock(&server, "s", "u", "").await, 101);
     let began = Instant::now();
     disconnect(&server, "s", "u", "?for=1s");
-    assert_eq!(knock(&server, "s", "u", "").await, 403);
+    let status = knock(&server, "s", "u", "").await;
+    // On a loaded machine it may be over by then.
+    assert!(
+        status == 403 || began.elapsed() >= Duration::from_secs(1),
+        "{status}"
+    );
     eventually("the refusal ends", || {
         server.get("/ws/s/u/customer").status == 426
     });
