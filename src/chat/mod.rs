@@ -121,19 +121,14 @@ impl Chat {
                     user_type: speaks_as(joined.user_type),
                 };
                 let cursor = self.first_cursor(session_id, resume.as_deref(), live_from.get());
-                server::connection_established(who, &timestamp(), cursor.as_deref())
+                let at = timestamp();
+                let greeting = server::connection_established(who, &at, cursor.as_deref());
+                broadcast::with_typists(&self.activity.typists, session_id, &member.user_id, &at, greeting)
             });
         if let Some(expires_at) = expires_at {
             member.writer.set_token(expires_at, clock::unix_seconds());
         }
         let is_refused = self.disconnects.close_if_refused(session_id, &member);
-        broadcast::typists(
-            &self.activity.typists,
-            session_id,
-            &member.user_id,
-            &member.writer,
-            &timestamp(),
-        );
         self.presence
             .connection_opened(session_id, &member.user_id, &member.writer);
         if let Some(resume) = resume.filter(|_| !is_refused) {

@@ -75,14 +75,16 @@ pub fn read_state(reads: &ReadStates, session_id: &SessionId, writer: &Arc<Conne
     });
 }
 
-/// Sends a connection an indicator for everyone else who is typing in its session.
-pub fn typists(
+/// A greeting, followed by an indicator for everyone else who is typing in the session. They are one write, before the
+/// connection is a member: who stops typing later is shown after that.
+pub fn with_typists(
     typists: &Typists,
     session_id: &SessionId,
     user_id: &UserId,
-    writer: &Arc<ConnectionWriter>,
     at: &str,
-) {
+    greeting: Bytes,
+) -> Bytes {
+    let mut frames = Vec::new();
     typists.with_typing(session_id, |typist, user_type| {
         let frame = server::typing_indicator(&TypingIndicator {
             session_id: session_id.as_str(),
@@ -92,9 +94,13 @@ pub fn typists(
             timestamp: at,
         });
         if let Some(frame) = frame.filter(|_| typist != user_id) {
-            writer.send_chunk(&frame);
+            frames.extend_from_slice(&frame);
         }
     });
+    match frames.is_empty() {
+        true => greeting,
+        false => [&greeting[..], &frames].concat().into(),
+    }
 }
 
 fn to_others(session: &Session, user_id: &UserId, frame: Bytes) {

@@ -205,7 +205,7 @@ async fn typing_ends_automatically_after_thirty_seconds() {
     let started = Instant::now();
     send(&mut typist, "typing_start").await;
     assert_eq!(seen(&mut agent).await, is("cust", true));
-    let is_end = |frame: &Value| frame["type"] == "typing_indicator";
+    let is_end = |frame: &Value| frame["type"] == "typing_indicator" && frame["data"]["is_typing"] == false;
     let end = agent
         .next_within("the end of typing", Duration::from_secs(90), is_end)
         .await;
