@@ -77,7 +77,7 @@ async fn a_client_that_is_ahead_waits_and_gets_its_answers_meanwhile() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_wait_for_what_the_node_has_not_read_yet() {
     let topics = Topics::new();
-    let (server, key) = node(&topics, "2s");
+    let (server, key) = node(&topics, "5s");
     let mut agent = Client::connect(&server, "s", "agent", "agent").await;
     let here = page(&server, "s", "");
     let cursor = ahead(&key, "s", here["cursor"].as_str().unwrap(), 1);

@@ -1,6 +1,7 @@
 //! One server process: started from a clean environment, watched through its log, killed when dropped.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -272,6 +273,21 @@ impl Server {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal's name");
         let pid = Pid::from_raw(self.pid.try_into().expect("a process id"));
         kill(pid, signal).unwrap_or_else(|error| panic!("could not send {name} to the server: {error}"));
+        if signal == Signal::SIGSTOP {
+            // Its threads may run on for a moment.
+            super::eventually("all threads have stopped", || self.is_stopped());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server's threads");
+        threads.flatten().all(|thread| {
+            // A thread that has ended since is not in the way.
+            let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            status
+                .lines()
+                .all(|line| !line.starts_with("State:") || line.contains("T (stopped)"))
+        })
     }
 
     /// Waits for the end of the process: its exit code, or None when a signal ended it. Panics when it does not end.
