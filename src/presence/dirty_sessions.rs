@@ -10,6 +10,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::newest_receipts::NewestReceipts;
 use crate::clock::Moment;
 use crate::protocol::ids::{SessionId, UserId};
 use crate::protocol::receipt::Receipt;
@@ -31,7 +32,7 @@ pub struct Changes {
     /// Who is typing and who has stopped, for the store's readers.
     pub typing: HashMap<(SessionId, UserId), bool, RandomState>,
     /// How far users have read, for the store.
-    pub receipts: HashMap<(SessionId, UserId), Receipt, RandomState>,
+    pub receipts: NewestReceipts,
 }
 
 #[derive(Default)]
@@ -125,19 +126,11 @@ impl DirtySessions {
         self.wake.notify_one();
     }
 
-    /// A user has read further, maybe. Of one user, only the newest counts.
+    /// A user has read further, maybe.
     pub fn receipt(&self, receipt: Receipt) {
-        let key = (receipt.session_id.clone(), receipt.user_id.clone());
-        {
-            let receipts = &mut self.changes.lock().receipts;
-            if let Some(known) = receipts.get(&key)
-                && !receipt.up_to.is_after(&known.up_to)
-            {
-                return;
-            }
-            receipts.insert(key, receipt);
+        if self.changes.lock().receipts.add(receipt) {
+            self.wake.notify_one();
         }
-        self.wake.notify_one();
     }
 
     fn mark_with(&self, session_id: &SessionId, set: impl FnOnce(&mut SessionChange)) {

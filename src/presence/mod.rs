@@ -9,6 +9,7 @@ pub mod dirty_sessions;
 mod embedded;
 mod grace;
 pub mod lobby;
+mod newest_receipts;
 mod parts;
 mod receipts;
 mod redis;

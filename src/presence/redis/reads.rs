@@ -7,6 +7,7 @@ use redis::{Pipeline, RedisResult, Value};
 
 use super::keys;
 use super::store::Store;
+use crate::presence::newest_receipts::NewestReceipts;
 use crate::presence::parts::Parts;
 use crate::presence::receipts::Receipts;
 use crate::protocol::ids::{SessionId, UserId};
@@ -15,14 +16,10 @@ use crate::writer::ConnectionWriter;
 
 /// At most so many receipts, and sessions to read, in one pipeline.
 const MAX_PIPELINE: usize = 500;
-/// At most so many wait for Redis; beyond that, receipts are dropped.
-const MAX_WAITING: usize = 20_000;
-
-type Reader = (SessionId, UserId);
 
 /// What waits for Redis.
 pub struct Reads {
-    receipts: HashMap<Reader, Receipt>,
+    receipts: NewestReceipts,
     /// New connections that have not been told yet.
     joined: HashMap<SessionId, Vec<Arc<ConnectionWriter>>>,
     shared: Receipts,
@@ -38,17 +35,15 @@ pub struct Asked {
 impl Reads {
     pub fn new(parts: &Parts) -> Self {
         Self {
-            receipts: HashMap::new(),
+            receipts: NewestReceipts::default(),
             joined: HashMap::new(),
             shared: Receipts::new(parts),
         }
     }
 
-    pub fn add(&mut self, receipts: impl IntoIterator<Item = (Reader, Receipt)>) {
-        for (reader, receipt) in receipts {
-            if self.receipts.len() < MAX_WAITING {
-                self.receipts.insert(reader, receipt);
-            }
+    pub fn add(&mut self, receipts: NewestReceipts) {
+        for receipt in receipts.into_values() {
+            self.receipts.add(receipt);
         }
     }
 
@@ -75,7 +70,7 @@ impl Reads {
     /// Adds some of it to a pipeline; what is not answered is added again.
     pub fn add_to(&self, pipeline: &mut Pipeline, store: &Store) -> Asked {
         let first = pipeline.len();
-        let receipts: Vec<_> = self.receipts.values().take(MAX_PIPELINE).cloned().collect();
+        let receipts: Vec<_> = self.receipts.iter().take(MAX_PIPELINE).cloned().collect();
         for receipt in &receipts {
             store.add_read(pipeline, receipt);
         }
@@ -95,10 +90,7 @@ impl Reads {
     pub fn answered(&mut self, asked: Asked, answers: &[RedisResult<Value>]) {
         let mut answers = answers.iter().skip(asked.first - 1);
         for (receipt, answer) in asked.receipts.iter().zip(&mut answers) {
-            let reader = (receipt.session_id.clone(), receipt.user_id.clone());
-            if self.receipts.get(&reader) == Some(receipt) {
-                self.receipts.remove(&reader);
-            }
+            self.receipts.remove(receipt);
             // After a lost answer it is stored already.
             let is_stored = matches!(answer, Ok(Value::Int(1)));
             if is_stored {
