@@ -29,6 +29,7 @@ mod config_sources;
 mod dedup;
 mod disconnect;
 mod fanout_io;
+mod frame_watcher;
 mod handshake;
 mod handshake_early;
 mod handshake_headers;
