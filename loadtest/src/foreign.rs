@@ -15,6 +15,7 @@ use crate::node::{Kind, Node, Programs, brokers};
 use crate::process;
 use crate::report::{Figures, Named as _, Report, column, progress};
 use crate::template::{Template, Values};
+use crate::timing::Timing;
 
 const TURN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,15 +39,8 @@ pub struct Options {
     /// Connections, two in a session: those of the first sessions show when everything has been read
     #[arg(long, default_value_t = 1_000)]
     pub sockets: usize,
-    /// How often each arm is measured; the arms alternate
-    #[arg(long, default_value_t = 5)]
-    pub rounds: usize,
-    /// Seconds before the measured part
-    #[arg(long, default_value_t = 2.0)]
-    pub warmup: f64,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
+    #[command(flatten)]
+    pub timing: Timing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -133,7 +127,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
             "as many as are taken".into()
         };
         let mut report = Report::new(format!("Foreign records, {how}"), &columns);
-        for round in 0..options.rounds {
+        for round in 0..options.timing.rounds {
             for &arm in &options.arms {
                 let figures = measure(options, arm, pace)
                     .with_context(|| format!("foreign records, {how}, {}", arm.name()))?;
@@ -183,11 +177,11 @@ fn measure(options: &Options, arm: Arm, pace: Pace) -> Result<Figures> {
             behind: acknowledged.elapsed(),
         })
     };
-    publish(options.warmup, &mut listeners)?;
+    publish(options.timing.warmup, &mut listeners)?;
     let pid = node.process.pid();
     let cpu = || -> Result<_> { Ok((node.process.cpu()?, process::cpu_of_threads(pid, BUS_THREAD)?)) };
     let before = cpu()?;
-    let published = publish(options.seconds, &mut listeners)?;
+    let published = publish(options.timing.seconds, &mut listeners)?;
     let after = cpu()?;
     ensure!(
         listeners.strays == 0,
@@ -204,7 +198,7 @@ fn measure(options: &Options, arm: Arm, pace: Pace) -> Result<Figures> {
         figures.insert("bus_cpu_us", each(after - before));
     }
     if let Pace::Rate(rate) = pace {
-        let due = rate * options.seconds;
+        let due = rate * options.timing.seconds;
         figures.insert("sent_percent", (published.records / due * 100.0).min(100.0));
     }
     Ok(figures)

@@ -1,5 +1,6 @@
 //! Workload D: idle connections and their memory.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -27,6 +28,9 @@ pub struct Options {
     pub sessions: usize,
     #[arg(long, value_delimiter = ',')]
     pub arms: Option<Vec<Arm>>,
+    /// Another binary of the server, measured in turn with the first in all its arms
+    #[arg(long, value_name = "FILE")]
+    pub other_server: Option<PathBuf>,
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Seconds to idle
@@ -84,24 +88,32 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
             .collect()
     };
     let arms: Vec<Arm> = options.arms.clone().unwrap_or_else(all);
+    let other = options.other_server.as_ref();
+    let other = other.map(|server| options.programs.with_server(server));
     for round in 0..options.rounds {
         for &arm in &arms {
-            let figures = measure(options, arm)?;
-            progress(&format!(
-                "D round {}: {} {:.2} KiB per connection",
-                round + 1,
-                arm.name(),
-                figures["rss_kib_per_connection"]
-            ));
-            report.add(&arm.name(), figures);
+            let mut add = |programs: &Programs, name: String| -> Result<()> {
+                let figures = measure(options, programs, arm)?;
+                progress(&format!(
+                    "D round {}: {name} {:.2} KiB per connection",
+                    round + 1,
+                    figures["rss_kib_per_connection"]
+                ));
+                report.add(&name, figures);
+                Ok(())
+            };
+            add(&options.programs, arm.name())?;
+            if let (Some(other), Kind::Server { .. }) = (&other, arm.kind()) {
+                add(other, format!("{}, other", arm.name()))?;
+            }
         }
     }
     report.note(format!("Before: after {FIRST} connections have come and gone."));
     Ok(vec![report])
 }
 
-fn measure(options: &Options, arm: Arm) -> Result<Figures> {
-    let node = Node::start(&options.programs, arm.kind(), &[])?;
+fn measure(options: &Options, programs: &Programs, arm: Arm) -> Result<Figures> {
+    let node = Node::start(programs, arm.kind(), &[])?;
     let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
     let mut crowd = Crowd::new()?;
     fill(&mut crowd, &node, FIRST, FIRST)?;

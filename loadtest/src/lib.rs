@@ -10,6 +10,7 @@
 //! - [`node`]: the server or bare loop under test; [`process`], [`services`], [`kafka`]: what that takes
 //! - [`feed`]: how the bare loop gets messages
 //! - [`wrong_tokens`]: thousands of wrong tokens, beside clients with good ones; [`tokens`] makes both
+//! - [`timing`]: how often and how long messages are measured
 //! - [`report`]: tables and JSON; [`targets`]: the ratios that matter
 //! - [`remote`]: other servers
 
@@ -29,6 +30,7 @@ pub mod scale;
 pub mod services;
 pub mod targets;
 pub mod template;
+pub mod timing;
 pub mod tokens;
 pub mod wrong_tokens;
 pub mod ws;

@@ -1,7 +1,7 @@
 //! The system under test of one arm: livechat-ws or the bare loop, with the services it needs, all fresh.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,6 +26,16 @@ pub struct Programs {
     /// A librdkafka property of the bare loop's consumer; may be repeated
     #[arg(long = "floor-set", value_name = "NAME=VALUE")]
     pub floor_set: Vec<String>,
+}
+
+impl Programs {
+    /// The same with another binary of the server.
+    pub fn with_server(&self, server: &Path) -> Self {
+        Self {
+            server: server.to_owned(),
+            ..self.clone()
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! Messages over another server, for comparison, described by a URL template and hello frames.
 
 use std::net::ToSocketAddrs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -14,6 +13,7 @@ use crate::message::workload::{COLUMNS, UNDER_WAY};
 use crate::node::brokers;
 use crate::report::{Report, progress};
 use crate::template::Template;
+use crate::timing::Timing;
 
 #[derive(Args, Clone)]
 pub struct Options {
@@ -46,12 +46,8 @@ pub struct Options {
     /// Messages a second, over all sessions; 0: as fast as they are accepted
     #[arg(long, default_value_t = 200.0)]
     rate: f64,
-    #[arg(long, default_value_t = 2.0)]
-    warmup: f64,
-    #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[command(flatten)]
+    timing: Timing,
     /// How many clients may be between connect and upgrade at a time
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
@@ -79,8 +75,8 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         } else {
             Pace::UnderWay(UNDER_WAY)
         },
-        warmup: Duration::from_secs_f64(options.warmup),
-        steady: Duration::from_secs_f64(options.seconds),
+        warmup: options.timing.warmup(),
+        steady: options.timing.measured(),
         in_flight: options.in_flight,
         has_slow_reader: false,
     };
@@ -90,7 +86,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         options.sockets, options.sessions, options.rate
     );
     let mut report = Report::new(title, &COLUMNS);
-    for round in 0..options.rounds {
+    for round in 0..options.timing.rounds {
         let figures = measure(&shape, &target, publish(options)?, &message)?;
         progress(&format!("round {}: {figures:?}", round + 1));
         report.add(&options.name, figures);

@@ -8,6 +8,7 @@ use clap::Args;
 use crate::message::workload::{self, Arm, Workload};
 use crate::node::Programs;
 use crate::report::Report;
+use crate::timing::Timing;
 use crate::{idle, presence, resume};
 
 #[derive(Args, Clone)]
@@ -197,10 +198,12 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         workloads: vec![Workload::A, Workload::B, Workload::C],
         arms: None,
         other_server: None,
-        rounds: options.rounds,
+        timing: Timing {
+            rounds: options.rounds,
+            warmup: 2.0,
+            seconds: options.seconds,
+        },
         together: false,
-        warmup: 2.0,
-        seconds: options.seconds,
         under_way: workload::UNDER_WAY,
     };
     let together = workload::Options {
@@ -216,6 +219,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         connections: 10_000,
         sessions: 5_000,
         arms: None,
+        other_server: None,
         rounds: options.rounds,
         seconds: 5,
     })?);

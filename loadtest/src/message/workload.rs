@@ -1,7 +1,6 @@
 //! Workloads A, B and C, over the bare loop and the server.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
@@ -13,6 +12,7 @@ use crate::kafka::{Form, Producer};
 use crate::node::{Kind, Node, Programs, brokers};
 use crate::report::{Column, Figures, Named as _, Report, column, progress};
 use crate::template::{Template, Values};
+use crate::timing::Timing;
 
 /// A frame's payload, about that of a short chat message.
 pub const PAYLOAD: usize = 280;
@@ -77,19 +77,12 @@ pub struct Options {
     /// Another binary of the server, measured in turn with the first in all its arms
     #[arg(long, value_name = "FILE")]
     pub other_server: Option<std::path::PathBuf>,
-    /// How often each arm is measured; the arms alternate
-    #[arg(long, default_value_t = 5)]
-    pub rounds: usize,
+    #[command(flatten)]
+    pub timing: Timing,
     /// All arms of a round at the same time: what stalls the broker or the machine then stalls them alike. For latency,
     /// on a machine that has room for all of them
     #[arg(long)]
     pub together: bool,
-    /// Seconds before the measured part
-    #[arg(long, default_value_t = 2.0)]
-    pub warmup: f64,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
     /// In C, how many messages may be in flight: the more, the larger the batches
     #[arg(long, default_value_t = UNDER_WAY)]
     pub under_way: u64,
@@ -170,8 +163,8 @@ impl Workload {
             sockets,
             sessions,
             pace,
-            warmup: Duration::from_secs_f64(options.warmup),
-            steady: Duration::from_secs_f64(options.seconds),
+            warmup: options.timing.warmup(),
+            steady: options.timing.measured(),
             in_flight: 256,
             has_slow_reader: arm == Arm::KafkaSlow,
         }
@@ -194,7 +187,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
             title = title.replacen(':', " together:", 1);
         }
         let mut report = Report::new(title, &COLUMNS);
-        for round in 0..options.rounds {
+        for round in 0..options.timing.rounds {
             let mut add = |contestant: &Contestant, figures| {
                 progress(&line(workload, round, &contestant.name, &figures));
                 report.add(&contestant.name, figures);
@@ -230,11 +223,8 @@ fn contestants(workload: Workload, options: &Options) -> Vec<Contestant> {
         let of = |name, programs| Contestant { name, arm, programs };
         contestants.push(of(arm.name(), options.programs.clone()));
         if let (Kind::Server { .. }, Some(other)) = (arm.kind(), &options.other_server) {
-            let other = Programs {
-                server: other.clone(),
-                ..options.programs.clone()
-            };
-            contestants.push(of(format!("{}, other", arm.name()), other));
+            let programs = options.programs.with_server(other);
+            contestants.push(of(format!("{}, other", arm.name()), programs));
         }
     }
     contestants

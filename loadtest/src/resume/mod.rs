@@ -167,11 +167,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
     options.check()?;
     let mut servers = vec![("kafka".to_owned(), options.programs.clone())];
     if let Some(server) = &options.other_server {
-        let other = Programs {
-            server: server.clone(),
-            ..options.programs.clone()
-        };
-        servers.push(("kafka, other".to_owned(), other));
+        servers.push(("kafka, other".to_owned(), options.programs.with_server(server)));
     }
     let mut reports = Vec::new();
     for &source in &options.source {

@@ -4,8 +4,6 @@
 
 mod guesser;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
@@ -16,6 +14,7 @@ use crate::message::workload::{CUSTOMER, by_socket};
 use crate::node::{Kind, Node, Programs};
 use crate::report::{Column, Figures, Named as _, Report, column, progress};
 use crate::template::Template;
+use crate::timing::Timing;
 use crate::tokens::Issuer;
 
 const COLUMNS: [Column; 13] = [
@@ -70,15 +69,8 @@ pub struct Options {
     /// Messages a second, over all sessions
     #[arg(long, default_value_t = 200.0)]
     pub rate: f64,
-    /// How often each arm is measured; the arms alternate
-    #[arg(long, default_value_t = 5)]
-    pub rounds: usize,
-    /// Seconds before the measured part
-    #[arg(long, default_value_t = 2.0)]
-    pub warmup: f64,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
+    #[command(flatten)]
+    pub timing: Timing,
 }
 
 /// Measures it.
@@ -98,7 +90,7 @@ pub fn run(options: &Options) -> Result<Vec<Report>> {
         ),
         &COLUMNS,
     );
-    for round in 0..options.rounds {
+    for round in 0..options.timing.rounds {
         for &arm in &options.arms {
             let name = arm.name();
             let figures = one(options, arm).with_context(|| format!("wrong tokens, {name}"))?;
@@ -145,8 +137,8 @@ fn one(options: &Options, arm: Arm) -> Result<Figures> {
         sockets: options.clients,
         sessions: options.sessions,
         pace: Pace::Rate(options.rate),
-        warmup: Duration::from_secs_f64(options.warmup),
-        steady: Duration::from_secs_f64(options.seconds),
+        warmup: options.timing.warmup(),
+        steady: options.timing.measured(),
         in_flight: 256,
         has_slow_reader: false,
     };
