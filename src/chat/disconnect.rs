@@ -9,7 +9,7 @@ use crate::bus::PublishError;
 use crate::clock;
 use crate::protocol::control::{Disconnect, Refusal};
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::record::{Form, Outgoing, RecordKey, Topic};
+use crate::protocol::record::{Outgoing, RecordKey, Topic};
 
 /// How long the answer may take: within five seconds.
 const PATIENCE: Duration = Duration::from_millis(4_600);
@@ -51,14 +51,8 @@ impl Chat {
     async fn write_disconnect(&self, record: &Disconnect) -> Result<(), PublishError> {
         if self.bus.is_shared() {
             let (sender, outcome) = oneshot::channel();
-            let outgoing = Outgoing {
-                topic: Topic::Control,
-                key: RecordKey::User(record.key()),
-                value: record.value().ok_or(PublishError::Unavailable)?,
-                form: Form::Legacy,
-                message_id: None,
-                client_id: None,
-            };
+            let value = record.value().ok_or(PublishError::Unavailable)?;
+            let outgoing = Outgoing::legacy(Topic::Control, RecordKey::User(record.key()), value);
             let ack = move |acknowledged| {
                 // The backend may have gone.
                 let _ = sender.send(acknowledged);

@@ -28,7 +28,7 @@ use crate::protocol::client::{FrameReader, Request};
 use crate::protocol::code::{ErrorCode, WireError};
 use crate::protocol::correlation::Correlation;
 use crate::protocol::ids::{SessionId, UserId, UserType};
-use crate::protocol::record::{self, Form, Outgoing, RecordKey, Topic};
+use crate::protocol::record::{self, Outgoing, RecordKey, Topic};
 use crate::protocol::resume::Resume;
 use crate::protocol::server::{self, Identity};
 use crate::protocol::timestamp;
@@ -248,14 +248,9 @@ impl Chat {
         let Some(value) = record::typing_value(&session.id, user_id, user_type, is_typing, &at) else {
             return;
         };
-        self.bus.publish_unacknowledged(Outgoing {
-            topic: Topic::Typing,
-            key: RecordKey::Session(session.id.clone()),
-            value,
-            form: Form::Legacy,
-            message_id: None,
-            client_id: None,
-        });
+        let key = RecordKey::Session(session.id.clone());
+        self.bus
+            .publish_unacknowledged(Outgoing::legacy(Topic::Typing, key, value));
     }
 
     /// Stops presence and the bus: published records get their outcome, as far as `patience` allows.

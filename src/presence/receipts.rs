@@ -7,7 +7,7 @@ use crate::bus::Bus;
 use crate::fanout::broadcast;
 use crate::protocol::ids::SessionId;
 use crate::protocol::receipt::Receipt;
-use crate::protocol::record::{Form, Outgoing, RecordKey, Topic};
+use crate::protocol::record::{Outgoing, RecordKey, Topic};
 use crate::session::{Activity, Registry};
 use crate::writer::ConnectionWriter;
 
@@ -41,14 +41,9 @@ impl Receipts {
         let Some(value) = receipt.record_value() else {
             return;
         };
-        self.bus.publish_unacknowledged(Outgoing {
-            topic: Topic::Typing,
-            key: RecordKey::Session(receipt.session_id.clone()),
-            value,
-            form: Form::Legacy,
-            message_id: None,
-            client_id: None,
-        });
+        let key = RecordKey::Session(receipt.session_id.clone());
+        self.bus
+            .publish_unacknowledged(Outgoing::legacy(Topic::Typing, key, value));
     }
 
     /// Adds what Redis has of a session that connections have joined.

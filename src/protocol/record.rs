@@ -122,6 +122,20 @@ pub struct Outgoing {
     pub client_id: Option<String>,
 }
 
+impl Outgoing {
+    /// What is no message: neither native nor one that clients can name.
+    pub fn legacy(topic: Topic, key: RecordKey, value: Vec<u8>) -> Self {
+        Self {
+            topic,
+            key,
+            value,
+            form: Form::Legacy,
+            message_id: None,
+            client_id: None,
+        }
+    }
+}
+
 /// Why a record is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Poison {

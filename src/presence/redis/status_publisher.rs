@@ -11,7 +11,7 @@ use super::answers::Applied;
 use crate::bus::Bus;
 use crate::presence::dirty_sessions::DirtySessions;
 use crate::protocol::ids::{SessionId, UserId};
-use crate::protocol::record::{self, Form, Outgoing, RecordKey, Topic};
+use crate::protocol::record::{self, Outgoing, RecordKey, Topic};
 use crate::protocol::status::{ConnectionStatus, EventType, MAX_LISTED_EVENTS, StatusEvent};
 use crate::protocol::timestamp;
 
@@ -175,14 +175,8 @@ impl StatusPublisher {
                 on_failure(events);
                 continue;
             };
-            let outgoing = Outgoing {
-                topic: Topic::Status,
-                key: RecordKey::Session(session_id.clone()),
-                value,
-                form: Form::Legacy,
-                message_id: None,
-                client_id: None,
-            };
+            let key = RecordKey::Session(session_id.clone());
+            let outgoing = Outgoing::legacy(Topic::Status, key, value);
             self.bus.publish(
                 outgoing,
                 Box::new(move |outcome| {
