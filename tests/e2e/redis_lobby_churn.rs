@@ -12,7 +12,7 @@ use crate::lobby_watcher::{Desk, LobbyWatcher, session};
 use crate::presence_lobby::try_listed;
 use crate::redis_cluster::Cluster;
 use crate::services::{OUTAGE, PrivateRedis};
-use crate::support::{PATIENCE, RawWs, Server};
+use crate::support::{PATIENCE, RawWs, Server, eventually};
 
 const STEPS: usize = 400;
 const SESSIONS: usize = 8;
@@ -88,7 +88,10 @@ impl Churn {
             .env("PING_INTERVAL", "30m")
             .spawn();
         server.wait_ready();
-        self.lobbies[node] = Some(LobbyWatcher::enter(NODES[node], server.http_addr()));
+        let lobby = LobbyWatcher::enter(NODES[node], server.http_addr());
+        // What happens before it would be in it, and no event.
+        eventually("a snapshot", || lobby.desk().is_some());
+        self.lobbies[node] = Some(lobby);
         self.events[node].clear();
         self.nodes[node] = Some(server);
     }
