@@ -85,7 +85,7 @@ impl Chat {
         limits: Limits,
         until: Instant,
     ) -> Result<Page, NotHere> {
-        let place = self.searches.place(until).await;
+        let place = self.searches.place(session_id, until).await;
         let place = place.ok_or(NotHere::Refused(NotResumed::Busy))?;
         let (history, session_id) = (Arc::clone(&self.history), session_id.clone());
         // Megabytes of JSON are checked, which must not hold up the runtime.

@@ -11,8 +11,6 @@ use crate::protocol::timestamp;
 /// How far the time in an id may be ahead of this node's clock, in milliseconds. With a later one, the user could not read
 /// any further for as long.
 const MAX_AHEAD_MS: i64 = 60_000;
-/// How many of the session's newest messages are searched for one whose id has no time.
-const MAX_SEARCHED: usize = 1_000;
 
 impl Chat {
     pub(super) fn mark_read(&self, participant: &Participant, up_to: &str, correlation: Correlation<'_>) {
@@ -25,7 +23,7 @@ impl Chat {
             }
             Some(position) => position,
             // What is not found is older than what is: it only counts while the user has read nothing else.
-            None => history::find_message(&self.history, session_id.as_str(), up_to, MAX_SEARCHED)
+            None => history::find_message(&self.history, session_id.as_str(), up_to)
                 .map(|(time, offset)| ReadPosition::of_record(time, offset))
                 .unwrap_or_default(),
         };

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config::ResumeConfig;
 use crate::history::query::{Answer, LogQuery, Wanted};
 use crate::history::range;
-use crate::history::{LogReplay, NotHere, RecentLog, find};
+use crate::history::{LogReplay, NotHere, RecentLog, find, is_quick};
 use crate::metrics::Metrics;
 use crate::metrics::history::Source;
 use crate::protocol::ids::SessionId;
@@ -201,9 +201,14 @@ struct Search {
 }
 
 impl Search {
-    /// Whether it does not take all of the session's records.
+    /// Whether it holds up nobody.
     fn is_quick(&self) -> bool {
-        self.searched > 0 || !matches!(self.resume, Resume::Message { time: None, .. })
+        is_quick(
+            &self.history,
+            self.session_id.as_str(),
+            &self.resume,
+            self.searched,
+        )
     }
 
     /// The positions before `start` of what the client has missed.
@@ -248,7 +253,7 @@ impl Resuming {
             let start = self.start();
             return (start, self.search.find(start));
         }
-        let Some(place) = self.searches.place(until).await else {
+        let Some(place) = self.searches.place(&self.search.session_id, until).await else {
             return (self.joined, Err(NotHere::Refused(NotResumed::Busy)));
         };
         let (start, search) = (self.start(), self.search.clone());

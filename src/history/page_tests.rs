@@ -15,7 +15,7 @@ use crate::clock;
 use crate::protocol::cursor::{Cursor, Mark};
 use crate::protocol::frame;
 use crate::protocol::ids::SessionId;
-use crate::protocol::record::{Converter, Form};
+use crate::protocol::record::Form;
 use crate::protocol::resume::Resume;
 
 fn limits(messages: usize) -> Limits {
@@ -155,7 +155,7 @@ fn from_log(model: &Model, session: &str, resume: &Resume, limits: Limits) -> Pa
             offset: record.offset,
         };
         let frame = || frame::text(record.payload.as_bytes());
-        collector.add(mark, &mut Converter::default(), frame);
+        collector.add(mark, frame);
     }
     collector.finish();
     page::of_log(session, answer.lock().take().unwrap().unwrap(), &end)

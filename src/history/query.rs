@@ -6,7 +6,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
-use super::range::{Limits, has_id};
+use super::message_id::IdSearch;
+use super::range::Limits;
 use super::recent_log::CLOCK_SKEW_MS;
 use crate::protocol::cursor::{Mark, Position};
 use crate::protocol::frame;
@@ -208,14 +209,14 @@ impl Collector {
     }
 
     /// Adds a record of the session; `frame` is made only if it is wanted.
-    pub fn add(&mut self, mark: Mark, converter: &mut Converter, frame: impl FnOnce() -> Bytes) {
+    pub fn add(&mut self, mark: Mark, frame: impl FnOnce() -> Bytes) {
         if self.is_refused() || mark.offset >= self.query.end(mark.partition) {
             return;
         }
         match self.query.message() {
             Some(id) if self.after.is_none() => {
                 let frame = frame();
-                if has_id(converter, Form::Native, &frame, id) {
+                if IdSearch::new(id).is_in(Form::Native, &frame) == Ok(true) {
                     self.found_message(mark);
                 } else if self.may_follow_message(mark) {
                     let before = self.before_message.entry(mark.partition).or_default();

@@ -60,9 +60,9 @@ fn query(resume: Resume, wanted: Wanted, limits: Limits) -> (LogQuery, Arc<Mutex
 /// What is collected of these records, in the order in which they are read.
 fn collect(resume: Resume, wanted: Wanted, limits: Limits, records: &[(Mark, Bytes)]) -> Answer {
     let (query, answer) = query(resume, wanted, limits);
-    let (mut collector, mut converter) = (Collector::new(query), Converter::default());
+    let mut collector = Collector::new(query);
     for (mark, frame) in records {
-        collector.add(*mark, &mut converter, || frame.clone());
+        collector.add(*mark, || frame.clone());
     }
     collector.finish();
     answer.lock().take().expect("an answer")
@@ -174,14 +174,14 @@ fn a_page_goes_on_by_time_in_other_partitions() {
 fn nothing_is_kept_that_can_not_follow_the_message() {
     let now = 1_000_000;
     let (query, _) = query(message("m", Some(now)), Wanted::All, LIMITS);
-    let (mut collector, mut converter) = (Collector::new(query), Converter::default());
+    let mut collector = Collector::new(query);
     for n in 0..100 {
         let at = mark(now - 100_000 + n, n as i32 % 2, n);
-        collector.add(at, &mut converter, || frame_with("x", 10));
+        collector.add(at, || frame_with("x", 10));
     }
     assert_eq!(collector.before_message.len(), 0);
-    collector.add(mark(now - 2_000, 0, 100), &mut converter, || frame_with("y", 10));
-    collector.add(mark(now, 1, 100), &mut converter, || frame_with("m", 10));
+    collector.add(mark(now - 2_000, 0, 100), || frame_with("y", 10));
+    collector.add(mark(now, 1, 100), || frame_with("m", 10));
     assert_eq!(collector.found.len(), 1, "of another partition, and within 5 s");
 }
 
@@ -234,7 +234,7 @@ fn what_precedes_the_message_is_held_within_the_limits() {
     let mut collector = Collector::new(query);
     for n in 0..5_000 {
         let at = mark(n, OWN, n);
-        collector.add(at, &mut Converter::default(), || frame_with("m", 400));
+        collector.add(at, || frame_with("m", 400));
     }
     let held = |collector: &Collector| {
         let before = collector.before_message.values();

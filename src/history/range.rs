@@ -1,16 +1,19 @@
 //! Finds the records that follow what a client has, and counts them before the first is sent.
 
-use memchr::memmem;
-use serde::Deserialize;
-
+use super::message_id::{IdSearch, TooLong};
 use super::recent_log::{CLOCK_SKEW_MS, RecentLog};
 use super::segment::Entry;
 use crate::protocol::cursor::{Cursor, Position};
-use crate::protocol::record::{Converter, Form};
 use crate::protocol::resume::{NotResumed, Resume};
 
 /// How many records are searched for an id before the lock is released for a moment.
 const STEP: usize = 64;
+/// So many records are searched at once, by the thread that serves others, too.
+const QUICK: usize = 256;
+/// How many of a session's newest records are searched for a message that a user has read, and how many bytes of those
+/// that do not begin with their id.
+const SEARCHED: usize = 1_000;
+const SEARCHED_BYTES: usize = 1 << 20;
 
 /// How much is replayed at most.
 #[derive(Clone, Copy, Debug)]
@@ -163,16 +166,13 @@ fn position_of_message(
     time: Option<i64>,
     from: u64,
 ) -> Result<Position, NotHere> {
-    // The time in an id is at most that much after the record's.
     let since = time.map(|time| time.saturating_sub(CLOCK_SKEW_MS));
-    let start = {
-        let state = log.lock();
-        if state.log() == 0 {
-            return Err(NotHere::Ahead);
-        }
-        from.max(since.map_or(0, |since| state.first_since(since)))
-    };
-    if let Some(entry) = find_record(log, session_id, id, start, usize::MAX)? {
+    if log.lock().log() == 0 {
+        return Err(NotHere::Ahead);
+    }
+    let start = first_position(log, time, from);
+    let mut search = IdSearch::new(id);
+    if let Some(entry) = find_record(log, session_id, &mut search, start, usize::MAX)? {
         return Ok(Position {
             partition: entry.partition,
             offset: entry.offset + 1,
@@ -188,10 +188,32 @@ fn position_of_message(
     }
 }
 
+/// The position from which on a message of this time may be, which is not before `from`.
+fn first_position(log: &RecentLog, time: Option<i64>, from: u64) -> u64 {
+    // The time in an id is at most that much after the record's.
+    let since = time.map(|time| time.saturating_sub(CLOCK_SKEW_MS));
+    from.max(since.map_or(0, |since| log.lock().first_since(since)))
+}
+
+/// Whether few records have to be searched to find what a client has: that holds up nobody.
+pub fn is_quick(log: &RecentLog, session_id: &str, resume: &Resume, from: u64) -> bool {
+    let Resume::Message { time, .. } = resume else {
+        return true;
+    };
+    let (start, mut left) = (first_position(log, *time, from), QUICK);
+    walk(log, session_id, start, |_, _| {
+        left -= 1;
+        left > 0
+    });
+    left > 0
+}
+
 /// The timestamp of a message's record, in milliseconds since 1970, and its offset, if it is among the session's newest
-/// `most` messages that are still here.
-pub fn find_message(log: &RecentLog, session_id: &str, id: &str, most: usize) -> Option<(i64, i64)> {
-    let entry = find_record(log, session_id, id, 0, most).ok().flatten()?;
+/// messages that are still here.
+pub fn find_message(log: &RecentLog, session_id: &str, id: &str) -> Option<(i64, i64)> {
+    let mut search = IdSearch::within(id, SEARCHED_BYTES);
+    let found = find_record(log, session_id, &mut search, 0, SEARCHED);
+    let entry = found.ok().flatten()?;
     Some((entry.time, entry.offset))
 }
 
@@ -199,7 +221,7 @@ pub fn find_message(log: &RecentLog, session_id: &str, id: &str, most: usize) ->
 fn find_record(
     log: &RecentLog,
     session_id: &str,
-    id: &str,
+    search: &mut IdSearch<'_>,
     start: u64,
     most: usize,
 ) -> Result<Option<Entry>, NotHere> {
@@ -208,7 +230,6 @@ fn find_record(
         positions.push(at);
         positions.len() < most
     });
-    let mut converter = Converter::default();
     for some in positions.chunks(STEP) {
         // Delivery needs the lock: the search is made without it.
         let some: Vec<_> = {
@@ -220,8 +241,10 @@ fn find_record(
             let Some((entry, bytes)) = found else {
                 return Err(NotHere::Older);
             };
-            if has_id(&mut converter, entry.form(), &bytes, id) {
-                return Ok(Some(entry));
+            match search.is_in(entry.form(), &bytes) {
+                Ok(true) => return Ok(Some(entry)),
+                Ok(false) => {}
+                Err(TooLong) => return Ok(None),
             }
         }
     }
@@ -289,40 +312,4 @@ impl Counted {
         self.positions.reverse();
         self.positions
     }
-}
-
-/// Whether the message in a record has this id.
-pub fn has_id(converter: &mut Converter, form: Form, bytes: &[u8], id: &str) -> bool {
-    // Others may be escaped in JSON.
-    let is_plain = id
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:~".contains(&byte));
-    let may_have_it = !is_plain || memmem::find(bytes, id.as_bytes()).is_some();
-    may_have_it && message_id(converter, form, bytes).as_deref() == Some(id)
-}
-
-/// The id of the message in a record: `data.message_id` of a frame's payload, `id` of a legacy record.
-fn message_id(converter: &mut Converter, form: Form, bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Frame<'a> {
-        #[serde(borrow)]
-        data: Data<'a>,
-    }
-    #[derive(Deserialize)]
-    struct Data<'a> {
-        #[serde(borrow)]
-        message_id: &'a serde_json::value::RawValue,
-    }
-    let converted;
-    let payload = if form == Form::Legacy {
-        converted = converter.payload(bytes)?;
-        &converted[..]
-    } else {
-        crate::protocol::frame::payload(bytes)
-    };
-    let frame: Frame<'_> = serde_json::from_slice(payload).ok()?;
-    let raw = frame.data.message_id.get();
-    // A legacy id may be a number. Anything else is no id: whoever asks for what follows `null` has seen no message.
-    let number = || raw.parse::<serde_json::Number>().is_ok().then(|| raw.to_owned());
-    serde_json::from_str::<String>(raw).ok().or_else(number)
 }

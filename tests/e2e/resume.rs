@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::support::{Client, RawWs, Server};
+use crate::publish::{publish, with_key};
+use crate::support::{Client, Http, RawWs, Server};
 
 /// Connects with a query.
 pub async fn open(server: &Server, session: &str, user: &str, query: &str) -> Client {
@@ -276,4 +277,32 @@ async fn a_replay_is_as_fast_as_its_reader() {
         stopped.expect_close()
     });
     assert_eq!(closed.await.unwrap(), 4008);
+}
+
+/// A search for an id that says nothing of its time looks at each of the session's messages, however long these are.
+#[tokio::test]
+async fn a_search_for_any_id_costs_the_same_however_long_the_messages_are() {
+    const SEARCHES: u32 = 40;
+    let server = with_key(Server::builder()).env("RATE_LIMIT_MESSAGES", 0).start();
+    let long: Vec<u8> = vec![0; 30_000];
+    for _ in 0..500 {
+        publish(&server, "s", &[], &json!({"message": "x", "attachments": long}));
+    }
+    let mut client = Client::connect(&server, "s", "u", "customer").await;
+    let before = server.cpu_time();
+    for _ in 0..SEARCHES {
+        // It occurs in each of them.
+        client
+            .send(json!({"type": "message_read", "data": {"up_to": "a"}}))
+            .await;
+        let query = "since=a&since_time=1970-01-01T00:00:00Z";
+        let (missed, resumed) = replayed(&mut open(&server, "s", "u", query).await).await;
+        assert!(missed.is_empty() && resumed["recovered"] == false, "{resumed}");
+        let page = Http::get(server.http_addr(), "/api/session/s/messages?since=a&limit=1");
+        assert_eq!(page.json()["data"]["recovered"], false);
+    }
+    client.fence().await;
+    let each = (server.cpu_time() - before) / (3 * SEARCHES);
+    // Reading all of it takes 50 ms or more.
+    assert!(each < Duration::from_millis(10), "{each:?} for each search");
 }

@@ -285,7 +285,7 @@ impl Pass {
             let Some(Waiter { collector, .. }) = &mut self.waiters[number] else {
                 continue;
             };
-            collector.add(mark, &mut self.converter, || CountedFrame::of(&frame, &self.held));
+            collector.add(mark, || CountedFrame::of(&frame, &self.held));
             if self.held.load(Ordering::Relaxed) > MAX_BYTES {
                 collector.refuse(NotResumed::Busy);
             }
