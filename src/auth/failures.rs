@@ -34,18 +34,30 @@ impl Failures {
         }
     }
 
+    /// Where an address counts.
+    fn place(&self, address: IpAddr) -> Option<(&DashMap<IpAddr, Window>, IpAddr)> {
+        let networks = PREFIXES.map(|prefix| network(address, prefix));
+        let mut tables = self.tables.iter().zip(networks);
+        // Whoever fills a table with addresses of one network shares its entry in the next; nobody else does.
+        tables.find(|(table, network)| table.len() < MAX_ADDRESSES || table.contains_key(network))
+    }
+
+    /// Whether there are too many already.
+    pub(super) fn are_too_many(&self, address: IpAddr, now: Moment) -> bool {
+        let too_many = |window: &Window| window.ends > now && window.failures >= self.per_minute;
+        self.per_minute > 0
+            && self
+                .place(address)
+                .and_then(|(table, network)| table.get(&network).map(|window| too_many(&window)))
+                .unwrap_or(false)
+    }
+
     /// Counts one; returns how long to wait if there are too many.
     pub(super) fn count(&self, address: IpAddr, now: Moment) -> Option<Duration> {
         if self.per_minute == 0 {
             return None;
         }
-        let networks = PREFIXES.map(|prefix| network(address, prefix));
-        let mut tables = self.tables.iter().zip(networks);
-        // Whoever fills a table with addresses of one network shares its entry in the next; nobody else does.
-        let has_room = |(table, network): &(&DashMap<IpAddr, Window>, IpAddr)| {
-            table.len() < MAX_ADDRESSES || table.contains_key(network)
-        };
-        let (table, network) = tables.find(has_room)?;
+        let (table, network) = self.place(address)?;
         let mut window = table.entry(network).or_insert(Window {
             ends: now + MINUTE,
             failures: 0,
@@ -96,14 +108,18 @@ mod tests {
         for second in 0..3 {
             assert_eq!(failures.count(one, at(second)), None);
         }
+        assert!(failures.are_too_many(one, at(10)) && !failures.are_too_many(other, at(10)));
         assert_eq!(failures.count(one, at(10)), Some(Duration::from_secs(50)));
         assert_eq!(failures.count(other, at(10)), None);
+        assert!(!failures.are_too_many(one, at(60)) && !failures.are_too_many(other, at(11)));
         assert_eq!(failures.count(one, at(60)), None, "the minute is over");
         failures.purge(at(69));
         assert_eq!(failures.tables[0].len(), 2);
         failures.purge(at(200));
         assert!(failures.tables.iter().all(DashMap::is_empty));
-        assert_eq!(Failures::new(0).count(one, start), None);
+        let unlimited = Failures::new(0);
+        assert_eq!(unlimited.count(one, start), None);
+        assert!(!unlimited.are_too_many(one, start));
     }
 
     #[test]

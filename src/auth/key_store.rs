@@ -54,6 +54,12 @@ impl Keys {
         }
     }
 
+    /// Whether a token may take long to verify.
+    pub(super) fn are_slow(&self) -> bool {
+        let set = self.set.iter().flatten();
+        self.public.iter().chain(set).any(|key| key.is_slow)
+    }
+
     /// Whether no set has ever been fetched.
     pub(super) fn lack_set(&self) -> bool {
         self.set.is_none()

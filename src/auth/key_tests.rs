@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::token_tests::{INVALID, agent, fixed, judge, with, with_set};
-use super::tokens::{SECRET, Signer, base64, ed25519, es256, hs, pem, rsa, set};
+use super::token_tests::{ADDRESS, INVALID, agent, fixed, judge, with, with_set};
+use super::tokens::{SECRET, Signer, base64, ed25519, es256, es384, hs, pem, rsa, set};
 use super::*;
 use crate::secret::Secret;
 
@@ -123,7 +123,7 @@ async fn a_key_set_is_fetched_for_an_unknown_key() {
     let token = first.token_of("k1", &agent());
     // The fetch of the start takes too long.
     auth.key_set_requested();
-    assert_eq!(auth.verify(&token).await, Err(Refusal::NoKeys));
+    assert_eq!(auth.verify(&token, ADDRESS).await, Err(Refusal::NoKeys));
     let served = std::sync::Arc::new(parking_lot::Mutex::new(set(&[first.jwk("k1"), hs().jwk("h")])));
     let (fetcher, serving) = (std::sync::Arc::clone(&auth), std::sync::Arc::clone(&served));
     tokio::spawn(async move {
@@ -133,38 +133,47 @@ async fn a_key_set_is_fetched_for_an_unknown_key() {
             fetcher.key_set_due(false).await;
         }
     });
-    assert!(auth.verify(&token).await.is_ok());
+    assert!(auth.verify(&token, ADDRESS).await.is_ok());
     assert!(!auth.lacks_key_set());
     // A secret that everybody can fetch is none.
     let of_secret = hs().token_of("h", &agent());
-    let pending = auth.verify(&of_secret).await;
+    let pending = auth.verify(&of_secret, ADDRESS).await;
     assert!(
         matches!(pending, Err(Refusal::KeyPending(_))),
         "not yet fetched for it: {pending:?}"
     );
     tokio::time::sleep(Duration::from_secs(12)).await;
-    assert_eq!(auth.verify(&of_secret).await, INVALID);
+    assert_eq!(auth.verify(&of_secret, ADDRESS).await, INVALID);
     *served.lock() = set(&[second.jwk("k2")]);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(
-        auth.verify(&second.token_of("k2", &agent())).await.is_ok(),
+        auth.verify(&second.token_of("k2", &agent()), ADDRESS)
+            .await
+            .is_ok(),
         "rotated"
     );
-    assert_eq!(auth.verify(&token).await, INVALID, "the old key is gone");
+    assert_eq!(auth.verify(&token, ADDRESS).await, INVALID, "the old key is gone");
     // A set that can't be read leaves the old keys.
     *served.lock() = "<html>".to_owned();
     tokio::time::sleep(Duration::from_secs(20)).await;
-    let pending = auth.verify(&first.token_of("k3", &agent())).await;
+    let pending = auth.verify(&first.token_of("k3", &agent()), ADDRESS).await;
     assert!(
         matches!(pending, Err(Refusal::KeyPending(_))),
         "the issuer did not say: {pending:?}"
     );
-    assert!(auth.verify(&second.token_of("k2", &agent())).await.is_ok());
+    assert!(
+        auth.verify(&second.token_of("k2", &agent()), ADDRESS)
+            .await
+            .is_ok()
+    );
     // One without keys revokes them.
     *served.lock() = set(&[]);
     tokio::time::sleep(Duration::from_secs(310)).await;
-    assert_eq!(auth.verify_now(&second.token_of("k2", &agent())), None);
-    assert_eq!(auth.verify(&second.token_of("k2", &agent())).await, INVALID);
+    assert_eq!(auth.verify_now(&second.token_of("k2", &agent()), ADDRESS), None);
+    assert_eq!(
+        auth.verify(&second.token_of("k2", &agent()), ADDRESS).await,
+        INVALID
+    );
     assert!(!auth.lacks_key_set());
 }
 
@@ -278,4 +287,29 @@ fn secrets_are_in_no_debug_output() {
         !shown.contains("a-secret") && !shown.contains("canary"),
         "{shown}"
     );
+}
+
+/// Nobody is refused for an address' failures, but what takes long is done in turns and beside the runtime.
+#[tokio::test(start_paused = true)]
+async fn slow_tokens_of_an_address_with_many_failures_are_verified_in_turns() {
+    for (signer, is_slow) in [(es384(), true), (es256(), false), (rsa(), false)] {
+        let auth = Arc::new(with(|settings| {
+            settings.public_key = fixed(signer.pem());
+            settings.failures_per_minute = 2;
+        }));
+        let token = signer.token(&agent());
+        for _ in 0..2 {
+            assert!(auth.verify_now(&token, ADDRESS).is_some());
+            assert_eq!(auth.count_failure(ADDRESS), None);
+        }
+        assert_eq!(auth.verify_now(&token, ADDRESS).is_none(), is_slow);
+        assert!(auth.verify(&token, ADDRESS).await.is_ok(), "in its turn");
+        let other = "192.0.2.2".parse().unwrap();
+        assert!(auth.verify_now(&token, other).is_some(), "nobody else waits");
+        let turn = auth.suspects.acquire().await.unwrap();
+        let waiting = auth.verify(&token, ADDRESS).await;
+        assert_eq!(waiting == Err(Refusal::Busy), is_slow, "{waiting:?}");
+        drop(turn);
+        assert!(auth.verify(&token, ADDRESS).await.is_ok());
+    }
 }

@@ -15,6 +15,8 @@ const MIN_SECRET_BYTES: usize = 32;
 pub(super) const MIN_DIFFERENT_BYTES: usize = 5;
 /// RSA keys outside of these sizes are refused by ring; in bytes of the modulus.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
+/// Up to here, RSA is verified as fast as P-256 is; in bytes of the modulus.
+const FAST_RSA_BYTES: usize = 384;
 /// How many keys are tried for a token that names none.
 pub(super) const MAX_CANDIDATES: usize = 4;
 
@@ -34,6 +36,8 @@ pub(super) struct Key {
     pub(super) id: Option<String>,
     decoding: DecodingKey,
     algorithms: Vec<Algorithm>,
+    /// A verification takes some milliseconds of a core, or a good part of one; others take at most a tenth of that.
+    pub(super) is_slow: bool,
 }
 
 impl Key {
@@ -42,6 +46,7 @@ impl Key {
             id: None,
             decoding,
             algorithms: algorithms.to_vec(),
+            is_slow: false,
         }
     }
 
@@ -79,7 +84,10 @@ impl Key {
             let bits = n.len() * 8;
             return Err(format!("expected an RSA key of 2048 to 8192 bits; it has {bits}"));
         }
-        Ok(Self::new(DecodingKey::from_rsa_raw_components(n, e), RSA))
+        Ok(Self {
+            is_slow: n.len() > FAST_RSA_BYTES,
+            ..Self::new(DecodingKey::from_rsa_raw_components(n, e), RSA)
+        })
     }
 
     /// A point of P-256: ES256.
@@ -89,7 +97,11 @@ impl Key {
 
     /// A point of P-384: ES384.
     pub(super) fn p384(point: &[u8]) -> Result<Self, String> {
-        Self::point(point, 97, DecodingKey::from_ec_der, Algorithm::ES384)
+        // ring has no fast arithmetic for this curve.
+        Ok(Self {
+            is_slow: true,
+            ..Self::point(point, 97, DecodingKey::from_ec_der, Algorithm::ES384)?
+        })
     }
 
     /// An Ed25519 key: EdDSA.

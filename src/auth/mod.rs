@@ -34,6 +34,8 @@ pub use keys::{check_pem, check_secret};
 pub use rights::{Action, Denied, Principal, Sessions, Who};
 pub use settings::{KeySetSource, Settings};
 
+use tokio::sync::Semaphore;
+
 use crate::clock::{self, Moment};
 use crate::protocol::ids::SessionId;
 use api_keys::ApiKeys;
@@ -46,6 +48,9 @@ use refresh::{Refresh, Waited};
 /// A longer token is refused unread.
 pub const MAX_TOKEN: usize = 8 * 1024;
 
+/// How long a token of an address of which many were refused waits to be verified, where that may take long.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -56,6 +61,8 @@ pub enum Refusal {
     NoKeys,
     /// It names a key for which the set has yet to be fetched, which may happen after this time.
     KeyPending(Duration),
+    /// Too many tokens from addresses of which many were refused are to be verified.
+    Busy,
 }
 
 /// What is known about a token at once.
@@ -76,6 +83,8 @@ pub struct Auth {
     refresh: Refresh,
     api_keys: ApiKeys,
     failures: Failures,
+    /// The place of who verifies a token that may take long and may well be wrong.
+    suspects: Arc<Semaphore>,
 }
 
 impl Auth {
@@ -86,6 +95,7 @@ impl Auth {
             refresh: Refresh::default(),
             api_keys: ApiKeys::new(settings.api_keys.clone()),
             failures: Failures::new(settings.failures_per_minute),
+            suspects: Arc::new(Semaphore::new(1)),
             is_production,
             settings,
         }
@@ -115,12 +125,13 @@ impl Auth {
         }
     }
 
-    /// Whoever bears this token. If it names a key that is not known, the key set may be fetched first.
-    pub async fn verify(&self, token: &str) -> Result<Principal, Refusal> {
-        match self.judge(token) {
+    /// Whoever bears this token. If it names a key that is not known, the key set may be fetched first. `address`: where
+    /// it comes from, as [`address::counted`](crate::address::counted) returns it.
+    pub async fn verify(self: &Arc<Self>, token: &str, address: IpAddr) -> Result<Principal, Refusal> {
+        match self.judge_from(token, address).await? {
             Verdict::Final(result) => result,
             Verdict::UnknownKey { id, refusal } => match (self.refresh.wait(id.as_deref()).await, refusal) {
-                (Waited::Fetched, _) => match self.judge(token) {
+                (Waited::Fetched, _) => match self.judge_from(token, address).await? {
                     Verdict::Final(result) => result,
                     Verdict::UnknownKey { refusal, .. } => Err(refusal),
                 },
@@ -131,11 +142,38 @@ impl Auth {
     }
 
     /// As [`Self::verify`], without waiting; `None` if it would have to.
-    pub fn verify_now(&self, token: &str) -> Option<Result<Principal, Refusal>> {
+    pub fn verify_now(&self, token: &str, address: IpAddr) -> Option<Result<Principal, Refusal>> {
+        if self.takes_turns(token, address) {
+            return None;
+        }
         match self.judge(token) {
             Verdict::Final(result) => Some(result),
             Verdict::UnknownKey { .. } => None,
         }
+    }
+
+    /// Whether a token may take long to verify, and may well be wrong. It is not refused for its address. But such tokens
+    /// are verified one at a time and beside the runtime, so that a flood of wrong ones does not hold up everybody.
+    fn takes_turns(&self, token: &str, address: IpAddr) -> bool {
+        let is_slow = token.len() <= MAX_TOKEN && self.keys.current().are_slow();
+        is_slow && self.failures.are_too_many(address, Moment::now())
+    }
+
+    /// As [`Self::judge`], in turn if it has to be.
+    async fn judge_from(self: &Arc<Self>, token: &str, address: IpAddr) -> Result<Verdict, Refusal> {
+        if !self.takes_turns(token, address) {
+            return Ok(self.judge(token));
+        }
+        let place = Arc::clone(&self.suspects).acquire_owned();
+        let Ok(Ok(place)) = tokio::time::timeout(PLACE_TIMEOUT, place).await else {
+            return Err(Refusal::Busy);
+        };
+        let (auth, token) = (Arc::clone(self), token.to_owned());
+        let judged = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            auth.judge(&token)
+        });
+        judged.await.map_err(|_| Refusal::Busy)
     }
 
     fn judge(&self, token: &str) -> Verdict {

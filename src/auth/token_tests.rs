@@ -40,12 +40,14 @@ pub(super) fn with_set(keys: &[Value]) -> Auth {
 }
 
 pub(super) fn judge(auth: &Auth, token: &str) -> Result<Principal, Refusal> {
-    auth.verify_now(token).expect("an answer at once")
+    auth.verify_now(token, ADDRESS).expect("an answer at once")
 }
 
 pub(super) fn agent() -> Value {
     claims("bob", "agent", Value::Null)
 }
+
+pub(super) const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 pub(super) const INVALID: Result<Principal, Refusal> = Err(Refusal::Invalid);
 

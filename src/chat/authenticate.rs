@@ -67,14 +67,15 @@ pub struct Renewal {
 
 impl Renewal {
     fn judge(self) {
-        if let Some(judged) = self.auth.verify_now(&self.token) {
+        if let Some(judged) = self.auth.verify_now(&self.token, counted(self.client)) {
             return self.settle(judged);
         }
         let waiting = self.renewals.wait(&self.writer);
         tokio::spawn(async move {
             let mut next = Some(self);
             while let Some(renewal) = next {
-                let judged = renewal.auth.verify(&renewal.token).await;
+                let address = counted(renewal.client);
+                let judged = renewal.auth.verify(&renewal.token, address).await;
                 renewal.settle(judged);
                 next = waiting.next();
             }
@@ -105,7 +106,7 @@ impl Renewal {
                 }
                 self.renewals.forgive(&self.writer);
             }
-            Err(Refusal::NoKeys | Refusal::KeyPending(_)) => {
+            Err(Refusal::NoKeys | Refusal::KeyPending(_) | Refusal::Busy) => {
                 let text = "The key of this token is not known yet";
                 self.refuse(&writer, ErrorCode::KeysUnavailable, text);
             }

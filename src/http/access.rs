@@ -154,11 +154,12 @@ async fn who(
     let Some(token) = token(headers, is_upgrade) else {
         return Ok(auth.anonymous());
     };
-    match auth.verify(token).await {
+    match auth.verify(token, counted(client())).await {
         Ok(principal) => Ok(Who::Bearer(principal)),
         Err(Refusal::Invalid) => Err(failed(AccessRefusal::TokenInvalid)),
         Err(Refusal::Expired) => Err(failed(AccessRefusal::TokenExpired)),
         Err(Refusal::NoKeys) => Err(AccessRefusal::KeysUnavailable.into()),
+        Err(Refusal::Busy) => Err(AccessRefusal::Busy.into()),
         // Not the client's fault, as far as is known: it does not count.
         Err(Refusal::KeyPending(after)) => Err(Refused {
             why: AccessRefusal::KeysUnavailable,

@@ -230,6 +230,11 @@ impl AccessRefusal {
                 "Service unavailable",
                 "the key of this token is not known yet",
             ),
+            Self::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service unavailable",
+                "too many refused tokens from this address: the others wait too long",
+            ),
             Self::Forbidden => (
                 StatusCode::FORBIDDEN,
                 "Forbidden",

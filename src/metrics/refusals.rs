@@ -140,6 +140,8 @@ pub enum AccessRefusal {
     TokenExpired,
     /// The key set has never been fetched, or not yet for the key of this token.
     KeysUnavailable,
+    /// Too many tokens wait to be verified, from addresses of which many were refused.
+    Busy,
     Forbidden,
     /// A backend has disconnected the user, for a time that is not over.
     UserRefused,
@@ -152,11 +154,12 @@ pub enum AccessRefusal {
 }
 
 impl AccessRefusal {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::TokenMissing,
         Self::TokenInvalid,
         Self::TokenExpired,
         Self::KeysUnavailable,
+        Self::Busy,
         Self::Forbidden,
         Self::UserRefused,
         Self::TokensOff,
@@ -171,6 +174,7 @@ impl AccessRefusal {
             Self::TokenInvalid => "token_invalid",
             Self::TokenExpired => "token_expired",
             Self::KeysUnavailable => "keys_unavailable",
+            Self::Busy => "busy",
             Self::Forbidden => "forbidden",
             Self::UserRefused => "user_refused",
             Self::TokensOff => "tokens_off",
