@@ -136,6 +136,21 @@ async fn a_redis_that_is_back_with_an_old_snapshot_changes_nothing() {
     }
 }
 
+/// Redis has lost everything just before a node starts: it waits for those who know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_with_an_emptied_redis_refuses_who_is_refused() {
+    let redis = PrivateRedis::started();
+    let known = node(&redis, "node-a").start();
+    for round in 0..3 {
+        let session = unique("session");
+        disconnect(&known, &session, "u", "?for=10m");
+        redis.client().command(&["FLUSHALL"]);
+        let name = format!("node-{round}");
+        let late = node(&redis, &name).start();
+        assert_eq!(knock(&late, &session, "u", "").await, 403);
+    }
+}
+
 /// Redis answers, but the stream can't be read: health says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_cannot_be_read_shows_in_health() {

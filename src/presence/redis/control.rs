@@ -34,6 +34,10 @@ const LIFETIME: u64 = 25 * 60 * 60;
 /// At most how long a node waits before it restores what was lost: another may be first.
 const MAX_JITTER_MS: u64 = 200;
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Within this, nodes that know it have written again what Redis has lost: they look every [`INTERVAL`].
+const RESTORED_WITHIN: Duration = Duration::from_secs(1);
+/// The field of an entry that says only that a node has found the stream empty: it was not lost since.
+const WAS_READ: &str = "was_read";
 
 /// An entry: its id, and its fields with their values.
 type Entry = (String, Vec<Vec<u8>>);
@@ -98,6 +102,7 @@ impl ControlStream {
             last: None,
             newest: EntryId::default(),
             is_lost: false,
+            is_new: true,
             ledger: Ledger::new(MOST, LIFETIME * 1_000),
         };
         let (mut error_log, mut poison_log) = (LogLimit::new(LOG_INTERVAL), LogLimit::new(LOG_INTERVAL));
@@ -133,6 +138,8 @@ struct StreamReader<'a> {
     newest: EntryId,
     /// Redis has lost entries, and does not have everything again.
     is_lost: bool,
+    /// It was never read.
+    is_new: bool,
     ledger: Ledger,
 }
 
@@ -148,6 +155,10 @@ impl StreamReader<'_> {
         }
         if !self.is_lost {
             self.read(poison_log).await?;
+            if self.is_new && self.last.is_none() {
+                self.wait_for_others(poison_log).await?;
+            }
+            self.is_new = false;
             return Ok(());
         }
         self.last = None;
@@ -158,6 +169,22 @@ impl StreamReader<'_> {
             self.stream.append(some).await?;
         }
         self.is_lost = false;
+        Ok(())
+    }
+
+    /// The stream is empty: Redis may just have lost it, and other nodes may be about to restore it. If there is nothing to
+    /// restore, an entry says so to the nodes that start later.
+    async fn wait_for_others(&mut self, poison_log: &mut LogLimit) -> Result<(), RedisError> {
+        sleep(RESTORED_WITHIN).await;
+        self.read(poison_log).await?;
+        if self.last.is_none() {
+            let mut pipeline = redis::pipe();
+            let command = pipeline.cmd("XADD").arg(keys::CONTROL).arg("*");
+            command.arg(WAS_READ).arg(1);
+            pipeline.cmd("EXPIRE").arg(keys::CONTROL).arg(LIFETIME);
+            let answers = self.stream.store.execute(&mut pipeline, SHORT).await?;
+            answers.into_iter().try_for_each(|answer| answer.map(drop))?;
+        }
         Ok(())
     }
 
@@ -179,6 +206,10 @@ impl StreamReader<'_> {
                         .find(|pair| pair[0] == name.as_bytes())
                         .map(|pair| &*pair[1])
                 };
+                if field(WAS_READ).is_some() {
+                    self.last = Some(id);
+                    continue;
+                }
                 match Disconnect::read(field("user"), field("value")) {
                     Ok(disconnect) => {
                         let restores = field("restores").and_then(|id| std::str::from_utf8(id).ok());
