@@ -332,7 +332,7 @@ async fn speak_http(
         async move {
             let line = tracing::enabled!(tracing::Level::DEBUG).then(|| {
                 // Without the query, which may contain secrets.
-                let path = request_path::in_log(request.uri().path());
+                let path = request_path::in_log(request.uri().path(), |text| http.auth.is_api_key(text));
                 (Instant::now(), format!("{} {path}", request.method()))
             });
             let framing = state.framing(state.number());

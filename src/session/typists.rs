@@ -18,6 +18,9 @@ const REMOTE_GRACE: Duration = Duration::from_secs(2);
 /// later does not get them.
 const MAX_TYPISTS: usize = 100_000;
 
+/// How many of a session's typists are told to who joins, as of its readers.
+const MAX_TOLD: usize = 100;
+
 /// Which node a typist is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
@@ -103,11 +106,12 @@ impl Typists {
         Some(stopped.home)
     }
 
-    /// Calls `visit` with each typist of a session and their type. Nobody starts or stops meanwhile: an indicator that
+    /// Calls `visit` with each typist of a session and their type, with at most [`MAX_TOLD`]. Nobody starts or stops meanwhile: an indicator that
     /// is sent here comes before the one that ends it.
     pub fn with_typing(&self, session_id: &SessionId, mut visit: impl FnMut(&UserId, &str)) {
         let table = self.table.lock();
-        for (user_id, typing) in table.sessions.get(session_id).into_iter().flatten() {
+        let typists = table.sessions.get(session_id).into_iter().flatten();
+        for (user_id, typing) in typists.take(MAX_TOLD) {
             visit(user_id, &typing.user_type);
         }
     }
@@ -173,9 +177,15 @@ mod tests {
             listed
         };
         assert_eq!(listed("s"), ["u1 agent", "u2 customer"]);
+        for typist in 0..2 * MAX_TOLD {
+            let name = typist.to_string();
+            let typist = UserId::parse(&name).unwrap();
+            typists.start((&id("large"), &typist), "customer", Home::Here, now);
+        }
+        assert_eq!(listed("large").len(), MAX_TOLD);
         assert_eq!(typists.stop(&id("s"), &user("u1")), Some(Home::Here));
         assert_eq!(listed("s"), ["u2 customer"]);
-        assert_eq!(typists.expired(now + TYPING_TTL).len(), 2);
+        assert_eq!(typists.expired(now + TYPING_TTL).len(), 2 + 2 * MAX_TOLD);
         assert!(listed("s").is_empty() && listed("t").is_empty());
         let table = typists.table.lock();
         assert!(table.sessions.is_empty() && table.count == 0);

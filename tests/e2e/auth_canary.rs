@@ -84,7 +84,12 @@ async fn auth_secrets_keys_and_tokens_are_told_nowhere() {
                     Err(error) => answers += &format!("{error:?}"),
                 }
             }
-            for path in ["/api/session/s/messages", "/api/session/s/connection-status"] {
+            let mistaken = format!("/api/session/s/{KEY}");
+            for path in [
+                "/api/session/s/messages",
+                "/api/session/s/connection-status",
+                &mistaken,
+            ] {
                 for headers in [
                     [("Authorization", bearer.as_str())],
                     [("X-API-Key", WRONG_KEY)],
