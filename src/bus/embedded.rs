@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -16,8 +17,11 @@ const MAX_RECORDS: usize = 65_536;
 /// The most bytes that may wait for delivery.
 const MAX_BYTES: usize = 64 << 20;
 
+/// A record, and when it was appended.
+type Appended = (Instant, Outgoing);
+
 pub struct Embedded {
-    sender: Mutex<Option<SyncSender<Outgoing>>>,
+    sender: Mutex<Option<SyncSender<Appended>>>,
     queued_bytes: Arc<AtomicUsize>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -45,8 +49,9 @@ impl Embedded {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(PublishError::Full);
         }
+        let appended = (Instant::now(), record);
         let sent = match &*self.sender.lock() {
-            Some(sender) => sender.try_send(record).map_err(|error| match error {
+            Some(sender) => sender.try_send(appended).map_err(|error| match error {
                 TrySendError::Full(_) => PublishError::Full,
                 TrySendError::Disconnected(_) => PublishError::Unavailable,
             }),
@@ -67,10 +72,11 @@ impl Embedded {
     }
 }
 
-fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &AtomicUsize) {
+fn drain(receiver: &Receiver<Appended>, mut router: Router, queued_bytes: &AtomicUsize) {
     let mut offset = 0;
     let node = router.node().to_owned();
     while let Ok(first) = receiver.recv() {
+        let (at, first) = first;
         let (mut records, mut bytes, mut next) = (0, 0, Some(first));
         while let Some(record) = next {
             bytes += record.value.len();
@@ -91,10 +97,12 @@ fn drain(receiver: &Receiver<Outgoing>, mut router: Router, queued_bytes: &Atomi
             next = if is_full_batch(records, bytes) {
                 None
             } else {
-                receiver.try_recv().ok()
+                receiver.try_recv().ok().map(|(_, record)| record)
             };
         }
-        router.deliver_batch();
+        if router.deliver_batch() {
+            router.metrics().delay.observe(at.elapsed());
+        }
         queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

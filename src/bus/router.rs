@@ -91,6 +91,10 @@ impl Router {
         &self.node
     }
 
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Starts the delivery thread and waits until its backend is set up: so `fanout_io` is right by the time the node
     /// listens, and no descriptor is opened for it later.
     pub fn spawn(

@@ -78,6 +78,8 @@ pub struct Config {
     pub admin_addr: Option<SocketAddr>,
     /// Decides whether browsers' origins are checked.
     pub environment: Environment,
+    /// Whether the console at `/demo` is served.
+    pub demo: bool,
     /// The origins that may call.
     pub allowed_origins: Origins,
     /// The same as configured, for `/health`.

@@ -89,6 +89,7 @@ pub(super) fn config(
             ],
         )
     });
+    let demo = r.optional("DEMO", parse::boolean);
     let allowed_origins = r.required("ALLOWED_ORIGINS", Origins::parse);
     let cors_origins = r.required("ALLOWED_ORIGINS", |text| Ok(text.to_owned()));
     let allow_credentials = r.required("ALLOW_CREDENTIALS", parse::boolean);
@@ -153,6 +154,7 @@ pub(super) fn config(
         host,
         admin_addr,
         environment,
+        demo: demo.unwrap_or(environment == Environment::Development),
         allowed_origins,
         cors_origins,
         allow_credentials,

@@ -311,6 +311,7 @@ fn surprising_settings_cause_a_warning() {
         (&[("KAFKA_BROKRS", "k:9092")][..], "KAFKA_BROKERS"),
         (&[("ENVIRONMENT", "production")], "ALLOWED_ORIGINS=*"),
         (&[("ENVIRONMENT", "production")], "without tokens"),
+        (&[("ENVIRONMENT", "production"), ("DEMO", "true")], "DEMO=true"),
         (&[("JWT_CLAIM_ROLES", "r")], "JWT_CLAIM_ROLE"),
         (
             &[("ALLOWED_ORIGINS", "https://a.example")],

@@ -23,6 +23,10 @@ pub(super) fn surprises(config: &Config, given: &dyn Fn(&str) -> Option<String>)
          JWT_SECRET, JWT_PUBLIC_KEY, JWKS_FILE or JWKS_URL",
     );
     warn(
+        is_production && config.demo,
+        "DEMO=true with ENVIRONMENT=production: anybody may open the console at /demo and see how busy this node is",
+    );
+    warn(
         config.auth.key_set_url().is_some() && config.auth.audience.is_none(),
         "JWKS_URL without JWT_AUDIENCE: a token that its issuer made for another service is accepted, too",
     );

@@ -130,6 +130,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Listeners, "ADMIN_ADDR", "IP:PORT", "127.0.0.1:9464", "/metrics, /live and /ready; empty: off"),
 
     var(Origins, "ENVIRONMENT", "NAME", "development", "development, or production: browsers' origins are checked"),
+    var(Origins, "DEMO", "BOOL", "", "Serve the console at /demo; unset: in development only"),
     var(Origins, "ALLOWED_ORIGINS", "LIST", "*", "Origins (https://chat.example.com, https://*.example.com, null), comma-separated, or * for any"),
     var(Origins, "ALLOW_CREDENTIALS", "BOOL", "false", "Let listed origins send cookies (production only, not with * or null)"),
     var(Origins, "ALLOWED_HEADERS", "LIST", "", "More request headers that pages may send in production, or * for any"),

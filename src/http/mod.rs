@@ -4,6 +4,7 @@ mod access;
 pub mod addresses;
 mod body;
 pub mod cors;
+mod demo;
 mod disconnect;
 mod forwarded;
 mod framing;

@@ -17,7 +17,7 @@ use crate::protocol::ids::SessionId;
 const STATUS_PATIENCE: Duration = Duration::from_millis(900);
 
 #[derive(Serialize)]
-struct Dependency {
+pub struct Dependency {
     mode: &'static str,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,7 +25,7 @@ struct Dependency {
 }
 
 impl Dependency {
-    fn new(health: Health) -> Self {
+    pub fn new(health: Health) -> Self {
         Self {
             mode: health.mode,
             status: health.status.as_str(),

@@ -15,7 +15,7 @@ use super::headers::only;
 use super::refusal::{AccessRefusal, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, disconnect, messages, publish, request_path, rest, sessions};
+use super::{access, demo, disconnect, messages, publish, request_path, rest, sessions};
 use crate::auth::{Action, Sessions, Who};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
@@ -46,6 +46,8 @@ enum Route<'a> {
         session_id: &'a str,
     },
     Sessions,
+    /// The console, if it is served.
+    Demo(demo::Page),
     User {
         session_id: &'a str,
         user_id: &'a str,
@@ -83,6 +85,9 @@ impl<'a> Route<'a> {
                 Some(Self::Messages { session_id })
             }
             (ListenerKind::Public, ["api", "sessions"]) => Some(Self::Sessions),
+            (ListenerKind::Public, ["demo"]) => Some(Self::Demo(demo::Page::Console)),
+            (ListenerKind::Public, ["demo", "stats.json"]) => Some(Self::Demo(demo::Page::Stats)),
+            (ListenerKind::Public, ["demo", file]) => demo::Page::file(file).map(Self::Demo),
             (ListenerKind::Public, ["api", "session", session_id, "users", user_id]) => {
                 Some(Self::User { session_id, user_id })
             }
@@ -147,7 +152,9 @@ async fn dispatch(
     request: &mut Request<Incoming>,
     pending: &mut Option<PendingUpgrade>,
 ) -> Answer {
-    let Some(route) = Route::of(kind, request.uri().path()) else {
+    let route = Route::of(kind, request.uri().path());
+    // Without the console its paths are unknown ones.
+    let Some(route) = route.filter(|route| http.config.demo || !matches!(route, Route::Demo(_))) else {
         return RequestRefusal::NotFound.answer(&http.metrics);
     };
     let allowed = route.allowed();
@@ -167,6 +174,7 @@ async fn dispatch(
         Route::Health => rest::health(http),
         Route::Live => rest::live(),
         Route::Ready => rest::ready(http),
+        Route::Demo(page) => demo::answer(http, page),
         Route::Metrics => rest::metrics(http, request.headers()).await,
         Route::ConnectionStatus { session_id } => {
             match session_for(http, peer, request.headers(), Action::ReadStatus, session_id).await {
@@ -312,6 +320,10 @@ mod tests {
             "/api/session/s/users/u",
             "/api/session/s/users/u/",
             "/api/session/s/users//",
+            "/demo",
+            "/demo/",
+            "/demo/console.js",
+            "/demo/stats.json",
         ] {
             assert!(is_route(path), "{path}");
         }
@@ -327,6 +339,9 @@ mod tests {
             "/api/session/s/users",
             "/api/session/s/users/u/v",
             "/metrics",
+            "/demo//",
+            "/demo/nothing.js",
+            "/demo/index.html/x",
             "*",
             "/a/b/c/d/e/f/g",
         ] {

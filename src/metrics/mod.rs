@@ -2,6 +2,7 @@
 //! label by session or user.
 
 mod disconnects;
+pub mod figures;
 pub mod history;
 mod kafka;
 pub mod page;
@@ -23,6 +24,7 @@ use crate::protocol::code::{CloseCode, ErrorCode};
 use crate::protocol::record::Poison;
 
 use disconnects::DisconnectMetrics;
+use figures::Delay;
 use history::HistoryMetrics;
 use page::Format;
 use refusals::{AccessRefusal, Asked, RequestRefusal, UpgradeRefusal};
@@ -89,6 +91,10 @@ pub struct Metrics {
     pub redis_refusals: Count,
     pub presence_repairs: Count,
     pub nodes_reaped: Count,
+    /// Live nodes, as Redis last said.
+    pub nodes: Level,
+    /// From the log to the sockets.
+    pub delay: Delay,
     fanout_io_uring: Level,
     draining: Level,
     pub send_memory_bytes: Level,
@@ -172,6 +178,12 @@ impl Metrics {
             &access,
         ]
         .concat();
+        let nodes = level(
+            r,
+            "nodes",
+            "Live nodes that Redis last knew of, this one included; 1 without Redis",
+        );
+        nodes.set(1);
         let upgrades = [&UpgradeRefusal::ALL.map(UpgradeRefusal::name)[..], &access].concat();
         Self {
             connections: level(r, "connections", "Open WebSocket connections"),
@@ -288,6 +300,8 @@ impl Metrics {
                 "nodes_reaped",
                 "Dead nodes whose users this node has removed from Redis",
             ),
+            nodes,
+            delay: Delay::default(),
             fanout_io_uring: level(
                 r,
                 "fanout_io_uring",

@@ -71,6 +71,7 @@ mod structure;
 mod ws_fuzz;
 mod ws_protocol;
 
+mod demo;
 mod deploy;
 mod docs;
 mod kafka_ahead;

@@ -176,9 +176,10 @@ impl ConsumerThread {
             return;
         };
         // Clocks differ: a timestamp in the future counts as no latency.
-        let latency_ms = (now - at).max(0);
-        let latency = &self.shared.metrics.kafka.delivery_latency;
-        latency.observe(latency_ms as f64 / 1_000.0);
+        let latency = Duration::from_millis((now - at).max(0).unsigned_abs());
+        let metrics = &self.shared.metrics;
+        metrics.kafka.delivery_latency.observe(latency.as_secs_f64());
+        metrics.delay.observe(latency);
     }
 
     fn route(&mut self, message: &BorrowedMessage<'_>) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::{RedisError, Value};
 use serde::Deserialize;
 
+use super::keys::node_of;
 use super::listing::Requested;
 use super::session_entry::StateAfter;
 use crate::protocol::ids::{UserId, UserType};
@@ -21,6 +22,14 @@ pub struct Heartbeat {
     /// The live nodes that have written everything they hold, and those that have not.
     pub done: Vec<String>,
     pub writing: Vec<String>,
+}
+
+impl Heartbeat {
+    /// How many nodes are alive, under however many names.
+    pub fn nodes(&self) -> usize {
+        let names = self.done.iter().chain(&self.writing);
+        names.map(|name| node_of(name)).collect::<BTreeSet<_>>().len()
+    }
 }
 
 pub fn read_heartbeat(answer: Value) -> Result<Heartbeat, RedisError> {

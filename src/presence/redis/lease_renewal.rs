@@ -56,6 +56,8 @@ impl PresenceTask {
         let epoch: Option<String> = redis::from_redis_value(epoch)?;
         let heartbeat = read_heartbeat(answers.remove(0)?)?;
         self.next_heartbeat = Instant::now() + self.timings.heartbeat;
+        let nodes = i64::try_from(heartbeat.nodes()).unwrap_or(i64::MAX);
+        self.parts.metrics.nodes.set(nodes);
         if let Some(loss) = self.lease.answered(heartbeat, epoch) {
             self.lost(loss);
             return Ok(None);
