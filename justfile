@@ -33,6 +33,10 @@ bench *args:
 load *args:
     ./loadtest/run.sh {{args}}
 
+# Check the JavaScript client and the console: just client, or a part, node or browser
+client *args:
+    ./client/check.sh {{args}}
+
 # Run everything that CI runs
 ci:
     ./.ci/run

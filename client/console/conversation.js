@@ -1,10 +1,13 @@
 // One conversation on the screen: a chat of the client library, its messages and their states, and a field to write in.
 
 import { LiveChat } from "./livechat.mjs";
-import { button, element, find, isVisible, notice, say } from "./ui.js";
+import { announce, button, element, find, isVisible, notice, say } from "./ui.js";
 import { failure, gap, list, stateLabel, time, why } from "./words.js";
 
 let count = 0;
+
+const textOf = ({ message, attachments }) =>
+  message || (attachments?.length ? `(attachments: ${attachments.length})` : "(empty)");
 
 /**
  * Events: `change` (unread, typing, state or last message), `leave`, `back`, and `token` when the server wants one.
@@ -23,6 +26,7 @@ export class Conversation extends EventTarget {
   #byClientId = new Map();
   #parts;
   #newestRead;
+  #staysAtEnd = true;
   #offlineUntil = 0;
   #slow;
 
@@ -95,7 +99,13 @@ export class Conversation extends EventTarget {
     leave.addEventListener("click", () => this.dispatchEvent(new Event("leave")));
     back.addEventListener("click", () => this.dispatchEvent(new Event("back")));
     newest.addEventListener("click", () => this.#scroll());
-    log.addEventListener("scroll", () => this.#isAtEnd() && (newest.hidden = true));
+    log.addEventListener("scroll", () => {
+      this.#staysAtEnd = this.#isAtEnd();
+      if (this.#staysAtEnd) newest.hidden = true;
+    });
+    // Notices come and go, and messages grow.
+    const sizes = new ResizeObserver(() => this.#staysAtEnd && this.#scroll());
+    for (const each of [log, this.#parts.messages]) sizes.observe(each);
     input.addEventListener("input", () => (input.value ? this.#chat.typing() : this.#chat.stopTyping()));
     input.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -194,8 +204,8 @@ export class Conversation extends EventTarget {
     if (this.#ids.has(id)) return;
     this.#ids.add(id);
     if (row?.isPlaced) return;
-    row ??= this.#row({ key, isOwn, text: message.message, sender: message });
-    Object.assign(row, { id, at: Date.parse(message.timestamp), isPlaced: true });
+    row ??= this.#row({ key, isOwn, text: textOf(message), sender: message });
+    Object.assign(row, { id, at: Date.parse(message.timestamp) || Date.now(), isPlaced: true });
     if (isOwn && row.status !== "read") row.status = "sent";
     this.#place(row, isOlder);
     this.#draw(row);
@@ -216,8 +226,8 @@ export class Conversation extends EventTarget {
       this.last = row;
       this.#scroll();
     }
-    // Read marks are the conversation's own.
-    if (entry.status !== "read" && !(row.isPlaced && entry.status !== "failed")) row.status = entry.status;
+    // Of a message in the log the conversation itself knows who has read it.
+    if (!row.isPlaced && entry.status !== "read") row.status = entry.status;
     row.reason = entry.reason;
     row.entry = entry;
     if (entry.message_id) row.id ??= entry.message_id;
@@ -234,7 +244,6 @@ export class Conversation extends EventTarget {
 
   /** In the log's order; what is not in the log yet comes last. What was loaded later goes where its time is. */
   #place(row, isOlder = false) {
-    const isAtEnd = this.#isAtEnd();
     const rows = this.#rows.filter((other) => other !== row);
     let at = rows.length;
     if (row.isPlaced) {
@@ -246,29 +255,34 @@ export class Conversation extends EventTarget {
     const { messages, newest } = this.#parts;
     const next = rows[at + 1]?.node ?? null;
     if (row.node.parentNode !== messages || row.node.nextElementSibling !== next) messages.insertBefore(row.node, next);
-    if (isAtEnd) this.#scroll();
-    else if (!row.isOwn) newest.hidden = false;
+    if (!this.#staysAtEnd && !row.isOwn) newest.hidden = false;
   }
 
+  /** What has been drawn stays: the log is a live region, and what is added to it is read out. */
   #draw(row) {
-    const { sender, isOwn, text, status, reason, at } = row;
-    const who = isOwn ? "You" : (sender.sender_id ?? sender.sender_type ?? "system");
-    const kind = !isOwn && sender.sender_type && sender.sender_type !== who ? ` · ${sender.sender_type}` : "";
-    const words = { sending: "sending", sent: "sent", read: "read", failed: `not sent: ${failure(reason)}` }[status];
-    const foot = element("p", { class: "foot" }, element("time", { datetime: new Date(at).toISOString() }, time(at)));
-    if (words) foot.append(" · ", element("span", { class: `status ${status}` }, words));
-    const parts = [
-      element("p", { class: "sender" }, who + kind),
-      element("p", { class: "text", dir: "auto" }, text),
-      foot,
-    ];
-    if (status === "failed") {
-      parts.push(
-        element("p", { class: "again" }, button("Send again", () => this.#again(row)), button("Discard", () => this.#discard(row))),
-      );
+    const { node, sender, isOwn, text, status, reason, at } = row;
+    if (!node.hasChildNodes()) {
+      const who = isOwn ? "You" : (sender.sender_id ?? sender.sender_type ?? "system");
+      const kind = !isOwn && sender.sender_type && sender.sender_type !== who ? ` · ${sender.sender_type}` : "";
+      const foot = element("p", { class: "foot" }, element("time"));
+      if (isOwn) foot.append(" · ", element("span"));
+      const body = element("p", { class: "text", dir: "auto" }, text);
+      node.append(element("p", { class: "sender" }, who + kind), body, foot);
     }
-    row.node.dataset.status = status ?? "";
-    row.node.replaceChildren(...parts);
+    const when = node.querySelector("time");
+    when.dateTime = new Date(at).toISOString();
+    say(when, time(at));
+    if (!isOwn || node.dataset.status === status) return;
+    node.dataset.status = status;
+    const words = { sending: "sending", sent: "sent", read: "read", failed: `not sent: ${failure(reason)}` }[status];
+    const shown = node.querySelector("span");
+    shown.className = `status ${status}`;
+    say(shown, words);
+    node.querySelector(".again")?.remove();
+    if (status !== "failed") return;
+    const buttons = [button("Send again", () => this.#again(row)), button("Discard", () => this.#discard(row))];
+    node.append(element("p", { class: "again" }, ...buttons));
+    announce(words);
   }
 
   #again(row) {
@@ -290,6 +304,7 @@ export class Conversation extends EventTarget {
 
   #scroll() {
     const { log, newest } = this.#parts;
+    this.#staysAtEnd = true;
     log.scrollTop = log.scrollHeight;
     newest.hidden = true;
   }

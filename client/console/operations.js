@@ -3,6 +3,8 @@
 import { element, find, say, svg } from "./ui.js";
 
 const EVERY_MS = 2_000;
+/** Samples: the chart is as wide as the fewest, and gets denser up to the most. */
+const FEWEST = 30;
 const KEPT = 90;
 
 const whole = (value) => Math.round(value).toLocaleString("en");
@@ -86,7 +88,8 @@ export class Operations extends EventTarget {
     say(card.value, show(value));
     const [least, most] = [Math.min(...samples), Math.max(...samples)];
     say(card.range, show(least) !== show(most) ? `${show(least)} to ${show(most)}` : "");
-    const x = (at) => (180 * (KEPT - samples.length + at)) / (KEPT - 1);
+    const room = Math.max(samples.length, FEWEST);
+    const x = (at) => (180 * (room - samples.length + at)) / (room - 1);
     const y = (sample) => 41 - (38 * sample) / (most || 1);
     const points = samples.map((sample, at) => `${x(at).toFixed(1)},${y(sample).toFixed(1)}`);
     card.line.setAttribute("points", points.join(" "));
