@@ -25,6 +25,7 @@ mod response;
 mod rest;
 pub mod router;
 mod sessions;
+mod specification;
 mod upgrade;
 
 use std::sync::Arc;

@@ -15,7 +15,9 @@ use super::headers::only;
 use super::refusal::{AccessRefusal, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{access, demo, disconnect, messages, publish, request_path, rest, sessions};
+use super::{
+    access, demo, disconnect, messages, publish, request_path, rest, sessions, specification,
+};
 use crate::auth::{Action, Sessions, Who};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;
@@ -39,6 +41,8 @@ enum Route<'a> {
     Live,
     Ready,
     Metrics,
+    OpenApi,
+    AsyncApi,
     ConnectionStatus {
         session_id: &'a str,
     },
@@ -78,6 +82,8 @@ impl<'a> Route<'a> {
             (_, ["ready"]) => Some(Self::Ready),
             (ListenerKind::Admin, ["metrics"]) => Some(Self::Metrics),
             (ListenerKind::Public, ["health"]) => Some(Self::Health),
+            (ListenerKind::Public, ["openapi.json"]) => Some(Self::OpenApi),
+            (ListenerKind::Public, ["asyncapi.json"]) => Some(Self::AsyncApi),
             (ListenerKind::Public, ["api", "session", session_id, "connection-status"]) => {
                 Some(Self::ConnectionStatus { session_id })
             }
@@ -176,6 +182,8 @@ async fn dispatch(
         Route::Ready => rest::ready(http),
         Route::Demo(page) => demo::answer(http, page),
         Route::Metrics => rest::metrics(http, request.headers()).await,
+        Route::OpenApi => specification::specification(&specification::OPENAPI, request.headers()),
+        Route::AsyncApi => specification::specification(&specification::ASYNCAPI, request.headers()),
         Route::ConnectionStatus { session_id } => {
             match session_for(http, peer, request.headers(), Action::ReadStatus, session_id).await {
                 Ok(session_id) => rest::connection_status(http, &session_id).await,
@@ -324,6 +332,8 @@ mod tests {
             "/demo/",
             "/demo/console.js",
             "/demo/stats.json",
+            "/openapi.json",
+            "/asyncapi.json/",
         ] {
             assert!(is_route(path), "{path}");
         }
@@ -342,6 +352,8 @@ mod tests {
             "/demo//",
             "/demo/nothing.js",
             "/demo/index.html/x",
+            "/openapi",
+            "/schemas.json",
             "*",
             "/a/b/c/d/e/f/g",
         ] {
@@ -358,6 +370,7 @@ mod tests {
         assert!(Route::of(ListenerKind::Admin, "/metrics").is_some());
         assert!(Route::of(ListenerKind::Admin, "/metrics/").is_some());
         assert!(Route::of(ListenerKind::Admin, "/health").is_none());
+        assert!(Route::of(ListenerKind::Admin, "/openapi.json").is_none());
     }
 
     #[test]
