@@ -11,6 +11,7 @@ use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::headers::has_token;
 use super::places::{Evicted, Kind, Place, Places};
 
 /// How long a head may take: the first one from when the connection was accepted, later ones from their first byte.
@@ -184,7 +185,9 @@ impl Pool {
     pub fn announce(&self, keeps: bool, answer: &mut HeaderMap) -> bool {
         let is_kept = keeps && !self.keep_alive.is_zero();
         if !is_kept {
-            answer.append(CONNECTION, HeaderValue::from_static("close"));
+            if !has_token(answer, &CONNECTION, "close") {
+                answer.append(CONNECTION, HeaderValue::from_static("close"));
+            }
         } else if let Some(timeout) = &self.announced
             && !answer.contains_key(CONNECTION)
         {
@@ -235,6 +238,24 @@ mod tests {
             Instant::now(),
             Waker::noop().clone(),
         )
+    }
+
+    #[test]
+    fn a_response_says_once_that_the_connection_closes() {
+        let pool = Pool::new(KEEP_ALIVE);
+        let announced = |keeps, own: Option<&'static str>| {
+            let mut answer = HeaderMap::new();
+            answer.extend(own.map(|own| (CONNECTION, HeaderValue::from_static(own))));
+            pool.announce(keeps, &mut answer);
+            let values = answer.get_all(CONNECTION).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(announced(true, None), ["keep-alive"]);
+        assert_eq!(announced(false, None), ["close"]);
+        assert_eq!(announced(false, Some("close")), ["close"]);
+        assert_eq!(announced(false, Some("Upgrade")), ["Upgrade", "close"]);
     }
 
     #[tokio::test(start_paused = true)]
