@@ -76,7 +76,7 @@ async fn auth_secrets_keys_and_tokens_are_told_nowhere() {
                             .send_text(format!(r#"{{"type":"auth","data":{{"token":"{token}"}},"#))
                             .await;
                         client
-                            .send(json!({"type": format!("auth {token}")[..20], "data": {}}))
+                            .send_text(json!({"type": format!("auth {token}")[..20], "data": {}}).to_string())
                             .await;
                         client.fence().await;
                         answers += &format!("{:?}", client.log);

@@ -205,8 +205,9 @@ async fn ask(servers: &Servers, asks: Asks, action: Action) -> u16 {
     let session = asks.session();
     match action {
         Action::Health => {
-            let [health, live, ready] = ["/health", "/live", "/ready"].map(|path| get(server, asks, path));
-            assert_eq!([health, health], [live, ready]);
+            let open = ["/health", "/live", "/ready", "/openapi.json", "/asyncapi.json"];
+            let [health, others @ ..] = open.map(|path| get(server, asks, path));
+            assert_eq!([health; 4], others);
             health
         }
         Action::ReadStatus => get(server, asks, &format!("/api/session/{session}/connection-status")),

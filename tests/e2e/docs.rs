@@ -16,7 +16,8 @@ use livechat_ws::protocol::record::Poison;
 use serde_json::{Value, json};
 
 use crate::support::{Client, Http, Server, tokens};
-use pages::{blocks, cells, code_spans, pages, prose, read, root, row};
+pub use pages::pages;
+use pages::{blocks, cells, code_spans, prose, read, root, row};
 
 /// The widest line of prose, in characters.
 const WIDTH: usize = 120;
@@ -158,7 +159,7 @@ fn docs_every_poison_reason_is_documented() {
 }
 
 /// The routes as the router's own match has them: `["api", "session", session_id, "connection-status"]`.
-fn routes() -> Vec<String> {
+pub fn routes() -> Vec<String> {
     let router = read("src/http/router.rs");
     let arms = router.lines().map(str::trim);
     let arms = arms.filter(|line| line.starts_with("(_, [") || line.starts_with("(ListenerKind::"));
@@ -303,7 +304,7 @@ fn docs_prose_is_not_too_wide() {
 }
 
 /// The values of a JSON block: it may hold several, each over several lines.
-fn examples(path: &str) -> Vec<Value> {
+pub fn examples(path: &str) -> Vec<Value> {
     let mut examples = Vec::new();
     for block in blocks(&read(path), "json") {
         let values = serde_json::Deserializer::from_str(&block).into_iter::<Value>();

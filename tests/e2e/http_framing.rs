@@ -122,7 +122,7 @@ fn framing_is_refused_by_the_guard_or_by_hyper() {
 fn framing_that_the_guard_refuses_is_served_by_hyper_alone() {
     let address = hyper_alone();
     for row in FRAMINGS {
-        let mut http = Http::connect(address);
+        let mut http = Http::connect_foreign(address);
         http.write(pipelined(row).as_bytes());
         let answer = http.read().map(|answer| answer.status);
         let expected = match row.3 {

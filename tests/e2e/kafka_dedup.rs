@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::dedup::{assert_one, attempt, messages, send, sent};
 use crate::resume::{open, replayed, texts};
 use crate::services::{PrivateBroker, Record, Topics, unique};
+use crate::support::spec::foreign;
 use crate::support::{Client, eventually};
 
 fn payload(id: &str, text: &str, timestamp: &str) -> String {
@@ -226,6 +227,7 @@ fn write_old(topics: &Topics, session: &str, id: &str, seconds: u64) {
             })
         });
     let payload = payload(id, id, "T");
+    foreign::note(payload.as_bytes(), true);
     let record = BaseRecord::to(&topics.messages)
         .key(session)
         .payload(&payload)

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use serde_json::Value;
 
 use super::from_environment;
+use crate::support::spec::{foreign, records as node_records};
 
 /// Kafka as its own Java client sees it (tests/kafka-client).
 #[derive(Clone)]
@@ -61,6 +62,10 @@ impl Record {
     }
 
     fn line(&self) -> String {
+        if let Some(value) = &self.value {
+            let is_native = self.headers.iter().any(|(name, _)| name == "livechat-frame");
+            foreign::note(value, is_native);
+        }
         let headers: Vec<_> = self
             .headers
             .iter()
@@ -140,13 +145,22 @@ impl Kafka {
         );
     }
 
-    /// All records from the beginning of the topic to its end as of now, in the order of each partition.
+    /// All records from the beginning of the topic to its end as of now, in the order of each partition. What nodes have
+    /// written has a schema in docs/spec.
     #[track_caller]
     pub fn consume(&self, topic: &str) -> Vec<Stored> {
-        self.run(&["consume", &self.brokers, topic], "")
+        let records: Vec<_> = self
+            .run(&["consume", &self.brokers, topic], "")
             .lines()
             .map(stored)
-            .collect()
+            .collect();
+        for record in &records {
+            if record.headers.contains_key("livechat-node") && record.value.is_some() {
+                let headers = record.headers.keys().map(String::as_str);
+                node_records::check(topic, record.key_text(), record.text(), headers);
+            }
+        }
+        records
     }
 
     #[track_caller]

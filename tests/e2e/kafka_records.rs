@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::{Value, json};
 
 use crate::services::{OUTAGE, Record, Topics, new_message, unique};
+use crate::support::spec::foreign;
 use crate::support::{Client, Opcode, RawWs};
 
 /// A record of the chat backend, and the `data` it must become.
@@ -321,6 +322,7 @@ async fn a_header_whose_name_is_not_utf8_is_ignored() {
 /// By librdkafka, with headers of the value `1`.
 #[allow(unsafe_code, reason = "the binding takes names only that are UTF-8")]
 fn produce_with_headers(topics: &Topics, key: &str, value: &str, names: &[&CStr]) {
+    foreign::note(value.as_bytes(), true);
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", &topics.kafka.brokers)
         .create()

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::services::{PrivateBroker, Topics, unique};
+use crate::support::spec::foreign;
 use crate::support::{Client, Server};
 
 const CLIENTS: usize = 40;
@@ -206,6 +207,7 @@ fn write(world: &World, brokers: &str, topic: &str) -> u64 {
             let data = json!({"message_id": id, "session_id": session, "sender_id": "w", "sender_type": "agent",
                 "message": number.to_string(), "message_type": "text", "attachments": [], "timestamp": "x"});
             let value = json!({"type": "new_message", "success": true, "data": data}).to_string();
+            foreign::note(value.as_bytes(), true);
             let header = Header {
                 key: "livechat-frame",
                 value: Some("1"),

@@ -14,6 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::Server;
+use crate::support::spec::frames;
 
 use super::OUTAGE;
 
@@ -84,6 +85,12 @@ impl<N: Notes> Reader<N> {
 
     /// Sends a frame; false when the server has closed.
     pub async fn send(&self, frame: Value) -> bool {
+        let objections = frames::objections_to_sent(&frame);
+        assert!(
+            objections.is_empty(),
+            "{}: sent: {objections:?}: {frame}",
+            self.name
+        );
         let message = Message::text(frame.to_string());
         self.sink.lock().await.send(message).await.is_ok()
     }
@@ -113,8 +120,9 @@ impl<N: Notes> Reader<N> {
     }
 }
 
+/// Every frame has a schema in docs/spec.
 fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    frames::received(text).unwrap_or_else(|| panic!("no JSON: {text}"))
 }
 
 /// A client of the chat. Keeps every frame.

@@ -67,6 +67,7 @@ mod signals;
 mod slow;
 mod slow_links;
 mod slow_others;
+mod specification;
 mod structure;
 mod ws_fuzz;
 mod ws_protocol;

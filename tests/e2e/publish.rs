@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::dedup::{assert_one, messages, send};
 use crate::messages::page;
 use crate::support::http::head;
-use crate::support::{Client, Http, Response, Server, ServerBuilder};
+use crate::support::{Client, Http, Response, Server, ServerBuilder, spec};
 
 pub const KEY: &str = "a-key-of-tests-0123456789";
 
@@ -36,6 +36,11 @@ pub fn publish_raw(server: &Server, session: &str, headers: &[(&str, &str)], bod
 pub fn publish(server: &Server, session: &str, headers: &[(&str, &str)], body: &Value) -> Value {
     let response = publish_raw(server, session, headers, &body.to_string());
     assert_eq!(response.status, 201, "{}", response.text());
+    let objections = spec::objections(&spec::of("PublishRequest"), body);
+    assert!(
+        objections.is_empty(),
+        "docs/spec refuses it: {objections:?}: {body}"
+    );
     let answer = response.json();
     assert_eq!(answer["success"], true, "{answer}");
     assert_eq!(answer["message"], "Message published successfully");

@@ -62,7 +62,8 @@ async fn clients_without_a_pong_free_their_descriptors_even_if_they_never_close(
     let before = settled(&server);
     let readers = stopped(&server, "s1", 10);
     for number in 0..4 {
-        assert!(sender.say(&format!("{number:0>16000}"), 10).await, "closed");
+        let frame = json!({"type": "send_message", "data": {"message": format!("{number:0>16000}")}});
+        assert!(sender.send(frame).await, "closed");
     }
     eventually("all are cut", || server.health()["connections"] == 1);
     eventually("the descriptors are back", || server.fd_count() <= before);

@@ -1,6 +1,6 @@
 //! A client like a browser's: JSON in text frames, pings answered, frames kept until a test takes them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::{self, Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::{PATIENCE, Server};
+use super::spec::{frames, responses};
+use super::{PATIENCE, Response, Server};
 
 /// A connection. Frames arrive in [`Client::log`] in their order; [`Client::next`] takes the oldest of a type not yet
-/// taken and leaves the others for later.
+/// taken and leaves the others for later. All frames, and the handshake, are checked against docs/spec.
 pub struct Client {
     ws: WebSocketStream<TcpStream>,
     pending: VecDeque<Value>,
@@ -26,6 +27,8 @@ pub struct Client {
     /// Code and reason of the server's close frame, once read.
     pub closed: Option<(u16, String)>,
     fences: u64,
+    /// The texts of frames without an answer, by their `request_id`; None where several have the same one.
+    asked: HashMap<String, Option<String>>,
     name: String,
 }
 
@@ -55,9 +58,8 @@ impl Client {
         }
         let stream = TcpStream::connect(addr).await.map_err(Error::Io)?;
         stream.set_nodelay(true).map_err(Error::Io)?;
-        let (ws, _) = tokio::time::timeout(PATIENCE, client_async(request, stream))
-            .await
-            .expect("a handshake in time")?;
+        let shaken = tokio::time::timeout(PATIENCE, client_async(request, stream)).await;
+        let (ws, _) = check_handshake(path, shaken.expect("a handshake in time"))?;
         Ok(Client {
             ws,
             pending: VecDeque::new(),
@@ -65,6 +67,7 @@ impl Client {
             greeting: Value::Null,
             closed: None,
             fences: 0,
+            asked: HashMap::new(),
             name: path.to_owned(),
         })
     }
@@ -81,18 +84,55 @@ impl Client {
         self.greeting = first["data"].clone();
     }
 
+    /// Sends a frame. It has a schema, or a `request_id`, so that its answer shows what the server thinks of it; other
+    /// wrong frames are for [`Client::send_text`].
     pub async fn send(&mut self, frame: Value) {
-        self.send_text(frame.to_string()).await;
+        assert!(self.try_send(frame).await, "{}: send: closed", self.name);
     }
 
+    /// Sends any text.
     pub async fn send_text(&mut self, text: impl Into<String>) {
-        let sent = self.ws.send(Message::text(text.into())).await;
+        let text = text.into();
+        self.note(&text);
+        let sent = self.ws.send(Message::text(text)).await;
         sent.unwrap_or_else(|error| panic!("{}: send: {error}", self.name));
     }
 
     /// As [`Client::send`]: false when the connection has ended.
     pub async fn try_send(&mut self, frame: Value) -> bool {
-        self.ws.send(Message::text(frame.to_string())).await.is_ok()
+        if frame["request_id"].is_null() {
+            let objections = frames::objections_to_sent(&frame);
+            assert!(
+                objections.is_empty(),
+                "{}: sent: {objections:?}: {frame}",
+                self.name
+            );
+        }
+        let text = frame.to_string();
+        self.note(&text);
+        self.ws.send(Message::text(text)).await.is_ok()
+    }
+
+    /// Remembers what is asked, to compare it with its answer.
+    fn note(&mut self, text: &str) {
+        let id = serde_json::from_str::<Value>(text).map(|frame| frame["request_id"].clone());
+        if let Ok(id) = id
+            && !id.is_null()
+        {
+            let asked = self.asked.entry(id.to_string());
+            asked
+                .and_modify(|earlier| *earlier = None)
+                .or_insert_with(|| Some(text.to_owned()));
+        }
+    }
+
+    /// Compares a frame with what it answers.
+    fn check_answer(&mut self, frame: &Value) {
+        let id = frame["request_id"].to_string();
+        if let Some(Some(asked)) = self.asked.get(&id) {
+            frames::check_answer(asked, frame);
+            self.asked.remove(&id);
+        }
     }
 
     /// `send_message` with a text and a `request_id`; does not wait for the answer.
@@ -302,8 +342,9 @@ impl Client {
         loop {
             match self.ws.next().await? {
                 Ok(Message::Text(text)) => {
-                    let frame: Value =
-                        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                    let frame = frames::received(&text);
+                    let frame = frame.unwrap_or_else(|| panic!("{}: no JSON: {text}", self.name));
+                    self.check_answer(&frame);
                     self.log.push(frame.clone());
                     self.pending.push_back(frame.clone());
                     return Some(frame);
@@ -322,4 +363,37 @@ impl Client {
             }
         }
     }
+}
+
+/// Checks what the handshake was answered with, a 101 or a refusal.
+fn check_handshake<T>(
+    path: &str,
+    shaken: Result<(T, tungstenite::handshake::client::Response), Error>,
+) -> Result<(T, tungstenite::handshake::client::Response), Error> {
+    let answer = match &shaken {
+        Ok((_, answer)) => answer,
+        Err(Error::Http(answer)) => answer,
+        Err(_) => return shaken,
+    };
+    let headers = answer.headers().iter();
+    let headers = headers.map(|(name, value)| {
+        (
+            name.to_string(),
+            String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        )
+    });
+    let response = Response {
+        status: answer.status().as_u16(),
+        headers: headers.collect(),
+        body: answer.body().clone().unwrap_or_default(),
+    };
+    let length = response
+        .header("content-length")
+        .and_then(|length| length.parse().ok());
+    // tungstenite keeps as much of a body as has arrived with the head.
+    if length.is_none_or(|length: usize| length == response.body.len()) {
+        let (method, target) = ("GET".to_owned(), path.to_owned());
+        responses::check(Some(&responses::Asked { method, target }), &response);
+    }
+    shaken
 }

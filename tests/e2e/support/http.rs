@@ -1,5 +1,6 @@
 //! HTTP/1.1 by hand: exact bytes out, exact responses in.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -8,11 +9,21 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
+use super::spec::responses::{self, Asked};
 
-/// One connection.
+/// How a request begins, of which a test may write the first bytes alone.
+const METHODS: [&str; 7] = ["GET ", "HEAD ", "POST ", "PUT ", "PATCH ", "DELETE ", "OPTIONS "];
+
+/// One connection. Every response is checked against docs/spec/openapi.json.
 pub struct Http {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// What was written and is no whole head yet.
+    written: String,
+    /// Requests without a response, as far as they were recognized.
+    asked: VecDeque<Asked>,
+    /// Not this project's server.
+    is_foreign: bool,
 }
 
 /// One response, read to its end.
@@ -105,7 +116,19 @@ impl Http {
         Ok(Self {
             stream,
             buffer: Vec::new(),
+            written: String::new(),
+            asked: VecDeque::new(),
+            is_foreign: false,
         })
+    }
+
+    /// Connects to another server, whose responses are not those of docs/spec.
+    #[track_caller]
+    pub fn connect_foreign(addr: SocketAddr) -> Self {
+        Self {
+            is_foreign: true,
+            ..Self::connect(addr)
+        }
     }
 
     /// `GET path` on a fresh connection.
@@ -116,7 +139,9 @@ impl Http {
 
     pub fn try_get(addr: SocketAddr, path: &str) -> io::Result<Response> {
         let mut http = Self::try_connect(addr)?;
-        http.stream.write_all(head("GET", path, &[]).as_bytes())?;
+        let head = head("GET", path, &[]);
+        http.note(head.as_bytes());
+        http.stream.write_all(head.as_bytes())?;
         http.try_read("GET")?
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
@@ -147,6 +172,7 @@ impl Http {
     /// Writes exact bytes. It is no error if the peer has already answered and closed: the answer is what counts.
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
+        self.note(bytes);
         match self.stream.write_all(bytes) {
             Err(error) if !is_reset(&error) => panic!("write: {error}"),
             _ => {}
@@ -196,7 +222,39 @@ impl Http {
             .expect("set a timeout");
     }
 
+    /// Recognizes the requests in what is written.
+    fn note(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        // What is left of a body is none of the next request's.
+        if METHODS.iter().any(|method| text.starts_with(method)) {
+            self.written.clear();
+        }
+        self.written.push_str(&text);
+        let mut parts = self.written.split("\r\n\r\n").peekable();
+        let mut rest = "";
+        while let Some(part) = parts.next() {
+            match parts.peek() {
+                Some(_) => self.asked.extend(Asked::of_head(part)),
+                // Bodies are of no interest.
+                None => rest = &part[..part.floor_char_boundary(64 * 1024)],
+            }
+        }
+        self.written = rest.to_owned();
+    }
+
     fn try_read(&mut self, method: &str) -> io::Result<Option<Response>> {
+        let response = self.read_response(method)?;
+        if let Some(response) = &response
+            && !self.is_foreign
+        {
+            let is_interim = response.status < 200 && response.status != 101;
+            let asked = self.asked.pop_front_if(|_| !is_interim);
+            responses::check(asked.as_ref(), response);
+        }
+        Ok(response)
+    }
+
+    fn read_response(&mut self, method: &str) -> io::Result<Option<Response>> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;

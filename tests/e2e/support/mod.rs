@@ -6,6 +6,7 @@
 //! * [`RawWs`]: a blocking socket after a hand-made handshake; writes any bytes, reads frames and close codes.
 //! * [`Http`]: one HTTP/1.1 connection; writes any bytes, reads exact responses.
 //! * [`tokens`]: tokens of every kind; [`issuer`]: a web server with an issuer's key set.
+//! * [`spec`]: docs/spec, against which every frame, response and record is checked.
 //! * [`wire`]: frames of RFC 6455, valid and not, for [`RawWs`].
 //! * [`lines`]: the output of a child process, line by line.
 //! * [`eventually`]: waits until something holds.
@@ -25,6 +26,7 @@ pub mod issuer;
 mod lines;
 pub mod raw;
 pub mod server;
+pub mod spec;
 pub mod tokens;
 pub mod wire;
 

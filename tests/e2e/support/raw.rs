@@ -9,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::Server;
 use super::http::{Http, Response, head, is_reset};
+use super::spec::frames;
 use super::wire::{Frame, Opcode};
 
 /// The handshake's key, RFC 6455's own example, and the answer to it.
@@ -134,6 +135,7 @@ impl RawWs {
                     frame.rsv == 0 && frame.fin,
                     "RSV or a fragment from the server: {frame:?}"
                 );
+                check(&frame);
                 return Ok(Some(frame));
             }
             if self.fill()? == 0 {
@@ -186,6 +188,7 @@ impl RawWs {
     pub fn buffered_frames(&mut self) -> Vec<Frame> {
         let (mut frames, mut at) = (Vec::new(), 0);
         while let Some((frame, size)) = Frame::decode(&self.buffer[at..]) {
+            check(&frame);
             frames.push(frame);
             at += size;
         }
@@ -300,6 +303,15 @@ impl RawWs {
     pub fn reset(self) {
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_linger(Some(Duration::ZERO)).expect("set linger");
+    }
+}
+
+/// Every text of the server has a schema.
+#[track_caller]
+fn check(frame: &Frame) {
+    if frame.is(Opcode::Text) {
+        let text = std::str::from_utf8(&frame.payload).expect("UTF-8 from the server");
+        frames::received(text);
     }
 }
 
