@@ -37,6 +37,12 @@ load *args:
 client *args:
     ./client/check.sh {{args}}
 
+# Check the specifications in docs/spec, and render docs/API.md
+spec:
+    node docs/spec/render.mjs
+    ./docs/spec/check.sh
+    ./docs/spec/fuzz.sh
+
 # Run everything that CI runs
 ci:
     ./.ci/run

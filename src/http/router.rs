@@ -15,9 +15,7 @@ use super::headers::only;
 use super::refusal::{AccessRefusal, RequestRefusal, UpgradeRefusal};
 use super::response::{Answer, empty};
 use super::upgrade::{self, PendingUpgrade};
-use super::{
-    access, demo, disconnect, messages, publish, request_path, rest, sessions, specification,
-};
+use super::{access, demo, disconnect, messages, publish, request_path, rest, sessions, specification};
 use crate::auth::{Action, Sessions, Who};
 use crate::config::SessionIdFormat;
 use crate::metrics::refusals::Asked;

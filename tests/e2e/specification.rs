@@ -173,6 +173,7 @@ fn definitions_for(example: &Value) -> Vec<&'static str> {
             .collect(),
         (None, None) => vec![
             "Health",
+            "DemoStats",
             "Live",
             "Ready",
             "ListedSession",
