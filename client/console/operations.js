@@ -33,6 +33,7 @@ export class Operations extends EventTarget {
       const line = svg("polyline", { fill: "none" });
       const area = svg("polygon", {});
       const chart = svg("svg", { viewBox: "0 0 180 44", preserveAspectRatio: "none", role: "img" }, area, line);
+      chart.setAttribute("aria-label", `${title}: nothing is measured yet`);
       const range = element("p", { class: "range" });
       const card = element("article", { class: "figure" }, element("h3", {}, title), value, chart, range, element("p", { class: "hint" }, hint));
       this.#cards[name] = { value, line, area, chart, range, title };
