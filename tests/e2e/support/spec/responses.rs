@@ -48,7 +48,10 @@ impl Asked {
     /// Path and item in the document. One slash at the end is accepted unless it ends an empty id.
     fn path(&self) -> Option<(&'static str, &'static Map<String, Value>)> {
         let path = self.target.split('?').next().unwrap_or_default();
-        find(path).or_else(|| find(path.strip_suffix('/')?))
+        let short = path.strip_suffix('/').unwrap_or(path);
+        let paths = DOCUMENTS.openapi["paths"].as_object().expect("paths");
+        let path = if paths.contains_key(short) { short } else { path };
+        find(path).or_else(|| find(short))
     }
 }
 
