@@ -9,11 +9,14 @@ export interface State {
    */
   state: "connecting" | "resuming" | "live" | "offline" | "stopped";
   /**
-   * For `offline`: `not_started`, `network`, `timeout`, `silence`, `hidden`, `token`, `handshake`, `closed_<code>`, or
-   * the server's words. For `stopped`: `stopped`, `replaced`, `forbidden`, `unauthenticated`, `policy`, `too_big`,
-   * `protocol_error`, `bad_address`, `http_<status>`, or the server's words.
+   * For `offline`: `not_started`, `network`, `origin` (the server answers, but not to a page of this origin), `timeout`,
+   * `silence`, `hidden`, `token`, `handshake`, `closed_<code>`, `http_429`, `http_<5xx>`. For `stopped`: `stopped`,
+   * `replaced`, `forbidden`, `unauthenticated`, `policy`, `too_big`, `protocol_error`, `bad_address`, `bad_token`,
+   * `no_websocket`, `http_<4xx>`.
    */
   reason?: string;
+  /** The server's words about a refused handshake. */
+  detail?: string;
   retryInMs?: number;
   error?: unknown;
 }
@@ -44,7 +47,7 @@ export interface OutboxEntry {
   /** When it was first sent, in milliseconds since 1970. */
   tried?: number;
   status: "sending" | "sent" | "read" | "failed";
-  /** For `failed`: `empty`, `too_big`, `expired`, or an error code of the server. */
+  /** For `failed`: `empty`, `too_big`, `invalid` (no JSON), `expired` (it may still become `sent`), or an error code of the server. */
   reason?: string;
   message_id?: string;
   timestamp?: string;
@@ -58,10 +61,13 @@ export interface User {
 
 export interface Presence {
   users: Record<string, User>;
-  customer_connected: boolean;
-  agent_connected: boolean;
-  total_customer: number;
-  total_agent: number;
+  /** There are more than 100 users, and `users` is empty. */
+  users_truncated?: boolean;
+  /** Other services' updates may lack these four. */
+  customer_connected?: boolean;
+  agent_connected?: boolean;
+  total_customer?: number;
+  total_agent?: number;
   events: { event_type: "user_connected" | "user_disconnected"; event_user_id: string }[];
 }
 
@@ -83,7 +89,10 @@ export interface Events {
   typing: (typists: Map<string, string>) => void;
   presence: (presence: Presence) => void;
   read: (receipt: { user_id: string; up_to: string }) => void;
-  /** What was missed can't be replayed: load the history anew. */
+  /**
+   * What was missed can't be replayed: load the history anew. `not_offered`: in production without tokens the server
+   * shows nobody what was said before.
+   */
   gap: (gap: { reason: string }) => void;
   /** The token provider has failed, or the server refuses its token. */
   token: (problem: { error: unknown }) => void;
@@ -99,7 +108,7 @@ export interface Options {
   type: "customer" | "agent" | "admin";
   /** A token, or a function that gets one; it is called again before a token ends. */
   token?: string | (() => string | Promise<string>);
-  /** How many of the last messages are shown at first: 0 to 100, 50 by default. */
+  /** How many of the last messages are shown at first: 0 to 100, 50 by default. Not in production without tokens. */
   history?: number;
   /** Where the outbox is kept: `sessionStorage` by default, `null` for nowhere. */
   storage?: Pick<Storage, "getItem" | "setItem" | "removeItem"> | null;
@@ -138,7 +147,8 @@ export class LiveChat {
   /** Call it on each key. */
   typing(): void;
   stopTyping(): void;
-  read(messageId: string): void;
+  /** Everything up to this message was read. Call it for each message that is seen: it sends at most one receipt a second. */
+  read(messageId: string | number): void;
 }
 
 /** The reason for which a close code ends the client; undefined: it reconnects. */

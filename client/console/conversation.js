@@ -135,11 +135,6 @@ export class Conversation extends EventTarget {
     const on = (name, handle) => chat.on(name, (...values) => chat === this.#chat && handle(...values));
     on("state", (state) => {
       this.#offlineUntil = Date.now() + (state.retryInMs ?? 0);
-      if (state.state === "stopped" && connection.status === 403 && history > 0 && !tokens.value) {
-        // In production without tokens the server shows nobody what was said before.
-        queueMicrotask(() => chat === this.#chat && this.#connect({ history: 0 }));
-        return;
-      }
       this.#show();
     });
     on("message", (message, { isOwn }) => this.#message(message, isOwn));
@@ -151,7 +146,8 @@ export class Conversation extends EventTarget {
     });
     on("presence", (presence) => this.#presence(presence));
     on("read", (receipt) => this.#read(receipt));
-    on("gap", ({ reason }) => this.#gap(reason));
+    // In production without tokens the server shows nobody what was said before.
+    on("gap", ({ reason }) => reason !== "not_offered" && this.#gap(reason));
     for (const entry of chat.outbox) this.#entry(entry);
     chat.start();
   }

@@ -44,7 +44,8 @@ export class Desk extends EventTarget {
     find(root, "join").addEventListener("submit", (event) => {
       event.preventDefault();
       const id = event.target.elements.id.value.trim();
-      if (id) this.join(id);
+      // The lobby is no session.
+      if (id && id !== "@lobby") this.join(id);
       event.target.reset();
     });
     network.addEventListener("change", () => !network.isCut && this.#lobby.retry());
@@ -196,15 +197,21 @@ export class Desk extends EventTarget {
 
   #joinedBefore() {
     try {
-      return JSON.parse(sessionStorage.getItem(this.#key) ?? "[]");
+      const joined = JSON.parse(sessionStorage.getItem(this.#key));
+      return Array.isArray(joined) ? joined.filter((id) => typeof id === "string") : [];
     } catch {
+      // The storage is forbidden, or somebody else has written there.
       return [];
     }
   }
 
   #remember() {
     const joined = [...this.#sessions.values()].filter(({ conversation }) => conversation);
-    sessionStorage.setItem(this.#key, JSON.stringify(joined.map(({ id }) => id)));
+    try {
+      sessionStorage.setItem(this.#key, JSON.stringify(joined.map(({ id }) => id)));
+    } catch {
+      // Then a reload joins none again.
+    }
   }
 
   // The screen. Changes within one task are drawn once.

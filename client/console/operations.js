@@ -119,6 +119,8 @@ export class Operations extends EventTarget {
     const seconds = Math.floor((Date.now() - this.#answeredAt) / 1000);
     const isFresh = seconds < 6;
     say(pill, !this.#answeredAt ? "connecting" : isFresh ? "live" : `no answer for ${seconds} s`);
+    // Who can't see it is told once, not each second.
+    pill.setAttribute("aria-live", isFresh || !this.#answeredAt ? "polite" : "off");
     pill.dataset.is = !this.#answeredAt ? "connecting" : isFresh ? "live" : "stopped";
   }
 

@@ -9,6 +9,7 @@ const OFFLINE = {
   token: "there is no token",
   handshake:
     "the WebSocket handshake fails although the server answers: a proxy may not pass it on, or ALLOWED_ORIGINS lacks this page",
+  origin: "the server answers, but not to a page from here: ALLOWED_ORIGINS may lack it",
   closed_1000: "the connection was closed",
   closed_1001: "the server is shutting down (1001)",
   closed_1011: "the server had an internal error (1011)",
@@ -25,6 +26,7 @@ const STOPPED = {
   policy: "The server closed the connection: too many messages at once (1008).",
   too_big: "The server closed the connection: a message was too big (1009).",
   protocol_error: "The server closed the connection: this page broke the protocol.",
+  bad_token: "The token has characters that no token has.",
   bad_address: "The address is not one that a browser can connect to.",
 };
 
@@ -56,11 +58,10 @@ const GAP = {
 };
 
 /** Of a state that is not live: why, as a sentence. `status` is that of the refusal, if there was one. */
-export function why({ state, reason }, status) {
-  if (state === "offline") return `No connection: ${OFFLINE[reason] ?? codeOr(reason)}.`;
-  if (STOPPED[reason]) return STOPPED[reason];
-  const said = reason && !/^http_\d+$/.test(reason) ? ` It says: ${reason}.` : "";
-  return (STATUS[status] ?? "The server refuses the connection.") + said;
+export function why({ state, reason, detail }, status) {
+  if (state === "offline") return `No connection: ${OFFLINE[reason] ?? detail ?? codeOr(reason)}.`;
+  if (detail || !STOPPED[reason]) return (STATUS[status] ?? "The server refuses the connection.") + (detail ? ` It says: ${detail}.` : "");
+  return STOPPED[reason];
 }
 
 const codeOr = (reason = "") => (/^closed_/.test(reason) ? `closed with code ${reason.slice(7)}` : reason || "unknown");

@@ -1,8 +1,14 @@
 // A chat session over a connection that may break at any time.
 
-import { Backoff, finalReason, retryAfter } from "./backoff.js";
+import { Backoff, finalReason } from "./backoff.js";
+import { Emitter } from "./emitter.js";
+import { messageFrame, newId, parse, sizeOf } from "./frames.js";
 import { Order } from "./order.js";
 import { Outbox } from "./outbox.js";
+import { sessionStorageOrNone, watchPage } from "./page.js";
+import { askWhy } from "./refusal.js";
+import { Timers } from "./timers.js";
+import { Tokens, isToken } from "./tokens.js";
 
 const DEFAULTS = {
   history: 50,
@@ -19,44 +25,58 @@ const TYPING_SHOWN_MS = 32_000;
 /** How long before the end of the server's memory of repeats a message is given up. */
 const DEDUP_MARGIN_MS = 60_000;
 const MOST_SENT = 1_000;
+const MOST_EXPIRED = 100;
+/** The least time between two receipts: a replay of hundreds of messages is read at once. */
+const READ_PAUSE_MS = 1_000;
+/** A connection that lasts so long ends a series of failures. */
+const STABLE_MS = 10_000;
 
 /**
  * Events (`chat.on(name, listener)`, which returns a function that removes it):
- * `state {state, reason?, retryInMs?}`, `message`, `outbox` (an entry whose status has changed), `typing` (a Map),
+ * `state {state, reason?, detail?, retryInMs?}`, `message`, `outbox` (an entry whose status has changed), `typing` (a Map),
  * `presence {users, totals, events}`, `read {user_id, up_to}`, `gap {reason}`, `token {error}`, `frame` (each frame as
  * it came).
  */
 export class LiveChat {
   #options;
-  #listeners = new Map();
+  #events = new Emitter();
   #state = { state: "offline", reason: "not_started" };
   #socket;
-  #timers = new Map();
+  #timers = new Timers();
   #backoff;
   #outbox;
   #order = new Order();
   /** What is passed as `since`: the newest message, or a cursor. */
   #since;
-  #token;
-  #isTokenNew = false;
+  #tokens;
   #heardAt = 0;
   #requests = 0;
   #typing = { sentAt: 0, others: new Map() };
   #sent = [];
+  /** Given up, and not known to be lost. */
+  #expired = new Map();
   #reads = new Map();
   #users = {};
-  #unsubscribe = [];
+  #unwatchPage = () => {};
+  /** In production without tokens, nobody is shown what was said before. */
+  #isHistoryOffered = true;
+  /** Until then the server wants no attempt. */
+  #notBefore = 0;
+  #lastRead;
+  #toldRead;
+  #readRequest;
 
   constructor(options) {
     this.#options = { ...DEFAULTS, ...options };
     const { url, session, user, type, WebSocket, fetch, storage, random, now } = this.#options;
     this.#options.now = now ?? Date.now;
-    this.#options.WebSocket = WebSocket ?? globalThis.WebSocket;
+    this.#options.WebSocket = WebSocket === undefined ? globalThis.WebSocket : WebSocket;
     this.#options.fetch = fetch ?? globalThis.fetch?.bind(globalThis);
     const base = String(url ?? globalThis.location?.origin).replace(/\/+$/, "").replace(/^http/, "ws");
     const path = [session, user, type].map((part) => encodeURIComponent(part)).join("/");
     this.#options.address = `${base}/ws/${path}`;
     this.#backoff = new Backoff(random);
+    this.#tokens = new Tokens(this.#options.token, this.#options.now);
     this.#outbox = new Outbox({
       storage: storage === undefined ? sessionStorageOrNone() : storage,
       key: `livechat:${session}:${user}`,
@@ -87,19 +107,23 @@ export class LiveChat {
   }
 
   on(name, listener) {
-    const listeners = this.#listeners.get(name) ?? new Set();
-    this.#listeners.set(name, listeners.add(listener));
-    return () => listeners.delete(listener);
+    return this.#events.on(name, listener);
   }
 
   /** Connects, and stays connected until `stop`. */
   start() {
     if (this.#socket || this.#timers.has("connect")) return this;
-    this.#watchPage();
+    const wake = () => this.#options.now() >= this.#notBefore && this.retry();
+    this.#unwatchPage();
+    this.#unwatchPage = watchPage(this.#options, {
+      awake: () => (this.#socket?.readyState === OPEN ? this.#ping() : wake()),
+      lost: () => this.#socket && this.#drop("network"),
+      hidden: () => this.#socket && this.#drop("hidden"),
+    });
     this.#backoff.reset();
     // A token that was refused is not tried again.
-    this.#token = undefined;
-    this.#isTokenNew = false;
+    this.#tokens.forget();
+    this.#tokens.isNew = false;
     this.#connect();
     return this;
   }
@@ -120,7 +144,8 @@ export class LiveChat {
    * Sends a message, now or when there is a connection. Returns its entry of the outbox, whose `status` is `sending`,
    * or `failed` with a `reason` if it can't be sent at all.
    */
-  send(message, { message_type, attachments } = {}) {
+  send(message, extra) {
+    const { message_type, attachments } = extra ?? {};
     const entry = {
       client_message_id: newId(),
       message: String(message ?? ""),
@@ -129,8 +154,9 @@ export class LiveChat {
       created: this.#options.now(),
       status: "sending",
     };
-    const size = utf8Length(JSON.stringify(messageFrame(entry)));
-    const reason = !entry.message && !entry.attachments ? "empty" : size > this.#options.maxMessageBytes && "too_big";
+    const size = sizeOf(messageFrame(entry));
+    const isEmpty = !entry.message && !entry.attachments;
+    const reason = isEmpty ? "empty" : size === undefined ? "invalid" : size > this.#options.maxMessageBytes && "too_big";
     if (reason) {
       Object.assign(entry, { status: "failed", reason });
     } else {
@@ -153,42 +179,55 @@ export class LiveChat {
     if (now - this.#typing.sentAt >= TYPING_REPEAT_MS && this.#transmit({ type: "typing_start" })) {
       this.#typing.sentAt = now;
     }
-    this.#after("typing", TYPING_ENDS_MS, () => this.stopTyping());
+    this.#timers.after("typing", TYPING_ENDS_MS, () => this.stopTyping());
   }
 
   stopTyping() {
-    this.#cancel("typing");
+    this.#timers.cancel("typing");
     if (this.#typing.sentAt) this.#transmit({ type: "typing_stop" });
     this.#typing.sentAt = 0;
   }
 
-  /** The user has read everything up to this message. */
+  /** The user has read everything up to this message. Call it as often as you like: it sends little, and never goes back. */
   read(messageId) {
-    this.#lastRead = messageId;
-    this.#transmit({ type: "message_read", data: { up_to: messageId } });
+    const id = String(messageId);
+    if (this.#lastRead !== undefined && this.#order.isUpTo(id, this.#lastRead)) return;
+    this.#lastRead = id;
+    this.#tellRead();
   }
-  #lastRead;
+
+  #tellRead() {
+    const isDue = this.#lastRead !== undefined && this.#lastRead !== this.#toldRead;
+    if (!isDue || this.#state.state !== "live" || this.#timers.has("read")) return;
+    const request_id = `read-${++this.#requests}`;
+    if (this.#transmit({ type: "message_read", request_id, data: { up_to: this.#lastRead } })) {
+      [this.#toldRead, this.#readRequest] = [this.#lastRead, request_id];
+    }
+    this.#timers.after("read", READ_PAUSE_MS, () => this.#tellRead());
+  }
 
   // The connection.
 
   async #connect() {
-    this.#cancel("connect");
+    this.#timers.cancel("connect");
     const { address, history, WebSocket, timeoutMs } = this.#options;
+    if (typeof WebSocket !== "function") return this.#end("no_websocket");
     this.#become("connecting");
     const attempt = (this.#attempt = Symbol());
-    const token = await this.#newToken();
+    const token = await this.#tokens.get().catch((error) => this.#emit("token", { error }));
     if (attempt !== this.#attempt) return;
     if (token === undefined) return this.#pause(undefined, 0, "token");
+    if (token && !isToken(token)) return this.#end("bad_token");
     const query = this.#since
       ? `?since=${encodeURIComponent(this.#since.id)}${this.#since.time ? `&since_time=${encodeURIComponent(this.#since.time)}` : ""}`
-      : history > 0
+      : history > 0 && this.#isHistoryOffered
         ? `?rewind=${Math.min(history, 100)}`
         : "";
     let socket;
     try {
       socket = new WebSocket(address + query, token ? ["livechat.v1", `livechat.bearer.${token}`] : ["livechat.v1"]);
     } catch (error) {
-      return this.#end("bad_address", error);
+      return this.#end("bad_address", undefined, error);
     }
     this.#socket = socket;
     let isGreeted = false;
@@ -199,77 +238,72 @@ export class LiveChat {
       if (!frame) return;
       if (frame.type === "connection_established") {
         isGreeted = true;
-        this.#cancel("greeting");
+        this.#timers.cancel("greeting");
         this.#greeted(query !== "");
       }
-      this.#handle(frame);
+      this.#received(frame);
     });
     socket.onclose = of(({ code }) => (isGreeted ? this.#closed(code) : this.#refused(query, token)));
     // Not all implementations report the close of what was never open.
     socket.onerror = of(() => isGreeted || this.#refused(query, token));
-    this.#after("greeting", timeoutMs, () => this.#drop());
+    this.#timers.after("greeting", timeoutMs, () => this.#drop());
   }
   #attempt;
 
   #greeted(isReplayed) {
-    this.#backoff.reset();
-    this.#isTokenNew = false;
-    this.#become(isReplayed ? "resuming" : "live");
+    this.#timers.after("stable", STABLE_MS, () => this.#backoff.reset());
+    this.#notBefore = 0;
+    this.#tokens.isNew = false;
+    // What the last connection was told may not have arrived.
+    this.#toldRead = undefined;
     this.#watch();
-    if (this.#lastRead) this.#transmit({ type: "message_read", data: { up_to: this.#lastRead } });
+    if (isReplayed) this.#become("resuming");
+    else this.#live();
     this.#flush();
   }
 
-  /** The browser does not say why a handshake failed: a plain request for the same path does. */
+  #live() {
+    this.#become("live");
+    this.#tellRead();
+    this.#flush();
+  }
+
   async #refused(query, token) {
     this.#forget();
     const attempt = (this.#attempt = Symbol());
-    const { address, fetch, timeoutMs } = this.#options;
-    let answer;
-    try {
-      answer = await fetch(address.replace(/^ws/, "http") + query, {
-        headers: token ? { Authorization: `Bearer ${token}` } : {},
-        cache: "no-store",
-        signal: AbortSignal.timeout(timeoutMs),
-      });
-    } catch {
-      // No answer at all: the network.
-    }
+    const { status, reason, detail, retryAfterMs, isFinal } = await askWhy(this.#options.address + query, token, this.#options);
     if (attempt !== this.#attempt) return;
-    const status = answer?.status;
-    const reason = status && (await answer.json().catch(() => undefined))?.error;
-    if (attempt !== this.#attempt) return;
-    if (status === 401 && this.#options.token && !this.#isTokenNew) {
-      this.#token = undefined;
-      this.#isTokenNew = true;
+    if (status === 401 && this.#renewsAfterRefusal()) return this.#connect();
+    if (status === 403 && !token && query.startsWith("?rewind")) {
+      this.#isHistoryOffered = false;
+      this.#emit("gap", { reason: "not_offered" });
       return this.#connect();
     }
-    if (status === 429 || status >= 500) {
-      return this.#pause(undefined, retryAfter(answer.headers.get("Retry-After"), this.#options.now()), reason);
-    }
-    // 426 means that nothing but the upgrade was missing.
-    if (status >= 400 && status !== 426) return this.#end(reason ?? `http_${status}`);
-    this.#pause(undefined, 0, status ? "handshake" : "network");
+    if (isFinal) return this.#end(reason, detail);
+    this.#pause(undefined, retryAfterMs ?? 0, reason, detail);
+  }
+
+  /** Whether another token may do; it is asked for by the next attempt. */
+  #renewsAfterRefusal() {
+    if (!this.#tokens.areUsed || this.#tokens.isNew) return false;
+    this.#tokens.forget();
+    return (this.#tokens.isNew = true);
   }
 
   #closed(code) {
     this.#forget();
     const reason = finalReason(code);
     if (reason) return this.#end(reason);
-    if (code === 4401) {
-      if (!this.#options.token || this.#isTokenNew) return this.#end("unauthenticated");
-      this.#token = undefined;
-      this.#isTokenNew = true;
-      return this.#connect();
-    }
+    if (code === 4401) return this.#renewsAfterRefusal() ? this.#connect() : this.#end("unauthenticated");
     this.#pause(code, 0, code === 1006 ? "network" : `closed_${code}`);
   }
 
-  #pause(code, retryAfterMs, reason) {
+  #pause(code, retryAfterMs, reason, detail) {
     this.#forget();
     const retryInMs = this.#backoff.next(code, retryAfterMs);
-    this.#become("offline", reason, Math.round(retryInMs));
-    this.#after("connect", retryInMs, () => this.#connect());
+    this.#notBefore = this.#options.now() + retryAfterMs;
+    this.#become("offline", { reason, detail, retryInMs: Math.round(retryInMs) });
+    this.#timers.after("connect", retryInMs, () => this.#connect());
   }
 
   /** Closes a connection that is dead, or not wanted any more. */
@@ -283,24 +317,26 @@ export class LiveChat {
   #forget() {
     this.#socket = undefined;
     this.#attempt = undefined;
-    for (const timer of ["greeting", "ping", "pong", "outbox", "typing"]) this.#cancel(timer);
+    this.#timers.cancel("greeting", "ping", "pong", "outbox", "typing", "read", "renew", "stable");
     this.#typing.sentAt = 0;
     for (const user of [...this.#typing.others.keys()]) this.#clearTyping(user);
     this.#outbox.disconnected();
     this.#flush();
   }
 
-  #end(reason, error) {
+  #end(reason, detail, error) {
     const socket = this.#socket;
     this.#forget();
-    for (const timer of [...this.#timers.keys()]) this.#cancel(timer);
-    for (const remove of this.#unsubscribe.splice(0)) remove();
+    // What can't be sent any more is given up in time, unless the application does not look any more.
+    this.#timers.cancelAll(reason === "stopped" ? undefined : "outbox");
+    this.#unwatchPage();
     socket?.close(1000);
-    this.#become("stopped", reason, undefined, error);
+    this.#become("stopped", { reason, detail, error });
   }
 
-  #become(state, reason, retryInMs, error) {
-    this.#state = { state, ...(reason && { reason }), ...(retryInMs !== undefined && { retryInMs }), ...(error && { error }) };
+  #become(state, about = {}) {
+    const known = Object.entries(about).filter(([, value]) => value !== undefined);
+    this.#state = { state, ...Object.fromEntries(known) };
     this.#emit("state", this.#state);
   }
 
@@ -308,7 +344,7 @@ export class LiveChat {
 
   #watch() {
     const { pingMs } = this.#options;
-    this.#after("ping", pingMs, () => this.#ping());
+    this.#timers.after("ping", pingMs, () => this.#ping());
   }
 
   #ping() {
@@ -316,49 +352,46 @@ export class LiveChat {
     this.#transmit({ type: "ping", request_id: `ping-${++this.#requests}` });
     // The first ping without an answer counts, not the last.
     if (!this.#timers.has("pong")) {
-      this.#after("pong", this.#options.timeoutMs, () => this.#heardAt < asked && this.#drop("silence"));
+      this.#timers.after("pong", this.#options.timeoutMs, () => this.#heardAt < asked && this.#drop("silence"));
     }
     this.#watch();
   }
 
-  #watchPage() {
-    const listen = (target, name, listener) => {
-      target?.addEventListener?.(name, listener);
-      this.#unsubscribe.push(() => target?.removeEventListener?.(name, listener));
-    };
-    const { page = globalThis.window, document = globalThis.document } = this.#options;
-    listen(page, "online", () => this.retry());
-    // Without a network there is nothing to wait for; with a wrong report the next attempt comes all the same.
-    listen(page, "offline", () => this.#socket && this.#drop("network"));
-    // A page with a connection can't be kept for "back".
-    listen(page, "pagehide", () => this.#socket && this.#drop("hidden"));
-    listen(page, "pageshow", (event) => event.persisted && this.retry());
-    const awake = () => (this.#socket?.readyState === OPEN ? this.#ping() : this.retry());
-    listen(document, "visibilitychange", () => document.visibilityState === "visible" && awake());
-    listen(document, "resume", awake);
-  }
-
   // Frames.
 
-  #handle(frame) {
-    const { type, data = {} } = frame;
+  /** Whatever other services have written: nothing is thrown into the page. */
+  #received(frame) {
+    const { type } = frame;
+    const data = frame.data && typeof frame.data === "object" ? frame.data : {};
+    try {
+      this.#handle(frame, data);
+    } catch (error) {
+      console.error(error);
+    }
+    this.#emit("frame", frame);
+    if (typeof type === "string" && type !== "frame" && !BUILT_IN.has(type)) this.#emit(type, frame.data, frame);
+  }
+
+  #handle(frame, data) {
+    const { type } = frame;
     if (typeof data.cursor === "string") this.#since = { id: data.cursor };
     switch (type) {
       case "new_message":
         this.#message(data);
         break;
       case "message_sent":
-        this.#outbox.sent(data.client_message_id, { message_id: data.message_id, timestamp: data.timestamp });
+        this.#confirmed(data.client_message_id, { message_id: data.message_id, timestamp: data.timestamp });
         this.#flush();
         break;
       case "error":
         if (data.client_message_id) this.#outbox.refused(data.client_message_id, data.code, data.retryable === true);
+        if (frame.request_id === this.#readRequest && data.retryable === true) this.#toldRead = undefined;
         if (data.code === "invalid_token") this.#emit("token", { error: frame.error });
         this.#flush();
         break;
       case "resumed":
         if (data.recovered === false) this.#emit("gap", { reason: data.reason });
-        this.#become("live");
+        this.#live();
         break;
       case "typing_indicator":
         this.#showTyping(data);
@@ -373,26 +406,41 @@ export class LiveChat {
         for (const [user, upTo] of Object.entries(data.read ?? {})) this.#showRead(user, upTo);
         break;
       case "token_expiring":
-        this.#renew();
+        this.#timers.after("renew", this.#tokens.wait(data.expires_at), () => this.#renew(data.expires_at));
         break;
     }
-    this.#emit("frame", frame);
-    if (type && type !== "frame" && !BUILT_IN.has(type)) this.#emit(type, data, frame);
   }
 
   #message(message) {
     const { message_id, client_message_id, sender_id, timestamp } = message;
-    const id = String(message_id);
-    this.#since = { id, time: timestamp };
     const isOwn = sender_id === this.#options.user;
-    if (isOwn && client_message_id) this.#outbox.sent(client_message_id, { message_id: id, timestamp });
-    if (!this.#order.add(id)) return;
+    // Other services may write messages without an id: those are nothing to come back with.
+    if (message_id !== undefined && message_id !== null) {
+      const id = String(message_id);
+      this.#since = { id, time: timestamp };
+      if (isOwn && client_message_id) this.#confirmed(client_message_id, { message_id: id, timestamp });
+      if (!this.#order.add(id)) return;
+    }
     this.#clearTyping(sender_id);
     this.#emit("message", message, { isOwn });
   }
 
+  /** The log has a message of one's own, maybe one that was given up. */
+  #confirmed(id, fields) {
+    this.#outbox.sent(id, fields);
+    const given = this.#expired.get(id);
+    if (!given) return;
+    this.#expired.delete(id);
+    delete given.reason;
+    this.#settled(Object.assign(given, fields, { status: "sent" }));
+  }
+
   /** An entry has left the outbox. */
   #settled(entry) {
+    if (entry.reason === "expired") {
+      this.#expired.set(entry.client_message_id, entry);
+      if (this.#expired.size > MOST_EXPIRED) this.#expired.delete(this.#expired.keys().next().value);
+    }
     if (entry.status === "sent") {
       this.#sent.push(entry);
       this.#sent.splice(0, this.#sent.length - MOST_SENT);
@@ -420,16 +468,18 @@ export class LiveChat {
     const timer = `typing:${user_id}`;
     if (!is_typing) return this.#clearTyping(user_id);
     this.#typing.others.set(user_id, sender_type);
-    this.#after(timer, TYPING_SHOWN_MS, () => this.#clearTyping(user_id));
+    this.#timers.after(timer, TYPING_SHOWN_MS, () => this.#clearTyping(user_id));
     this.#emit("typing", this.#typing.others);
   }
 
   #clearTyping(userId) {
-    this.#cancel(`typing:${userId}`);
+    this.#timers.cancel(`typing:${userId}`);
     if (this.#typing.others.delete(userId)) this.#emit("typing", this.#typing.others);
   }
 
-  #presence({ connection_status = {}, events = [] }) {
+  #presence(data) {
+    const connection_status = data.connection_status ?? {};
+    const events = data.events ?? [];
     this.#users = connection_status.users ?? {};
     for (const { event_type, event_user_id } of events) {
       if (event_type === "user_disconnected") this.#clearTyping(event_user_id);
@@ -440,12 +490,14 @@ export class LiveChat {
   // Sending.
 
   #flush() {
-    this.#cancel("outbox");
-    const isOpen = this.#socket && (this.#state.state === "live" || this.#state.state === "resuming");
+    this.#timers.cancel("outbox");
+    const { state } = this.#state;
+    // What an earlier page has left may be in the log: the replay tells.
+    const isOpen = this.#socket && (state === "live" || (state === "resuming" && !this.#outbox.isFromBefore));
     for (const entry of isOpen ? this.#outbox.take() : []) this.#transmit(messageFrame(entry));
     if (!isOpen) this.#outbox.expire();
     const due = this.#outbox.due(isOpen);
-    if (due !== undefined) this.#after("outbox", due, () => this.#flush());
+    if (due !== undefined) this.#timers.after("outbox", due, () => this.#flush());
   }
 
   #transmit(frame) {
@@ -460,83 +512,23 @@ export class LiveChat {
 
   // Tokens.
 
-  /** The token to connect with; "" without one, undefined if there is none at the moment. */
-  async #newToken() {
-    const { token } = this.#options;
-    if (token === undefined) return "";
-    if (typeof token !== "function") return token;
-    try {
-      this.#token ??= await token();
-      return this.#token || undefined;
-    } catch (error) {
-      this.#emit("token", { error });
-      return undefined;
-    }
-  }
-
-  async #renew() {
+  async #renew(expiresAt) {
+    if (!this.#tokens.canChange) return;
     const socket = this.#socket;
-    this.#token = undefined;
-    const token = await this.#newToken();
-    if (!token || socket !== this.#socket) return;
-    this.#transmit({ type: "auth", data: { token }, request_id: `auth-${++this.#requests}` });
-  }
-
-  // Timers and listeners.
-
-  #after(name, ms, run) {
-    this.#cancel(name);
-    const timer = setTimeout(() => {
-      this.#timers.delete(name);
-      run();
-    }, ms);
-    this.#timers.set(name, timer);
-  }
-
-  #cancel(name) {
-    clearTimeout(this.#timers.get(name));
-    this.#timers.delete(name);
-  }
-
-  /** A listener's error is the application's, and does not stop the chat. */
-  #emit(name, ...values) {
-    for (const listener of [...(this.#listeners.get(name) ?? [])]) {
-      try {
-        listener(...values);
-      } catch (error) {
-        console.error(error);
-      }
+    const token = await this.#tokens.next().catch((error) => this.#emit("token", { error }));
+    if (socket !== this.#socket || !socket) return;
+    if (token && isToken(token)) {
+      this.#transmit({ type: "auth", data: { token }, request_id: `auth-${++this.#requests}` });
+      return;
     }
+    // There is nothing newer yet.
+    const left = Date.parse(expiresAt) - this.#options.now();
+    if (left > 0) this.#timers.after("renew", this.#tokens.wait(expiresAt, true), () => this.#renew(expiresAt));
+  }
+
+  #emit(name, ...values) {
+    this.#events.emit(name, ...values);
   }
 }
 
 const BUILT_IN = new Set(["state", "message", "outbox", "typing", "presence", "read", "gap", "token"]);
-
-const messageFrame = ({ client_message_id, message, message_type, attachments }) => ({
-  type: "send_message",
-  data: { message, ...(message_type && { message_type }), ...(attachments && { attachments }), client_message_id },
-});
-
-function parse(data) {
-  try {
-    const frame = JSON.parse(data);
-    return frame && typeof frame === "object" ? frame : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-const utf8Length = (text) => new TextEncoder().encode(text).length;
-
-const newId = () =>
-  globalThis.crypto?.randomUUID?.() ??
-  Array.from({ length: 4 }, () => Math.random().toString(36).slice(2, 10)).join("");
-
-/** It may be forbidden. */
-function sessionStorageOrNone() {
-  try {
-    return globalThis.sessionStorage;
-  } catch {
-    return undefined;
-  }
-}

@@ -23,6 +23,8 @@ export class Outbox {
   #refilled = 0;
   #pausedUntil = 0;
   #pause = RETRY_MS;
+  /** What an earlier page has left. */
+  #fromBefore = new Set();
 
   constructor({ storage, key, windowMs, now, changed }) {
     this.#storage = storage;
@@ -36,6 +38,11 @@ export class Outbox {
 
   get entries() {
     return this.#entries;
+  }
+
+  /** Whether an earlier page has left something: that page, or its copy in another tab, may have sent it. */
+  get isFromBefore() {
+    return this.#fromBefore.size > 0;
   }
 
   find(id) {
@@ -118,6 +125,7 @@ export class Outbox {
   remove(id) {
     this.#entries = this.#entries.filter((entry) => entry.client_message_id !== id);
     this.#inFlight.delete(id);
+    this.#fromBefore.delete(id);
     this.#save();
   }
 
@@ -132,6 +140,7 @@ export class Outbox {
     try {
       const kept = JSON.parse(this.#storage?.getItem(this.#key) ?? "[]");
       this.#entries = kept.filter((entry) => typeof entry?.client_message_id === "string");
+      this.#fromBefore = new Set(this.#entries.map((entry) => entry.client_message_id));
     } catch {
       // What others have written there is no outbox.
     }

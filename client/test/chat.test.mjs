@@ -141,7 +141,8 @@ test("refusals are told from a dead network, with the reason", async () => {
   const { url } = await server();
   const bad = chatOf(url, "no such session!", "alice", "customer");
   await until("stopped", () => bad.state.state === "stopped");
-  assert.match(bad.state.reason, /session/i);
+  assert.equal(bad.state.reason, "http_400");
+  assert.match(bad.state.detail, /session/i);
   const nobody = chatOf(`http://127.0.0.1:${await freePort()}`, "s1", "alice", "customer");
   await until("offline", () => nobody.state.reason === "network");
   const full = await server({ MAX_CONNECTIONS_PER_IP: 1 });
@@ -149,6 +150,7 @@ test("refusals are told from a dead network, with the reason", async () => {
   await live(first);
   const second = chatOf(full.url, "s1", "bob", "customer");
   await until("asked to wait", () => second.state.state === "offline" && second.state.retryInMs >= 1_000);
+  assert.equal(second.state.reason, "http_429");
 });
 
 test("who is replaced stays closed", async () => {
@@ -185,10 +187,16 @@ test("tokens are renewed over the connection, and a refused one is replaced once
   await live(expired);
   assert.equal(asked, 2);
 
-  const wrong = chatOf(url, "s1", "alice", "customer", { token: () => token("x".repeat(32), claims(600)) });
-  await until("stopped", () => wrong.state.state === "stopped");
-  const other = chatOf(url, "s2", "alice", "customer", { token: () => token(secret, claims(600)) });
-  await until("stopped", () => other.state.state === "stopped");
+  const refusedFor = async (session, provider) => {
+    const chat = chatOf(url, session, "alice", "customer", { token: provider });
+    await until("stopped", () => chat.state.state === "stopped");
+    return chat.state.reason;
+  };
+  assert.equal(await refusedFor("s1", () => token("x".repeat(32), claims(600))), "unauthenticated");
+  assert.equal(await refusedFor("s2", () => token(secret, claims(600))), "forbidden");
+  assert.equal(await refusedFor("s1", () => "no token"), "bad_token");
+  // As a page's own answer may be.
+  await live(chatOf(url, "s1", "alice", "customer", { token: () => `${token(secret, claims(600))}\n` }));
 });
 
 test("what can't be sent is told at once, and nothing is thrown into the page", async () => {
@@ -278,4 +286,178 @@ test("who starts again after a refusal asks for another token", async () => {
   isRight = true;
   alice.start();
   await live(alice);
+});
+
+test("hundreds of messages that are read at once are a few receipts, and the newest counts", async () => {
+  const { port, url } = await server({ RATE_LIMIT_MESSAGES: 20, RATE_LIMIT_BURST: 40 });
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer");
+  alice.on("message", ({ message_id }, { isOwn }) => isOwn || alice.read(message_id));
+  const others = Array.from({ length: 10 }, (_, n) => chatOf(url, "s1", `bob${n}`, "agent", { history: 0 }));
+  await Promise.all([alice, ...others].map(live));
+  network.cut();
+  await until("offline", () => alice.state.state !== "live");
+  for (const other of others) for (let n = 0; n < 30; n++) other.send(`m${n}`);
+  await until("all are sent", () => others.every((other) => other.outbox.length === 0), 30_000);
+  network.restore();
+  alice.retry();
+  await until("all are there", () => alice.seen.messages.length === 300, 30_000);
+  const newest = String(alice.seen.messages.at(-1).message_id);
+  await until("the newest is read", () => others[0].reads.get("alice") === newest);
+  assert.equal(alice.state.state, "live");
+  assert.deepEqual(alice.seen.frames.filter(({ type }) => type === "error"), []);
+  const own = alice.send("after");
+  await until("sent", () => own.status === "sent");
+});
+
+test("a receipt that the server refuses for its rate is told again, and none goes back", async () => {
+  const { url } = await server({ RATE_LIMIT_MESSAGES: 1, RATE_LIMIT_BURST: 3 });
+  const bob = chatOf(url, "s1", "bob", "agent", { history: 0, pingMs: 60_000 });
+  const alice = chatOf(url, "s1", "alice", "customer", { history: 0, pingMs: 60_000 });
+  await Promise.all([live(alice), live(bob)]);
+  const ids = [];
+  for (const text of ["a", "b"]) {
+    const entry = bob.send(text);
+    await until("sent", () => entry.status === "sent");
+    ids.push(entry.message_id);
+  }
+  await until("both are there", () => alice.seen.messages.length === 2);
+  // Nothing more is taken for a moment.
+  for (let n = 0; n < 5; n++) alice.typing(), alice.stopTyping();
+  alice.read(ids[1]);
+  alice.read(ids[0]);
+  await until("it is read", () => bob.reads.get("alice") === ids[1]);
+  assert.ok(alice.seen.frames.some(({ type, data }) => type === "error" && data.code === "rate_limited"), "it was refused");
+});
+
+test("a provider that gives the same token again is asked a few times, not all the time", async () => {
+  const secret = "0123456789abcdef0123456789abcdef";
+  const { url } = await server({ JWT_SECRET: secret, JWT_LEEWAY: "0s" });
+  const claims = (seconds) => ({ sub: "alice", role: "customer", sessions: ["s1"], exp: Math.floor(Date.now() / 1000) + seconds });
+  const [old, fresh] = [token(secret, claims(8)), token(secret, claims(600))];
+  let asked = 0;
+  const isOld = () => ++asked < 4;
+  const alice = chatOf(url, "s1", "alice", "customer", { token: () => (isOld() ? old : fresh) });
+  await live(alice);
+  const renewed = () => alice.seen.frames.filter(({ type }) => type === "authenticated").length;
+  await until("renewed", () => renewed() === 1);
+  assert.equal(asked, 4);
+  assert.equal(alice.seen.frames.filter(({ type }) => type === "token_expiring").length, 1);
+  // One that is always short is not renewed all the time, either.
+  let given = 0;
+  const short = chatOf(url, "s1", "alice", "customer", { token: () => (given++, token(secret, { ...claims(20), jti: given })) });
+  await live(short);
+  await sleep(3_000);
+  assert.ok(given <= 2, `asked ${given} times`);
+});
+
+test("what an earlier page has left is sent after the replay, which may have it", async () => {
+  const { url } = await server({ DEDUP_WINDOW: "1s" });
+  const storage = memoryStorage();
+  const written = client(url, "s1", "alice", "customer", { storage });
+  written.send("once");
+  const [[key, copy]] = storage.kept;
+  keep(written.start(), () => written.stop());
+  await until("sent", () => statuses(written).join() === "sent");
+  // A tab that was duplicated before that, and comes after the server has forgotten it.
+  await sleep(1_500);
+  storage.setItem(key, copy);
+  const duplicate = chatOf(url, "s1", "alice", "customer", { storage });
+  await live(duplicate);
+  await until("confirmed", () => duplicate.outbox.length === 0);
+  const entry = duplicate.send("last");
+  await until("sent", () => entry.status === "sent");
+  await until("both are there", () => texts(written).length === 2);
+  assert.deepEqual(texts(written), ["once", "last"]);
+});
+
+test("a message that was given up is sent after all when it arrives", async () => {
+  const { port } = await server();
+  const network = await startNetwork(port);
+  keep(network, () => network.close());
+  const alice = chatOf(network.url, "s1", "alice", "customer", { dedupWindowMs: 60_300, timeoutMs: 10_000, pingMs: 60_000 });
+  await live(alice);
+  network.holdAnswers();
+  const entry = alice.send("late");
+  await until("given up", () => entry.reason === "expired");
+  network.restore();
+  network.cut();
+  network.restore();
+  await until("it is there", () => texts(alice).includes("late"));
+  assert.deepEqual([entry.status, entry.reason], ["sent", undefined]);
+  assert.equal(alice.seen.outbox.get(entry.client_message_id), "sent");
+});
+
+test("after a final close what was tried is given up in time", async () => {
+  const { url } = await server({ MAX_CONNECTIONS_PER_USER: 1 });
+  const first = chatOf(url, "s1", "alice", "customer", { dedupWindowMs: 61_500 });
+  await live(first);
+  first.seen.sockets.at(-1).send = () => {};
+  const entry = first.send("lost");
+  await live(chatOf(url, "s1", "alice", "customer"));
+  await until("replaced", () => first.state.state === "stopped");
+  assert.equal(entry.status, "sending");
+  await until("given up", () => entry.reason === "expired");
+});
+
+test("in production without tokens there is no history, and the rest works", async () => {
+  const { url } = await server({ ENVIRONMENT: "production" });
+  const alice = chatOf(url, "s1", "alice", "customer");
+  await live(alice);
+  assert.deepEqual(alice.seen.gaps, [{ reason: "not_offered" }]);
+  const entry = alice.send("hello");
+  await until("sent", () => entry.status === "sent");
+});
+
+test("frames of other services that are odd are passed on, and throw nothing", async () => {
+  const { url } = await server({ API_KEYS: "a-key-of-the-tests-0123456789" });
+  const alice = chatOf(url, "s1", "alice", "customer");
+  await live(alice);
+  const { error } = console;
+  const errors = [];
+  console.error = (what) => errors.push(what);
+  const passed = [];
+  alice.on("odd", (data) => passed.push(data));
+  try {
+    const socket = alice.seen.sockets.at(-1);
+    for (const frame of [
+      { type: "odd", data: null },
+      { type: "odd", data: 7 },
+      { type: 7 },
+      { type: "connection_status_update", data: { events: null, connection_status: null } },
+      { type: "connection_status_update", data: { events: 7 } },
+      { type: "new_message", data: { message: "without an id" } },
+      { type: "new_message", data: { message: "and another" } },
+      { type: "read_state", data: { read: null } },
+    ]) {
+      socket.onmessage({ data: JSON.stringify(frame) });
+    }
+    const circular = {};
+    circular.self = circular;
+    assert.equal(alice.send("x", { attachments: [circular] }).reason, "invalid");
+    assert.equal(alice.send("x", { attachments: [1n] }).reason, "invalid");
+    const entry = alice.send("x", null);
+    await until("sent", () => entry.status === "sent");
+  } finally {
+    console.error = error;
+  }
+  assert.deepEqual(passed, [null, 7]);
+  assert.deepEqual(texts(alice).slice(0, 2), ["without an id", "and another"]);
+  assert.equal(errors.length, 1, "of events that are no list");
+});
+
+test("without a WebSocket, and with a server that asks to wait, a page does what it can", async () => {
+  const nothing = chatOf("http://127.0.0.1:1", "s1", "alice", "customer", { WebSocket: null });
+  assert.deepEqual([nothing.state.state, nothing.state.reason], ["stopped", "no_websocket"]);
+  const { url } = await server({ MAX_CONNECTIONS_PER_IP: 1 });
+  await live(chatOf(url, "s1", "bob", "customer"));
+  const page = new EventTarget();
+  const second = chatOf(url, "s1", "alice", "customer", { page });
+  await until("asked to wait", () => second.state.reason === "http_429");
+  const before = second.seen.states.length;
+  for (let n = 0; n < 5; n++) page.dispatchEvent(new Event("online"));
+  assert.equal(second.seen.states.length, before, "Retry-After is kept to");
+  second.retry();
+  assert.equal(second.state.state, "connecting", "unless the user asks");
 });

@@ -43,12 +43,13 @@ export async function startNetwork(target) {
   const sockets = new Set();
   let isCut = false;
   let isSilent = false;
+  let isHeld = false;
   const listener = createServer((from) => {
     if (isCut) return from.destroy();
     const to = connect(target, "127.0.0.1");
     for (const [a, b] of [[from, to], [to, from]]) {
       sockets.add(a);
-      a.on("data", (bytes) => isSilent || b.write(bytes));
+      a.on("data", (bytes) => isSilent || (isHeld && a === to) || b.write(bytes));
       a.on("close", () => (sockets.delete(a), b.destroy()));
       a.on("error", () => b.destroy());
     }
@@ -65,8 +66,12 @@ export async function startNetwork(target) {
     silence(silent = true) {
       isSilent = silent;
     },
+    /** What the server says is lost; what it is told arrives. */
+    holdAnswers() {
+      isHeld = true;
+    },
     restore() {
-      isCut = isSilent = false;
+      isCut = isSilent = isHeld = false;
     },
     close() {
       this.cut();
@@ -102,8 +107,15 @@ export function memoryStorage() {
 
 /** A client with a record of its events. */
 export function client(url, session, user, type, options = {}) {
-  const chat = new LiveChat({ url, session, user, type, storage: null, pingMs: 500, timeoutMs: 2_000, ...options });
-  const seen = { states: [], messages: [], outbox: new Map(), gaps: [], frames: [] };
+  const seen = { states: [], messages: [], outbox: new Map(), gaps: [], frames: [], sockets: [] };
+  class Socket extends WebSocket {
+    constructor(...args) {
+      super(...args);
+      seen.sockets.push(this);
+    }
+  }
+  const defaults = { storage: null, pingMs: 500, timeoutMs: 2_000, WebSocket: Socket };
+  const chat = new LiveChat({ url, session, user, type, ...defaults, ...options });
   chat.on("state", (state) => seen.states.push(state));
   chat.on("message", (message) => seen.messages.push(message));
   chat.on("outbox", (entry) => seen.outbox.set(entry.client_message_id, entry.status));

@@ -194,6 +194,16 @@ test("tokens are renewed before they end, without a break", async () => {
   assert.deepEqual(real(alice), []);
 });
 
+test("a page of an origin that the server does not allow is told so", async () => {
+  const chat = await server({ ENVIRONMENT: "production", ALLOWED_ORIGINS: "https://shop.example" });
+  const start = `new LiveChat({ url: "${chat.url}", session: "s", user: "u", type: "customer" })`;
+  const script = `const chat = ${start}; chat.on("state", ({ state, reason }) => (document.title = state + " " + reason)); chat.start();`;
+  const page = `<!doctype html><title>Elsewhere</title><script src="livechat.js"></script><script>${script}</script>`;
+  const files = { "/": page, "/livechat.js": read("dist/livechat.js"), "/favicon.ico": "" };
+  const elsewhere = await open(await site(files, chat));
+  await shows("the reason", () => elsewhere.title(), "offline origin");
+});
+
 test("the client's own page: by a script tag, and as a module", async () => {
   const chat = await server();
   const byTag = snippet(README, "html", "livechat.js").replaceAll("https://chat.example.com", chat.url);
