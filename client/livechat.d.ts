@@ -10,7 +10,7 @@ export interface State {
   state: "connecting" | "resuming" | "live" | "offline" | "stopped";
   /**
    * For `offline`: `not_started`, `network`, `origin` (the server answers, but not to a page of this origin), `timeout`,
-   * `silence`, `hidden`, `token`, `handshake`, `closed_<code>`, `http_429`, `http_<5xx>`. For `stopped`: `stopped`,
+   * `silence`, `hidden`, `token`, `handshake`, `closed_<code>`, `http_<status>`. For `stopped`: `stopped`,
    * `replaced`, `forbidden`, `unauthenticated`, `policy`, `too_big`, `protocol_error`, `bad_address`, `bad_token`,
    * `no_websocket`, `http_<4xx>`.
    */

@@ -23,7 +23,8 @@ export async function askWhy(address, token, { fetch, timeoutMs, now }) {
   const detail = (await answer.json().catch(() => undefined))?.error;
   // 426 means that nothing but the upgrade was missing.
   if (status < 400 || status === 426) return { status, reason: "handshake" };
-  const isFinal = status !== 429 && status < 500;
+  // What does not speak as this server does is a proxy, which may have no server for a moment.
+  const isFinal = status !== 429 && status < 500 && typeof detail === "string";
   const retryAfterMs = isFinal ? 0 : retryAfter(answer.headers.get("Retry-After"), now());
   return { status, reason: REASONS[status] ?? `http_${status}`, detail, retryAfterMs, isFinal };
 }

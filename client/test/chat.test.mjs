@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -460,4 +461,12 @@ test("without a WebSocket, and with a server that asks to wait, a page does what
   assert.equal(second.seen.states.length, before, "Retry-After is kept to");
   second.retry();
   assert.equal(second.state.state, "connecting", "unless the user asks");
+});
+
+test("a proxy that has no server for a moment is asked again", async () => {
+  const proxy = createServer((_, answer) => answer.writeHead(404, { "Content-Type": "text/html" }).end("<h1>no such host</h1>"));
+  await new Promise((done) => proxy.listen(0, "127.0.0.1", done));
+  keep(proxy, () => proxy.close());
+  const alice = chatOf(`http://127.0.0.1:${proxy.address().port}`, "s1", "alice", "customer");
+  await until("it waits", () => alice.state.state === "offline" && alice.state.reason === "http_404");
 });
