@@ -100,11 +100,16 @@ fn a_storm_of_joins_and_leaves_takes_few_round_trips() {
     // The longest window one would choose: on a busy machine the joins take longer, and windows pass meanwhile.
     let server = node(&redis).env("PRESENCE_FLUSH", "20ms").start();
     let mut reads = Reads::new(&redis);
-    let is_lasting = |key: &String| key == "livechat:nodes" || key == "{livechat:nodes}:epoch";
+    let lasting = ["livechat:nodes", "{livechat:nodes}:epoch", "livechat:control"];
+    let is_lasting = |key: &String| lasting.contains(&key.as_str());
     // A node is ready before it has said that it has written all that it holds, and the list of those that have not is
     // a key, too.
-    eventually("nothing is there but the node's lease", || {
+    eventually("nothing is there but what stays", || {
         reads.client.keys("*").iter().all(is_lasting)
+    });
+    // A node that finds no refusals says so a second later.
+    eventually("the refusals are read", || {
+        reads.client.keys("livechat:control").len() == 1
     });
     let empty = reads.count_keys();
 
