@@ -40,7 +40,7 @@ export class Conversation extends EventTarget {
     Object.assign(this.#parts, { root, log: root.querySelector(".log"), form: root.querySelector("form") });
     this.#parts.input = root.querySelector("textarea");
     this.#prepare();
-    this.#connect({ history: 50 });
+    this.#connect();
   }
 
   get root() {
@@ -71,7 +71,7 @@ export class Conversation extends EventTarget {
   restart(onlyStopped = false) {
     if (onlyStopped && this.state.state !== "stopped") return;
     this.#chat.stop();
-    this.#connect({ history: 50 });
+    this.#connect();
   }
 
   /** What is on the screen counts as read. */
@@ -126,11 +126,11 @@ export class Conversation extends EventTarget {
 
   #networkChanged = () => !this.#options.network.isCut && this.#chat.retry();
 
-  #connect({ history }) {
+  #connect() {
     const { session, user, type, network, tokens } = this.#options;
     const connection = (this.#connection = network.connection());
     const { WebSocket, fetch } = connection;
-    const chat = new LiveChat({ session, user, type, history, WebSocket, fetch, token: tokens.provider() });
+    const chat = new LiveChat({ session, user, type, history: 50, WebSocket, fetch, token: tokens.provider() });
     this.#chat = chat;
     const on = (name, handle) => chat.on(name, (...values) => chat === this.#chat && handle(...values));
     on("state", (state) => {

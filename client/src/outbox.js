@@ -126,7 +126,7 @@ export class Outbox {
     this.#entries = this.#entries.filter((entry) => entry.client_message_id !== id);
     this.#inFlight.delete(id);
     this.#fromBefore.delete(id);
-    this.#save();
+    this.#save(id);
   }
 
   #end(entry, status, reason) {
@@ -137,18 +137,26 @@ export class Outbox {
   }
 
   #load() {
+    this.#entries = this.#stored();
+    this.#fromBefore = new Set(this.#entries.map((entry) => entry.client_message_id));
+  }
+
+  #stored() {
     try {
       const kept = JSON.parse(this.#storage?.getItem(this.#key) ?? "[]");
-      this.#entries = kept.filter((entry) => typeof entry?.client_message_id === "string");
-      this.#fromBefore = new Set(this.#entries.map((entry) => entry.client_message_id));
+      return kept.filter((entry) => typeof entry?.client_message_id === "string");
     } catch {
       // What others have written there is no outbox.
+      return [];
     }
   }
 
-  #save() {
+  /** What another chat of this page has added since stays. */
+  #save(removed) {
+    const isOther = ({ client_message_id: id }) => id !== removed && !this.find(id);
+    const all = [...this.#stored().filter(isOther), ...this.#entries];
     try {
-      if (this.#entries.length) this.#storage?.setItem(this.#key, JSON.stringify(this.#entries));
+      if (all.length) this.#storage?.setItem(this.#key, JSON.stringify(all));
       else this.#storage?.removeItem(this.#key);
     } catch {
       // The storage is full or forbidden: messages are still kept as long as the page is.

@@ -102,6 +102,24 @@ test("a message is given up before the server may forget it, but not while it wa
   assert.deepEqual(changed.map(({ client_message_id, reason }) => [client_message_id, reason]), [["a", "expired"]]);
 });
 
+test("two outboxes at one place keep what the other has written", () => {
+  const { add, box, storage } = outbox();
+  add("a");
+  const other = outbox({ storage });
+  other.add("b");
+  add("c");
+  box.take();
+  const kept = () => outbox({ storage }).taken().sort();
+  assert.deepEqual(kept(), ["a", "b", "c"]);
+  box.sent("a", {});
+  box.sent("c", {});
+  other.box.sent("a", {});
+  assert.deepEqual(kept(), ["b"]);
+  other.box.remove("b");
+  assert.deepEqual(kept(), []);
+  assert.equal(storage.getItem("k"), null);
+});
+
 test("an outbox is kept over reloads, and survives what else is stored there", () => {
   const { add, storage } = outbox();
   add("a");
