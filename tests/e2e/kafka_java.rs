@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use base64::Engine;
@@ -266,11 +267,13 @@ impl Kafka {
 
     #[track_caller]
     fn output(&self, args: &[&str], input: &str) -> Output {
-        let classes = format!(
-            "{}:{}/*",
-            from_environment("TEST_KAFKA_CLIENT"),
-            from_environment("TEST_KAFKA_LIBS")
-        );
+        let libs = from_environment("TEST_KAFKA_LIBS");
+        // In the order of the archive, which has only the libraries.
+        let classes = format!("{libs}/*:{}/*", from_environment("TEST_KAFKA_CLIENT"));
+        let archive = format!("{libs}/classes.jsa");
+        let archive = Path::new(&archive)
+            .exists()
+            .then(|| format!("-XX:SharedArchiveFile={archive}"));
         // The serial collector and the first compiler: a JVM that lives for a second should start fast.
         let flags = [
             "-XX:+UseSerialGC",
@@ -279,7 +282,10 @@ impl Kafka {
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
         ];
         let mut java = Command::new("java");
-        java.args(flags).args(["-cp", &classes, "Client"]).args(args);
+        java.args(flags)
+            .args(archive)
+            .args(["-cp", &classes, "Client"])
+            .args(args);
         java.stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
