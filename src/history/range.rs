@@ -166,11 +166,11 @@ fn position_of_message(
     time: Option<i64>,
     from: u64,
 ) -> Result<Position, NotHere> {
-    let since = time.map(|time| time.saturating_sub(CLOCK_SKEW_MS));
+    let since = earliest(time);
     if log.lock().log() == 0 {
         return Err(NotHere::Ahead);
     }
-    let start = first_position(log, time, from);
+    let start = first_position(log, since, from);
     let mut search = IdSearch::new(id);
     if let Some(entry) = find_record(log, session_id, &mut search, start, usize::MAX)? {
         return Ok(Position {
@@ -188,10 +188,13 @@ fn position_of_message(
     }
 }
 
-/// The position from which on a message of this time may be, which is not before `from`.
-fn first_position(log: &RecentLog, time: Option<i64>, from: u64) -> u64 {
-    // The time in an id is at most that much after the record's.
-    let since = time.map(|time| time.saturating_sub(CLOCK_SKEW_MS));
+/// The earliest time that the record of a message may have whose id has this time: that is at most so much later.
+fn earliest(time: Option<i64>) -> Option<i64> {
+    time.map(|time| time.saturating_sub(CLOCK_SKEW_MS))
+}
+
+/// The position of the first record since then, which is not before `from`.
+fn first_position(log: &RecentLog, since: Option<i64>, from: u64) -> u64 {
     from.max(since.map_or(0, |since| log.lock().first_since(since)))
 }
 
@@ -200,7 +203,7 @@ pub fn is_quick(log: &RecentLog, session_id: &str, resume: &Resume, from: u64) -
     let Resume::Message { time, .. } = resume else {
         return true;
     };
-    let (start, mut left) = (first_position(log, *time, from), QUICK);
+    let (start, mut left) = (first_position(log, earliest(*time), from), QUICK);
     walk(log, session_id, start, |_, _| {
         left -= 1;
         left > 0

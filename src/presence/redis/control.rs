@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -90,6 +90,11 @@ impl ControlStream {
                 command.arg("restores").arg(id.to_string());
             }
         }
+        self.add(pipeline).await
+    }
+
+    /// Executes commands that add entries; the stream then lives on.
+    async fn add(&self, mut pipeline: Pipeline) -> Result<(), RedisError> {
         pipeline.cmd("EXPIRE").arg(keys::CONTROL).arg(LIFETIME);
         let answers = self.store.execute(&mut pipeline, SHORT).await?;
         answers.into_iter().try_for_each(|answer| answer.map(drop))
@@ -181,9 +186,7 @@ impl StreamReader<'_> {
             let mut pipeline = redis::pipe();
             let command = pipeline.cmd("XADD").arg(keys::CONTROL).arg("*");
             command.arg(WAS_READ).arg(1);
-            pipeline.cmd("EXPIRE").arg(keys::CONTROL).arg(LIFETIME);
-            let answers = self.stream.store.execute(&mut pipeline, SHORT).await?;
-            answers.into_iter().try_for_each(|answer| answer.map(drop))?;
+            self.stream.add(pipeline).await?;
         }
         Ok(())
     }
