@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Error;
 use crate::publish::{KEY, with_key};
 use crate::services::unique;
 use crate::support::tokens::{SECRET, claims, hs};
-use crate::support::{Client, Http, Response, Server, eventually};
+use crate::support::{Client, Http, Response, Server, eventually, one_is_within};
 
 #[track_caller]
 pub fn delete(server: &Server, path: &str) -> Response {
@@ -27,6 +27,20 @@ pub fn disconnect(server: &Server, session: &str, user: &str, query: &str) -> Va
         (&json!(true), &json!("User disconnected"))
     );
     body["data"].clone()
+}
+
+/// The connections of user `u` on two nodes are closed within a second.
+pub async fn everyone_is_disconnected_soon(a: &Server, b: &Server, session: &str) {
+    one_is_within(Duration::from_secs(1), async || {
+        let mut here = Client::connect(a, session, "u", "customer").await;
+        let mut there = Client::connect(b, session, "u", "customer").await;
+        disconnect(a, session, "u", "");
+        let began = Instant::now();
+        assert_eq!(here.expect_close().await, 4403);
+        assert_eq!(there.expect_close().await, 4403);
+        began.elapsed()
+    })
+    .await;
 }
 
 /// The status of a handshake, 101 if it is accepted.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::services::{Kafka, PrivateBroker, Record, Tap, Topics, at_last, unique};
-use crate::support::{Client, Server};
+use crate::support::{Client, Server, eventually};
 
 fn detail(server: &Server) -> String {
     let kafka = server.health()["kafka"].clone();
@@ -281,7 +281,8 @@ async fn kafka_latencies_and_lag_are_measured() {
     }
     for name in ["publish", "delivery"] {
         let metric = |what: &str| server.metric(&format!("livechat_kafka_{name}_latency_seconds_{what}"));
-        assert!(metric("count") >= 5.0, "{name}");
+        // A client may have the last message before its delivery is counted.
+        eventually(name, || metric("count") >= 5.0);
         let mean = metric("sum") / metric("count");
         assert!(mean < 30.0, "{name}: {mean}");
     }

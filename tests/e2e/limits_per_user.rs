@@ -76,6 +76,7 @@ async fn limits_per_user_a_replacement_is_no_leave() {
         .env("PRESENCE_GRACE", "0s")
         .start();
     let mut agent = Client::connect(&server, "s1", "agent", "agent").await;
+    hear(&mut agent, "user_connected", "agent").await;
     let mut customer = Client::connect(&server, "s1", "cust", "customer").await;
     hear(&mut agent, "user_connected", "cust").await;
     for _ in 0..5 {

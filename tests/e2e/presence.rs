@@ -53,6 +53,13 @@ impl Room {
         Client::connect(&self.server, &self.session, user, user_type).await
     }
 
+    /// Connects as the first one, and waits until its own join is announced: later frames are about others.
+    pub async fn first(&self, user: &str, user_type: &str) -> Client {
+        let mut client = self.client(user, user_type).await;
+        hear(&mut client, "user_connected", user).await;
+        client
+    }
+
     /// Connects, and waits until `observer` has heard of it.
     pub async fn join(&self, observer: &mut Client, user: &str, user_type: &str) -> Client {
         let client = self.client(user, user_type).await;

@@ -20,7 +20,7 @@ pub async fn connections(room: &Room, count: usize) {
 
 pub async fn a_reload_within_the_grace_announces_nothing(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
-    let mut observer = room.client("observer", "agent").await;
+    let mut observer = room.first("observer", "agent").await;
     let mut user = room.join(&mut observer, "cust", "customer").await;
     hear(&mut user, "user_connected", "cust").await;
     let before = room.status();
@@ -56,7 +56,7 @@ fn without_fences(mut status: Value) -> Value {
 /// With the default.
 pub async fn a_user_who_does_not_return_is_announced_once_after_the_grace(store: Store) {
     let room = store.room();
-    let mut observer = room.client("observer", "agent").await;
+    let mut observer = room.first("observer", "agent").await;
     let user = room.join(&mut observer, "cust", "customer").await;
     let second = room.client("cust", "customer").await;
     user.close().await;
@@ -79,7 +79,7 @@ pub async fn a_user_who_does_not_return_is_announced_once_after_the_grace(store:
 /// That is no coming and no going; but the totals that others were shown are not true any more.
 pub async fn a_user_who_returns_as_another_type_is_shown_to_everyone(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
-    let mut observer = room.client("observer", "agent").await;
+    let mut observer = room.first("observer", "agent").await;
     let user = room.join(&mut observer, "user", "customer").await;
     user.close().await;
     connections(&room, 1).await;
@@ -128,7 +128,7 @@ pub async fn a_session_ends_with_the_last_grace(store: Store) {
 /// Nothing else waits for the grace: the indicator of a typist who has gone stops at once.
 pub async fn typing_stops_without_waiting_for_the_grace(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", LONG));
-    let mut observer = room.client("observer", "agent").await;
+    let mut observer = room.first("observer", "agent").await;
     let mut typist = room.join(&mut observer, "cust", "customer").await;
     typist.send(json!({"type": "typing_start"})).await;
     let is_typing = |frame: &Value| frame["data"]["is_typing"].as_bool();
@@ -143,7 +143,7 @@ pub async fn typing_stops_without_waiting_for_the_grace(store: Store) {
 /// One user leaves during another's grace, one joins and leaves several times: each is announced once.
 pub async fn repeated_visits_within_the_grace_are_announced_once(store: Store) {
     let room = Room::on(store.builder().env("PRESENCE_GRACE", "3s"));
-    let mut observer = room.client("observer", "agent").await;
+    let mut observer = room.first("observer", "agent").await;
     for _ in 0..8 {
         drop(room.client("cust", "customer").await);
     }
@@ -170,8 +170,7 @@ pub async fn events_are_in_the_order_in_which_they_happened(store: Store) {
             .env("PRESENCE_GRACE", "0s")
             .env("PRESENCE_FLUSH", "1s"),
     );
-    let mut observer = room.client("observer", "agent").await;
-    hear(&mut observer, "user_connected", "observer").await;
+    let mut observer = room.first("observer", "agent").await;
     let mut there = Vec::new();
     for user in ["z", "m", "a", "q"] {
         there.push((user, room.client(user, "customer").await));

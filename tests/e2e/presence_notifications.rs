@@ -117,8 +117,7 @@ async fn hear_once(client: &mut Client, event_type: &str, user: &str) {
 
 pub async fn a_second_tab_gets_one_snapshot_and_announces_nothing(store: Store) {
     let room = store.room();
-    let mut agent = room.client("agent", "agent").await;
-    hear(&mut agent, "user_connected", "agent").await;
+    let mut agent = room.first("agent", "agent").await;
     let mut first = room.join(&mut agent, "cust", "customer").await;
     hear(&mut first, "user_connected", "cust").await;
 
@@ -153,8 +152,7 @@ pub async fn a_second_tab_gets_one_snapshot_and_announces_nothing(store: Store) 
 pub async fn a_user_who_rejoins_within_a_window_gets_one_snapshot(store: Store) {
     let builder = store.builder().env("PRESENCE_GRACE", "0s");
     let room = Room::on(builder.env("PRESENCE_FLUSH", "500ms"));
-    let mut observer = room.client("observer", "agent").await;
-    hear(&mut observer, "user_connected", "observer").await;
+    let mut observer = room.first("observer", "agent").await;
     let mut user = room.join(&mut observer, "cust", "customer").await;
     hear(&mut user, "user_connected", "cust").await;
     let mut quick = 0;

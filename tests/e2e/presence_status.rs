@@ -41,8 +41,7 @@ pub async fn an_unknown_session_is_empty(store: Store) {
 
 pub async fn a_session_that_has_ended_is_empty_again(store: Store) {
     let room = store.room();
-    let mut agent = room.client("agent", "agent").await;
-    hear(&mut agent, "user_connected", "agent").await;
+    let mut agent = room.first("agent", "agent").await;
     let customer = room.join(&mut agent, "cust", "customer").await;
     assert_eq!(room.status()["users"].as_object().expect("users").len(), 2);
     customer.close().await;

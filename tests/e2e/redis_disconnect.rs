@@ -1,8 +1,8 @@
 //! Without Kafka, whom backends disconnect is kept in Redis.
 
-use std::time::{Duration, Instant};
-
-use crate::disconnect::{delete, disconnect, knock, stays_refused_if_disconnected_elsewhere};
+use crate::disconnect::{
+    delete, disconnect, everyone_is_disconnected_soon, knock, stays_refused_if_disconnected_elsewhere,
+};
 use crate::publish::with_key;
 use crate::services::{PrivateRedis, unique};
 use crate::support::{Client, Server, ServerBuilder, eventually};
@@ -23,13 +23,7 @@ async fn a_refusal_reaches_all_nodes_of_a_redis_and_outlives_them() {
     let redis = PrivateRedis::started();
     let [a, b] = ["node-a", "node-b"].map(|name| node(&redis, name).start());
     let session = unique("session");
-    let mut here = Client::connect(&a, &session, "u", "customer").await;
-    let mut there = Client::connect(&b, &session, "u", "customer").await;
-    disconnect(&a, &session, "u", "");
-    let began = Instant::now();
-    assert_eq!(here.expect_close().await, 4403);
-    assert_eq!(there.expect_close().await, 4403);
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    everyone_is_disconnected_soon(&a, &b, &session).await;
     let mut there = Client::connect(&b, &session, "u", "customer").await;
     disconnect(&a, &session, "u", "?for=10m");
     assert_eq!(knock(&a, &session, "u", "").await, 403, "where it was asked for");
