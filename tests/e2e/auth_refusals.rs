@@ -417,12 +417,14 @@ async fn auth_wrong_tokens_do_not_delay_the_others() {
         .await
         .unwrap();
     client.greet().await;
-    let mut slowest = Duration::ZERO;
+    let mut took = Vec::new();
     while !flood.is_finished() {
         let asked = Instant::now();
         client.fence().await;
-        slowest = slowest.max(asked.elapsed());
+        took.push(asked.elapsed());
     }
     flood.join().unwrap();
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    assert!(median < Duration::from_millis(500), "{median:?}");
 }

@@ -125,13 +125,13 @@ async fn another_user_or_session_or_id_is_another_message() {
 
 #[tokio::test]
 async fn after_the_window_it_is_another_message() {
-    let server = Server::builder().env("DEDUP_WINDOW", "1s").start();
+    let server = Server::builder().env("DEDUP_WINDOW", "5s").start();
     let mut client = Client::connect(&server, "s", "u", "customer").await;
     let first = send(&mut client, "a", "c").await;
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2_600)).await;
     assert_eq!(send(&mut client, "a", "c").await, first);
     // Counted from the first one.
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2_600)).await;
     let second = send(&mut client, "a", "c").await;
     assert_ne!(second["message_id"], first["message_id"]);
     let mut other = Client::connect(&server, "s", "other", "agent").await;

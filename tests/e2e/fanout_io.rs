@@ -39,9 +39,12 @@ fn fanout_io_uring_is_used_or_the_start_fails() {
 async fn many_get_everything_once_in_order(fanout_io: &str) {
     const READERS: usize = 600;
     const MESSAGES: usize = 40;
+    // The clients neither read nor answer pings while the others connect.
     let server = Server::builder()
         .env("FANOUT_IO", fanout_io)
         .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_TIMEOUT", "300s")
+        .env("PING_INTERVAL", "600s")
         .start();
     assert_eq!(
         server.health()["fanout_io"],
@@ -123,6 +126,7 @@ fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
         .env("RATE_LIMIT_MESSAGES", 0)
         .env("SEND_QUEUE_BYTES", 8 << 20)
         .env("SEND_TIMEOUT", "60s")
+        .env("PING_INTERVAL", "600s")
         .start();
     let narrow = |user: &str| RawWs::connect_narrow(&server, "s", user, "customer");
     let mut full: Vec<_> = (0..12).map(|number| narrow(&format!("full{number}"))).collect();
@@ -145,6 +149,8 @@ fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
             closing.send(Frame::close(1000, ""));
         }
     }
+    // The server waits five seconds for it.
+    assert_eq!(closing.expect_close(), 1000);
     leaving.reset();
     let queued = server.metric("livechat_deliveries_queued_total");
     assert!(queued > 100.0, "nothing was full: {queued}");
@@ -168,7 +174,6 @@ fn full_sockets_get_everything_once_in_order(fanout_io: &str) {
         let late = socket.expect_alive();
         assert!(late.iter().all(|frame| frame["type"] != "new_message"), "doubled");
     }
-    assert_eq!(closing.expect_close(), 1000);
 }
 
 #[test]

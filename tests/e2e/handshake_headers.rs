@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::raw::{HANDSHAKE, handshake, handshake_with};
-use crate::support::{Frame, Http, RawWs, Response, Server};
+use crate::support::{Frame, Http, RawWs, Response, Server, eventually};
 
 const PATH: &str = "/ws/s1/u1/customer";
 
@@ -64,7 +64,9 @@ fn handshake_with_a_body_is_refused_and_counted() {
             "{length:?}: {response:?}"
         );
     }
-    assert_eq!(requests_refused(&server, "malformed"), 5.0);
+    eventually("all are counted", || {
+        requests_refused(&server, "malformed") == 5.0
+    });
     assert_eq!(server.health()["connections"], 0);
 }
 

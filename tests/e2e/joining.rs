@@ -28,7 +28,11 @@ async fn until_number(client: &mut Client, last: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joining_under_load_starts_with_the_greeting_and_misses_nothing_after_it() {
-    let server = Arc::new(Server::builder().env("RATE_LIMIT_MESSAGES", 0).start());
+    // They are read one after the other.
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_TIMEOUT", "120s");
+    let server = Arc::new(server.start());
     let mut early = Client::connect(&server, "s1", "early", "agent").await;
     let mut sender = Client::connect(&server, "s1", "sender", "customer").await;
 

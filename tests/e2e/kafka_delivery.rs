@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, unique};
+use crate::services::{Heard, PrivateBroker, Record, Tap, Topics, start_well, unique};
 use crate::support::{Client, eventually_async};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,7 +136,7 @@ async fn missing_topics_are_created() {
         None,
         "the test's topic is there already"
     );
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let mut client = Client::connect(&server, &unique("session"), "ann", "customer").await;
     client.say_acked("into a topic that was not there").await;
     for topic in [&topics.messages, &topics.typing, &topics.status] {
@@ -148,7 +148,7 @@ async fn missing_topics_are_created() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_number_of_partitions_of_a_created_topic_is_configured() {
     let topics = Topics::new();
-    let server = topics.node("node-a").env("KAFKA_TOPIC_PARTITIONS", 3).start();
+    let server = start_well(topics.node("node-a").env("KAFKA_TOPIC_PARTITIONS", 3));
     let mut client = Client::connect(&server, &unique("session"), "ann", "customer").await;
     client.say_acked("hello").await;
     assert_eq!(topics.kafka.partitions(&topics.messages), Some(3));
@@ -158,7 +158,7 @@ async fn the_number_of_partitions_of_a_created_topic_is_configured() {
 async fn a_partition_added_later_is_read_from_its_beginning() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 2);
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let tap = Tap::connect(&server, &session, "ann", "agent").await;
 
@@ -210,7 +210,7 @@ async fn a_fresh_node_does_not_replay_history() {
         .collect();
     topics.kafka.produce(&topics.messages, &history);
 
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let tap = Tap::connect(&server, &session, "ann", "customer").await;
     expect_only_news(&topics, &session, &tap).await;
 }
@@ -381,7 +381,7 @@ async fn typing_reaches_others_on_all_nodes_once_but_not_its_user() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn typing_records_of_other_services_are_delivered() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let mut ann = Client::connect(&server, &session, "ann", "customer").await;
     let mut bot = Client::connect(&server, &session, "bot", "agent").await;

@@ -94,7 +94,8 @@ async fn a_topic_with_kafkas_defaults_is_sufficient() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 2);
     let node = topics.node("node-a").env("ADMIN_ADDR", "127.0.0.1:0");
-    let server = node.env("RATE_LIMIT_MESSAGES", 0).start();
+    // The writer reads only when it has written everything.
+    let server = node.env("SEND_QUEUE_BYTES", 8 << 20).start();
     let session = unique("session");
     let mut reader = Client::connect(&server, &session, "reader", "agent").await;
     let largest = LARGEST - 100;
@@ -135,9 +136,6 @@ async fn large_records_do_not_close_slow_readers() {
     let mut stopped = RawWs::connect_narrow(&server, &session, "stopped", "agent");
     let mut slow = RawWs::connect_narrow(&server, &session, "slow", "agent");
     let record = Record::old(old_of(&session, LARGEST));
-    topics
-        .kafka
-        .produce(&topics.messages, &vec![record.partition(0); RECORDS]);
     let reading = std::thread::spawn(move || {
         let mut whole = 0;
         while whole < RECORDS {
@@ -152,6 +150,10 @@ async fn large_records_do_not_close_slow_readers() {
             std::thread::sleep(Duration::from_millis(2));
         }
     });
+    // Who reads already is slow, and has not stopped.
+    topics
+        .kafka
+        .produce(&topics.messages, &vec![record.partition(0); RECORDS]);
     tokio::task::spawn_blocking(move || reading.join().expect("the slow reader"))
         .await
         .expect("the reading thread");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::messages::{all_pages, of, page};
 use crate::resume::say;
-use crate::services::{Record, Topics, unique};
+use crate::services::{Record, Topics, start_well, unique};
 use crate::support::{Client, Http, Server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +43,7 @@ async fn messages_are_the_same_on_every_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_all_producers_are_as_they_were_delivered_and_each_comes_once() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let mut watcher = Client::connect(&server, &session, "watcher", "agent").await;
     let start = watcher.greeting["cursor"].as_str().unwrap().to_owned();

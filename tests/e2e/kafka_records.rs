@@ -13,7 +13,7 @@ use rdkafka::bindings::{
 use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::{Value, json};
 
-use crate::services::{OUTAGE, Record, Topics, new_message, unique};
+use crate::services::{OUTAGE, Record, Topics, new_message, start_well, unique};
 use crate::support::spec::foreign;
 use crate::support::{Client, Opcode, RawWs};
 
@@ -57,7 +57,7 @@ async fn a_thousand_old_records_reach_their_sessions() {
     const SESSIONS: usize = 25;
     const EACH: usize = 40;
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let mut clients = Vec::new();
     let mut expected: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new(); SESSIONS];
     let sessions: Vec<_> = (0..SESSIONS).map(|_| unique("session")).collect();
@@ -102,7 +102,7 @@ async fn a_thousand_old_records_reach_their_sessions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mapped_fields_win_over_unknown_ones() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
     let (mut old, new) = old_and_new(&session, "hello", 1);
@@ -261,7 +261,7 @@ async fn unusual_texts_of_clients_are_delivered_unchanged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unusual_texts_of_records_are_delivered_unchanged() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
     let mut records = Vec::new();
@@ -305,7 +305,7 @@ fn ascii(json: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_whose_name_is_not_utf8_is_ignored() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let mut client = Client::connect(&server, &session, "reader", "agent").await;
     for (text, names) in [

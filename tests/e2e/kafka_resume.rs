@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::auth_cursors::from_the_start;
 use crate::resume::{cursor_of_pong, open, replayed, say, texts};
-use crate::services::{Record, Topics, unique};
+use crate::services::{Record, Topics, start_well, unique};
 use crate::support::{Client, Server, eventually_async};
 
 fn since(id: &str) -> String {
@@ -57,7 +57,7 @@ async fn a_client_resumes_on_the_same_node_another_one_and_one_that_started_late
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_records_are_replayed_as_they_went_out() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let session = unique("session");
     let old = |n: usize, key: bool| {
         let value = json!({"id": format!("id-{n}"), "session_id": session, "message": n.to_string(), "created_at": "x"});
@@ -101,7 +101,7 @@ async fn old_records_are_replayed_as_they_went_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_was_made_again_has_none_of_the_old_messages() {
     let topics = Topics::new();
-    let server = topics.node("node-a").env("RESUME_TIMEOUT", "1s").start();
+    let server = start_well(topics.node("node-a").env("RESUME_TIMEOUT", "1s"));
     let session = unique("session");
     let mut agent = Client::connect(&server, &session, "agent", "agent").await;
     let ids = say(&mut agent, &["a", "b"]).await;
@@ -146,7 +146,7 @@ async fn a_topic_that_was_made_again_has_none_of_the_old_messages() {
 async fn partitions_that_are_added_lose_nothing() {
     let topics = Topics::new();
     topics.kafka.create(&topics.messages, 1);
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let sessions: Vec<_> = (0..6).map(|_| unique("session")).collect();
     let mut agents = Vec::new();
     let mut before = Vec::new();
@@ -181,13 +181,18 @@ async fn partitions_that_are_added_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_older_than_the_recent_log_is_read_from_kafka() {
     let topics = Topics::new();
-    let server = topics.node("node-a").start();
+    let server = start_well(topics.node("node-a"));
     let none = topics
         .node("node-b")
         .env("RECENT_LOG_BYTES", 0)
+        .env("RESUME_TIMEOUT", "20s")
         .env("ADMIN_ADDR", "127.0.0.1:0")
         .start();
-    let small = topics.node("node-c").env("RECENT_LOG_BYTES", 1 << 20).start();
+    let small = topics
+        .node("node-c")
+        .env("RECENT_LOG_BYTES", 1 << 20)
+        .env("RESUME_TIMEOUT", "20s")
+        .start();
     let session = unique("session");
     let mut agent = Client::connect(&server, &session, "agent", "agent").await;
     let old = |n: usize| {

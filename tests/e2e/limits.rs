@@ -90,9 +90,12 @@ fn limits_a_refused_client_may_continue_once_it_slows_down() {
         .env("RATE_LIMIT_BURST", 5)
         .start();
     let mut ws = RawWs::connect(&server, "s1", "u1", "customer");
-    for _ in 0..8 {
-        ws.send_json(&json!({"type": "ping"}));
-    }
+    // At once: spread over a second, they would be within the rate.
+    ws.write(
+        &Frame::text(json!({"type": "ping"}).to_string())
+            .encode()
+            .repeat(8),
+    );
     assert_eq!(ws.next("error")["data"]["code"], "rate_limited");
     eventually("a pong again", || {
         std::thread::sleep(Duration::from_secs(1));
@@ -269,12 +272,13 @@ fn limits_a_silent_client_is_4001() {
 #[test]
 fn limits_a_client_that_answers_pings_stays() {
     let server = Server::builder()
-        .env("PING_INTERVAL", "500ms")
-        .env("PONG_TIMEOUT", "500ms")
+        .env("PING_INTERVAL", "2s")
+        .env("PONG_TIMEOUT", "2s")
         .start();
     let mut ws = RawWs::connect(&server, "s1", "u1", "agent");
     let mut pings = 0;
-    while pings < 8 {
+    // The third comes after 6 s; without a pong it is over after 4.
+    while pings < 3 {
         let frame = ws.read_frame().expect("a ping, not the end of the stream");
         assert!(!frame.is(Opcode::Close), "closed after {pings} pongs: {frame:?}");
         if frame.is(Opcode::Ping) {
@@ -329,6 +333,7 @@ fn limits_without_descriptors_accepting_does_not_spin() {
     let server = Server::builder().descriptors(128).start();
     let mut client = RawWs::connect(&server, "s1", "u1", "agent");
     // More silent sockets than descriptors; the kernel's queue holds those that are not accepted.
+    let opened = Instant::now();
     let silent: Vec<_> = (0..200).map(|_| Http::connect(server.http_addr())).collect();
     eventually(
         "the descriptors are used up, or silent sockets are closed",
@@ -338,19 +343,25 @@ fn limits_without_descriptors_accepting_does_not_spin() {
         },
     );
     let before = server.cpu_time();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(2));
     let used = server.cpu_time() - before;
-    assert!(used < Duration::from_secs(1), "{used:?} of 3 s spent on nothing");
+    assert!(
+        used < Duration::from_millis(660),
+        "{used:?} of 2 s spent on nothing"
+    );
     client.expect_alive();
-    // They are closed for connections that send something, before they time out.
-    let began = Instant::now();
+    // They are closed for connections that send something, before they time out after 10 s.
     for address in ["127.0.0.2", "127.0.0.1"] {
         for _ in 0..10 {
             let mut http = Http::connect_from(address, server.http_addr());
             assert!(http.still_answers(), "{address} is kept out");
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(
+        opened.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        opened.elapsed()
+    );
     server.wait_log("no descriptor is left");
     drop(silent);
     client.expect_alive();
@@ -389,14 +400,18 @@ fn limits_without_descriptors_silent_balancer_connections_are_closed() {
         .env("WS_PORT", "")
         .descriptors(128)
         .start_listening();
+    let opened = Instant::now();
     let silent: Vec<_> = (0..200).map(|_| Http::connect(server.http_addr())).collect();
-    let began = Instant::now();
     for _ in 0..10 {
         let mut http = Http::connect(server.http_addr());
         http.write(b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 80\r\n");
         assert!(http.still_answers(), "kept out");
     }
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(
+        opened.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        opened.elapsed()
+    );
     drop(silent);
 }
 

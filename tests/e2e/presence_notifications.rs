@@ -63,7 +63,7 @@ pub async fn each_change_is_announced_once_to_everyone(store: Store) {
 
 pub async fn each_of_many_joins_and_leaves_is_announced_exactly_once(store: Store) {
     let room = store.room();
-    let mut observer = room.client("observer", "admin").await;
+    let mut observer = room.first("observer", "admin").await;
     let mut users = Vec::new();
     for number in 0..30 {
         users.push(room.client(&format!("u{number}"), "customer").await);

@@ -243,6 +243,10 @@ fn proxy_protocol_does_not_block_the_health_check() {
                 .env("TRUSTED_PROXIES", "127.0.0.1")
         };
         let server = with(Server::builder()).start_listening();
+        if !admin_addr.is_empty() {
+            // It is bound last.
+            server.admin_addr();
+        }
         let check = with(Server::builder()).arg("--healthcheck").run();
         assert_eq!(check.code, Some(0), "{check:?}");
         drop(server);

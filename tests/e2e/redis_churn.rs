@@ -23,7 +23,7 @@ mod agreement;
 
 const STEPS: usize = 100_000;
 /// Short, as some steps wait until a dead node's users are removed; long enough for a busy machine's pauses.
-const TTL: &str = "3s";
+const TTL: &str = "5s";
 /// Half of the nodes' PRESENCE_GRACE, its default: a reload that took less was never a leave.
 const QUICK: Duration = Duration::from_secs(1);
 

@@ -266,8 +266,11 @@ async fn keys_of_another_type_are_replaced() {
     scenario.assert_repaired_by_a_join(1, overwrite(meta_key)).await;
     // Those of the nodes, too: without them no death would be noticed.
     let mut client = scenario.redis.client();
-    let lists: Vec<_> = client.keys("livechat:node:*:sessions");
-    assert_eq!(lists.len(), 2);
+    let mut lists = Vec::new();
+    eventually("a list of each node", || {
+        lists = client.keys("livechat:node:*:sessions");
+        lists.len() == 2
+    });
     for key in lists {
         client.command(&["SET", &key, "somebody else's"]);
         eventually("a list again", || client.ask(&["ZCARD", &key]) == Resp::Number(1));

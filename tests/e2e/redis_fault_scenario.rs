@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::{Cluster, Tab, Truth, ask_status, fence, leaves_in_the_log, stored};
 
 /// PRESENCE_TTL: short enough to be waited for, and shorter than an outage.
-const TTL: &str = "3s";
+const TTL: &str = "5s";
 
 struct TestUser {
     session: String,

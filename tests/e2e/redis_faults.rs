@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::redis_cluster::fault_scenario::{FaultScenario, degraded, median, redis_status, rest_503};
-use crate::redis_cluster::{Cluster, Seen, Tab, Truth, fence, rest};
+use crate::redis_cluster::{Cluster, Seen, Tab, Truth, fence, users_of};
 use crate::services::{OUTAGE, PrivateRedis, Service, unique, users_key};
 use crate::support::eventually;
 
@@ -33,7 +33,7 @@ async fn outage(begins: fn(&Service), ends: fn(&Service), length: Duration) {
         down.elapsed()
     );
     assert!(
-        during < 3 * before + Duration::from_millis(250),
+        during < 3 * before + Duration::from_millis(600),
         "a message (the median) took {before:?} before the outage, {during:?} during it"
     );
 
@@ -52,7 +52,7 @@ async fn a_killed_redis_that_restarts_empty_is_refilled() {
 /// For longer than PRESENCE_TTL: when it goes on, every lease has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn presence_resumes_after_redis_was_stopped() {
-    outage(Service::pause, Service::resume, Duration::from_secs(5)).await;
+    outage(Service::pause, Service::resume, Duration::from_secs(8)).await;
 }
 
 /// The nodes come back to it at different times, some of them a whole retry after the other: who is first must not show what only
@@ -131,7 +131,7 @@ async fn sigterm_removes_the_nodes_users_and_lease_from_redis() {
     // PRESENCE_TTL is a minute: what is gone at the exit was not reaped.
     let leaving = cluster
         .node(&name)
-        .env("DRAIN_TIMEOUT", "2s")
+        .env("DRAIN_TIMEOUT", "30s")
         .env("PRESENCE_GRACE", "0s")
         .start();
     let staying = cluster.node("node-staying").start();
@@ -161,7 +161,7 @@ async fn sigterm_removes_the_nodes_users_and_lease_from_redis() {
     let joins = |seen: &Seen| (0..USERS).all(|number| seen.joins(&format!("user-{number}")) > 0);
     watcher.until("every join", joins).await;
     leaving.signal("TERM");
-    let code = tokio::task::block_in_place(|| leaving.wait_exit(Duration::from_secs(2) + OUTAGE));
+    let code = tokio::task::block_in_place(|| leaving.wait_exit(OUTAGE));
     assert_eq!(code, Some(0), "the exit status");
     assert!(
         client.hgetall(&users_key(&own)).is_empty(),
@@ -173,7 +173,7 @@ async fn sigterm_removes_the_nodes_users_and_lease_from_redis() {
         "what is left of the node in Redis"
     );
     after.0.insert(own.clone(), BTreeMap::new());
-    assert_eq!(rest(&staying, &own), Some(BTreeMap::new()));
+    assert_eq!(users_of(&staying.connection_status(&own)), BTreeMap::new());
     after.agreed(&[&staying]).await;
 
     watcher

@@ -83,7 +83,7 @@ impl Churn {
         let server = self
             .cluster
             .node(NODES[node])
-            .env("PRESENCE_TTL", "3s")
+            .env("PRESENCE_TTL", "6s")
             .env("PRESENCE_GRACE", "100ms")
             .env("PING_INTERVAL", "30m")
             .spawn();

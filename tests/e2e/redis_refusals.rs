@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::redis_cluster::fault_scenario::{FaultScenario, degraded, redis_status, rest_503, well};
 use crate::redis_cluster::{Cluster, Tab, Truth};
 use crate::services::{PrivateRedis, RedisClient, Resp, unique};
-use crate::support::{Http, Server};
+use crate::support::{Http, Server, eventually};
 
 /// Asked to write, it says this.
 #[track_caller]
@@ -126,6 +126,8 @@ async fn starts_without(redis: &str, mend: impl FnOnce(&Server)) -> Server {
     rest_503(&[&server], &session);
     let ann = Tab::open(&server, &session, "ann", "customer").await;
     let ben = Tab::open(&server, &session, "ben", "agent").await;
+    // A node is ready after 10 s with or without Kafka.
+    eventually("Kafka is ok", || server.health()["kafka"]["status"] == "ok");
     ann.say("hello").await;
     ben.until("the message", |seen| seen.has_text("hello")).await;
     mend(&server);

@@ -10,10 +10,12 @@ mod resp;
 #[path = "kafka_tap.rs"]
 mod tap;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -108,11 +110,12 @@ impl Topics {
         }
     }
 
-    /// A node on these topics, without a rate limit.
+    /// A node on these topics, without a rate limit. Some clients answer no pings while others, or JVMs, start.
     pub fn node(&self, name: &str) -> ServerBuilder {
         Server::builder()
             .env("NODE_ID", name)
             .env("RATE_LIMIT_MESSAGES", 0)
+            .env("PING_INTERVAL", "10m")
             .envs([
                 ("KAFKA_BROKERS", self.kafka.brokers.as_str()),
                 ("KAFKA_TOPIC_MESSAGES", &self.messages),
@@ -287,13 +290,26 @@ impl Deref for PrivateRedis {
     }
 }
 
+/// Starts a node and waits until it finds Kafka well: it may be ready before topics that it has just created have leaders.
+#[track_caller]
+pub fn start_well(builder: ServerBuilder) -> Server {
+    let node = builder.start();
+    eventually("Kafka is ok", || node.health()["kafka"]["status"] == "ok");
+    node
+}
+
 /// A free port below those the kernel gives to outgoing connections: a client that keeps dialling a stopped broker on
 /// one of those can be given the very same port, and then talks to itself. So is the port 10,000 above it, the bus of a
 /// Redis Cluster.
 fn free_port() -> u16 {
+    /// A broker takes a second until it binds it, and leaves it while it is down.
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    std::iter::repeat_with(|| fastrand::u16(10_000..22_000))
+    let mut taken = TAKEN.lock().unwrap();
+    let port = std::iter::repeat_with(|| fastrand::u16(10_000..22_000))
         .take(200)
-        .find(|&port| is_free(port) && is_free(port + 10_000))
-        .expect("a free port")
+        .find(|&port| is_free(port) && is_free(port + 10_000) && !taken.contains(&port))
+        .expect("a free port");
+    taken.insert(port);
+    port
 }

@@ -56,7 +56,7 @@ async fn clients_without_a_pong_free_their_descriptors_even_if_they_never_close(
         .env("SEND_QUEUE_BYTES", 64 << 20)
         .env("SEND_TIMEOUT", "300s")
         .env("PING_INTERVAL", "2s")
-        .env("PONG_TIMEOUT", "1s")
+        .env("PONG_TIMEOUT", "2s")
         .start();
     let sender = Tap::connect(&server, "s1", "sender", "agent").await;
     let before = settled(&server);
@@ -73,7 +73,11 @@ async fn clients_without_a_pong_free_their_descriptors_even_if_they_never_close(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_that_pause_50_ms_between_reads_stay_connected() {
     const MESSAGES: usize = 6_000;
-    let server = Server::builder().env("RATE_LIMIT_MESSAGES", 0).start();
+    // On a busy machine it is behind for longer than the default.
+    let server = Server::builder()
+        .env("RATE_LIMIT_MESSAGES", 0)
+        .env("SEND_TIMEOUT", "60s")
+        .start();
     let mut http = Http::over(narrow(server.http_addr(), 128 << 10)).expect("a connected socket");
     http.write(handshake("/ws/s1/reader/customer", &[]).as_bytes());
     let mut reader = RawWs::upgraded(http).expect("an upgrade");

@@ -35,7 +35,7 @@ export function browser() {
 /** A context of its own: nothing is shared with others. */
 export async function context(options = {}) {
   const made = await (await browser()).newContext({ viewport: { width: 1280, height: 800 }, ...options });
-  made.setDefaultTimeout(20_000);
+  made.setDefaultTimeout(60_000);
   return keep(made, () => made.close());
 }
 

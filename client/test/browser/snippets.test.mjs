@@ -172,7 +172,7 @@ test("tokens are renewed before they end, without a break", async () => {
   const chat = await server({ JWT_SECRET: SECRET, JWT_LEEWAY: "0s" });
   let given = 0;
   const next = () => {
-    const exp = Math.floor(Date.now() / 1000) + (given++ ? 600 : 4);
+    const exp = Math.floor(Date.now() / 1000) + (given++ ? 600 : 12);
     return token(SECRET, { sub: "alice", role: "customer", sessions: ["s1"], exp });
   };
   const start = snippet(GUIDE, "js", "/chat-token");
@@ -182,12 +182,12 @@ test("tokens are renewed before they end, without a break", async () => {
     chat.on("authenticated", () => log("renewed"));
     chat.on("message", ({ message }) => log("message " + message));
     chat.start();
-    setTimeout(() => chat.send("after the first token's end"), 5000);`;
+    setTimeout(() => chat.send("after the first token's end"), 14000);`;
   const page = `<!doctype html><title>Tokens</title><ul id="log"></ul><script src="livechat.js"></script><script>${start}${shown}</script>`;
   const files = { "/": page, "/livechat.js": read("dist/livechat.js"), "/chat-token": next, "/favicon.ico": "" };
   const alice = await open(await site(files, chat));
   const log = () => alice.locator("#log li").allInnerTexts();
-  await shows("no break", log, (lines) => lines.includes("message after the first token's end"));
+  await shows("no break", log, (lines) => lines.includes("message after the first token's end"), 60_000);
   const lines = await log();
   assert.deepEqual(lines.filter((line) => !line.startsWith("message")), ["connecting", "resuming", "live", "renewed"]);
   assert.equal(given, 2);

@@ -196,12 +196,19 @@ impl RawWs {
         frames
     }
 
-    /// The next text frame as JSON; other frames are an error.
+    /// The next text frame as JSON; other frames are an error, except for pings, which are answered: a busy machine may take
+    /// as long as the server waits before it sends one.
     #[track_caller]
     pub fn read_json(&mut self) -> Value {
-        let frame = self
-            .read_frame()
-            .expect("a text frame, not the end of the stream");
+        let frame = loop {
+            let frame = self
+                .read_frame()
+                .expect("a text frame, not the end of the stream");
+            if !frame.is(Opcode::Ping) {
+                break frame;
+            }
+            self.send(Frame::pong(frame.payload));
+        };
         assert!(
             frame.is(Opcode::Text),
             "not text: {frame:?}, close code {:?}",
