@@ -75,15 +75,15 @@ prepare() {
         rm -rf "$KAFKA_CACHE/client.partial"
         echo "jar $want" >"$KAFKA_CACHE/client.stamp"
     fi
-    want=$(java -version 2>&1 | cksum)
-    if ! { [ -f "$ARCHIVE" ] && stamp_is "$ARCHIVE.stamp" "$want"; }; then
+    # It is of use to this Java, for these files at this place only.
+    want=$(ls -lL --time-style=full-iso "$(command -v java)" "$KAFKA_CACHE"/libs/*.jar | cksum)
+    if ! stamp_is "$ARCHIVE.stamp" "$want"; then
         log "archiving Kafka's classes (once) ..."
         rm -f "$ARCHIVE" "$ARCHIVE.partial"
-        if archive && mv "$ARCHIVE.partial" "$ARCHIVE"; then
-            echo "$want" >"$ARCHIVE.stamp"
-        else
+        if ! { archive && mv "$ARCHIVE.partial" "$ARCHIVE"; }; then
             log "Java has not archived Kafka's classes: its programs take longer to start"
         fi
+        echo "$want" >"$ARCHIVE.stamp"
     fi
     exec 9>&-
 }
@@ -161,7 +161,7 @@ start() {
     dir=$(cd "$dir" && pwd)
     if read_pid "$dir/kafka.pid" >/dev/null; then die "a broker runs in $dir already"; fi
     prepare
-    if [ -f "$ARCHIVE" ]; then JVM+=("-XX:SharedArchiveFile=$ARCHIVE"); fi
+    if [ -f "$ARCHIVE" ]; then JVM+=("-XX:SharedArchiveFile=$ARCHIVE" -Xlog:cds=off -Xlog:cds+dynamic=off); fi
     run_broker "$dir" "$port" "$first"
 }
 

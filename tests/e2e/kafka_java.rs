@@ -280,6 +280,9 @@ impl Kafka {
             "-XX:TieredStopAtLevel=1",
             "-Xmx256m",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+            // An archive that it can't use is no news; and it would write that to stdout.
+            "-Xlog:cds=off",
+            "-Xlog:cds+dynamic=off",
         ];
         let mut java = Command::new("java");
         java.args(flags)
